@@ -1,0 +1,281 @@
+"""Run one verb as a Hydra app: compose, convert, check, then call its ``run``."""
+
+import argparse
+import copy
+import errno
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from delvm.commands import explain
+from delvm.commands.checks import check
+from delvm.commands.help import config_dir, keys
+from delvm.commands.schema import register
+from delvm.errors import UserError, did_you_mean
+
+# Verbs of which each job of a sweep gets a folder of its own, below output.
+OWN_FOLDER = ("train", "evaluate")
+
+# What the system says of a path or a disk that the user can mend.
+_MENDABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR),
+    *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
+
+
+def _job_name(overrides: str) -> str:
+    """A sweep job's folder: its overrides, made fit for a file name."""
+    return overrides.replace("/", "-")[:200] or "job"
+
+
+# At import, so that a launcher's worker processes have it too.
+OmegaConf.register_new_resolver("job_name", _job_name, replace=True)
+
+
+class _Halt(BaseException):
+    """Carries a job's error past Hydra, which would add lines to it and start the next job."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            flag = message.split()[2].partition("=")[0]
+            flags = [*self._option_string_actions, "--help"]
+            raise UserError(f"unknown flag '{flag}': {did_you_mean(flag, flags)}")
+        raise UserError(message)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--config-dir", "-cd")
+    infos = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
+    parser.add_argument("--info", "-i", const="all", nargs="?", choices=infos)
+    args = parser.parse_intermixed_args(argv)
+    if (args.resolve or args.package) and not args.cfg:
+        raise UserError("--resolve and --package go with --cfg job")
+    if args.config_dir is not None:
+        folder = Path(args.config_dir).absolute()
+        if not folder.is_dir():
+            raise UserError(f"config folder not found: {folder} (set --config-dir)")
+        quoted = f"file://{folder}".replace("\\", "\\\\").replace("'", "\\'")
+        args.overrides.append(f"hydra.searchpath=['{quoted}']")
+    return args
+
+
+@contextmanager
+def _session(verb: str) -> Iterator[Any]:
+    """Hydra over our configs, with the verb's schemas known."""
+    register(verb)
+    singleton = HydraConfig.instance()
+    before = singleton.cfg
+    try:
+        with initialize_config_dir(str(config_dir()), job_name=verb, version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            _hide_groups(hydra.config_loader, set(keys(config_dir(), verb)))
+            yield hydra
+    finally:
+        singleton.cfg = before
+
+
+def _hide_groups(loader: Any, names: set[str]) -> None:
+    """Make these plain keys, as in ``generate tokenizer=PATH``.
+
+    Hydra takes an override for the choice of a group whenever conf/ has a folder of that name,
+    though it be a group of another verb.
+    """
+    repository = loader.repository
+    exists = repository.group_exists
+    repository.group_exists = lambda config_path: config_path not in names and exists(config_path)
+
+
+@contextmanager
+def _explained(verb: str) -> Iterator[None]:
+    """Turn what Hydra raises into one line; a job's own errors pass as `_Halt`."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise UserError(explain.one_line(error, verb)) from error
+    except OSError as error:  # of the run folder
+        raise _mendable(error) from error
+
+
+def _mendable(error: OSError) -> Exception:
+    """A UserError for what the user can mend, else the error itself."""
+    if error.errno in _MENDABLE:
+        return UserError(f"{error.strerror}: {error.filename or 'set output to another place'}")
+    return error
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    cfg = copy.deepcopy(cfg)
+    with read_write(cfg), open_dict(cfg):
+        cfg.pop("hydra", None)
+    return cfg
+
+
+def _refuse_extra(node: DictConfig, where: str = "") -> None:
+    """Refuse keys that ``+key=value`` put where the schema has no such field."""
+    schema = OmegaConf.get_type(node)
+    for key in node:
+        name = f"{where}{key!s}"
+        if is_dataclass(schema) and key not in schema.__dataclass_fields__:
+            raise UserError(explain.unknown_key(name, list(schema.__dataclass_fields__)))
+        value = None if OmegaConf.is_missing(node, key) else node._get_node(key)
+        if isinstance(value, DictConfig) and not value._is_none():
+            _refuse_extra(value, f"{name}.")
+
+
+def _typed(cfg: DictConfig) -> Any:
+    """The composed config as plain dataclasses.
+
+    Raises:
+        UserError: a key has no value yet, or is not in the schema.
+    """
+    _refuse_extra(cfg)
+    missing = OmegaConf.missing_keys(cfg)
+    if missing:
+        raise UserError(explain.missing(missing))
+    return OmegaConf.to_object(cfg)
+
+
+def compose(verb: str, overrides: Sequence[str] = ()) -> Any:
+    """A verb's config as its ``run`` takes it, for programs and notebooks.
+
+    Args:
+        verb: name of the verb.
+        overrides: as on the command line.
+
+    Returns:
+        The verb's dataclass (`delvm.commands.schema`), not yet checked across groups.
+
+    Raises:
+        UserError: an override is unknown, of the wrong type, or missing.
+    """
+    with _session(verb) as hydra, _explained(verb):
+        return _typed(_without_hydra(_compose(hydra, verb, list(overrides))))
+
+
+def compose_partly(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The same before its conversion: mandatory values may still be missing."""
+    with _session(verb) as hydra, _explained(verb):
+        return _without_hydra(_compose(hydra, verb, list(overrides)))
+
+
+def _compose(hydra: Any, verb: str, overrides: list[str]) -> DictConfig:
+    cfg = hydra.compose_config(
+        config_name=verb,
+        overrides=overrides,
+        run_mode=RunMode.RUN,
+        with_log_configuration=False,
+        from_shell=True,
+    )
+    # Some interpolations (${hydra:...}) read it; a run sets it again, with its own folder.
+    HydraConfig.instance().set_config(cfg)
+    return cfg
+
+
+def _job(verb: str, sweep: bool) -> Callable[[DictConfig], None]:
+    """What Hydra calls for each job."""
+    outputs: set[str] = set()
+
+    def job(raw: DictConfig) -> None:
+        cfg = _typed(raw)
+        if sweep and verb in OWN_FOLDER:
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            here = Path.cwd()
+            cfg.output = str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+        if cfg.output in outputs:
+            raise UserError(
+                f"two jobs of this sweep write to output={cfg.output}: name the swept key in it, "
+                "as output='outputs/seed_${seed}'"
+            )
+        outputs.add(cfg.output)
+        check(verb, cfg)
+        import_module(f"delvm.commands.{verb}").run(cfg)
+
+    def guarded(raw: DictConfig) -> None:
+        name = ""
+        if sweep:
+            hydra = HydraConfig.get()
+            name = f"job {hydra.job.num}"
+            print(f"{name}: {' '.join(hydra.overrides.task)}", file=sys.stderr, flush=True)
+        try:
+            job(raw)
+        except Exception as error:
+            told = _mendable(error) if isinstance(error, OSError) else error
+            if name and isinstance(told, UserError):
+                told = UserError(f"{name}: {told}")
+            raise _Halt(told) from error
+
+    return guarded
+
+
+def start(verb: str, argv: Sequence[str]) -> None:
+    """Run a verb with its arguments.
+
+    Raises:
+        UserError: a mistake in the arguments, or one that the verb found.
+    """
+    args = _parse(argv)
+    overrides: list[str] = args.overrides
+    for override in overrides:
+        explain.refuse_malformed(override)
+    try:
+        with _session(verb) as hydra:
+            _dispatch(hydra, verb, args, overrides)
+    except _Halt as halt:
+        raise halt.error from halt.error.__cause__
+
+
+def _named_by_what_varies(overrides: list[str]) -> str:
+    """The setting of Hydra that leaves what all jobs share out of their folders' names."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    shared = [each.key_or_group for each in parsed if not each.is_sweep_override()]
+    listed = ",".join(f"'{key}'" for key in ("output", *shared))
+    return f"hydra.job.config.override_dirname.exclude_keys=[{listed}]"
+
+
+def _dispatch(hydra: Any, verb: str, args: argparse.Namespace, overrides: list[str]) -> None:
+    with _explained(verb):
+        if args.info:
+            hydra.show_info(args.info, config_name=verb, overrides=overrides)
+            return
+        sweep = args.multirun and not args.cfg
+        cfg = None if sweep else _compose(hydra, verb, overrides)
+        if cfg is None or (cfg.hydra.mode is RunMode.MULTIRUN and not args.cfg):
+            settings = [_named_by_what_varies(overrides), "hydra.mode=MULTIRUN"]
+            hydra.multirun(verb, _job(verb, sweep=True), [*overrides, *settings])
+            return
+        if args.cfg:
+            _refuse_extra(_without_hydra(cfg))
+            hydra.show_cfg(verb, overrides, args.cfg, args.package, args.resolve)
+            return
+        plain = _typed(_without_hydra(cfg))
+    # Checked before Hydra makes the run folder: a mistake leaves nothing behind.
+    check(verb, plain)
+    with _explained(verb):
+        hydra.run(verb, _job(verb, sweep=False), overrides)

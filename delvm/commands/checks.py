@@ -1,0 +1,99 @@
+"""Faults that no single key shows: all are collected and told at once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from delvm.commands.schema import EncodeConfig, EvaluateConfig, GenerateConfig, PrepareConfig
+from delvm.data.pairs import SPLITS
+from delvm.errors import UserError, did_you_mean
+
+
+def check(verb: str, cfg: Any) -> None:
+    """Check a verb's config across its groups, before any work is done.
+
+    Raises:
+        UserError: with every fault; each names both values and the override to type.
+    """
+    found = faults(verb, cfg)
+    if len(found) == 1:
+        raise UserError(found[0])
+    if found:
+        raise UserError("\n  - ".join([f"{len(found)} faults in the config:", *found]))
+
+
+def faults(verb: str, cfg: Any) -> list[str]:
+    """Every fault of a verb's config, one line each."""
+    if verb == "train":
+        from delvm.commands.checks_train import train_faults
+
+        return train_faults(cfg)
+    checks: dict[str, Callable[[Any], list[str]]] = {
+        "prepare": _prepare,
+        "encode": _encode,
+        "generate": _generate,
+        "evaluate": _evaluate,
+    }
+    return checks[verb](cfg)
+
+
+def at_least(least: float, values: dict[str, float | None]) -> list[str]:
+    """A fault for each value below ``least``; None is no value."""
+    return [
+        f"{key}={value} is below {least}: set {key}={least} or more"
+        for key, value in values.items()
+        if value is not None and value < least
+    ]
+
+
+def _splits(splits: list[str]) -> list[str]:
+    if not splits:
+        return [f"no splits given: set splits=[{','.join(SPLITS)}]"]
+    wrong = [split for split in splits if split not in SPLITS]
+    return [f"unknown split '{split}': {did_you_mean(split, SPLITS)}" for split in wrong]
+
+
+def _prepare(cfg: PrepareConfig) -> list[str]:
+    return _splits(cfg.splits) + at_least(1, {"shard_size": cfg.shard_size})
+
+
+def _encode(cfg: EncodeConfig) -> list[str]:
+    found = _splits(cfg.splits) + at_least(
+        1, {"batch_size": cfg.batch_size, "balance.target": cfg.balance.target}
+    )
+    if not Path(cfg.input).is_dir():
+        found.append(f"input={cfg.input} not found: run `delvm prepare output={cfg.input}`")
+    elif Path(cfg.input).resolve() == Path(cfg.output).resolve():
+        found.append(f"input and output are both {cfg.input}: set output to another folder")
+    return found
+
+
+def _sampling(cfg: GenerateConfig | EvaluateConfig) -> list[str]:
+    found = at_least(0, {"temperature": cfg.temperature})
+    found += at_least(1, {"top_k": cfg.top_k, "batch_size": cfg.batch_size})
+    if cfg.top_p is not None and not 0 < cfg.top_p <= 1:
+        found.append(f"top_p={cfg.top_p} is no share: set it above 0 and up to 1, or top_p=null")
+    for key, value in (("top_k", cfg.top_k), ("top_p", cfg.top_p)):
+        if value is not None and cfg.temperature == 0 and not any(key in each for each in found):
+            found.append(
+                f"{key}={value} does nothing at temperature=0, which takes the likeliest token: "
+                f"set temperature=1 or {key}=null"
+            )
+    return found
+
+
+def _generate(cfg: GenerateConfig) -> list[str]:
+    return _sampling(cfg)
+
+
+def _evaluate(cfg: EvaluateConfig) -> list[str]:
+    found = _sampling(cfg) + at_least(1, {"queries": cfg.queries, "pairs": cfg.pairs})
+    # Imported here: scoring brings torch with it.
+    from delvm import tasks
+
+    for task in cfg.tasks:
+        if task not in tasks.NAMES:
+            found.append(f"unknown task '{task}': {did_you_mean(task, tasks.NAMES)}")
+    if not Path(cfg.input).is_dir():
+        found.append(f"input={cfg.input} not found: run `delvm prepare output={cfg.input}`")
+    return found

@@ -1,0 +1,195 @@
+"""Faults across the groups of a training run, and between it, its data and its device."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from delvm.commands.checks import at_least
+from delvm.data.pictures import PicturesConfig
+from delvm.data.sentences import SentencesConfig
+from delvm.data.shards import Manifest, load_manifests
+from delvm.errors import UserError, did_you_mean
+from delvm.models.transformer import Embedding, Transformer
+from delvm.models.vqgan import VQGAN
+from delvm.training.config import DistillationModule, TokenizerModule, TrainConfig
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")
+ACCELERATORS = ("cpu", "gpu", "auto")
+
+
+def train_faults(cfg: TrainConfig) -> list[str]:
+    """Every fault of a training run, one line each."""
+    found = _numbers(cfg) + _choices(cfg) + _device(cfg)
+    if isinstance(cfg.module, TokenizerModule):
+        return found + _architecture(VQGAN, cfg.tokenizer.net) + _tokenizer(cfg)
+    found += _architecture(Transformer, cfg.student.net)
+    return found + _against_tokenizer(cfg) + _teacher(cfg)
+
+
+def _numbers(cfg: TrainConfig) -> list[str]:
+    trainer, optim = cfg.trainer, cfg.optim
+    counts = {
+        f"trainer.{name}": getattr(trainer, name)
+        for name in (
+            "max_steps",
+            "stop_at",
+            "devices",
+            "accumulate",
+            "val_every",
+            "log_every",
+            "threads",
+        )
+    }
+    for name in ("batch_size", "pairs_per_sentence", "val_pairs", "buffer"):
+        counts[f"data.{name}"] = getattr(cfg.data, name, None)
+    found = at_least(1, counts)
+    found += at_least(
+        0, {"data.workers": cfg.data.workers, "optim.weight_decay": optim.weight_decay}
+    )
+    if optim.lr <= 0:
+        found.append(f"optim.lr={optim.lr} is not above 0: set optim.lr=1.5e-4")
+    if optim.clip is not None and optim.clip <= 0:
+        found.append(f"optim.clip={optim.clip} is not above 0: set optim.clip=1.0 or null")
+    if not 0 <= optim.warmup < 1:
+        found.append(f"optim.warmup={optim.warmup} is a share of the steps: set it from 0 to 1")
+    if not 0 <= optim.min_lr_ratio <= 1:
+        found.append(f"optim.min_lr_ratio={optim.min_lr_ratio} is a share: set it from 0 to 1")
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        found.append(f"optim.betas={optim.betas} are not two numbers in [0, 1): set [0.9,0.95]")
+    return found
+
+
+def _choices(cfg: TrainConfig) -> list[str]:
+    """Values with a fixed set of names, and names that only their group may set."""
+    found = []
+    for key, value, names in (
+        ("trainer.precision", cfg.trainer.precision, PRECISIONS),
+        ("trainer.accelerator", cfg.trainer.accelerator, ACCELERATORS),
+        ("optim.name", cfg.optim.name, ("adamw",)),
+    ):
+        if value not in names:
+            found.append(f"unknown {key}={value}: {did_you_mean(value, names)}")
+    for group, part, key in (("module", cfg.module, "name"), ("data", cfg.data, "kind")):
+        value = getattr(part, key)
+        own = next(field.default for field in fields(part) if field.name == key)
+        if value != own:
+            found.append(f"{group}.{key}={value} in the group {group}={own}: set {group}={value}")
+    if cfg.resume not in (None, "auto") and not Path(str(cfg.resume)).exists():
+        found.append(f"checkpoint not found: {cfg.resume} (set resume=PATH, auto or null)")
+    return found
+
+
+def _device(cfg: TrainConfig) -> list[str]:
+    precision, accelerator = cfg.trainer.precision, cfg.trainer.accelerator
+    cuda = accelerator != "cpu" and torch.cuda.is_available()
+    found = []
+    if accelerator == "gpu" and not cuda:
+        found.append("trainer.accelerator=gpu, and no CUDA device is visible: set trainer=cpu")
+    elif precision == "16-mixed" and not cuda:
+        found.append(
+            f"trainer.precision=16-mixed needs a GPU, trainer.accelerator={accelerator} has none: "
+            "set trainer.precision=bf16-mixed"
+        )
+    if cuda and precision.startswith("bf16") and not torch.cuda.is_bf16_supported():
+        found.append(f"trainer.precision={precision}, and this GPU has no bf16: set 16-mixed")
+    if cuda and cfg.trainer.devices > torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        found.append(
+            f"trainer.devices={cfg.trainer.devices}, and {there} are visible: "
+            f"set trainer.devices={there}"
+        )
+    return found
+
+
+def _architecture(network: Any, net: Any) -> list[str]:
+    """What a network says against its own config; on the meta device nothing is allocated."""
+    try:
+        with torch.device("meta"):
+            network(net)
+    except ValueError as error:
+        group = "tokenizer" if network is VQGAN else "student"
+        return [f"{group}.net: {each}" for each in str(error).split("; ")]
+    return []
+
+
+def _manifest(path: str, kind: str, found: list[str]) -> Manifest | None:
+    """One manifest of the training split (all agree on what is checked here), if it can be read."""
+    try:
+        return next(iter(load_manifests(Path(path), "train", kind).values()))
+    except UserError as error:
+        found.append(f"data.path={path}: {error}")
+        return None
+
+
+def _tokenizer(cfg: TrainConfig) -> list[str]:
+    if not isinstance(cfg.data, PicturesConfig):
+        return ["module=tokenizer learns from pictures, data is sentences: set data=pixels"]
+    found: list[str] = []
+    manifest = _manifest(cfg.data.path, "pairs", found)
+    side = cfg.tokenizer.net.resolution
+    if manifest is not None and manifest.image_size != side:
+        found.append(
+            f"image size {manifest.image_size} (pairs in {cfg.data.path}) != resolution {side} "
+            f"(tokenizer): set tokenizer.net.resolution={manifest.image_size}"
+        )
+    return found
+
+
+def _against_tokenizer(cfg: TrainConfig) -> list[str]:
+    """The student against the ids: those on disk, or those the tokenizer group would make."""
+    if not isinstance(cfg.data, SentencesConfig):
+        return [
+            f"module={cfg.module.name} learns from sentences, data is pixels: set data=sentences"
+        ]
+    found: list[str] = []
+    net, student = cfg.tokenizer.net, cfg.student.net
+    manifest = _manifest(cfg.data.path, "tokens", found)
+    codes: int | None
+    tokens: int | None
+    if manifest is None:
+        codes, side, tokens = net.num_embeddings, net.resolution, net.tokens_per_image
+        origin = "tokenizer"
+    else:
+        codes, side, tokens = manifest.vocab_size, manifest.image_size, manifest.tokens_per_image
+        origin = f"ids in {cfg.data.path}"
+        if (side, tokens) != (net.resolution, net.tokens_per_image):
+            found.append(
+                f"{side} px and {tokens} tokens an image ({origin}) != {net.resolution} px and "
+                f"{net.tokens_per_image} tokens (tokenizer): set tokenizer=NAME of that size, or "
+                "data.path"
+            )
+    assert codes is not None and tokens is not None
+    if codes != student.vocab_size:
+        found.append(
+            f"codebook size {codes} ({origin}) != vocab_size {student.vocab_size} (student): "
+            f"set student.net.vocab_size={codes}"
+        )
+    if student.embedding is Embedding.codebook and net.quantized_embed_dim != student.codebook_dim:
+        found.append(
+            f"code width {net.quantized_embed_dim} (tokenizer) != codebook_dim "
+            f"{student.codebook_dim} (student): "
+            f"set student.net.codebook_dim={net.quantized_embed_dim}"
+        )
+    pairs = cfg.data.pairs_per_sentence
+    if (needed := 2 * pairs * tokens) > student.context:
+        found.append(
+            f"a sentence of {pairs} pairs is {needed} tokens (2 x {pairs} x {tokens}), and the "
+            f"student's context is {student.context}: set student.net.context={needed} or "
+            f"data.pairs_per_sentence={max(1, student.context // (2 * tokens))}"
+        )
+    return found
+
+
+def _teacher(cfg: TrainConfig) -> list[str]:
+    teacher = cfg.teacher.checkpoint
+    distils = isinstance(cfg.module, DistillationModule)
+    if distils and teacher is None:
+        return ["module=distillation needs a teacher: set teacher.checkpoint=PATH"]
+    if not distils and teacher is not None:
+        return [
+            f"teacher.checkpoint={teacher}, and module={cfg.module.name} has no use for it: "
+            "set module=distillation or teacher.checkpoint=null"
+        ]
+    return []

@@ -1,0 +1,54 @@
+"""`delvm evaluate`: score students on held-out pairs and write a report."""
+
+from pathlib import Path
+
+from delvm.commands.devices import pick
+from delvm.commands.schema import EvaluateConfig
+
+
+def run(cfg: EvaluateConfig) -> None:
+    """Evaluate, and say where the report is."""
+    # Imported here: torch takes seconds, which a mistake in the config need not wait for.
+    from delvm.evaluation.run import run as evaluate
+    from delvm.interop.checkpoints import load_student, load_tokenizer
+
+    device = pick(cfg.device)
+    students = cfg.students or {"student": "shapes"}
+    places = {"tokenizer": cfg.tokenizer, **students}
+    evaluate(
+        Path(cfg.input),
+        load_tokenizer(cfg.tokenizer, device),
+        {name: load_student(path, device) for name, path in students.items()},
+        output=Path(cfg.output),
+        tasks=cfg.tasks or None,
+        queries=cfg.queries,
+        pairs=cfg.pairs,
+        seed=cfg.seed,
+        temperature=cfg.temperature,
+        top_k=cfg.top_k,
+        top_p=cfg.top_p,
+        batch_size=cfg.batch_size,
+        histories={name: path for name in places if (path := history(places[name]))},
+        origins={name: origin(path) for name, path in places.items()},
+        title=cfg.title,
+    )
+    print(f"report: {cfg.output}/report.html")
+    print(f"numbers: {cfg.output}/metrics.json, {cfg.output}/scores.csv")
+
+
+def history(weights: str) -> Path | None:
+    """The curves of the run that made these weights, where they lie in a run's folder."""
+    place = Path(weights)
+    # The run's folder, RUN/student, or RUN/checkpoints/last.ckpt.
+    for folder in (place, place.parent, place.parent.parent):
+        if (folder / "metrics.csv").is_file() and (folder / "checkpoints").is_dir():
+            return folder / "metrics.csv"
+    return None
+
+
+def origin(weights: str) -> str:
+    """Where weights come from, in the report's words."""
+    from delvm.interop.checkpoints import SHIPPED
+
+    shipped = not Path(weights).exists() and (SHIPPED / weights).is_dir()
+    return f"weights that ship with DeLVM: {weights}" if shipped else weights

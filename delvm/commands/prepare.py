@@ -1,0 +1,33 @@
+"""`delvm prepare`: write a source's pairs as image shards."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from delvm.commands.schema import PrepareConfig, ShapesSource, SourceConfig
+from delvm.data.corpus import prepare
+from delvm.data.pairs import Source
+from delvm.data.shapes import Shapes
+
+
+def source_of(cfg: SourceConfig) -> Source:
+    """The source that a config describes."""
+    assert isinstance(cfg, ShapesSource)
+    settings = asdict(cfg)
+    del settings["name"]
+    return Shapes(**settings)
+
+
+def run(cfg: PrepareConfig) -> None:
+    """Write the shards, and say what was written."""
+    manifests = prepare(
+        source_of(cfg.source),
+        Path(cfg.output),
+        cfg.splits,
+        shard_size=cfg.shard_size,
+        overwrite=cfg.overwrite,
+    )
+    for split in cfg.splits:
+        counts = {m.task: m.count for m in manifests if m.split == split}
+        listed = ", ".join(f"{task} {count:,}" for task, count in counts.items())
+        print(f"{split}: {listed} pairs")
+    print(f"pairs: {cfg.output} (a few of each: {cfg.output}/contact_sheet.png)")

@@ -1,0 +1,187 @@
+"""What each verb can be told, and how Hydra learns of it.
+
+A schema is a dataclass. Each config file starts with one (``defaults: [/schema/...@_here_]``),
+so that a mistyped key or a value of the wrong type is refused when the config is composed. A
+verb receives its schema as a plain object.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from delvm.data.augment import BalanceConfig
+
+
+class Device(Enum):
+    """Where networks run; auto is the first GPU, or else the CPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass
+class SourceConfig:
+    """Where raw pictures come from."""
+
+    name: str = MISSING
+
+
+@dataclass
+class ShapesSource(SourceConfig):
+    """The procedural corpus.
+
+    Attributes:
+        size: side of a picture in pixels.
+        seed: the pictures are a function of it and of their number.
+        train: task -> training pairs, long-tailed as in the paper.
+        val: validation pairs a task.
+        test: test pairs a task.
+        held_out: tasks without training pairs, for prompts out of the domain.
+    """
+
+    name: str = "shapes"
+    size: int = 64
+    seed: int = 0
+    train: dict[str, int] = field(default_factory=dict)
+    val: int = 64
+    test: int = 128
+    held_out: list[str] = field(default_factory=list)
+
+
+@dataclass
+class PrepareConfig:
+    """Draw or read a source's pairs and write them as image shards.
+
+    Attributes:
+        splits: which of train, val and test.
+        shard_size: pairs a shard.
+        overwrite: whether folders made with other settings are replaced.
+    """
+
+    source: SourceConfig = MISSING
+    output: str = "outputs/shapes/pairs"
+    splits: list[str] = field(default_factory=lambda: ["train", "val", "test"])
+    shard_size: int = 1000
+    overwrite: bool = False
+
+
+@dataclass
+class EncodeConfig:
+    """Turn image shards into token shards.
+
+    Attributes:
+        input: root of the image shards.
+        output: root of the token shards.
+        tokenizer: a checkpoint, an exported folder, or "shapes" (the one that ships).
+        balance: how rare training tasks catch up.
+        batch_size: pictures encoded at a time.
+        splits: which of train, val and test.
+        seed: seeds the copies made by augmentation.
+        overwrite: whether folders made with other settings are replaced.
+    """
+
+    input: str = "outputs/shapes/pairs"
+    output: str = "outputs/shapes/tokens"
+    tokenizer: str = "shapes"
+    balance: BalanceConfig = MISSING
+    batch_size: int = 64
+    device: Device = Device.auto
+    splits: list[str] = field(default_factory=lambda: ["train", "val", "test"])
+    seed: int = 0
+    overwrite: bool = False
+
+
+@dataclass
+class GenerateConfig:
+    """Prompt a student with pairs and draw the answers to queries.
+
+    Attributes:
+        prompt: folder of ``*_img.*`` and ``*_label.*``, at least one pair.
+        query: a picture, or a folder of pictures.
+        output: a file for one answer, or a folder.
+        temperature: 0 takes the likeliest token; above, tokens are drawn.
+    """
+
+    prompt: str = MISSING
+    query: str = MISSING
+    output: str = "outputs/generate"
+    tokenizer: str = "shapes"
+    student: str = "shapes"
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    batch_size: int = 32
+    device: Device = Device.auto
+
+
+@dataclass
+class EvaluateConfig:
+    """Score students on held-out pairs, beside the tokenizer's ceiling and trivial baselines.
+
+    Attributes:
+        students: name in the report -> checkpoint.
+        tasks: which tasks; empty takes all that the shards hold.
+        queries: queries a task.
+        pairs: pairs in a prompt.
+        title: of the report.
+    """
+
+    input: str = "outputs/shapes/pairs"
+    output: str = "outputs/evaluate"
+    tokenizer: str = "shapes"
+    students: dict[str, str] = field(default_factory=dict)
+    title: str = "Evaluation"
+    tasks: list[str] = field(default_factory=list)
+    queries: int = 100
+    pairs: int = 3
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    batch_size: int = 32
+    device: Device = Device.auto
+
+
+Groups = dict[str, dict[str, type]]
+
+_LIGHT: dict[str, tuple[type, Groups]] = {
+    "prepare": (PrepareConfig, {"source": {"shapes": ShapesSource}}),
+    "encode": (EncodeConfig, {"balance": {"balance": BalanceConfig}}),
+    "generate": (GenerateConfig, {}),
+    "evaluate": (EvaluateConfig, {}),
+}
+
+
+def schemas(verb: str) -> tuple[type, Groups]:
+    """A verb's own schema, and for each of its groups the schemas by name."""
+    if verb == "train":
+        # Reads the networks' own configs, and so imports torch.
+        from delvm.commands.schema_train import SCHEMAS, TrainSchema
+
+        return TrainSchema, SCHEMAS
+    return _LIGHT[verb]
+
+
+def _node(schema: type) -> DictConfig:
+    """The schema as a config whose plain dictionaries take new keys from the command line."""
+    node = OmegaConf.structured(schema)
+    for key in node:
+        if not OmegaConf.is_missing(node, key):
+            value = node._get_node(key)
+            if isinstance(value, DictConfig) and value._metadata.object_type is dict:
+                OmegaConf.set_struct(value, False)
+    return node
+
+
+def register(verb: str) -> None:
+    """Make a verb's schemas known to Hydra."""
+    schema, groups = schemas(verb)
+    store = ConfigStore.instance()
+    store.store(group="schema", name=verb, node=_node(schema), provider="delvm")
+    for group, options in groups.items():
+        for name, each in options.items():
+            store.store(group=f"schema/{group}", name=name, node=_node(each), provider="delvm")

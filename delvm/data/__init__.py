@@ -1,0 +1,1 @@
+"""From raw pictures to shards of pairs and tokens."""

@@ -1,0 +1,206 @@
+"""Pictures in and out: opening untrusted files, fitting, tensors, contact sheets."""
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from delvm.errors import UserError
+
+# Below the size at which PIL itself starts to warn of decompression bombs.
+MAX_PIXELS = 80_000_000
+# A picture longer than this many times its short side is cropped before it is scaled, since
+# scaling the short side of a thin strip up to `size` would need memory without bound.
+MAX_ASPECT = 16
+
+PAPER, INK, FRAME = (250, 250, 248), (40, 40, 44), (222, 222, 218)
+
+
+def open_image(file: str | Path | bytes, name: str = "") -> Image.Image:
+    """Open any picture PIL reads as 8-bit RGB; the file is not trusted.
+
+    The first frame of an animation is taken, EXIF rotation is applied, transparency is laid
+    on black, and 16-bit grey is scaled to 8 bits.
+
+    Args:
+        file: A path, or the bytes of a file.
+        name: What to call it in messages; the path by default.
+
+    Returns:
+        The picture in mode RGB, at least one pixel in each direction.
+
+    Raises:
+        UserError: Not there, not a picture, damaged, or larger than MAX_PIXELS.
+    """
+    name = name or ("picture" if isinstance(file, bytes) else str(file))
+    if not isinstance(file, bytes):
+        if not Path(file).exists():
+            raise UserError(f"picture not found: {name}")
+        if Path(file).is_dir():
+            raise UserError(f"{name} is a folder, not a picture")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            source = io.BytesIO(file) if isinstance(file, bytes) else file
+            with Image.open(source, formats=_formats()) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise Image.DecompressionBombError(f"{width} x {height} pixels")
+                return _rgb(ImageOps.exif_transpose(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(
+            f"{name} is too large ({error}): the limit is {MAX_PIXELS:,} pixels"
+        ) from None
+    except Exception as error:  # decoders raise nearly anything on a damaged file
+        reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise UserError(f"{name} cannot be read as a picture: {reason}") from None
+
+
+@lru_cache(maxsize=1)
+def _formats() -> list[str]:
+    """Every format PIL reads but EPS, which would be run as a program by Ghostscript."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode of PIL as RGB; raises ValueError for values whose range is not known."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        top = 1.0 if image.mode == "F" else 65535.0
+        if not (values.min() >= 0 and values.max() <= top):  # also true of NaN
+            raise ValueError(
+                f"values {values.min():g}..{values.max():g} of mode {image.mode} "
+                f"are outside 0..{top:g}"
+            )
+        image = Image.fromarray((values * (255.0 / top) + 0.5).astype(np.uint8))
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """Scale the short side to `size` (bilinear, antialiased) and crop the middle.
+
+    This is the preprocessing of the reference (DeLVM, arXiv 2402.04841).
+
+    Returns:
+        A picture of size x size pixels.
+    """
+    short = min(image.size)
+    if max(image.size) > MAX_ASPECT * short:
+        image = _crop_middle(image, *(min(side, MAX_ASPECT * short) for side in image.size))
+    width, height = (max(size, round(side * size / short)) for side in image.size)
+    return _crop_middle(image.resize((width, height), Image.Resampling.BILINEAR), size, size)
+
+
+def _crop_middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def to_pixels(images: Sequence[Image.Image | np.ndarray]) -> Tensor:
+    """Pictures as pixels.
+
+    Args:
+        images: RGB pictures of one size: PIL, or uint8 (H, W, 3).
+
+    Returns:
+        float32 (B, 3, H, W) in [0, 1].
+
+    Raises:
+        ValueError: No picture, another type or shape, or pictures of different sizes.
+    """
+    arrays = [np.asarray(image) for image in images]
+    if not arrays:
+        raise ValueError("no pictures given")
+    for array in arrays:
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+            raise ValueError(f"want uint8 (H, W, 3), got {array.dtype} {array.shape}")
+        if array.shape != arrays[0].shape:
+            raise ValueError(f"pictures of different sizes: {arrays[0].shape} and {array.shape}")
+    stacked = torch.from_numpy(np.stack(arrays))  # (B, H, W, 3)
+    return stacked.permute(0, 3, 1, 2).contiguous().float().div_(255)
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """Pixels (B, 3, H, W) as pictures: values are clamped to [0, 1] and rounded half up."""
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise ValueError(f"want (B, 3, H, W), got {tuple(pixels.shape)}")
+    scaled = pixels.detach().float().clamp(0, 1).mul(255).add(0.5).floor()
+    arrays = scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(np.ascontiguousarray(array)) for array in arrays]
+
+
+def contact_sheet(
+    rows: list[list[Image.Image]],
+    titles: list[str] | None = None,
+    cell: int = 128,
+    row_titles: list[str] | None = None,
+) -> Image.Image:
+    """Pictures in rows on one light sheet.
+
+    Small pictures are enlarged by a whole factor without smoothing, so that a pixel stays a
+    pixel; large ones are reduced to the cell.
+
+    Args:
+        rows: Rows of pictures; rows may differ in length.
+        titles: One a column, above.
+        cell: Side of the square that holds a picture, in pixels.
+        row_titles: One a row, to the left.
+    """
+    gap = max(4, cell // 16)
+    font = ImageFont.load_default(size=max(11, cell // 9))
+    line = math.ceil(font.getbbox("Ag")[3]) + gap
+    columns = max((len(row) for row in rows), default=0)
+    left = gap
+    if row_titles:
+        left += math.ceil(max(font.getlength(title) for title in row_titles)) + 2 * gap
+    top = gap + (line if titles else 0)
+    step = cell + gap
+    sheet = Image.new("RGB", (left + columns * step, top + len(rows) * step), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles or []):
+        text = _shorten(title, font, cell)
+        draw.text((left + column * step + cell // 2, top - gap), text, INK, font, anchor="md")
+    for number, row in enumerate(rows):
+        y = top + number * step
+        if row_titles and number < len(row_titles):
+            place = (left - 2 * gap, y + cell // 2)
+            draw.text(place, row_titles[number], INK, font, anchor="rm")
+        for column, image in enumerate(row):
+            picture = _to_cell(image, cell)
+            x = left + column * step + (cell - picture.width) // 2
+            below = y + (cell - picture.height) // 2
+            box = (x - 1, below - 1, x + picture.width, below + picture.height)
+            draw.rectangle(box, outline=FRAME)
+            sheet.paste(picture, (x, below))
+    return sheet
+
+
+def _to_cell(image: Image.Image, cell: int) -> Image.Image:
+    """The picture enlarged by a whole factor, or reduced, to fit a cell."""
+    long = max(image.size)
+    if long > cell:
+        width, height = (max(1, round(side * cell / long)) for side in image.size)
+        return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    factor = cell // long
+    larger = (image.width * factor, image.height * factor)
+    return image.convert("RGB").resize(larger, Image.Resampling.NEAREST)
+
+
+def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."

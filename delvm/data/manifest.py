@@ -1,0 +1,262 @@
+"""What a root of shards holds: a manifest for each split and task, and the codebook of its ids.
+
+What a folder will hold is planned before any of it is written (`plan_pairs`, `plan_tokens`), so
+a finished folder can be told from one made with other settings, and a killed job continues at
+the first shard it had not finished.
+"""
+
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from delvm.errors import UserError
+from delvm.files import atomic_path, read_json, write_json
+
+MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
+TOKENS_PER_RECORD = 65_536
+RECORDS_PER_SHARD = 16
+MADE_BY = {"pairs": "delvm prepare output={}", "tokens": "delvm encode output={}"}
+OTHER_KIND = {
+    "pairs": "give the folder that `delvm prepare` wrote",
+    "tokens": "give the folder that `delvm encode` wrote",
+}
+
+
+@dataclass
+class Manifest:
+    """What one folder of shards holds.
+
+    Attributes:
+        kind: "pairs" or "tokens".
+        task, split: As the folders are named.
+        count: Pairs in all the shards.
+        shards: {"file": name, "count": pairs} in order.
+        image_size: Side of the pictures in pixels.
+        tokens_per_image, vocab_size, fingerprint: Of the tokenizer; None for pairs.
+        source, seed: Of the raw material.
+        balance: How a training task was balanced, None where it was not.
+    """
+
+    kind: str
+    task: str
+    split: str
+    count: int
+    shards: list[dict[str, Any]]
+    image_size: int
+    tokens_per_image: int | None
+    vocab_size: int | None
+    fingerprint: str | None
+    source: str
+    seed: int
+    balance: dict[str, Any] | None
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "Manifest":
+        """Read and check a manifest.
+
+        Raises:
+            UserError: Missing, not JSON, unknown or missing keys, or values of a wrong kind.
+        """
+        values = read_json(path, "manifest")
+        names = {field.name for field in fields(cls)}
+        if values.keys() != names:
+            missing, unknown = (sorted(names - values.keys()), sorted(values.keys() - names))
+            raise UserError(f"manifest {path}: missing keys {missing}, unknown keys {unknown}")
+        manifest = cls(**values)
+        if fault := manifest._fault():
+            raise UserError(f"manifest {path}: {fault}")
+        return manifest
+
+    def _fault(self) -> str | None:
+        """What is wrong with the values, if anything is."""
+        wanted: dict[str, type] = dict.fromkeys(("count", "image_size", "seed"), int)
+        wanted |= dict.fromkeys(("task", "split", "source"), str) | {"shards": list}
+        if self.kind not in MADE_BY:
+            return f"kind is {self.kind!r}, not one of {sorted(MADE_BY)}"
+        if self.kind == "tokens":
+            wanted |= {"tokens_per_image": int, "vocab_size": int, "fingerprint": str}
+        for name, kind in wanted.items():
+            if type(getattr(self, name)) is not kind:
+                return f"{name} is {getattr(self, name)!r}, not of type {kind.__name__}"
+        for shard in self.shards:
+            if not isinstance(shard, dict) or shard.keys() != {"file", "count"}:
+                return f"shard {shard!r} is not {{file, count}}"
+            if type(shard["count"]) is not int or shard["count"] < 1:
+                return f"shard count {shard['count']!r} is not a number of pairs"
+            # A name is never a path, so that a manifest reaches nothing outside its folder.
+            if not re.fullmatch(r"\w[\w-]*\.tar", str(shard["file"])):
+                return f"shard file {shard['file']!r} is not NAME.tar"
+        if self.count != sum(shard["count"] for shard in self.shards):
+            return f"count {self.count} is not the sum of its shards"
+        return None
+
+
+def plan_pairs(
+    split: str,
+    task: str,
+    count: int,
+    *,
+    source: str,
+    seed: int,
+    image_size: int,
+    shard_size: int = 1000,
+) -> Manifest:
+    """What a folder of `count` pairs will hold, `shard_size` pairs a shard."""
+    if shard_size < 1:
+        raise UserError(f"shard_size={shard_size} is below 1: set shard_size=1000")
+    shards = _split(count, shard_size)
+    return Manifest(
+        "pairs", task, split, count, shards, image_size, None, None, None, source, seed, None
+    )
+
+
+def plan_tokens(
+    pairs: Manifest,
+    count: int,
+    *,
+    tokens_per_image: int,
+    vocab_size: int,
+    fingerprint: str,
+    balance: dict[str, Any] | None = None,
+) -> Manifest:
+    """What the folder of tokens of `pairs` will hold, balanced to `count` pairs.
+
+    Raises:
+        UserError: More codes than uint16 can number.
+    """
+    if vocab_size > 1 << 16:
+        raise UserError(f"vocab_size {vocab_size} (tokenizer) > {1 << 16}, the limit of a shard")
+    per_record = pairs_per_record(tokens_per_image)
+    values = asdict(pairs) | {
+        "kind": "tokens",
+        "count": count,
+        "shards": _split(count, per_record * RECORDS_PER_SHARD),
+        "tokens_per_image": tokens_per_image,
+        "vocab_size": vocab_size,
+        "fingerprint": fingerprint,
+        "balance": balance,
+    }
+    return Manifest(**values)
+
+
+def _split(count: int, size: int) -> list[dict[str, Any]]:
+    starts = range(0, count, size)
+    return [
+        {"file": f"{number:06d}.tar", "count": min(size, count - start)}
+        for number, start in enumerate(starts)
+    ]
+
+
+def pairs_per_record(tokens_per_image: int) -> int:
+    """How many pairs a record of token ids holds."""
+    return max(1, TOKENS_PER_RECORD // (2 * tokens_per_image))
+
+
+def pending(root: Path, plan: Manifest, overwrite: bool = False) -> list[dict[str, Any]]:
+    """The shards of a plan still to be written: all, those a killed job left, or none.
+
+    Raises:
+        UserError: The folder is finished but was made with other settings.
+    """
+    folder = Path(root) / plan.split / plan.task
+    if (folder / MANIFEST).exists():
+        if overwrite:
+            return plan.shards
+        found = Manifest.load(folder / MANIFEST)
+        if found != plan:
+            raise UserError(
+                f"{folder} {_difference(found, plan)}: set overwrite=true to replace it"
+            )
+    elif not (folder / UNFINISHED).exists() or Manifest.load(folder / UNFINISHED) != plan:
+        return plan.shards
+    return [shard for shard in plan.shards if not (folder / shard["file"]).exists()]
+
+
+def _difference(found: Manifest, plan: Manifest) -> str:
+    old, new = asdict(found), asdict(plan)
+    names = [name for name in old if old[name] != new[name] and name != "shards"] or ["shards"]
+    made, asked = (", ".join(f"{name}={values[name]}" for name in names) for values in (old, new))
+    return f"was made with {made}, asked for is {asked}"
+
+
+def load_manifests(root: Path, split: str, kind: str) -> dict[str, Manifest]:
+    """The manifests of a split by task, in the order of their names.
+
+    Raises:
+        UserError: None there (the message says what to run), shards of another kind, or token
+            shards that do not go together.
+    """
+    folder = Path(root) / split
+    made_by = MADE_BY[kind].format(root)
+    manifests: dict[str, Manifest] = {}
+    for path in sorted(folder.glob("[!.]*/")) if folder.is_dir() else []:
+        if not (path / MANIFEST).exists():
+            raise UserError(f"{path} is not finished: run `{made_by}` again to continue")
+        manifest = Manifest.load(path / MANIFEST)
+        if (manifest.split, manifest.task) != (split, path.name):
+            raise UserError(f"{path} holds {manifest.split}/{manifest.task}: was it renamed?")
+        if manifest.kind != kind:
+            raise UserError(f"{path} holds {manifest.kind}, not {kind}: {OTHER_KIND[kind]}")
+        manifests[path.name] = manifest
+    if not manifests:
+        raise UserError(f"no {kind} in {folder}: run `{made_by}` first")
+    for name in ("image_size", "tokens_per_image", "vocab_size", "fingerprint"):
+        values = {task: getattr(manifest, name) for task, manifest in manifests.items()}
+        if len(set(values.values())) > 1:
+            raise UserError(f"{folder}: {name} differs between tasks, {values}: run `{made_by}`")
+    if kind == "tokens":
+        made, codes = next(iter(manifests.values())).fingerprint, read_codebook(root)[1]
+        if made != codes:
+            raise UserError(
+                f"{folder} was encoded by tokenizer {made}, {root} holds the codebook of {codes}: "
+                f"run `{made_by} overwrite=true`"
+            )
+    return manifests
+
+
+def write_codebook(root: Path, codebook: Tensor, fingerprint: str, overwrite: bool = False) -> None:
+    """Keep the codes (V, d) that ids stand for, so that a student can be trained on ids alone.
+
+    Raises:
+        UserError: The root holds another tokenizer's codes.
+    """
+    path = Path(root) / "codebook.safetensors"
+    if path.exists():
+        found = read_codebook(root)[1]
+        if found == fingerprint:
+            return
+        if not overwrite:
+            raise UserError(
+                f"{root} holds tokens of tokenizer {found}, this one is {fingerprint}: "
+                "set overwrite=true to replace them, or another output"
+            )
+    codes = codebook.detach().float().cpu().contiguous()
+    with atomic_path(path) as part:
+        # Not save_file, which would make a file that nobody else may read.
+        part.write_bytes(save({"codebook": codes}, metadata={"fingerprint": fingerprint}))
+
+
+def read_codebook(root: Path) -> tuple[Tensor, str]:
+    """The codes (V, d) float32 of a token root, and the fingerprint of their tokenizer.
+
+    Raises:
+        UserError: Missing, or not a codebook.
+    """
+    path = Path(root) / "codebook.safetensors"
+    if not path.exists():
+        raise UserError(f"codebook not found: {path}: run `{MADE_BY['tokens'].format(root)}`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            codebook, metadata = file.get_tensor("codebook"), file.metadata() or {}
+            return codebook, metadata["fingerprint"]
+    except (SafetensorError, KeyError, OSError) as error:
+        raise UserError(f"codebook {path} cannot be read: {error}") from None

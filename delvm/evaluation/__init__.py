@@ -1,0 +1,1 @@
+"""How well students answer: scores, baselines and a report."""

@@ -1,0 +1,1 @@
+"""Prompting a student: examples and a query in, an answer out."""

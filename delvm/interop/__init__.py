@@ -1,0 +1,1 @@
+"""Reading and writing weights: our own folders and checkpoints, and other projects'."""

@@ -1,0 +1,181 @@
+"""Load a tokenizer or a student from whatever holds one, and write our own folders.
+
+A folder has ``config.json`` {"format", "kind", "config", and for a student
+"tokenizer_fingerprint"} and ``model.safetensors``. A Lightning checkpoint carries the same
+dictionary under the key ``delvm``, beside the training state.
+"""
+
+from dataclasses import asdict, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from delvm.errors import UserError
+from delvm.files import atomic_folder, read_json, write_json
+from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
+from delvm.models.vqgan import VQGAN, VQGANConfig
+
+FORMAT = "delvm-1"
+SHIPPED = Path(__file__).parent.parent / "weights"
+ENUMS: dict[str, type[Enum]] = {"embedding": Embedding, "init": Init}
+
+
+def describe(model: VQGAN | Transformer) -> dict[str, Any]:
+    """What a folder's config.json says of a model: plain values only."""
+    config = {k: v.value if isinstance(v, Enum) else v for k, v in asdict(model.config).items()}
+    if isinstance(model, VQGAN):
+        return {"format": FORMAT, "kind": "tokenizer", "config": config}
+    return {
+        "format": FORMAT,
+        "kind": "student",
+        "config": config,
+        "tokenizer_fingerprint": model.tokenizer_fingerprint,
+    }
+
+
+def save_model(
+    model: VQGAN | Transformer, folder: str | Path, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a model as a folder, whole or not at all.
+
+    Args:
+        model: a tokenizer or a student.
+        folder: replaced if it exists.
+        dtype: of the weights on disk; float16 halves the size.
+    """
+    weights = {k: v.detach().cpu().to(dtype).contiguous() for k, v in model.state_dict().items()}
+    with atomic_folder(folder) as part:
+        save_file(weights, part / "model.safetensors")
+        write_json(part / "config.json", describe(model))
+
+
+def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> VQGAN:
+    """The tokenizer at ``path``, in evaluation mode and float32.
+
+    Args:
+        path: a folder with config.json and model.safetensors, a Lightning checkpoint (.ckpt) of
+            a tokenizer's training, or the name of weights that ship with the package ("shapes").
+
+    Raises:
+        UserError: nothing is there, it holds something else, or the weights do not fit.
+    """
+    model = _load(path, "tokenizer", device)
+    assert isinstance(model, VQGAN)
+    return model
+
+
+def load_student(path: str | Path, device: str | torch.device = "cpu") -> Transformer:
+    """The student (or teacher) at ``path``, in evaluation mode and float32.
+
+    ``tokenizer_fingerprint`` of the result says which tokenizer its ids belong to.
+
+    Args:
+        path: as for `load_tokenizer`.
+
+    Raises:
+        UserError: nothing is there, it holds something else, or the weights do not fit.
+    """
+    model = _load(path, "student", device)
+    assert isinstance(model, Transformer)
+    return model
+
+
+def _load(path: str | Path, kind: str, device: str | torch.device) -> VQGAN | Transformer:
+    place = resolve(path, kind)
+    description, weights = _read_folder(place) if place.is_dir() else _read_checkpoint(place)
+    if description.get("kind") != kind:
+        raise UserError(f"{path} holds a {description.get('kind')}, not a {kind}: set {kind}=PATH")
+    model = _build(description, place)
+    _fill(model, weights, place)
+    return model.to(device).eval()
+
+
+def resolve(path: str | Path, kind: str) -> Path:
+    """The folder or file that ``path`` means: itself, a run's folder, or shipped weights.
+
+    Raises:
+        UserError: there is nothing of that kind.
+    """
+    place = Path(path)
+    if place.is_dir() and not (place / "config.json").exists() and (place / kind).is_dir():
+        return place / kind  # the folder of a training run
+    if place.exists():
+        return place
+    shipped = SHIPPED / place / kind
+    if not place.is_absolute() and shipped.is_dir():
+        return shipped
+    names = sorted(p.name for p in SHIPPED.glob("*") if (p / kind).is_dir())
+    raise UserError(
+        f"{kind} not found: {path} is neither a folder, a checkpoint, nor one of the weights "
+        f"that ship ({', '.join(names) or 'none'}): set {kind}=PATH"
+    )
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    description = read_json(folder / "config.json", "model config")
+    if description.get("format") != FORMAT:
+        raise UserError(
+            f"{folder}/config.json has format {description.get('format')!r}, not {FORMAT!r}"
+        )
+    file = folder / "model.safetensors"
+    try:
+        return description, load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"weights {file} cannot be read: {error}") from None
+
+
+def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"checkpoint {file} cannot be read as tensors and plain values: {reason}"
+        ) from None
+    if not isinstance(checkpoint, dict) or "delvm" not in checkpoint:
+        raise UserError(f"checkpoint {file} was not written by `delvm train`")
+    weights = checkpoint["state_dict"]
+    return checkpoint["delvm"], {
+        k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")
+    }
+
+
+def _build(description: dict[str, Any], place: Path) -> VQGAN | Transformer:
+    kind = description["kind"]
+    schema: type[VQGANConfig | TransformerConfig] = (
+        VQGANConfig if kind == "tokenizer" else TransformerConfig
+    )
+    values = dict(description["config"])
+    known = {field.name for field in fields(schema)}
+    if unknown := sorted(set(values) - known):
+        raise UserError(f"{place}: unknown keys in the {kind} config: {', '.join(unknown)}")
+    values |= {k: ENUMS[k](v) for k, v in values.items() if k in ENUMS}
+    try:
+        config = schema(**values)
+        if isinstance(config, VQGANConfig):
+            return VQGAN(config)
+        student = Transformer(config)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{place}: the {kind} config is not valid: {error}") from None
+    student.tokenizer_fingerprint = str(description.get("tokenizer_fingerprint", ""))
+    return student
+
+
+def _fill(model: nn.Module, weights: dict[str, Tensor], place: Path) -> None:
+    """Load weights; every key and shape must match."""
+    wanted = model.state_dict()
+    missing, extra = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+    wrong = [
+        f"{k} {tuple(weights[k].shape)} != {tuple(v.shape)}"
+        for k, v in wanted.items()
+        if k in weights and weights[k].shape != v.shape
+    ]
+    parts = [("missing", missing), ("unexpected", extra), ("of another shape", wrong)]
+    if faults := [f"{what}: {', '.join(names)}" for what, names in parts if names]:
+        raise UserError(f"weights in {place} do not fit: {'; '.join(faults)}")
+    model.load_state_dict(weights)

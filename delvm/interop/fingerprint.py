@@ -1,0 +1,16 @@
+"""A short name for exactly one tokenizer, so that ids are never decoded by another."""
+
+import hashlib
+import json
+from dataclasses import asdict
+
+from delvm.models.vqgan import VQGAN
+
+
+def fingerprint(tokenizer: VQGAN) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 over the architecture and the float32 weights."""
+    digest = hashlib.sha256(json.dumps(asdict(tokenizer.config), sort_keys=True).encode())
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

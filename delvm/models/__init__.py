@@ -1,0 +1,1 @@
+"""Pure torch models: they know neither Lightning nor Hydra."""

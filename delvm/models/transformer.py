@@ -1,0 +1,247 @@
+"""The autoregressive student (and teacher): a decoder-only transformer over image tokens.
+
+The architecture is the reference's (InternLM as DeLVM trains it): pre-norm RMSNorm, rotary
+positions, SwiGLU, an untied head, and an input embedding that is the frozen codebook of the
+tokenizer followed by a projection.
+
+Notation:
+    B batch    T tokens    C width    V vocabulary    d width of a code
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from delvm.models.attention import Attention, KeyValueCache, rotary_table
+
+
+class Embedding(Enum):
+    """Where input vectors come from: the tokenizer's frozen codebook, or a table of their own."""
+
+    codebook = "codebook"
+    own = "own"
+
+
+class Init(Enum):
+    """Initial weights: those of the reference's code, or N(0, 0.02) with scaled outputs (GPT-2)."""
+
+    reference = "reference"
+    ordinary = "ordinary"
+
+
+@dataclass
+class TransformerConfig:
+    """Architecture of a student or teacher; the defaults are the paper's 300M.
+
+    Attributes:
+        vocab_size: tokens, V; the tokenizer's number of codes.
+        width: C.
+        mlp_width: inner width of the MLP; None = 8/3 x width, rounded up to a multiple of 256.
+        context: the longest sequence, in tokens.
+        bias: bias on q, k, v and the attention's output.
+        codebook_dim: width of a code, d (used with ``embedding: codebook``).
+    """
+
+    vocab_size: int = 8192
+    width: int = 1024
+    layers: int = 22
+    heads: int = 8
+    mlp_width: int | None = None
+    context: int = 2048
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+    bias: bool = True
+    embedding: Embedding = Embedding.codebook
+    codebook_dim: int = 256
+    dropout: float = 0.0
+    init: Init = Init.reference
+
+    @property
+    def inner(self) -> int:
+        """Inner width of the MLP."""
+        return self.mlp_width or 256 * math.ceil(self.width * 8 / 3 / 256)
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head, D."""
+        return self.width // self.heads
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020), without bias."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, inner, bias=False)
+        self.up = nn.Linear(width, inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, c: TransformerConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(c.width, eps=c.norm_eps)
+        self.attention = Attention(c.width, c.heads, c.bias, c.dropout)
+        self.norm2 = nn.RMSNorm(c.width, eps=c.norm_eps)
+        self.mlp = MLP(c.width, c.inner)
+        self.dropout = nn.Dropout(c.dropout)
+
+    def forward(
+        self, x: Tensor, table: Tensor, cache: KeyValueCache | None = None, layer: int = 0
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), table, cache, layer))
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+class CodebookEmbedding(nn.Module):
+    """The tokenizer's frozen codebook (V, d), then a projection to the width."""
+
+    codebook: Tensor
+
+    def __init__(self, codes: int, code_width: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("codebook", torch.zeros(codes, code_width))
+        self.project = nn.Linear(code_width, width, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.project(F.embedding(ids, self.codebook))
+
+
+class Transformer(nn.Module):
+    """A decoder-only transformer: ids (B, T) -> logits (B, T, V)."""
+
+    rotary: Tensor
+
+    def __init__(self, config: TransformerConfig, codebook: Tensor | None = None) -> None:
+        """Build the model and draw its initial weights from torch's global generator.
+
+        Args:
+            config: the architecture.
+            codebook: (V, d), the tokenizer's; kept frozen, needed with ``embedding: codebook``
+                unless weights are loaded afterwards.
+
+        Raises:
+            ValueError: the architecture contradicts itself or the codebook.
+        """
+        super().__init__()
+        c = config
+        _check(c, codebook)
+        self.config = c
+        self.tokenizer_fingerprint = ""  # of the tokenizer whose ids this model was trained on
+        self.embed: nn.Module = (
+            CodebookEmbedding(c.vocab_size, c.codebook_dim, c.width)
+            if c.embedding is Embedding.codebook
+            else nn.Embedding(c.vocab_size, c.width)
+        )
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self.norm = nn.RMSNorm(c.width, eps=c.norm_eps)
+        self.head = nn.Linear(c.width, c.vocab_size, bias=False)
+        table = rotary_table(c.context, c.head_width, c.rope_base)
+        self.register_buffer("rotary", table, persistent=False)
+        self.init_weights()
+        if codebook is not None and isinstance(self.embed, CodebookEmbedding):
+            self.embed.codebook.copy_(codebook)
+
+    def init_weights(self) -> None:
+        """Draw the initial weights, all in one place.
+
+        ``reference`` is what the reference's code does (DESIGN, section 3): note that it scales
+        the *up* projection by depth, and the down projection not at all.
+        """
+        if self.head.weight.is_meta:  # there is nothing to fill
+            return
+        c = self.config
+        reference = c.init is Init.reference
+        for number, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, Block)
+            if reference:
+                deep = 0.006 / math.sqrt(2 * number)
+                stds = {"qkv": 0.006, "out": deep, "gate": 0.006, "up": deep, "down": 0.0015}
+            else:
+                deep = 0.02 / math.sqrt(2 * c.layers)
+                stds = {"qkv": 0.02, "out": deep, "gate": 0.02, "up": 0.02, "down": deep}
+            for name, module in block.named_modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=stds[name.rsplit(".", 1)[-1]])
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+        end = 0.0052 if reference else 0.02
+        nn.init.normal_(self.head.weight, std=end)
+        if isinstance(self.embed, CodebookEmbedding):
+            # an ordinary start wants unit-variance inputs whatever the scale of the codes is
+            nn.init.normal_(
+                self.embed.project.weight, std=end if reference else c.codebook_dim**-0.5
+            )
+        elif isinstance(self.embed, nn.Embedding):
+            nn.init.normal_(self.embed.weight, std=end)
+
+    def hidden(self, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Final hidden states (B, T, C), before the head.
+
+        Args:
+            ids: (B, T) int64, in [0, V).
+            cache: keys and values of the tokens before ``ids``; it is extended in place.
+
+        Raises:
+            ValueError: more tokens than the context holds.
+        """
+        past = cache.length if cache is not None else 0
+        end = past + ids.shape[1]
+        if end > self.config.context:
+            raise ValueError(f"{end} tokens for a context of {self.config.context}")
+        table = self.rotary[:, past:end]
+        x = self.embed(ids)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, table, cache, layer)
+        if cache is not None:
+            cache.length = end
+        return self.norm(x)
+
+    def forward(self, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Logits (B, T, V) of the token after each of ids (B, T)."""
+        return self.head(self.hidden(ids, cache))
+
+    def new_cache(self, batch: int, context: int | None = None) -> KeyValueCache:
+        """An empty cache for ``batch`` rows of up to ``context`` tokens."""
+        c, w = self.config, self.head.weight
+        return KeyValueCache(
+            c.layers, batch, c.heads, context or c.context, c.head_width, w.dtype, w.device
+        )
+
+    def parameter_groups(self, weight_decay: float) -> Iterator[dict[str, object]]:
+        """Parameters for the optimizer: matrices with decay; norms and biases without."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        yield {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay}
+        yield {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
+
+    def parameter_count(self) -> int:
+        """Trained parameters; the frozen codebook is not one of them."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def _check(c: TransformerConfig, codebook: Tensor | None) -> None:
+    """Collect every fault of an architecture and raise one ValueError."""
+    faults = []
+    if c.width % c.heads:
+        faults.append(f"heads {c.heads} do not divide width {c.width}")
+    elif c.head_width % 2:
+        faults.append(
+            f"head width {c.head_width} (width / heads) is odd: rotary halves need an even one"
+        )
+    if codebook is not None and tuple(codebook.shape) != (c.vocab_size, c.codebook_dim):
+        faults.append(
+            f"codebook {tuple(codebook.shape)} is not (vocab_size {c.vocab_size}, "
+            f"codebook_dim {c.codebook_dim})"
+        )
+    if faults:
+        raise ValueError("; ".join(faults))

@@ -1,0 +1,322 @@
+"""VQGAN tokenizer: a picture becomes a grid of discrete codes, and back.
+
+The layout (and so the name of each weight) is that of the taming-transformers VQGAN as open-muse
+carries it, which is the tokenizer of LVM and DeLVM: pixels in [0, 1] with no further scaling.
+
+Notation:
+    B  batch            V  codes in the codebook (num_embeddings)
+    H  picture side     d  width of a code (quantized_embed_dim)
+    h  grid side        N  tokens a picture, N = h * h, in raster order
+"""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class VQGANConfig:
+    """Architecture of the tokenizer; the defaults are f16 with 8,192 codes at 256 px.
+
+    Attributes:
+        resolution: picture side H in pixels.
+        hidden_channels: channels of the first level; a multiple of 32 (group norm).
+        channel_mult: channels of each level over ``hidden_channels``; between two levels the
+            picture is halved.
+        attn_resolutions: sides of the feature map at which a level has self-attention.
+        z_channels: channels of the encoder's output.
+        num_embeddings: codes in the codebook, V.
+        quantized_embed_dim: width of a code, d.
+        commitment_cost: weight of the commitment term in the codebook loss.
+        patch_size: side of the pixel blocks folded into channels before the first convolution
+            (1 in the reference). Full-resolution convolutions cost most, so small tokenizers
+            go down early.
+    """
+
+    resolution: int = 256
+    num_channels: int = 3
+    hidden_channels: int = 128
+    channel_mult: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4])
+    num_res_blocks: int = 2
+    attn_resolutions: list[int] = field(default_factory=lambda: [16])
+    no_attn_mid_block: bool = False
+    z_channels: int = 256
+    num_embeddings: int = 8192
+    quantized_embed_dim: int = 256
+    dropout: float = 0.0
+    resample_with_conv: bool = True
+    commitment_cost: float = 0.25
+    patch_size: int = 1
+
+    @property
+    def factor(self) -> int:
+        """How many pixels a token stands for along a side."""
+        return int(self.patch_size * 2 ** (len(self.channel_mult) - 1))
+
+    @property
+    def grid(self) -> int:
+        """Tokens along a side, h."""
+        return self.resolution // self.factor
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Tokens a picture, N."""
+        return self.grid**2
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, around a shortcut."""
+
+    def __init__(self, channels_in: int, channels_out: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = _norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = _norm(channels_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        if channels_in != channels_out:
+            self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))
+        y = self.conv2(self.dropout(F.silu(self.norm2(y))))
+        return y + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over the positions of a feature map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        # (B, C, h, w) -> (B, h*w, C)
+        q, k, v = (layer(y).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(y.transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Halve a feature map: a strided convolution padded right and below, or mean pooling."""
+
+    def __init__(self, channels: int, with_conv: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2) if with_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2) if self.conv is None else self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double a feature map by repetition, then a convolution."""
+
+    def __init__(self, channels: int, with_conv: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if with_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return x if self.conv is None else self.conv(x)
+
+
+class Level(nn.Module):
+    """Residual blocks (each with attention, or none) of one resolution; then a resampling."""
+
+    def __init__(
+        self,
+        widths: list[int],
+        attention: bool,
+        dropout: float,
+        resample: nn.Module | None,
+        name: str,
+    ) -> None:
+        super().__init__()
+        pairs = list(pairwise(widths))
+        self.block = nn.ModuleList(ResBlock(a, b, dropout) for a, b in pairs)
+        self.attn = nn.ModuleList(AttnBlock(b) for _, b in pairs if attention)
+        self.resample = name
+        if resample is not None:
+            self.add_module(name, resample)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            # open-muse leaves a lone attention block of a level out; its weights expect that
+            if len(self.attn) > 1:
+                x = self.attn[i](x)
+        resample = self._modules.get(self.resample)
+        return x if resample is None else resample(x)
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, channels: int, attention: bool, dropout: float) -> None:
+        super().__init__()
+        self.block_1 = ResBlock(channels, channels, dropout)
+        self.attn_1 = AttnBlock(channels) if attention else None
+        self.block_2 = ResBlock(channels, channels, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block_1(x)
+        return self.block_2(x if self.attn_1 is None else self.attn_1(x))
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, H, H) -> features (B, z_channels, h, h)."""
+
+    def __init__(self, c: VQGANConfig) -> None:
+        super().__init__()
+        widths = [c.hidden_channels * m for m in c.channel_mult]
+        self.unshuffle = nn.PixelUnshuffle(c.patch_size)
+        self.conv_in = nn.Conv2d(c.num_channels * c.patch_size**2, c.hidden_channels, 3, padding=1)
+        levels, width, side = [], c.hidden_channels, c.resolution // c.patch_size
+        for i, out in enumerate(widths):
+            down = Downsample(out, c.resample_with_conv) if i < len(widths) - 1 else None
+            blocks = [width] + [out] * c.num_res_blocks
+            levels.append(Level(blocks, side in c.attn_resolutions, c.dropout, down, "downsample"))
+            width, side = out, side // 2
+        self.down = nn.ModuleList(levels)
+        self.mid = Middle(width, not c.no_attn_mid_block, c.dropout)
+        self.norm_out = _norm(width)
+        self.conv_out = nn.Conv2d(width, c.z_channels, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.conv_in(self.unshuffle(pixels))
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """Features (B, z_channels, h, h) -> pixels (B, 3, H, H), not clamped."""
+
+    def __init__(self, c: VQGANConfig) -> None:
+        super().__init__()
+        widths = [c.hidden_channels * m for m in c.channel_mult]
+        width, side = widths[-1], c.grid
+        self.conv_in = nn.Conv2d(c.z_channels, width, 3, padding=1)
+        self.mid = Middle(width, not c.no_attn_mid_block, c.dropout)
+        levels: list[Level] = []
+        for i, out in reversed(list(enumerate(widths))):
+            up = Upsample(out, c.resample_with_conv) if i > 0 else None
+            blocks = [width] + [out] * (c.num_res_blocks + 1)
+            levels.append(Level(blocks, side in c.attn_resolutions, c.dropout, up, "upsample"))
+            width, side = out, side * 2
+        self.up = nn.ModuleList(reversed(levels))  # indexed as the encoder's levels are
+        self.norm_out = _norm(width)
+        self.conv_out = nn.Conv2d(width, c.num_channels * c.patch_size**2, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(c.patch_size)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.shuffle(self.conv_out(F.silu(self.norm_out(x))))
+
+
+class Quantizer(nn.Module):
+    """Nearest code by Euclidean distance (van den Oord et al. 2017)."""
+
+    def __init__(self, codes: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codes, width)
+        nn.init.uniform_(self.embedding.weight, -1.0 / codes, 1.0 / codes)
+
+    def search(self, z: Tensor) -> Tensor:
+        """Ids (M,) of the codes nearest to the vectors z (M, d)."""
+        codes = self.embedding.weight
+        # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 does not change which is least
+        return torch.addmm((codes * codes).sum(1), z, codes.T, alpha=-2.0).argmin(1)
+
+
+class VQGAN(nn.Module):
+    """The tokenizer: ``encode`` pixels to ids, ``decode`` ids to pixels."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        _check(config)
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = Quantizer(config.num_embeddings, config.quantized_embed_dim)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.quantized_embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.quantized_embed_dim, config.z_channels, 1)
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codes (V, d)."""
+        return self.quantize.embedding.weight
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Features (B, N, d) before quantization, of pixels (B, 3, H, H) in [0, 1]."""
+        return self.quant_conv(self.encoder(pixels)).flatten(2).transpose(1, 2)
+
+    def render(self, codes: Tensor) -> Tensor:
+        """Pixels (B, 3, H, H), not clamped, of code vectors (B, N, d)."""
+        b, n, d = codes.shape
+        side = int(n**0.5)
+        z = codes.transpose(1, 2).reshape(b, d, side, side)
+        return self.decoder(self.post_quant_conv(z))
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Ids (B, N) int64 in raster order, of pixels (B, 3, H, H) in [0, 1].
+
+        Raises:
+            ValueError: the picture has another shape than the tokenizer was made for.
+        """
+        c = self.config
+        wanted = (c.num_channels, c.resolution, c.resolution)
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != wanted:
+            raise ValueError(
+                f"pixels {tuple(pixels.shape)} are not (B, {', '.join(map(str, wanted))})"
+            )
+        z = self.features(pixels)
+        return self.quantize.search(z.flatten(0, 1).float()).view(z.shape[:2])
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor, clamp: bool = True) -> Tensor:
+        """Pixels (B, 3, H, H), in [0, 1] when clamped, of ids (B, N).
+
+        Raises:
+            ValueError: the ids are not N a picture, or one is outside the codebook.
+        """
+        c = self.config
+        if ids.ndim != 2 or ids.shape[1] != c.tokens_per_image:
+            raise ValueError(f"ids {tuple(ids.shape)} are not (B, {c.tokens_per_image})")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < c.num_embeddings:
+            raise ValueError(
+                f"ids {int(ids.min())} to {int(ids.max())} for a codebook of {c.num_embeddings}"
+            )
+        pixels = self.render(self.quantize.embedding(ids))
+        return pixels.clamp(0, 1) if clamp else pixels
+
+
+def _check(c: VQGANConfig) -> None:
+    """Collect every fault of an architecture and raise one ValueError."""
+    faults = []
+    if c.resolution % c.factor:
+        faults.append(f"resolution {c.resolution} is no multiple of the down-scaling {c.factor}")
+    for m in c.channel_mult:
+        if c.hidden_channels * m % 32:
+            faults.append(
+                f"hidden_channels {c.hidden_channels} x channel_mult {m} is no multiple of 32"
+            )
+    if c.patch_size < 1:
+        faults.append(f"patch_size {c.patch_size} is below 1")
+    if faults:
+        raise ValueError("; ".join(faults))

@@ -1,0 +1,53 @@
+"""How near two pictures are, pixel by pixel: one value a picture."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+
+# Identical pictures have an infinite PSNR; a finite cap keeps means finite.
+PSNR_CAP = 60.0
+
+
+def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, capped at `PSNR_CAP`.
+
+    Args:
+        prediction: Pixels (B, 3, H, W) in [0, 1].
+        truth: Pixels of the same shape.
+
+    Returns:
+        (B,) one value a picture.
+    """
+    values = peak_signal_noise_ratio(
+        prediction, truth, data_range=1.0, reduction="none", dim=(1, 2, 3)
+    )
+    return values.clamp(max=PSNR_CAP)
+
+
+def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004; Gaussian window 11, sigma 1.5).
+
+    Windows stand on every pixel; beyond the borders pictures are continued by reflection.
+
+    Args:
+        prediction: Pixels (B, 3, H, W) in [0, 1], at least 6 x 6.
+        truth: Pixels of the same shape.
+
+    Returns:
+        (B,) one value a picture, at most 1.
+    """
+    values = structural_similarity_index_measure(
+        prediction, truth, data_range=1.0, reduction="none"
+    )
+    assert isinstance(values, Tensor)  # a tuple only when the contrast map is asked for
+    return values.reshape(len(truth))
+
+
+def to_uint8(pixels: Tensor) -> np.ndarray:
+    """Pixels (B, 3, H, W) in [0, 1] as pictures (B, H, W, 3) uint8, rounded half up."""
+    levels = (pixels.detach().float().cpu().clamp(0, 1) * 255 + 0.5).floor().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).numpy()

@@ -1,0 +1,1 @@
+"""LightningModules for the tokenizer, the student and its distillation, and what they share."""

@@ -1,0 +1,75 @@
+"""Keeping a codebook in use: moving averages of the features, and revival of dead codes."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Codebook(nn.Module):
+    """State beside a codebook (V, d) while it is trained.
+
+    With ``decay`` the codes follow moving averages of the features assigned to them (van den Oord
+    et al. 2017, appendix A.1) instead of a gradient. A code that no feature was assigned to for
+    ``revive_after`` steps is moved onto a feature of the batch. A ``decay`` of None leaves codes
+    to the gradient, a ``revive_after`` of None leaves dead codes alone.
+    """
+
+    mass: Tensor  # (V,) moving average of how many features a step a code is given
+    total: Tensor  # (V, d) moving average of their sum
+    idle: Tensor  # (V,) steps since a code was last used
+    age: Tensor  # (V,) steps since a code was last moved by hand
+    started: Tensor
+
+    def __init__(self, codes: Tensor, decay: float | None, revive_after: int | None) -> None:
+        super().__init__()
+        self.codes, self.decay, self.revive_after = [codes], decay, revive_after
+        count = codes.shape[0]
+        self.register_buffer("mass", torch.zeros(count))
+        self.register_buffer("total", torch.zeros_like(codes))
+        self.register_buffer("idle", torch.full((count,), 1_000_000))  # never yet
+        self.register_buffer("age", torch.zeros(count, dtype=torch.long))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(self, z: Tensor, ids: Tensor) -> Tensor:
+        """Account for features z (M, d) that were assigned to codes ids (M,).
+
+        Returns:
+            the share of the codes used within the last 100 steps.
+        """
+        (codes,) = self.codes
+        if not self.started and self.decay is not None:
+            self._start(z, codes)
+            ids = torch.cdist(z, codes).argmin(1)
+        counts = torch.bincount(ids, minlength=len(codes)).float()
+        if self.decay is not None:
+            totals = torch.zeros_like(codes).index_add_(0, ids, z)
+            self.mass.lerp_(counts, 1 - self.decay)
+            self.total.lerp_(totals, 1 - self.decay)
+            # a code moves only as far as it is used: an idle one keeps its place
+            alive = self.mass > 1e-3
+            codes[alive] = self.total[alive] / self.mass[alive, None]
+        self.age.add_(1)
+        self.idle.add_(1)[counts > 0] = 0
+        if self.revive_after is not None:
+            self._revive(z, codes, self.revive_after)
+        return (self.idle < 100).float().mean()
+
+    def _start(self, z: Tensor, codes: Tensor) -> None:
+        """Put the codes onto features of the first batch, so that all begin within reach."""
+        codes.copy_(self._draw(z, len(codes)))
+        self.mass.fill_(1.0)
+        self.total.copy_(codes)
+        self.started.fill_(True)
+
+    def _revive(self, z: Tensor, codes: Tensor, after: int) -> None:
+        dead = ((self.idle >= after) & (self.age >= after)).nonzero().flatten()
+        if len(dead):
+            codes[dead] = self._draw(z, len(dead))
+            self.mass[dead] = 1.0
+            self.total[dead] = codes[dead]
+            self.age[dead] = 0
+
+    def _draw(self, z: Tensor, count: int) -> Tensor:
+        """``count`` features of the batch, repeated with a little noise when it has fewer."""
+        order = torch.randperm(len(z), device=z.device).repeat(-(-count // len(z)))[:count]
+        return z[order] + 1e-3 * z.std() * torch.randn(count, z.shape[1], device=z.device)

@@ -1,0 +1,208 @@
+"""What a training run can be told: plain dataclasses, which the configs in conf/ are held to."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from delvm.data.pictures import PicturesConfig
+from delvm.data.sentences import SentencesConfig
+from delvm.models.transformer import TransformerConfig
+from delvm.models.vqgan import VQGANConfig
+
+
+class Direction(Enum):
+    """Of the divergence: ``forward`` KL(teacher || student), ``inverse`` the other way round."""
+
+    forward = "forward"
+    inverse = "inverse"
+
+
+class LoggerName(Enum):
+    """Where curves go besides the CSV file, which is always written."""
+
+    csv = "csv"
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+
+
+@dataclass
+class ModuleConfig:
+    """What is trained, and with which losses."""
+
+    name: str = "student"
+
+
+@dataclass
+class TokenizerModule(ModuleConfig):
+    """Train the tokenizer to draw what it was shown.
+
+    Attributes:
+        l1, l2: weights of the mean absolute and squared error, pixels in [0, 1].
+        perceptual: weight of 1 - MS-SSIM.
+        codebook: weight of the codebook and commitment terms.
+        ema_decay: decay of the codes' moving averages; None = codes learn by gradient.
+        revive_after: steps without use after which a code is moved onto a feature of the batch;
+            None = never.
+        foreground: extra weight of the pixels that are not black; thin lines on black, as in
+            pose targets, are otherwise the first thing to vanish.
+    """
+
+    name: str = "tokenizer"
+    l1: float = 1.0
+    l2: float = 1.0
+    perceptual: float = 0.1
+    codebook: float = 1.0
+    ema_decay: float | None = 0.99
+    revive_after: int | None = 100
+    foreground: float = 0.0
+
+
+@dataclass
+class StudentModule(ModuleConfig):
+    """Train a transformer to continue visual sentences.
+
+    Attributes:
+        input_weight: weight of the tokens of input pictures beside those of targets (1 = paper).
+        label_smoothing: share of the target spread evenly over the vocabulary.
+        z_loss: weight of the squared log-partition.
+    """
+
+    name: str = "student"
+    input_weight: float = 1.0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+@dataclass
+class DistillationModule(StudentModule):
+    """Train it on the truth and on a frozen teacher: gt_weight x CE + kd_weight x T^2 x KL.
+
+    Attributes:
+        gt_weight: weight of the cross-entropy to the truth.
+        kd_weight: weight of the divergence from the teacher.
+        temperature: T, which softens both distributions.
+        direction: of the divergence.
+    """
+
+    name: str = "distillation"
+    gt_weight: float = 1.0
+    kd_weight: float = 1.0
+    temperature: float = 1.0
+    direction: Direction = Direction.forward
+
+
+@dataclass
+class TokenizerConfig:
+    """The tokenizer to be trained."""
+
+    net: VQGANConfig = field(default_factory=VQGANConfig)
+
+
+@dataclass
+class StudentConfig:
+    """The student (or teacher) to be trained."""
+
+    net: TransformerConfig = field(default_factory=TransformerConfig)
+
+
+@dataclass
+class TeacherConfig:
+    """The frozen teacher of a distillation: whatever `delvm.load_student` reads."""
+
+    checkpoint: str | None = None
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedule, a warm-up and half a cosine; the defaults are the reference's.
+
+    Attributes:
+        lr: highest learning rate.
+        min_lr_ratio: last learning rate over the highest.
+        warmup: share of the steps spent on warming up, in [0, 1).
+        clip: largest norm of the gradient; None = no clipping.
+    """
+
+    name: str = "adamw"
+    lr: float = 1.5e-4
+    min_lr_ratio: float = 0.1
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: float = 0.1
+    warmup: float = 0.0056
+    clip: float | None = 1.0
+
+
+@dataclass
+class TrainerConfig:
+    """How long, and on what.
+
+    Attributes:
+        max_steps: steps of the optimizer; the learning rate's schedule counts on all of them.
+        stop_at: step after which this job ends, to be resumed by another; None = max_steps.
+        accelerator: cpu, gpu or auto.
+        devices: devices of that kind.
+        precision: auto, 32-true, bf16-mixed, bf16-true or 16-mixed; auto is bf16-mixed where the
+            hardware multiplies in bf16.
+        accumulate: batches whose gradients make one step.
+        val_every: steps between validations.
+        log_every: steps between two points of a curve.
+        compile: whether the network goes through torch.compile.
+        threads: CPU threads; None leaves the choice to torch.
+    """
+
+    max_steps: int = 1000
+    stop_at: int | None = None
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "auto"
+    accumulate: int = 1
+    val_every: int = 200
+    log_every: int = 20
+    compile: bool = False
+    threads: int | None = None
+
+
+@dataclass
+class StrategyConfig:
+    """How the work is spread over devices, by Lightning's name for it."""
+
+    name: str = "auto"
+
+
+@dataclass
+class LoggerConfig:
+    """Where curves go.
+
+    Attributes:
+        project: name of the project (wandb).
+        offline: whether wandb keeps to files (`wandb sync` sends them later).
+    """
+
+    name: LoggerName = LoggerName.csv
+    project: str = "delvm"
+    offline: bool = True
+
+
+@dataclass
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        seed: of the weights, the order of the data and dropout.
+        output: folder of the run; a sweep gives each job one of its own below it.
+        resume: None (start anew), auto (the run's newest checkpoint, if any) or a file.
+        overwrite: whether a run that the folder holds already is replaced.
+    """
+
+    module: ModuleConfig = field(default_factory=StudentModule)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    data: SentencesConfig | PicturesConfig = field(default_factory=SentencesConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = 0
+    output: str = "outputs/train"
+    resume: str | None = None
+    overwrite: bool = False

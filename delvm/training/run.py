@@ -1,0 +1,215 @@
+"""One training run, from its config to its weights: what `delvm train` does."""
+
+import logging
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from delvm.data.pictures import PicturesConfig
+from delvm.data.sentences import SentencesConfig
+from delvm.data.shards import read_codebook
+from delvm.errors import UserError
+from delvm.interop.checkpoints import describe, load_student, save_model
+from delvm.models.transformer import Embedding, Transformer
+from delvm.models.vqgan import VQGAN
+from delvm.training.callbacks import CarryModel, LearningRate, StopAt, TrainingProgress
+from delvm.training.config import (
+    DistillationModule,
+    LoggerName,
+    StudentModule,
+    TokenizerModule,
+    TrainConfig,
+    TrainerConfig,
+)
+from delvm.training.data import PictureData, SentenceData
+from delvm.training.student import DistillationTraining, StudentTraining
+from delvm.training.tokenizer import TokenizerTraining
+
+
+def train(config: TrainConfig, folder: Path) -> Path:
+    """Train what the config says and export its last weights.
+
+    Args:
+        config: the run.
+        folder: of the run; gets ``checkpoints/``, ``metrics.csv`` and the exported weights.
+
+    Returns:
+        the exported folder, ``folder/tokenizer`` or ``folder/student``.
+
+    Raises:
+        UserError: data, teacher or checkpoint are missing or do not fit together.
+    """
+    _quiet()
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    L.seed_everything(config.seed, verbose=False)
+    resume = _checkpoint(config, folder)
+    module, data = build(config)
+    model = module.model
+    kind = "tokenizer" if isinstance(model, VQGAN) else "student"
+    callbacks: list[Callback] = [CarryModel(describe(model))]
+    if config.trainer.stop_at is not None:
+        callbacks.append(StopAt(config.trainer.stop_at))
+    trainer = _trainer(config, folder, callbacks)
+    if config.trainer.compile:
+        for part in [model.encoder, model.decoder] if isinstance(model, VQGAN) else [model]:
+            part.compile()
+    if resume is None:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+    save_model(model, folder / kind)
+    return folder / kind
+
+
+def build(
+    config: TrainConfig,
+) -> tuple[TokenizerTraining | StudentTraining, PictureData | SentenceData]:
+    """The LightningModule and the data module of a run."""
+    part, data = config.module, config.data
+    if isinstance(part, TokenizerModule):
+        if not isinstance(data, PicturesConfig):
+            raise UserError(f"data {data.kind} cannot train a {part.name}: set data=pixels")
+        pictures = PictureData(data, config.seed)
+        net = config.tokenizer.net
+        if (side := pictures.train.image_size) != net.resolution:
+            raise UserError(
+                f"image size {side} ({data.path}) != resolution {net.resolution} (tokenizer): "
+                f"set tokenizer.net.resolution={side}"
+            )
+        return TokenizerTraining(_made(VQGAN, net), part, config.optim), pictures
+    assert isinstance(part, StudentModule)
+    if not isinstance(data, SentencesConfig):
+        raise UserError(f"data {data.kind} cannot train a {part.name}: set data=sentences")
+    sentences = SentenceData(data, config.seed)
+    student = _student(config, data)
+    tokens = sentences.train.geometry.tokens_per_image
+    assert tokens is not None
+    rest: dict[str, Any] = {"tokens_per_image": tokens, "tasks": sentences.tasks}
+    rest["trained"] = list(sentences.train.shares)
+    if not isinstance(part, DistillationModule):
+        return StudentTraining(student, part, config.optim, **rest), sentences
+    if config.teacher.checkpoint is None:
+        raise UserError("a distillation needs a teacher: set teacher.checkpoint=PATH")
+    teacher = load_student(config.teacher.checkpoint)
+    if teacher.tokenizer_fingerprint != student.tokenizer_fingerprint:
+        raise UserError(
+            f"teacher {config.teacher.checkpoint} was trained on ids of tokenizer "
+            f"{teacher.tokenizer_fingerprint}, {data.path} holds those of "
+            f"{student.tokenizer_fingerprint}: set data.path=PATH"
+        )
+    return DistillationTraining(student, teacher, part, optim=config.optim, **rest), sentences
+
+
+def _student(config: TrainConfig, data: SentencesConfig) -> Transformer:
+    net = config.student.net
+    codebook, fingerprint = read_codebook(Path(data.path))
+    student = _made(Transformer, net, codebook if net.embedding is Embedding.codebook else None)
+    student.tokenizer_fingerprint = fingerprint
+    return student
+
+
+def _made(kind: Any, *parts: Any) -> Any:
+    try:
+        return kind(*parts)
+    except ValueError as error:  # a net that contradicts itself is the user's to mend
+        raise UserError(str(error)) from None
+
+
+def _trainer(config: TrainConfig, folder: Path, callbacks: list[Callback]) -> L.Trainer:
+    c = config.trainer
+    manual = isinstance(config.module, TokenizerModule)
+    return L.Trainer(
+        default_root_dir=folder,
+        max_steps=c.max_steps,
+        accelerator=c.accelerator,
+        devices=c.devices,
+        strategy=config.strategy.name,
+        precision=precision(c),  # type: ignore[arg-type]
+        accumulate_grad_batches=1 if manual else c.accumulate,
+        gradient_clip_val=None if manual else config.optim.clip,
+        val_check_interval=min(c.val_every, c.max_steps) * (1 if manual else c.accumulate),
+        check_val_every_n_epoch=None,
+        log_every_n_steps=c.log_every,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=_loggers(config, folder),
+        callbacks=[
+            *callbacks,
+            TrainingProgress(config.module.name),
+            LearningRate(),
+            ModelCheckpoint(
+                folder / "checkpoints",
+                filename="{step}",
+                monitor="val/loss",
+                save_top_k=1,
+                save_last=True,
+            ),
+        ],
+    )
+
+
+def precision(config: TrainerConfig) -> str:
+    """The precision asked for; ``auto`` is bf16-mixed where the hardware multiplies in bf16."""
+    if config.precision != "auto":
+        return config.precision
+    if config.accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    return "bf16-mixed" if fast else "32-true"
+
+
+def _loggers(config: TrainConfig, folder: Path) -> list[Logger]:
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    match config.logger.name:
+        case LoggerName.tensorboard:
+            loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+        case LoggerName.wandb:
+            c = config.logger
+            loggers.append(WandbLogger(project=c.project, offline=c.offline, save_dir=folder))
+    return loggers
+
+
+def _checkpoint(config: TrainConfig, folder: Path) -> str | None:
+    """The checkpoint to resume from, None to start anew.
+
+    Raises:
+        UserError: there is none, or starting anew would mix two runs in one folder.
+    """
+    resume, written = config.resume, folder / "checkpoints"
+    if resume is None:
+        if written.exists() and not config.overwrite:
+            raise UserError(
+                f"{folder} holds a run already: set resume=auto to go on with it, "
+                "overwrite=true to replace it, or output=PATH"
+            )
+        return None
+    path = folder / "checkpoints" / "last.ckpt" if resume == "auto" else Path(resume)
+    if path.exists():
+        return str(path)
+    if resume == "auto":
+        return None
+    raise UserError(f"checkpoint not found: {path} (set resume=PATH, or resume=auto)")
+
+
+def _quiet() -> None:
+    """Silence what Lightning says of choices that were made here on purpose."""
+    for text in (
+        ".*does not have many workers.*",
+        ".*exists and is not empty.*",
+        ".*LeafSpec.*",
+        ".*isinstance\\(treespec.*",
+        ".*IterableDataset.*has.*__len__.*",
+        ".*smaller than the logging interval.*",
+        ".*Mismatch dtype between input and weight.*",  # of RMSNorm under autocast
+    ):
+        warnings.filterwarnings("ignore", text)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -1,0 +1,147 @@
+"""Faults across groups: each alone, and several in one error."""
+
+import numpy as np
+import pytest
+import torch
+
+from delvm.commands.app import compose
+from delvm.commands.checks import check, faults
+from delvm.data.pairs import Pair
+from delvm.data.shards import write_pairs
+from delvm.errors import UserError
+
+
+def of_config(verb: str, *overrides: str) -> list[str]:
+    """Faults of the config alone, whether or not its data is there."""
+    found = faults(verb, compose(verb, overrides))
+    return [each for each in found if not each.startswith("data.path=")]
+
+
+ALONE = {
+    "student.net.vocab_size=512": "codebook size 1024 (tokenizer) != vocab_size 512 (student): "
+    "set student.net.vocab_size=1024",
+    "tokenizer=shapes_f8_32": "codebook size 512 (tokenizer) != vocab_size 1024 (student): "
+    "set student.net.vocab_size=512",
+    "student.net.codebook_dim=16": "code width 32 (tokenizer) != codebook_dim 16 (student): "
+    "set student.net.codebook_dim=32",
+    "data.pairs_per_sentence=5": "a sentence of 5 pairs is 640 tokens (2 x 5 x 64), and the "
+    "student's context is 512: set student.net.context=640 or data.pairs_per_sentence=4",
+    "student.net.heads=7": "student.net: heads 7 do not divide width 256",
+    "trainer.precision=16-mixed": "trainer.precision=16-mixed needs a GPU, "
+    "trainer.accelerator=cpu has none: set trainer.precision=bf16-mixed",
+    "trainer.precision=bf16-mixd": "unknown trainer.precision=bf16-mixd: did you mean "
+    "'bf16-mixed'?",
+    "trainer.accelerator=gpus": "unknown trainer.accelerator=gpus: did you mean 'gpu'?",
+    "module=distillation": "module=distillation needs a teacher: set teacher.checkpoint=PATH",
+    "teacher.checkpoint=x": "teacher.checkpoint=x, and module=student has no use for it: set "
+    "module=distillation or teacher.checkpoint=null",
+    "data=pixels": "module=student learns from sentences, data is pixels: set data=sentences",
+    "module=tokenizer": "module=tokenizer learns from pictures, data is sentences: set data=pixels",
+    "module.name=distillation": "module.name=distillation in the group module=student: set "
+    "module=distillation",
+    "resume=nowhere.ckpt": "checkpoint not found: nowhere.ckpt (set resume=PATH, auto or null)",
+    "data.batch_size=0": "data.batch_size=0 is below 1: set data.batch_size=1 or more",
+    "trainer.threads=0": "trainer.threads=0 is below 1: set trainer.threads=1 or more",
+    "data.workers=-1": "data.workers=-1 is below 0: set data.workers=0 or more",
+    "optim.lr=0": "optim.lr=0.0 is not above 0: set optim.lr=1.5e-4",
+    "optim.warmup=1.5": "optim.warmup=1.5 is a share of the steps: set it from 0 to 1",
+    "optim.betas=[0.9]": "optim.betas=[0.9] are not two numbers in [0, 1): set [0.9,0.95]",
+}
+
+
+@pytest.mark.parametrize("override", ALONE)
+def test_each_fault_alone(override):
+    assert of_config("train", override) == [ALONE[override]]
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train"])
+def test_defaults_have_no_faults(verb):
+    assert of_config(verb) == []
+
+
+def test_an_own_embedding_needs_no_code_width():
+    assert of_config("train", "student.net.embedding=own", "student.net.codebook_dim=16") == []
+
+
+def test_a_tokenizer_that_contradicts_itself():
+    words = ["module=tokenizer", "data=pixels", "tokenizer.net.resolution=60"]
+    found = of_config("train", *words, "tokenizer.net.hidden_channels=48")
+    assert [each.split(": ")[0] for each in found] == ["tokenizer.net"] * len(found)
+    assert any("resolution 60 is no multiple" in each for each in found)
+    assert any("hidden_channels 48 x channel_mult 1" in each for each in found)
+
+
+def test_an_absent_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert of_config("train", "trainer=gpu") == [
+        "trainer.accelerator=gpu, and no CUDA device is visible: set trainer=cpu"
+    ]
+
+
+def test_a_gpu_with_less_than_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    found = of_config("train", "trainer=gpu", "trainer.devices=2")
+    assert [each.split(",")[0] for each in found] == [
+        "trainer.precision=bf16-mixed",
+        "trainer.devices=2",
+    ]
+    assert of_config("train", "trainer=gpu", "trainer.precision=16-mixed") == []
+
+
+def test_several_faults_come_in_one_error(delvm, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "student.net.vocab_size=512",
+        "data.pairs_per_sentence=5",
+        "trainer.precision=16-mixed",
+        "module=distillation",
+    ]
+    code, out, err = delvm("train", *words)
+    assert (code, out) == (2, "")
+    lines = err.splitlines()
+    assert lines[0] == "delvm: 5 faults in the config:"
+    for word in words:
+        assert f"  - {ALONE[word]}" in lines
+    assert "data.path=outputs/shapes/tokens: no tokens in" in err
+    assert list(tmp_path.iterdir()) == []  # no run folder for a run that never began
+
+
+def test_the_shards_on_disk_count_not_the_config(tmp_path):
+    grey = np.full((16, 16, 3), 99, np.uint8)
+    pairs = [Pair(f"{i:06d}", "derain", grey, grey) for i in range(3)]
+    write_pairs(tmp_path, "train", "derain", pairs, source="test", seed=0, image_size=16)
+    words = ["module=tokenizer", "data=pixels", f"data.path={tmp_path}"]
+    assert faults("train", compose("train", words)) == [
+        f"image size 16 (pairs in {tmp_path}) != resolution 64 (tokenizer): "
+        "set tokenizer.net.resolution=16"
+    ]
+    found = faults("train", compose("train", [f"data.path={tmp_path}"]))
+    assert len(found) == 1 and "holds pairs, not tokens" in found[0]
+
+
+OTHERS = {
+    "prepare splits=[trian]": "unknown split 'trian': did you mean 'train'?",
+    "prepare splits=[]": "no splits given: set splits=[train,val,test]",
+    "prepare shard_size=0": "shard_size=0 is below 1: set shard_size=1 or more",
+    "encode input=nowhere": "input=nowhere not found: run `delvm prepare output=nowhere`",
+    "encode input=. output=.": "input and output are both .: set output to another folder",
+    "encode input=. balance.target=0": "balance.target=0 is below 1: set balance.target=1 or more",
+    "generate prompt=a query=b temperature=-1": "temperature=-1.0 is below 0: set temperature=0 "
+    "or more",
+    "generate prompt=a query=b temperature=1 top_p=1.5": "top_p=1.5 is no share: set it above 0 "
+    "and up to 1, or top_p=null",
+    "generate prompt=a query=b top_k=5": "top_k=5 does nothing at temperature=0, which takes the "
+    "likeliest token: set temperature=1 or top_k=null",
+    "evaluate input=. tasks=[poze]": "unknown task 'poze': did you mean 'pose'?",
+    "evaluate input=. queries=0": "queries=0 is below 1: set queries=1 or more",
+}
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_other_verbs(line):
+    verb, *words = line.split()
+    with pytest.raises(UserError) as caught:
+        check(verb, compose(verb, words))
+    assert str(caught.value) == OTHERS[line]

@@ -1,0 +1,205 @@
+"""The console script: pages, verbs, exit codes."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import delvm as package
+from delvm.commands import app, prepare
+from delvm.commands.cli import VERBS
+from delvm.commands.help import config_dir
+from delvm.errors import UserError
+
+
+def process(
+    *words: str, cwd: Path | None = None, root: Path = Path(package.__file__).parent.parent
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "delvm", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        timeout=120,
+    )
+
+
+def test_help_lists_every_verb(delvm):
+    code, out, _ = delvm("--help")
+    assert code == 0
+    for verb in VERBS:
+        assert f"  {verb} " in out
+
+
+def test_every_listed_verb_can_run():
+    from importlib import import_module
+
+    for verb in VERBS:
+        assert callable(import_module(f"delvm.commands.{verb}").run)
+        assert (config_dir() / f"{verb}.yaml").is_file()
+
+
+def test_version(delvm):
+    assert delvm("--version") == (0, f"delvm {package.__version__}\n", "")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb(delvm, verb):
+    code, out, _ = delvm(verb, "--help")
+    assert code == 0
+    assert "keys (key=value" in out and "examples:" in out and "--multirun" in out
+
+
+def test_help_of_a_verb_shows_groups_and_defaults(delvm):
+    _, out, _ = delvm("train", "--help")
+    assert "* small" in out and "  tiny" in out
+    assert "/schema" not in out and "override" not in out.split("keys")[1].split("flags")[0]
+
+
+def test_the_examples_of_the_help_compose():
+    for verb, about in VERBS.items():
+        for example in about.examples:
+            words = example.split()
+            assert words[:2] == ["delvm", verb]
+            if "-m" not in words:
+                app.compose(verb, words[2:])
+
+
+def test_unknown_verb(delvm):
+    code, _, err = delvm("trian")
+    assert code == 2
+    assert err == "delvm: unknown verb 'trian': did you mean 'train'?\n"
+
+
+def test_unknown_flags(delvm):
+    assert "did you mean '--help'?" in delvm("--hlep")[2]
+    code, _, err = delvm("prepare", "--multrun")
+    assert code == 2
+    assert err == "delvm: unknown flag '--multrun': did you mean '--multirun'?\n"
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom delvm.commands.cli import main\n"
+        "assert main(['--help']) == 0\n"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'numpy', 'PIL', 'lightning', 'yaml'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    root = str(Path(package.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": root},
+    )
+    assert done.stderr == "[]\n"
+
+
+def test_a_mistake_ends_a_process_with_one_line_and_2(tmp_path):
+    done = process("generate", "promt=x", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "delvm: unknown key 'promt': did you mean 'prompt'?\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_success_ends_a_process_with_0(tmp_path):
+    done = process("generate", "--cfg", "job", "prompt=a", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("prompt: a\nquery: ???\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_info(tmp_path):
+    done = process("prepare", "--info", "defaults", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "source/shapes" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_is_130(delvm, monkeypatch, tmp_path):
+    def interrupted(cfg):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prepare, "run", interrupted)
+    assert delvm("prepare") == (130, "", "delvm: interrupted\n")
+
+
+def test_ctrl_c_inside_lightning_is_130(delvm, monkeypatch, tmp_path):
+    from delvm.commands import train
+    from delvm.training import run as training
+
+    def interrupted(config, folder):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    monkeypatch.setattr(training, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(SimpleNamespace(output=str(tmp_path)))
+
+
+def test_a_bug_keeps_its_traceback(delvm, monkeypatch, tmp_path):
+    def buggy(cfg):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prepare, "run", buggy)
+    with pytest.raises(ZeroDivisionError) as caught:
+        delvm("prepare")
+    assert caught.traceback[-1].name == "buggy"
+
+
+def test_a_users_mistake_found_late_is_2(delvm, monkeypatch, tmp_path):
+    def mistaken(cfg):
+        raise UserError("the folder is not there")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prepare, "run", mistaken)
+    assert delvm("prepare") == (2, "", "delvm: the folder is not there\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_cannot_be_written_is_2(delvm, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    small = ["source.size=16", "splits=[val]", "source.val=1"]
+    code, _, err = delvm("prepare", "output=file/below", *small)
+    assert code == 2
+    assert err.splitlines()[-1].startswith("delvm: Not a directory: file/below")
+
+
+def test_a_package_that_carries_its_own_configs(tmp_path):
+    """As a wheel lays it out: no checkout around it, run in an empty folder."""
+    installed, empty = tmp_path / "site-packages", tmp_path / "empty"
+    source = Path(package.__file__).parent
+    ignored = shutil.ignore_patterns("__pycache__", "weights")
+    shutil.copytree(source, installed / "delvm", ignore=ignored)
+    shutil.copytree(config_dir(), installed / "delvm" / "conf")
+    empty.mkdir()
+    done = process("encode", "--info", "searchpath", cwd=empty, root=installed)
+    assert done.returncode == 0, done.stderr
+    assert str(installed / "delvm" / "conf") in done.stdout
+    assert str(source.parent / "conf") not in done.stdout
+    done = process(
+        "encode", "tokenizer=t", "balance=augment", "--cfg", "job", cwd=empty, root=installed
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mode: augment" in done.stdout
+    assert list(empty.iterdir()) == []
+
+
+def test_config_dir_of_an_installed_package(monkeypatch, tmp_path):
+    (tmp_path / "delvm").mkdir()
+    (tmp_path / "delvm" / "__init__.py").touch()
+    monkeypatch.setattr(package, "__file__", str(tmp_path / "delvm" / "__init__.py"))
+    assert config_dir() == tmp_path / "delvm" / "conf"
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "train.yaml").touch()
+    assert config_dir() == tmp_path / "conf"

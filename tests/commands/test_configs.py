@@ -1,0 +1,150 @@
+"""Every file in conf/ composes, and means what it says."""
+
+from pathlib import Path
+
+import pytest
+
+from delvm.commands.app import compose
+from delvm.commands.cli import VERBS
+from delvm.commands.help import config_dir, groups, options
+from delvm.commands.schema import (
+    EncodeConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    PrepareConfig,
+    ShapesSource,
+)
+from delvm.data.augment import Balance, BalanceConfig
+from delvm.data.pictures import PicturesConfig
+from delvm.data.sentences import SentencesConfig
+from delvm.data.shapes import Shapes
+from delvm.models.transformer import Init, TransformerConfig
+from delvm.training.config import Direction, DistillationModule, TokenizerModule, TrainConfig
+
+CONF = config_dir()
+GIVEN = {"generate": ["prompt=a", "query=b"]}  # values that have no default
+OPTIONS = [
+    (verb, group, option)
+    for verb in VERBS
+    for group in groups(CONF, verb)
+    for option in options(CONF, group)
+]
+
+
+def test_every_file_is_reached():
+    reached = {CONF / f"{verb}.yaml" for verb in VERBS}
+    reached |= {CONF / group / f"{option}.yaml" for _, group, option in OPTIONS}
+    assert set(CONF.rglob("*.yaml")) == reached
+    assert {path.suffix for path in CONF.rglob("*") if path.is_file()} == {".yaml"}
+
+
+@pytest.mark.parametrize(
+    "verb, schema",
+    [
+        ("prepare", PrepareConfig),
+        ("encode", EncodeConfig),
+        ("train", TrainConfig),
+        ("generate", GenerateConfig),
+        ("evaluate", EvaluateConfig),
+    ],
+)
+def test_defaults_compose(verb, schema):
+    assert isinstance(compose(verb, GIVEN.get(verb, [])), schema)
+
+
+@pytest.mark.parametrize("verb, group, option", OPTIONS)
+def test_every_option_composes(verb, group, option):
+    extra = ["teacher.checkpoint=x"] if option == "checkpoint" else []
+    compose(verb, [f"{group}={option}", *extra, *GIVEN.get(verb, [])])
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_file_says_what_it_is(path: Path):
+    lines = path.read_text("utf-8").splitlines()
+    comments = [line for line in lines if line.startswith("#") and "@package" not in line]
+    assert comments, f"{path} starts with no comment: help pages show it"
+    if path.parent.name not in ("experiment", "sweep"):
+        assert any(line.startswith("  - /schema/") for line in lines), f"{path} names no schema"
+
+
+@pytest.mark.parametrize("name", options(CONF, "experiment"))
+def test_experiments_fit_together(name):
+    from delvm.commands.checks import faults
+
+    cfg = compose("train", [f"experiment={name}"])
+    found = faults("train", cfg)
+    # Whether the data is there is not for the config to say.
+    assert [each for each in found if not each.startswith(("data.path=", "checkpoint not"))] == []
+
+
+def test_parts_come_as_their_own_dataclasses():
+    cfg = compose("train", ["module=distillation", "module.direction=inverse", "data=pixels"])
+    assert isinstance(cfg.module, DistillationModule)
+    assert cfg.module.direction is Direction.inverse
+    assert isinstance(cfg.data, PicturesConfig)
+    cfg = compose("train", ["module=tokenizer", "module.ema_decay=null"])
+    assert isinstance(cfg.module, TokenizerModule) and cfg.module.ema_decay is None
+    assert isinstance(cfg.data, SentencesConfig)
+    cfg = compose("encode", ["balance=augment", "balance.target=7"])
+    assert cfg.balance == BalanceConfig(Balance.augment, 7)
+
+
+@pytest.mark.parametrize("name, millions", [("80m", 80), ("300m", 300), ("1b", 1150)])
+def test_model_sizes_are_as_named(name, millions):
+    import torch
+
+    from delvm.models.transformer import Transformer
+
+    net = compose("train", [f"student={name}"]).student.net
+    with torch.device("meta"):
+        count = sum(p.numel() for p in Transformer(net).parameters())
+    assert count / 1e6 == pytest.approx(millions, rel=0.04)
+
+
+def test_the_largest_students_are_the_references():
+    for name, width, heads in (("300m", 1024, 8), ("1b", 2048, 16)):
+        net = compose("train", [f"student={name}"]).student.net
+        assert net == TransformerConfig(width=width, layers=22, heads=heads)
+        assert net.init is Init.reference and net.context == 2048
+
+
+@pytest.mark.parametrize(
+    "name, side, tokens, codes",
+    [("f16_8192", 256, 256, 8192), ("shapes_f8_64", 64, 64, 1024), ("shapes_f8_32", 32, 16, 512)],
+)
+def test_tokenizer_sizes_are_as_named(name, side, tokens, codes):
+    net = compose("train", [f"tokenizer={name}"]).tokenizer.net
+    assert (net.resolution, net.tokens_per_image, net.num_embeddings) == (side, tokens, codes)
+
+
+def test_the_source_config_is_the_sources_default():
+    source = compose("prepare").source
+    assert isinstance(source, ShapesSource)
+    plain = Shapes()
+    assert (source.size, source.seed, source.train) == (plain.size, plain.seed, plain.train)
+    assert tuple(source.held_out) == plain.held_out
+    for split in ("val", "test"):
+        assert plain.counts(split) == dict.fromkeys(
+            [*source.train, *source.held_out], getattr(source, split)
+        )
+
+
+def test_dictionaries_take_new_keys():
+    cfg = compose("train", ["data.weights.derain=2", "data.weights.pose=0.5"])
+    assert cfg.data.weights == {"derain": 2.0, "pose": 0.5}
+    assert compose("train", ["data.weights={derain: 2}"]).data.weights == {"derain": 2.0}
+    cfg = compose("evaluate", ["students.a=x/last.ckpt", "students.b=y"])
+    assert cfg.students == {"a": "x/last.ckpt", "b": "y"}
+    assert compose("prepare", ["~source.train.pose"]).source.train.keys() == {
+        "segmentation",
+        "derain",
+        "deblur",
+    }
+
+
+def test_a_key_may_have_the_name_of_another_verbs_group():
+    cfg = compose("generate", ["tokenizer=a/b.ckpt", "student=small", *GIVEN["generate"]])
+    assert (cfg.tokenizer, cfg.student) == ("a/b.ckpt", "small")
+    assert compose("encode", ["tokenizer=x"]).tokenizer == "x"
+    # and that of its own stays a group
+    assert compose("train", ["student=tiny"]).student.net.layers == 4

@@ -1,0 +1,142 @@
+"""Mistakes in overrides and config files: one line, the nearest valid name, exit code 2."""
+
+from pathlib import Path
+
+import pytest
+
+LINES = {
+    # unknown keys, at their own level
+    "train studnet=tiny": "unknown key 'studnet': did you mean 'student'?",
+    "train student.net.widht=4": "unknown key 'student.net.widht': did you mean "
+    "'student.net.width'?",
+    "train student.nte.width=4": "unknown key 'student.nte': did you mean 'student.net'?",
+    "train student.width=4": "unknown key 'student.width': did you mean 'student.net.width'?",
+    "train data.batchsize=4": "unknown key 'data.batchsize': did you mean 'data.batch_size'?",
+    "train module.label_smothing=0": "unknown key 'module.label_smothing': did you mean "
+    "'module.label_smoothing'?",
+    "train data=pixels data.pairs_per_sentence=2": "unknown key 'data.pairs_per_sentence': "
+    "choose from: batch_size, buffer, kind, path, val_pairs, workers",
+    "train module.kd_weight=2": "unknown key 'module.kd_weight': did you mean "
+    "'module.input_weight'?",
+    "prepare source.sise=32": "unknown key 'source.sise': did you mean 'source.size'?",
+    "encode balance.mod=augment": "unknown key 'balance.mod': did you mean 'balance.mode'?",
+    "generate promt=x": "unknown key 'promt': did you mean 'prompt'?",
+    "train hydra.runn.dir=x": "unknown key 'hydra.runn': did you mean 'hydra.run'?",
+    # a plus does not smuggle them in
+    "train +student.net.widht=4": "unknown key 'student.net.widht': did you mean "
+    "'student.net.width'?",
+    "train +data.foo=4": "unknown key 'data.foo': choose from: batch_size, buffer, kind, "
+    "pairs_per_sentence, path, val_pairs, weights, workers",
+    "generate ++sed=4": "unknown key 'sed': did you mean 'seed'?",
+    # group options
+    "train student=tny": "unknown option student=tny: did you mean 'tiny'?",
+    "train experiment=studnt_shapes_64": "unknown option experiment=studnt_shapes_64: did you "
+    "mean 'student_shapes_64'?",
+    "encode balance=agument": "unknown option balance=agument: did you mean 'augment'?",
+    "train student=null": "a group takes the name of an option, as GROUP=OPTION: see delvm train "
+    "--help",
+    # values of the wrong type
+    "train data.batch_size=abc": "data.batch_size=abc does not fit: data.batch_size takes a whole "
+    "number",
+    "train data.batch_size=1.5": "data.batch_size=1.5 does not fit: data.batch_size takes a whole "
+    "number",
+    "train optim.lr=fast": "optim.lr=fast does not fit: optim.lr takes a number",
+    "train optim.clip=x": "optim.clip=x does not fit: optim.clip takes a number or null",
+    "train optim.betas=3": "optim.betas=3 does not fit: optim.betas takes a list, as [a,b]",
+    "train trainer.compile=7.5": "trainer.compile=7.5 does not fit: trainer.compile takes true or "
+    "false",
+    "train student.net=5": "student.net=5 does not fit: student.net takes keys of its own, as "
+    "GROUP.KEY=VALUE",
+    "train module=distillation module.direction=forwrad": "module.direction=forwrad is not one of "
+    "forward, inverse: did you mean 'forward'?",
+    "generate device=gpu": "device=gpu is not one of auto, cpu, cuda: did you mean 'cpu'?",
+    "prepare source.size=null": "source.size=null does not fit: source.size takes a whole number",
+    "evaluate students=3": "students=3 does not fit: students takes a dictionary, as {a: 1}",
+    "prepare source.train.pose=x": "source.train.pose=x: Value 'x' of type 'str' could not be "
+    "converted to Integer",
+    # missing values
+    "generate": "missing values for prompt, query: set prompt=FOLDER query=PICTURE",
+    "generate prompt=x": "missing value for query: set query=PICTURE",
+    "train teacher=checkpoint": "missing value for teacher.checkpoint: set teacher.checkpoint=PATH",
+    # not overrides at all
+    "train foo": "'foo' is not an override: write key=value, or group=option",
+    "train =3": "'=3' is not an override: write key=value, or group=option",
+    "generate query=a(1).png": "cannot read the override query=a(1).png (mismatched input '.' "
+    "expecting <EOF>): quote its value, as \"query='a(1).png'\"",
+    "train seed=1,2": "seed=1,2 is several values: add -m to sweep over them, or write seed=[1,2]",
+    "train seed=range(3)": "seed=range(3) is a sweep: add -m",
+    "train output=${nope}": "output: Interpolation key 'nope' not found",
+    "prepare experiment=x": "delvm prepare has no group 'experiment': choose from: source",
+    # flags
+    "train --cfg jb": "argument --cfg/-c: invalid choice: 'jb' (choose from 'job', 'hydra', 'all')",
+    "train --resolve": "--resolve and --package go with --cfg job",
+}
+
+
+@pytest.mark.parametrize("words", LINES)
+def test_one_line(delvm, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert delvm(*words.split()) == (2, "", f"delvm: {LINES[words]}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_is_checked_before_its_first_job(delvm, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = delvm("train", "-m", "student=tiny,smal")
+    assert (code, out) == (2, "")
+    assert err == "delvm: unknown option student=smal: did you mean 'small'?\n"
+
+
+FILES = {
+    "student: {net: {widht: 3}}": "experiment/mine.yaml: unknown key 'student.net.widht': "
+    "did you mean 'student.net.width'?",
+    "studnet: {net: {width: 3}}": "experiment/mine.yaml: unknown key 'studnet': did you mean "
+    "'student'?",
+    "trainer: {max_steps: many}": "experiment/mine.yaml: trainer.max_steps: Value 'many' of type "
+    "'str' could not be converted to Integer",
+    "defaults: [override /studnet: tiny]": "experiment/mine.yaml: delvm train has no group "
+    "'studnet': did you mean 'student'?",
+    "defaults: [override /student: tny]": "unknown option student=tny: did you mean 'tiny'?",
+    "trainer: {max_steps: [": "a config file is not valid YAML: ",
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_mistakes_in_a_users_own_file(delvm, text, monkeypatch, tmp_path):
+    own = tmp_path / "it's mine" / "experiment"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    code, out, err = delvm("train", "--config-dir", str(own.parent), "experiment=mine")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"delvm: {FILES[text]}") and err.count("\n") == 1
+
+
+def test_a_users_own_option_composes(delvm, tmp_path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "mine.yaml").write_text(
+        "defaults: [/schema/student/student@_here_, _self_]\nnet: {width: 48, heads: 3}\n"
+    )
+    words = ("train", "-cd", str(tmp_path), "student=mine", "--cfg", "job", "-p", "student.net")
+    code, out, err = delvm(*words)
+    assert (code, err) == (0, "")
+    assert "width: 48" in out and "layers: 22" in out
+    code, _, err = delvm("train", "-cd", str(tmp_path / "none"))
+    assert code == 2 and err.startswith("delvm: config folder not found: ")
+
+
+def test_full_errors_on_request(delvm, monkeypatch):
+    from delvm.errors import UserError
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(UserError, match="did you mean 'student'"):
+        delvm("train", "studnet=tiny")
+
+
+def test_cfg_prints_and_does_nothing_else(delvm, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert "module: distillation" not in delvm("train", "--cfg", "job")[1]
+    assert "kd_weight: 1.0" in delvm("train", "module=distillation", "--cfg", "job")[1]
+    code, out, _ = delvm("train", "--cfg", "job", "--resolve", "-p", "output")
+    assert (code, out) == (0, "outputs/student\n")
+    assert "hydra:" in delvm("train", "--cfg", "hydra")[1]
+    assert list(Path().iterdir()) == []

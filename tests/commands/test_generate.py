@@ -1,0 +1,143 @@
+"""`delvm generate` on real files: what it writes, and every kind of bad input."""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+from delvm.commands.generate import plan
+from delvm.data.images import open_image
+from delvm.inference.prompt import Prompter
+from delvm.interop.checkpoints import load_student, load_tokenizer, save_model
+from delvm.models.vqgan import VQGAN
+
+
+@pytest.fixture
+def generate(delvm, weights, prompt):
+    def run(*words):
+        models = (f"tokenizer={weights}", f"student={weights}", "device=cpu")
+        given = [word.split("=")[0] for word in words]
+        rest = [word for word in models if word.split("=")[0] not in given]
+        start = [] if "prompt" in given else [f"prompt={prompt}"]
+        return delvm("generate", *start, *rest, *words)
+
+    return run
+
+
+def query(folder, name="query.png", size=(50, 31)):
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise(size, 80).convert("RGB").save(folder / name)
+    return folder / name
+
+
+def test_one_query_one_file(generate, weights, prompt, tmp_path):
+    path, output = query(tmp_path), tmp_path / "new" / "answer.png"
+    code, out, err = generate(f"query={path}", f"output={output}")
+    assert (code, err) == (0, "")
+    assert out == f"answer: {output}\ncontact sheet: {tmp_path}/new/answer_sheet.png\n"
+    assert sorted(each.name for each in output.parent.iterdir()) == [
+        "answer.png",
+        "answer_sheet.png",
+    ]
+    prompter = Prompter(load_tokenizer(weights), load_student(weights))
+    names = [f"{i:06d}" for i in range(2)]
+    pairs = [
+        tuple(open_image(next(prompt.glob(f"{name}_{side}.*"))) for side in ("img", "label"))
+        for name in names
+    ]
+    [expected] = prompter.complete(pairs, [open_image(path)])
+    assert Image.open(output).tobytes() == expected.tobytes()
+    sheet = Image.open(output.with_name("answer_sheet.png"))
+    assert sheet.width > 6 * 128 > sheet.height  # two pairs, the query and the answer in a row
+
+
+def test_a_folder_of_queries(generate, tmp_path):
+    for name in ("b.png", "a.jpg", "b.webp"):
+        query(tmp_path / "queries", name)
+    (tmp_path / "queries" / "notes.txt").touch()
+    code, out, err = generate(f"query={tmp_path}/queries", f"output={tmp_path}/answers")
+    assert code == 0
+    assert err == "generate: not pictures, left out: notes.txt\n"
+    assert out.startswith(f"answers: 3 in {tmp_path}/answers\n")
+    assert sorted(path.name for path in (tmp_path / "answers").iterdir()) == [
+        "a_answer.png",
+        "b.png_answer.png",
+        "b.webp_answer.png",
+        "sheet.png",
+    ]
+
+
+def test_the_suffix_decides_the_format(generate, tmp_path):
+    path = query(tmp_path)
+    assert generate(f"query={path}", f"output={tmp_path}/a.jpg")[0] == 0
+    assert Image.open(tmp_path / "a.jpg").format == "JPEG"
+    assert Image.open(tmp_path / "a_sheet.png").format == "PNG"
+
+
+def test_many_queries_fill_several_sheets(tmp_path):
+    for number in range(17):
+        query(tmp_path / "q", f"{number}.png", (4, 4))
+    assert [path.name for path in plan(str(tmp_path / "q"), str(tmp_path / "out")).sheets] == [
+        "sheet_1.png",
+        "sheet_2.png",
+    ]
+
+
+def bad_inputs(tmp_path, prompt, weights):
+    path = query(tmp_path)
+    empty, text = tmp_path / "empty", tmp_path / "text.png"
+    empty.mkdir()
+    text.write_text("not a picture")
+    unpaired = tmp_path / "unpaired"
+    shutil.copytree(prompt, unpaired)
+    next(unpaired.glob("000001_label.*")).unlink()
+    long = tmp_path / "long"
+    shutil.copytree(prompt, long)
+    for side in ("img", "label"):
+        query(long, f"000002_{side}.png")
+    other = tmp_path / "other"
+    save_model(VQGAN(load_tokenizer(weights).config), other)  # of the same shape, drawn anew
+    q = f"query={path}"
+    return {
+        "missing prompt": ([q, f"prompt={tmp_path}/none"], "prompt folder not found: "),
+        "missing query": ([f"query={tmp_path}/none.png"], "query not found: "),
+        "missing tokenizer": ([q, f"tokenizer={tmp_path}/none"], "tokenizer not found: "),
+        "missing student": ([q, f"student={tmp_path}/none"], "student not found: "),
+        "a student as tokenizer": ([q, f"tokenizer={weights}/student"], " holds a student"),
+        "not a picture": ([f"query={text}"], "cannot be read as a picture: not a picture"),
+        "not a checkpoint": ([q, f"student={text}"], "checkpoint "),
+        "empty prompt": ([q, f"prompt={empty}"], " has no pairs"),
+        "empty queries": ([f"query={empty}"], " has no pictures"),
+        "unpaired": ([q, f"prompt={unpaired}"], "unpaired "),
+        "another tokenizer": ([q, f"tokenizer={other}"], " is not the one this student was"),
+        "too long": ([q, f"prompt={long}"], "3 pairs, a query and its answer are 32 tokens, and"),
+        "unknown suffix": ([q, f"output={tmp_path}/a.xyz"], "unknown suffix '.xyz'"),
+        "two for one": ([f"query={prompt}", f"output={tmp_path}/a.png"], "set output=FOLDER"),
+        "onto the query": ([q, f"output={path}"], "output would replace the query"),
+        "among queries": ([f"query={prompt}", f"output={prompt}"], "set output to another folder"),
+        "below a file": ([q, f"output={text}/below/a.png"], "Not a directory: "),
+    }
+
+
+def test_bad_input_is_one_line_and_2_and_nothing_is_lost(generate, tmp_path, prompt, weights):
+    cases = bad_inputs(tmp_path, prompt, weights)
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name, (words, line) in cases.items():
+        output = (
+            []
+            if any(word.startswith("output=") for word in words)
+            else [f"output={tmp_path}/out.png"]
+        )
+        code, out, err = generate(*words, *output)
+        assert (code, out, err.count("\n")) == (2, "", 1), f"{name}: {err}"
+        assert err.startswith("delvm: ") and line in err, f"{name}: {err}"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
+
+
+def test_an_answer_is_kept_when_the_next_fails(generate, tmp_path):
+    path, output = query(tmp_path), tmp_path / "answer.png"
+    assert generate(f"query={path}", f"output={output}")[0] == 0
+    before = output.read_bytes()
+    path.write_bytes(b"damaged")
+    assert generate(f"query={path}", f"output={output}")[0] == 2
+    assert output.read_bytes() == before

@@ -1,0 +1,62 @@
+"""Small shards for the tests of shards."""
+
+import io
+import tarfile
+
+import numpy as np
+import torch
+
+from delvm.data.pairs import Pair
+from delvm.data.shards import (
+    plan_pairs,
+    plan_tokens,
+    write_codebook,
+    write_pairs,
+    write_tokens,
+)
+
+SETTINGS = {"source": "fake", "seed": 0, "image_size": 8}
+
+
+def make_pairs(count, task="derain", size=8, seed=0):
+    rng = np.random.default_rng(seed)
+    pictures = rng.integers(0, 256, (count, 2, size, size, 3), dtype=np.uint8)
+    return [Pair(f"{i:06d}", task, *sides) for i, sides in enumerate(pictures)]
+
+
+def write(root, count=5, **options):
+    settings = SETTINGS | {"shard_size": 2} | options
+    return write_pairs(root, "train", "derain", make_pairs(count), **settings)
+
+
+def token_plan(count, tokens=4, vocab=100, task="derain"):
+    pairs = plan_pairs("train", task, count, **SETTINGS)
+    return plan_tokens(pairs, count, tokens_per_image=tokens, vocab_size=vocab, fingerprint="abc")
+
+
+def make_ids(plan, seed=0):
+    shape = (plan.count, 2, plan.tokens_per_image)
+    return np.random.default_rng(seed).integers(0, plan.vocab_size, shape)
+
+
+def write_ids(root, plan, step=3, ids=None, **options):
+    ids = make_ids(plan) if ids is None else ids
+
+    def chunks(start, stop):
+        for first in range(start, stop, step):
+            yield ids[first : min(first + step, stop)]
+
+    write_codebook(root, torch.zeros(plan.vocab_size, 2), plan.fingerprint)
+    return write_tokens(root, plan, chunks, **options)
+
+
+def tar_bytes(root):
+    return {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*.tar"))}
+
+
+def rewrite_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))

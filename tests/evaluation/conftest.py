@@ -1,0 +1,147 @@
+"""A tokenizer and students that need no training, and shards of tiny pairs."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from delvm.data.images import to_pixels
+from delvm.data.pairs import Pair
+from delvm.data.shards import read_pairs, write_pairs
+
+SIDE, BLOCK = 16, 4
+LEVELS = 6
+TASKS = ("segmentation", "derain", "edges")
+
+
+@dataclass
+class BlockConfig:
+    """Of a tokenizer whose tokens are the mean colours of square blocks."""
+
+    resolution: int = SIDE
+    block: int = BLOCK
+    levels: int = LEVELS
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.levels**3
+
+    @property
+    def tokens_per_image(self) -> int:
+        return (self.resolution // self.block) ** 2
+
+
+class BlockTokenizer(nn.Module):
+    """A block's mean colour, rounded to a fixed palette, is its token."""
+
+    codebook: Tensor
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.config = config
+        axis = torch.linspace(0, 1, self.config.levels)
+        self.register_buffer("codebook", torch.cartesian_prod(axis, axis, axis))
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        means = nn.functional.avg_pool2d(pixels, self.config.block)
+        return torch.cdist(means.flatten(2).mT, self.codebook).argmin(-1)
+
+    def decode(self, ids: Tensor, clamp: bool = True) -> Tensor:
+        grid = self.config.resolution // self.config.block
+        colours = self.codebook[ids].mT.unflatten(2, (grid, grid))
+        return nn.functional.interpolate(colours, scale_factor=float(self.config.block))
+
+
+class Oracle(nn.Module):
+    """Knows the truth of each query by heart, and gives a share of its tokens right.
+
+    It answers through the calls that sampling makes: hidden, head and new_cache.
+    """
+
+    def __init__(self, tokenizer: BlockTokenizer, known: Iterable[Pair], right: float) -> None:
+        super().__init__()
+        self.tokens = tokenizer.config.tokens_per_image
+        self.codes = tokenizer.config.num_embeddings
+        self.config = SimpleNamespace(vocab_size=self.codes, context=8 * self.tokens)
+        self.tokenizer_fingerprint = ""
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.known = {}
+        rng = np.random.default_rng(0)
+        for pair in known:
+            query, truth = tokenizer.encode(to_pixels([pair.input, pair.target]))
+            wrong = torch.from_numpy(rng.random(self.tokens) >= right)
+            answer = torch.where(wrong, query, truth)
+            self.known[tuple(query.tolist())] = answer.tolist()
+
+    def new_cache(self, batch: int, context: int) -> SimpleNamespace:
+        return SimpleNamespace(ids=torch.empty(batch, 0, dtype=torch.int64))
+
+    def hidden(self, ids: Tensor, cache: SimpleNamespace | None = None) -> Tensor:
+        whole = ids
+        if cache is not None:
+            whole = cache.ids = torch.cat((cache.ids, ids), dim=1)
+        first = whole.shape[1] - ids.shape[1]
+        places = range(first, whole.shape[1])
+        return torch.tensor([[self._next(row, at) for at in places] for row in whole.tolist()])
+
+    def _next(self, row: list[int], at: int) -> int:
+        """The token after `at`: of the last picture by heart, of the others a guess."""
+        picture, place = divmod(at + 1, self.tokens)
+        if picture == 0:
+            return 0
+        before = tuple(row[(picture - 1) * self.tokens : picture * self.tokens])
+        return self.known.get(before, [0] * self.tokens)[place]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return 5.0 * nn.functional.one_hot(hidden, self.codes).float()
+
+
+def tiny_pair(split: str, task: str, index: int) -> Pair:
+    """A random picture and, by task, a mask of it, its clean self or a darker self."""
+    rng = np.random.default_rng([len(split), len(task), index])
+    grid = SIDE // BLOCK
+    clean = rng.integers(0, 256, (grid, grid, 3)).repeat(BLOCK, 0).repeat(BLOCK, 1)
+    picture, target = clean.copy(), clean
+    if task == "segmentation":
+        target = np.zeros_like(clean)
+        top, left = rng.integers(0, 2, 2) * BLOCK
+        target[top : top + 2 * BLOCK, left : left + 2 * BLOCK] = (255, 0, 0)
+    elif task == "derain":
+        picture[:, :: BLOCK // 2] = 255
+    else:
+        target = clean // 2
+    return Pair(f"{task}-{index}", task, picture.astype(np.uint8), target.astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root of 12 test and 8 val pairs a task, 16 px."""
+    root = tmp_path_factory.mktemp("shards")
+    for split, count in (("val", 8), ("test", 12)):
+        for task in TASKS:
+            pairs = [tiny_pair(split, task, index) for index in range(count)]
+            write_pairs(root, split, task, pairs, source="tiny", seed=0, image_size=SIDE)
+    return root
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., BlockTokenizer]:
+    """Makes one whose config differs in what is given."""
+    return lambda **changes: BlockTokenizer(BlockConfig(**changes))
+
+
+@pytest.fixture
+def tokenizer(make_tokenizer: Callable[..., BlockTokenizer]) -> BlockTokenizer:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def students(shards: Path, tokenizer: BlockTokenizer) -> dict[str, Oracle]:
+    """One that is always right, one that is right half of the time and else copies the query."""
+    known = [pair for task in TASKS for pair in read_pairs(shards, "test", task)]
+    return {"sage": Oracle(tokenizer, known, 1.0), "pupil": Oracle(tokenizer, known, 0.5)}

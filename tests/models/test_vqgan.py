@@ -1,0 +1,92 @@
+"""The tokenizer equals the reference number for number, and refuses what it cannot hold."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from delvm.models.vqgan import VQGAN, VQGANConfig
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "muse_vqgan"
+TINY = {"resolution": 16, "hidden_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1}
+TINY |= {"attn_resolutions": [], "z_channels": 32, "num_embeddings": 24}
+TINY |= {"quantized_embed_dim": 8}
+
+
+def tiny(**changes: object) -> VQGAN:
+    torch.manual_seed(0)
+    return VQGAN(VQGANConfig(**(TINY | changes))).eval()  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def golden() -> tuple[VQGAN, dict[str, np.ndarray]]:
+    """The open-muse model and what it computed."""
+    config = json.loads((GOLDEN / "config.json").read_text())
+    config = {k: v for k, v in config.items() if not k.startswith("_")}
+    model = VQGAN(VQGANConfig(**config)).eval()
+    model.load_state_dict(torch.load(GOLDEN / "pytorch_model.bin", weights_only=True))
+    with np.load(GOLDEN / "golden.npz", allow_pickle=False) as file:
+        return model, dict(file)
+
+
+def test_ids_are_those_of_the_reference(golden):
+    model, known = golden
+    ids = model.encode(torch.from_numpy(known["pixels"]))
+    np.testing.assert_array_equal(ids.numpy(), known["ids"])
+
+
+def test_reconstruction_is_that_of_the_reference(golden):
+    model, known = golden
+    drawn = model.decode(torch.from_numpy(known["ids"]), clamp=False)
+    # relative to the picture: unclamped values of random weights reach beyond 1
+    scale = np.abs(known["reconstruction"]).max()
+    assert np.abs(drawn.numpy() - known["reconstruction"]).max() < 1e-5 * max(1.0, scale)
+
+
+def test_search_equals_the_plain_distance_matrix():
+    model = tiny()
+    z = torch.randn(50, 8)
+    # initial codes are tiny: spread them so that distances differ
+    model.quantize.embedding.weight.data.normal_()
+    wanted = ((z[:, None] - model.codebook[None]) ** 2).sum(-1).argmin(1)
+    assert torch.equal(model.quantize.search(z), wanted)
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_shapes(patch):
+    model = tiny(patch_size=patch)
+    grid = 16 // (2 * patch)
+    assert model.config.factor == 2 * patch
+    assert model.config.tokens_per_image == grid**2
+    ids = model.encode(torch.rand(3, 3, 16, 16))
+    assert ids.shape == (3, grid**2) and ids.dtype == torch.int64
+    pixels = model.decode(ids)
+    assert pixels.shape == (3, 3, 16, 16)
+    assert pixels.min() >= 0 and pixels.max() <= 1
+
+
+def test_full_size_architecture_is_the_references():
+    with torch.device("meta"):
+        model = VQGAN(VQGANConfig())
+    assert model.config.tokens_per_image == 256
+    assert model.encoder.down[4].attn[1].q.weight.shape == (512, 512, 1, 1)
+    assert model.decoder.up[4].attn[2].q.weight.shape == (512, 512, 1, 1)
+    assert not hasattr(model.encoder.down[4], "downsample")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: m.encode(torch.rand(1, 3, 8, 8)), ["8, 8", "16, 16"]),
+        (lambda m: m.decode(torch.zeros(1, 5, dtype=torch.int64)), ["5", "64"]),
+        (lambda m: m.decode(torch.full((1, 64), 24)), ["24"]),
+        (lambda m: tiny(resolution=15), ["15", "2"]),
+        (lambda m: tiny(hidden_channels=20), ["20", "32"]),
+    ],
+)
+def test_faults_name_the_values(call, words):
+    with pytest.raises(ValueError) as error:
+        call(tiny())
+    assert all(word in str(error.value) for word in words)

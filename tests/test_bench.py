@@ -1,0 +1,105 @@
+"""The frame of the benchmarks; nothing here depends on how fast anything is."""
+
+import importlib
+import json
+import sys
+from types import ModuleType
+
+import pytest
+
+from delvm.errors import UserError
+from experiments.bench.frame import Row, medians, merge, table
+
+runner = importlib.import_module("experiments.bench.__main__")
+
+FAST = Row.compare("fast", 2.0, 8.0, goal="ratio <= 0.5", unit="s", note="a note")
+SLOW = Row("slow", 3.0, None, None, "ours < 1", "s", "")
+PLAIN = Row("plain", 12345.0, None, None, "", "records/s", "")
+
+
+def test_a_row_holds_the_seven_keys(tmp_path):
+    merge(tmp_path / "bench.json", [FAST])
+    (row,) = json.loads((tmp_path / "bench.json").read_text())
+    assert list(row) == ["name", "ours", "peer", "ratio", "goal", "unit", "note"]
+    assert row["ratio"] == 0.25
+
+
+def test_verdicts():
+    assert [row.verdict for row in (FAST, SLOW, PLAIN)] == ["met", "missed", "no goal"]
+    assert Row("at", 1.0, None, None, "ours <= 1", "s", "").verdict == "met"
+    assert Row("over", 2.0, 1.0, 2.0, "ratio >= 2.5", "s", "").verdict == "missed"
+
+
+@pytest.mark.parametrize("goal", ["under 1", "ratio < 1", "ours < x"])
+def test_a_goal_that_cannot_be_checked_is_an_error(goal):
+    with pytest.raises(ValueError, match="cannot be checked"):
+        _ = Row("x", 1.0, None, None, goal, "s", "").verdict
+
+
+def test_merging_replaces_by_name_and_keeps_the_rest(tmp_path):
+    path = tmp_path / "bench.json"
+    merge(path, [FAST, SLOW])
+    faster = Row.compare("fast", 1.0, 8.0, unit="s", note="")
+    rows = merge(path, [faster, PLAIN])
+    assert [(row["name"], row["ours"]) for row in rows] == [
+        ("fast", 1.0),
+        ("slow", 3.0),
+        ("plain", 12345.0),
+    ]
+    assert json.loads(path.read_text()) == rows
+    assert [file.name for file in tmp_path.iterdir()] == ["bench.json"]
+
+
+@pytest.mark.parametrize("text", ["not json", '{"a": 1}', "[1, 2]", '[{"ours": 1}]'])
+def test_a_file_of_something_else_is_left_alone(tmp_path, text):
+    path = tmp_path / "bench.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="no benchmark rows"):
+        merge(path, [FAST])
+    assert path.read_text() == text
+
+
+def test_the_table_aligns_and_speaks():
+    lines = table([FAST, SLOW, PLAIN]).splitlines()
+    assert lines[0].split() == ["name", "ours", "peer", "ratio", "unit", "goal"]
+    assert lines[1].endswith("met") and lines[2].endswith("missed") and lines[3].endswith("no goal")
+    assert "12,345" in lines[3]
+    assert lines[-1] == "fast: a note"
+    assert runner.summary([FAST, SLOW, PLAIN]) == "1 of 2 goals met; missed: slow"
+
+
+def test_calls_take_turns():
+    calls: list[str] = []
+    found = medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
+    assert calls == ["a", "b"] * 4  # once to warm up, three times timed
+    assert set(found) == {"a", "b"} and all(seconds >= 0 for seconds in found.values())
+
+
+def test_subjects_are_found_and_chosen():
+    known = runner.subjects()
+    assert "startup" in known and "frame" not in known and "__main__" not in known
+    assert runner.chosen([], known) == known
+    assert runner.chosen(["only=startup"], known) == ["startup"]
+    with pytest.raises(UserError, match="unknown benchmark 'startpu': did you mean 'startup'"):
+        runner.chosen(["only=startpu"], known)
+    with pytest.raises(UserError, match="only=NAME"):
+        runner.chosen(["startup"], known)
+
+
+def test_a_run_of_a_fake_subject(tmp_path, monkeypatch, capsys):
+    fake = ModuleType("experiments.bench.fake")
+    fake.rows = lambda: [FAST, PLAIN]
+    monkeypatch.setitem(sys.modules, "experiments.bench.fake", fake)
+    monkeypatch.setattr(runner, "subjects", lambda: ["fake"])
+    monkeypatch.setattr(runner, "RESULTS", tmp_path / "bench.json")
+    assert runner.main(["only=fake"]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 1 goals met" in out and str(tmp_path / "bench.json") in out
+    assert len(json.loads((tmp_path / "bench.json").read_text())) == 2
+    assert runner.main(["only=other"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_every_subject_offers_rows():
+    for name in runner.subjects():
+        assert callable(importlib.import_module(f"experiments.bench.{name}").rows)

@@ -1,0 +1,61 @@
+"""Losses against loops, and the schedule."""
+
+import math
+
+import pytest
+import torch
+
+from delvm.training.losses import cross_entropy, distillation, token_weights
+from delvm.training.schedule import warmup_cosine
+
+
+def test_weights_alternate_by_picture():
+    # three pictures of two tokens: in in | target target | in in; the first token is not predicted
+    assert token_weights(6, 2, 0.25).tolist() == [0.25, 1.0, 1.0, 0.25, 0.25]
+
+
+def test_cross_entropy_against_a_loop():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
+    weights = torch.tensor([0.0, 1.0, 0.5, 2.0, 1.0])
+    total = mass = 0.0
+    for b in range(2):
+        for t in range(5):
+            p = logits[b, t].exp() / logits[b, t].exp().sum()
+            total += weights[t].item() * -math.log(p[targets[b, t]].item())
+            mass += weights[t].item()
+    assert cross_entropy(logits, targets, weights).item() == pytest.approx(total / mass, rel=1e-5)
+
+
+def test_z_loss_pulls_the_log_partition_to_zero():
+    logits, targets = torch.full((1, 1, 4), 3.0), torch.zeros(1, 1, dtype=torch.int64)
+    plain = cross_entropy(logits, targets, torch.ones(1))
+    with_z = cross_entropy(logits, targets, torch.ones(1), z_loss=0.1)
+    wanted = 0.1 * (3 + math.log(4)) ** 2
+    assert (with_z - plain).item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_distillation_against_a_loop(inverse):
+    torch.manual_seed(0)
+    student, teacher, weights = torch.randn(2, 3, 5), torch.randn(2, 3, 5), torch.ones(3)
+    t, total = 2.0, 0.0
+    for b in range(2):
+        for i in range(3):
+            p = torch.softmax((student if inverse else teacher)[b, i] / t, 0)
+            q = torch.softmax((teacher if inverse else student)[b, i] / t, 0)
+            total += t**2 * sum(a.item() * math.log(a / c) for a, c in zip(p, q, strict=True))
+    got = distillation(student, teacher, weights, t, inverse).item()
+    assert got == pytest.approx(total / 6, rel=1e-4)
+
+
+def test_distillation_is_zero_between_equals():
+    logits = torch.randn(2, 3, 5)
+    assert distillation(logits, logits, torch.ones(3), 1.0, False).item() == pytest.approx(0)
+
+
+def test_schedule():
+    rates = [warmup_cosine(step, 100, 0.1, 0.2) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0
+    assert rates[55] == pytest.approx(0.6) and rates[100] == pytest.approx(0.2)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))

@@ -1,0 +1,209 @@
+"""Whole training runs, small: what they learn, what they leave, and how they resume."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from delvm.data import shards
+from delvm.data.pairs import Pair
+from delvm.data.pictures import PicturesConfig
+from delvm.data.sentences import SentencesConfig
+from delvm.errors import UserError
+from delvm.interop.checkpoints import load_student, load_tokenizer
+from delvm.models.transformer import Init, TransformerConfig
+from delvm.models.vqgan import VQGANConfig
+from delvm.training.config import (
+    DistillationModule,
+    OptimConfig,
+    StudentConfig,
+    StudentModule,
+    TeacherConfig,
+    TokenizerConfig,
+    TokenizerModule,
+    TrainConfig,
+    TrainerConfig,
+)
+from delvm.training.run import build, precision, train
+
+N, V = 4, 16
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory) -> Path:
+    """Token shards of a task that can be learnt: the target is the input, one id further."""
+    root = tmp_path_factory.mktemp("tokens")
+    torch.manual_seed(0)
+    shards.write_codebook(root, torch.randn(V, 8), "f" * 16)
+    for split, count in (("train", 256), ("val", 8)):
+        plan = shards.plan_tokens(
+            shards.plan_pairs(split, "pose", count, source="s", seed=0, image_size=8),
+            count, tokens_per_image=N, vocab_size=V, fingerprint="f" * 16,
+        )  # fmt: skip
+
+        def ids(start, stop):
+            inputs = np.random.default_rng(start).integers(0, V, (stop - start, 1, N))
+            yield np.concatenate((inputs, (inputs + 1) % V), axis=1)
+
+        shards.write_tokens(root, plan, ids)
+    return root
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Pair shards of flat colours."""
+    root = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        colours = rng.integers(0, 256, (8, 2, 3))
+        pairs = [
+            Pair(f"{i}", "derain", *(np.full((16, 16, 3), c, np.uint8) for c in both))
+            for i, both in enumerate(colours)
+        ]
+        shards.write_pairs(root, split, "derain", pairs, source="s", seed=0, image_size=16)
+    return root
+
+
+def student_config(tokens: Path, steps: int = 3, **changes: object) -> TrainConfig:
+    net = TransformerConfig(V, 32, 2, 2, context=32, codebook_dim=8, init=Init.ordinary)
+    values = {
+        "module": StudentModule(input_weight=0.0),
+        "student": StudentConfig(net),
+        "data": SentencesConfig(path=str(tokens), pairs_per_sentence=2, batch_size=8),
+        "optim": OptimConfig(lr=1e-2, warmup=0.1),
+        "trainer": TrainerConfig(
+            steps, accelerator="cpu", precision="32-true", val_every=steps, log_every=1, threads=1
+        ),
+    }
+    return TrainConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+def curve(folder: Path, name: str) -> list[float]:
+    with (folder / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def test_a_student_learns_and_is_exported(tokens, tmp_path):
+    made = train(student_config(tokens, steps=150), tmp_path)
+    assert made == tmp_path / "student"
+    losses = curve(tmp_path, "train/loss")
+    assert losses[-1] < 0.3 * losses[0]
+    assert curve(tmp_path, "val/pose/target_acc")[-1] > 0.8
+    student = load_student(made)
+    assert student.tokenizer_fingerprint == "f" * 16
+    codebook, _ = shards.read_codebook(tokens)
+    assert torch.equal(student.embed.codebook, codebook)
+
+
+def test_validation_figures_agree(tokens, tmp_path):
+    train(student_config(tokens), tmp_path)
+    (loss,), (ppl,) = curve(tmp_path, "val/loss"), curve(tmp_path, "val/ppl")
+    assert ppl == pytest.approx(np.exp(loss), rel=1e-5)
+    assert curve(tmp_path, "val/pose/loss") == [loss]  # the only task
+
+
+def test_the_same_seed_gives_the_same_student(tokens, tmp_path):
+    for name in ("a", "b"):
+        train(student_config(tokens), tmp_path / name)
+    a, b = (load_student(tmp_path / name).state_dict() for name in ("a", "b"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_resume_continues_the_steps(tokens, tmp_path):
+    train(student_config(tokens, steps=2), tmp_path)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert load_student(tmp_path / "checkpoints" / "last.ckpt").config.width == 32
+    train(student_config(tokens, steps=5, resume="auto"), tmp_path)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 5
+
+
+def test_distillation_leaves_its_teacher_alone(tokens, tmp_path):
+    teacher = train(student_config(tokens), tmp_path / "teacher")
+    before = (teacher / "model.safetensors").read_bytes()
+    config = student_config(
+        tokens, module=DistillationModule(), teacher=TeacherConfig(str(teacher)), seed=1
+    )
+    module, _ = build(config)
+    assert not any("teacher" in name for name in module.state_dict())
+    train(config, tmp_path / "student")
+    assert len(curve(tmp_path / "student", "train/kd")) == 3
+    assert (teacher / "model.safetensors").read_bytes() == before
+
+
+def test_distillation_towards_itself_is_free(tokens, tmp_path):
+    teacher = train(student_config(tokens), tmp_path)
+    config = student_config(
+        tokens, module=DistillationModule(), teacher=TeacherConfig(str(teacher)), seed=1
+    )
+    module, _ = build(config)
+    module.model.load_state_dict(load_student(teacher).state_dict())
+    logged: dict[str, torch.Tensor] = {}
+    module.log_dict = logged.update
+    loss = module.training_step({"ids": torch.randint(0, V, (4, 16))}, 0)
+    assert logged["train/kd"].item() == pytest.approx(0, abs=1e-6)
+    assert loss.item() == pytest.approx(logged["train/loss"].item())
+
+
+@pytest.mark.parametrize("ema", [0.9, None])
+def test_a_tokenizer_learns(pictures, tmp_path, ema):
+    net = VQGANConfig(16, 3, 32, [1, 1], 1, [], True, 32, 32, 8, patch_size=2)
+    config = TrainConfig(
+        module=TokenizerModule(perceptual=0.1 if ema else 0.0, ema_decay=ema, revive_after=10),
+        tokenizer=TokenizerConfig(net),
+        data=PicturesConfig(path=str(pictures), batch_size=8, buffer=16),
+        optim=OptimConfig(lr=2e-3, warmup=0.1),
+        trainer=TrainerConfig(
+            30, accelerator="cpu", precision="32-true", val_every=30, log_every=1, threads=1
+        ),
+    )
+    made = train(config, tmp_path)
+    losses = curve(tmp_path, "train/loss")
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    tokenizer = load_tokenizer(made)
+    assert tokenizer.config == net
+    assert len(curve(tmp_path, "val/psnr")) == 1
+
+
+def test_faults(tokens, pictures, tmp_path):
+    with pytest.raises(UserError, match="teacher.checkpoint=PATH"):
+        build(student_config(tokens, module=DistillationModule()))
+    with pytest.raises(UserError, match="set data=sentences"):
+        build(student_config(tokens, data=PicturesConfig(path=str(pictures))))
+    with pytest.raises(UserError, match="resume=PATH"):
+        train(student_config(tokens, resume=str(tmp_path / "none.ckpt")), tmp_path)
+
+
+def test_a_run_in_two_jobs_ends_where_one_would(tokens, tmp_path):
+    config = student_config(tokens, steps=6)
+    config.trainer.stop_at = 4
+    train(config, tmp_path)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 4
+    rate = saved["lr_schedulers"][0]["_last_lr"][0]
+    train(student_config(tokens, steps=6, resume="auto"), tmp_path)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 6
+    assert saved["lr_schedulers"][0]["_last_lr"][0] < rate  # the schedule went on
+
+
+def test_a_run_is_not_mixed_with_another(tokens, tmp_path):
+    train(student_config(tokens), tmp_path)
+    before = (tmp_path / "student" / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="overwrite=true"):
+        train(student_config(tokens, seed=1), tmp_path)
+    assert (tmp_path / "student" / "model.safetensors").read_bytes() == before
+    train(student_config(tokens, seed=1, overwrite=True), tmp_path)
+    assert sorted(file.name for file in (tmp_path / "checkpoints").iterdir()) == [
+        "last.ckpt",
+        "step=3.ckpt",
+    ]
+    assert (tmp_path / "student" / "model.safetensors").read_bytes() != before
+
+
+def test_precision_asked_for_is_kept():
+    assert precision(TrainerConfig(precision="32-true")) == "32-true"
+    assert precision(TrainerConfig(accelerator="cpu")) in ("32-true", "bf16-mixed")
