@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
@@ -21,13 +20,13 @@ from delvm.models.vqgan import VQGAN
 from delvm.training.callbacks import CarryModel, LearningRate, StopAt, TrainingProgress
 from delvm.training.config import (
     DistillationModule,
-    LoggerName,
     StudentModule,
     TokenizerModule,
     TrainConfig,
     TrainerConfig,
 )
 from delvm.training.data import PictureData, SentenceData
+from delvm.training.logs import loggers
 from delvm.training.student import DistillationTraining, StudentTraining
 from delvm.training.tokenizer import TokenizerTraining
 
@@ -56,7 +55,7 @@ def train(config: TrainConfig, folder: Path) -> Path:
     callbacks: list[Callback] = [CarryModel(describe(model))]
     if config.trainer.stop_at is not None:
         callbacks.append(StopAt(config.trainer.stop_at))
-    trainer = _trainer(config, folder, callbacks)
+    trainer = _trainer(config, folder, callbacks, resume)
     if config.trainer.compile:
         for part in [model.encoder, model.decoder] if isinstance(model, VQGAN) else [model]:
             part.compile()
@@ -122,7 +121,9 @@ def _made(kind: Any, *parts: Any) -> Any:
         raise UserError(str(error)) from None
 
 
-def _trainer(config: TrainConfig, folder: Path, callbacks: list[Callback]) -> L.Trainer:
+def _trainer(
+    config: TrainConfig, folder: Path, callbacks: list[Callback], resume: str | None
+) -> L.Trainer:
     c = config.trainer
     manual = isinstance(config.module, TokenizerModule)
     return L.Trainer(
@@ -140,7 +141,7 @@ def _trainer(config: TrainConfig, folder: Path, callbacks: list[Callback]) -> L.
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=_loggers(config, folder),
+        logger=loggers(config.logger, folder, resume),
         callbacks=[
             *callbacks,
             TrainingProgress(config.module.name),
@@ -165,17 +166,6 @@ def precision(config: TrainerConfig) -> str:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
     return "bf16-mixed" if fast else "32-true"
-
-
-def _loggers(config: TrainConfig, folder: Path) -> list[Logger]:
-    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
-    match config.logger.name:
-        case LoggerName.tensorboard:
-            loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
-        case LoggerName.wandb:
-            c = config.logger
-            loggers.append(WandbLogger(project=c.project, offline=c.offline, save_dir=folder))
-    return loggers
 
 
 def _checkpoint(config: TrainConfig, folder: Path) -> str | None:

@@ -119,6 +119,7 @@ def test_resume_continues_the_steps(tokens, tmp_path):
     train(student_config(tokens, steps=5, resume="auto"), tmp_path)
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 5
+    assert len(curve(tmp_path, "train/loss")) == 5  # the first job's stay in the table
 
 
 def test_distillation_leaves_its_teacher_alone(tokens, tmp_path):

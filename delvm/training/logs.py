@@ -1,0 +1,52 @@
+"""Where the figures of a run go: always to metrics.csv, and to one more place if asked."""
+
+import csv
+from pathlib import Path
+
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from delvm.training.config import LoggerConfig, LoggerName
+
+CSV_NAME = "metrics.csv"
+
+
+def loggers(config: LoggerConfig, folder: Path, resume: str | None) -> list[Logger]:
+    """The loggers of a run.
+
+    Args:
+        config: which one beside the CSV file.
+        folder: of the run.
+        resume: checkpoint that the run goes on from; what was logged before it is kept.
+    """
+    kept = logged_before(resume, folder / CSV_NAME) if resume else []
+    table = CSVLogger(folder, name="", version="")
+    _put_back(table, kept)
+    made: list[Logger] = [table]
+    match config.name:
+        case LoggerName.tensorboard:
+            made.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+        case LoggerName.wandb:
+            made.append(
+                WandbLogger(project=config.project, offline=config.offline, save_dir=folder)
+            )
+    return made
+
+
+def logged_before(checkpoint: str, file: Path) -> list[dict[str, float]]:
+    """Rows of a metrics.csv up to the step of a checkpoint: what was logged after it is redone."""
+    if not file.exists():
+        return []
+    last = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")["global_step"]
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
+    return [row for row in rows if row["step"] < last]
+
+
+@rank_zero_only
+def _put_back(table: CSVLogger, rows: list[dict[str, float]]) -> None:
+    """Log rows anew: Lightning deletes the file that an earlier job left."""
+    if rows:
+        table.experiment.metrics.extend(rows)
+        table.save()
