@@ -1,8 +1,9 @@
 """Load a tokenizer or a student from whatever holds one, and write our own folders.
 
-A folder has ``config.json`` {"format", "kind", "config", and for a student
-"tokenizer_fingerprint"} and ``model.safetensors``. A Lightning checkpoint carries the same
-dictionary under the key ``delvm``, beside the training state.
+Our folder has ``config.json`` {"format", "kind", "config", and for a student
+"tokenizer_fingerprint"} and ``model.safetensors``. A Lightning checkpoint of ours carries the
+same dictionary under the key ``delvm``, beside the training state. Other projects' layouts have
+a module each: `open_muse`, `taming`.
 """
 
 from dataclasses import asdict, fields
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from delvm.errors import UserError
 from delvm.files import atomic_folder, read_json, write_json
+from delvm.interop import open_muse, taming, weights
 from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
 
@@ -48,9 +49,9 @@ def save_model(
         folder: replaced if it exists.
         dtype: of the weights on disk; float16 halves the size.
     """
-    weights = {k: v.detach().cpu().to(dtype).contiguous() for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().cpu().to(dtype).contiguous() for k, v in model.state_dict().items()}
     with atomic_folder(folder) as part:
-        save_file(weights, part / "model.safetensors")
+        save_file(tensors, part / "model.safetensors")
         write_json(part / "config.json", describe(model))
 
 
@@ -58,8 +59,9 @@ def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> VQGA
     """The tokenizer at ``path``, in evaluation mode and float32.
 
     Args:
-        path: a folder with config.json and model.safetensors, a Lightning checkpoint (.ckpt) of
-            a tokenizer's training, or the name of weights that ship with the package ("shapes").
+        path: a folder of ours, or of open-muse, LVM or DeLVM; a Lightning checkpoint (.ckpt) of
+            ours, or of taming-transformers with its YAML beside it; or the name of weights that
+            ship with the package ("shapes").
 
     Raises:
         UserError: nothing is there, it holds something else, or the weights do not fit.
@@ -87,11 +89,11 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Transf
 
 def _load(path: str | Path, kind: str, device: str | torch.device) -> VQGAN | Transformer:
     place = resolve(path, kind)
-    description, weights = _read_folder(place) if place.is_dir() else _read_checkpoint(place)
+    description, found = _read_folder(place) if place.is_dir() else _read_checkpoint(place)
     if description.get("kind") != kind:
         raise UserError(f"{path} holds a {description.get('kind')}, not a {kind}: set {kind}=PATH")
     model = _build(description, place)
-    _fill(model, weights, place)
+    _fill(model, found, place)
     return model.to(device).eval()
 
 
@@ -118,31 +120,29 @@ def resolve(path: str | Path, kind: str) -> Path:
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     description = read_json(folder / "config.json", "model config")
+    if open_muse.recognises(description):
+        config, found = open_muse.read(folder, description)
+        return {"kind": "tokenizer", "config": config}, found
     if description.get("format") != FORMAT:
         raise UserError(
-            f"{folder}/config.json has format {description.get('format')!r}, not {FORMAT!r}"
+            f"{folder}/config.json is neither of format {FORMAT!r} nor an open-muse VQGAN's"
         )
-    file = folder / "model.safetensors"
-    try:
-        return description, load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"weights {file} cannot be read: {error}") from None
+    return description, weights.read_tensors(folder / "model.safetensors")
 
 
 def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"checkpoint {file} cannot be read as tensors and plain values: {reason}"
-        ) from None
-    if not isinstance(checkpoint, dict) or "delvm" not in checkpoint:
-        raise UserError(f"checkpoint {file} was not written by `delvm train`")
-    weights = checkpoint["state_dict"]
-    return checkpoint["delvm"], {
-        k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")
-    }
+    checkpoint = weights.read_pickle(file)
+    if isinstance(checkpoint, dict) and {"delvm", "state_dict"} <= checkpoint.keys():
+        state = checkpoint["state_dict"]
+        return checkpoint["delvm"], {
+            k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")
+        }
+    if isinstance(checkpoint, dict) and taming.recognises(checkpoint):
+        config, found = taming.read(file, checkpoint)
+        return {"kind": "tokenizer", "config": config}, found
+    raise UserError(
+        f"checkpoint {file} was written neither by `delvm train` nor by taming-transformers"
+    )
 
 
 def _build(description: dict[str, Any], place: Path) -> VQGAN | Transformer:
@@ -150,7 +150,7 @@ def _build(description: dict[str, Any], place: Path) -> VQGAN | Transformer:
     schema: type[VQGANConfig | TransformerConfig] = (
         VQGANConfig if kind == "tokenizer" else TransformerConfig
     )
-    values = dict(description["config"])
+    values = dict(description.get("config") or {})
     known = {field.name for field in fields(schema)}
     if unknown := sorted(set(values) - known):
         raise UserError(f"{place}: unknown keys in the {kind} config: {', '.join(unknown)}")
@@ -166,16 +166,16 @@ def _build(description: dict[str, Any], place: Path) -> VQGAN | Transformer:
     return student
 
 
-def _fill(model: nn.Module, weights: dict[str, Tensor], place: Path) -> None:
+def _fill(model: nn.Module, found: dict[str, Tensor], place: Path) -> None:
     """Load weights; every key and shape must match."""
     wanted = model.state_dict()
-    missing, extra = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     wrong = [
-        f"{k} {tuple(weights[k].shape)} != {tuple(v.shape)}"
+        f"{k} {tuple(found[k].shape)} != {tuple(v.shape)}"
         for k, v in wanted.items()
-        if k in weights and weights[k].shape != v.shape
+        if k in found and found[k].shape != v.shape
     ]
     parts = [("missing", missing), ("unexpected", extra), ("of another shape", wrong)]
     if faults := [f"{what}: {', '.join(names)}" for what, names in parts if names]:
         raise UserError(f"weights in {place} do not fit: {'; '.join(faults)}")
-    model.load_state_dict(weights)
+    model.load_state_dict(found)

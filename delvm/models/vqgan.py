@@ -34,6 +34,8 @@ class VQGANConfig:
         patch_size: side of the pixel blocks folded into channels before the first convolution
             (1 in the reference). Full-resolution convolutions cost most, so small tokenizers
             go down early.
+        signed_pixels: whether the network itself works on pixels in [-1, 1], as the taming
+            originals do; ``encode`` takes and ``decode`` gives [0, 1] either way.
     """
 
     resolution: int = 256
@@ -50,6 +52,7 @@ class VQGANConfig:
     resample_with_conv: bool = True
     commitment_cost: float = 0.25
     patch_size: int = 1
+    signed_pixels: bool = False
 
     @property
     def factor(self) -> int:
@@ -263,6 +266,8 @@ class VQGAN(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Features (B, N, d) before quantization, of pixels (B, 3, H, H) in [0, 1]."""
+        if self.config.signed_pixels:
+            pixels = 2 * pixels - 1
         return self.quant_conv(self.encoder(pixels)).flatten(2).transpose(1, 2)
 
     def render(self, codes: Tensor) -> Tensor:
@@ -270,7 +275,8 @@ class VQGAN(nn.Module):
         b, n, d = codes.shape
         side = int(n**0.5)
         z = codes.transpose(1, 2).reshape(b, d, side, side)
-        return self.decoder(self.post_quant_conv(z))
+        pixels = self.decoder(self.post_quant_conv(z))
+        return (pixels + 1) / 2 if self.config.signed_pixels else pixels
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:

@@ -1,0 +1,197 @@
+"""Tokenizers of other projects: read as they lie on disk, written as others read them."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from delvm.errors import UserError
+from delvm.interop import open_muse, weights
+from delvm.interop.checkpoints import load_tokenizer
+from delvm.interop.fingerprint import fingerprint
+from delvm.models.vqgan import VQGAN, VQGANConfig
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "muse_vqgan"
+DDCONFIG = {
+    "double_z": False,
+    "z_channels": 32,
+    "resolution": 16,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 32,
+    "ch_mult": [1, 1],
+    "num_res_blocks": 1,
+    "attn_resolutions": [8],
+    "dropout": 0.0,
+}
+
+
+def golden_state() -> dict[str, torch.Tensor]:
+    return torch.load(GOLDEN / "pytorch_model.bin", weights_only=True)
+
+
+def test_an_open_muse_folder_is_a_tokenizer():
+    tokenizer = load_tokenizer(GOLDEN)
+    with np.load(GOLDEN / "golden.npz", allow_pickle=False) as known:
+        assert np.array_equal(tokenizer.encode(torch.from_numpy(known["pixels"])), known["ids"])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_shards_are_one_tokenizer(tmp_path, name):
+    state = golden_state()
+    stem, suffix = name.split(".")
+    write: Callable[..., None] = save_file if suffix == "safetensors" else torch.save
+    places = {}
+    for number in range(3):
+        part = {k: v.clone() for i, (k, v) in enumerate(state.items()) if i % 3 == number}
+        file = f"{stem}-{number + 1:05d}-of-00003.{suffix}"
+        write(part, tmp_path / file)
+        places |= dict.fromkeys(part, file)
+    (tmp_path / f"{name}.index.json").write_text(json.dumps({"weight_map": places}))
+    (tmp_path / "config.json").write_text((GOLDEN / "config.json").read_text())
+    assert fingerprint(load_tokenizer(tmp_path)) == fingerprint(load_tokenizer(GOLDEN))
+    (tmp_path / file).unlink()
+    with pytest.raises(UserError, match=f"shard {file} is missing"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("places", "fault"),
+    [
+        ({"a": "../secret.safetensors"}, "not a file beside it"),
+        ({"a": "/etc/passwd"}, "not a file beside it"),
+        ({"a": 3}, "no weight_map"),
+        ({"a": "one.safetensors", "b": "one.safetensors"}, "do not agree on: b"),
+    ],
+)
+def test_an_index_is_untrusted(tmp_path, places, fault):
+    save_file({"a": torch.zeros(1)}, tmp_path / "one.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(UserError, match=fault):
+        weights.read_folder(tmp_path)
+
+
+def test_a_tokenizer_is_written_as_open_muse_reads_it(tmp_path):
+    tokenizer = load_tokenizer(GOLDEN)
+    open_muse.write(tokenizer, tmp_path / "muse")
+    assert fingerprint(load_tokenizer(tmp_path / "muse")) == fingerprint(tokenizer)
+    theirs = json.loads((GOLDEN / "config.json").read_text())
+    assert json.loads((tmp_path / "muse" / "config.json").read_text()) == theirs
+    written = weights.read_folder(tmp_path / "muse")
+    assert {k: v.shape for k, v in written.items()} == {
+        k: v.shape for k, v in golden_state().items()
+    }
+
+
+def test_open_muse_cannot_hold_every_tokenizer(tmp_path):
+    with pytest.raises(UserError, match="patch_size: 4"):
+        open_muse.write(load_tokenizer("shapes"), tmp_path / "muse")
+    assert not (tmp_path / "muse").exists()
+
+
+def test_faults_of_an_open_muse_folder(tmp_path):
+    config = json.loads((GOLDEN / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"no weights in .*: it needs one of model\.safetensors"):
+        load_tokenizer(tmp_path)
+    torch.save(golden_state() | {"bonus": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="unexpected: bonus"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rank": 4}))
+    with pytest.raises(UserError, match="unknown keys: rank"):
+        load_tokenizer(tmp_path)
+
+
+def taming(folder: Path, **changes: object) -> tuple[VQGAN, Path]:
+    """A first stage as taming-transformers leaves it, and the same network without the range."""
+    torch.manual_seed(0)
+    config = VQGANConfig(16, 3, 32, [1, 1], 1, [8], z_channels=32, num_embeddings=24)
+    config.quantized_embed_dim = 8
+    plain = VQGAN(config).eval()
+    plain.codebook.data.normal_()
+    state = plain.state_dict() | {"loss.discriminator.main.0.weight": torch.zeros(4)}
+    params = {"embed_dim": 8, "n_embed": 24, "ddconfig": DDCONFIG | changes}
+    (folder / "last.yaml").write_text(yaml.safe_dump({"model": {"params": params}}))
+    torch.save({"state_dict": state, "epoch": 3}, folder / "last.ckpt")
+    return plain, folder / "last.ckpt"
+
+
+def test_a_taming_checkpoint_takes_pixels_from_zero_to_one(tmp_path):
+    plain, file = taming(tmp_path)
+    tokenizer = load_tokenizer(file)
+    pixels = torch.rand(2, 3, 16, 16)
+    ids = tokenizer.encode(pixels)
+    assert torch.equal(ids, plain.encode(2 * pixels - 1))
+    wanted = (plain.decode(ids, clamp=False) + 1) / 2
+    torch.testing.assert_close(tokenizer.decode(ids, clamp=False), wanted)
+    assert tokenizer.config == replace(plain.config, signed_pixels=True)
+
+
+def test_the_yaml_of_a_taming_checkpoint(tmp_path):
+    logs = tmp_path / "logs"
+    (logs / "checkpoints").mkdir(parents=True)
+    (logs / "configs").mkdir()
+    _, file = taming(logs / "checkpoints")
+    found = file.with_suffix(".yaml")
+    found.rename(logs / "configs" / "2021-04-03T19-39-50-project.yaml")
+    load_tokenizer(file)
+    (logs / "configs" / "2021-04-03T19-39-50-project.yaml").rename(found.with_name("other.yaml"))
+    with pytest.raises(UserError, match=r"the YAML of .*last\.ckpt is not there"):
+        load_tokenizer(file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"double_z": True}, "double_z True is not supported"),
+        ({"out_ch": 1}, "out_ch and in_channels differ"),
+        ({"experts": 2}, "unknown keys in ddconfig: experts"),
+        ({"ch": 64}, "do not fit"),
+        ({"ch": "many"}, "not valid"),
+    ],
+)
+def test_faults_of_a_taming_yaml(tmp_path, changes, fault):
+    _, file = taming(tmp_path, **changes)
+    with pytest.raises(UserError, match=fault):
+        load_tokenizer(file)
+
+
+@pytest.mark.parametrize("text", ["model: [", "model: {params: {}}", "[]"])
+def test_a_broken_yaml_is_named(tmp_path, text):
+    _, file = taming(tmp_path)
+    file.with_suffix(".yaml").write_text(text)
+    with pytest.raises(UserError, match=r"last\.yaml"):
+        load_tokenizer(file)
+
+
+def test_callbacks_of_an_old_lightning_do_no_harm(tmp_path, monkeypatch):
+    """Released checkpoints name a class that is not installed; nothing of it is run."""
+    module = ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+    cls = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    module.ModelCheckpoint = cls
+    names = ["pytorch_lightning", "pytorch_lightning.callbacks", module.__name__]
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, module)
+    _, file = taming(tmp_path)
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"callbacks": {cls: {"best": 1.0}}}, file)
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
+    load_tokenizer(file)
+
+
+def test_a_checkpoint_of_something_else(tmp_path):
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="neither by `delvm train` nor by taming-transformers"):
+        load_tokenizer(tmp_path / "x.ckpt")
+    torch.save([1, 2], tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="no state dict"):
+        weights.read_folder(tmp_path)
