@@ -9,12 +9,16 @@ Notation:
     h  grid side        N  tokens a picture, N = h * h, in raster order
 """
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+_MOST_DISTANCES = 2**23  # held at once in the search for the nearest code: 32 MiB
 
 
 @dataclass
@@ -242,8 +246,13 @@ class Quantizer(nn.Module):
     def search(self, z: Tensor) -> Tensor:
         """Ids (M,) of the codes nearest to the vectors z (M, d)."""
         codes = self.embedding.weight
-        # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 does not change which is least
-        return torch.addmm((codes * codes).sum(1), z, codes.T, alpha=-2.0).argmin(1)
+        squares = (codes * codes).sum(1)
+        # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 does not change which is least. A part of
+        # the vectors at a time, so that no (M, V) matrix is ever whole.
+        rows = max(1, _MOST_DISTANCES // len(codes))
+        return torch.cat(
+            [torch.addmm(squares, part, codes.T, alpha=-2.0).argmin(1) for part in z.split(rows)]
+        )
 
 
 class VQGAN(nn.Module):
@@ -283,14 +292,10 @@ class VQGAN(nn.Module):
         """Ids (B, N) int64 in raster order, of pixels (B, 3, H, H) in [0, 1].
 
         Raises:
-            ValueError: the picture has another shape than the tokenizer was made for.
+            ValueError: the pictures have another shape than the tokenizer was made for, or a
+                pixel is no number or outside [0, 1].
         """
-        c = self.config
-        wanted = (c.num_channels, c.resolution, c.resolution)
-        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != wanted:
-            raise ValueError(
-                f"pixels {tuple(pixels.shape)} are not (B, {', '.join(map(str, wanted))})"
-            )
+        self._check_pixels(pixels)
         z = self.features(pixels)
         return self.quantize.search(z.flatten(0, 1).float()).view(z.shape[:2])
 
@@ -310,6 +315,22 @@ class VQGAN(nn.Module):
             )
         pixels = self.render(self.quantize.embedding(ids))
         return pixels.clamp(0, 1) if clamp else pixels
+
+    def _check_pixels(self, pixels: Tensor) -> None:
+        c = self.config
+        wanted = (c.num_channels, c.resolution, c.resolution)
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != wanted:
+            raise ValueError(
+                f"pixels {tuple(pixels.shape)} are not (B, {', '.join(map(str, wanted))}): scale "
+                f"and crop each picture with delvm.data.images.fit(picture, {c.resolution})"
+            )
+        if not pixels.numel():
+            return
+        least, most = (value.item() for value in pixels.aminmax())  # both NaN if any pixel is
+        if math.isnan(least):
+            raise ValueError(f"{int(pixels.isnan().sum())} of {pixels.numel()} pixels are NaN")
+        if least < 0 or most > 1:
+            raise ValueError(f"pixels from {least:g} to {most:g} are not in [0, 1]")
 
 
 def _check(c: VQGANConfig) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from delvm.models import vqgan
 from delvm.models.vqgan import VQGAN, VQGANConfig
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "muse_vqgan"
@@ -54,6 +55,15 @@ def test_search_equals_the_plain_distance_matrix():
     assert torch.equal(model.quantize.search(z), wanted)
 
 
+def test_search_in_parts_is_the_search_of_the_whole(monkeypatch):
+    model = tiny()
+    model.quantize.embedding.weight.data.normal_()
+    z = torch.randn(50, 8)
+    whole = model.quantize.search(z)
+    monkeypatch.setattr(vqgan, "_MOST_DISTANCES", 24 * 7)  # seven vectors at a time
+    assert torch.equal(model.quantize.search(z), whole)
+
+
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_shapes(patch):
     model = tiny(patch_size=patch)
@@ -79,7 +89,11 @@ def test_full_size_architecture_is_the_references():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda m: m.encode(torch.rand(1, 3, 8, 8)), ["8, 8", "16, 16"]),
+        (lambda m: m.encode(torch.rand(1, 3, 8, 8)), ["8, 8", "16, 16", "fit(picture, 16)"]),
+        (lambda m: m.encode(torch.rand(1, 3, 17, 16)), ["17, 16", "16, 16"]),
+        (lambda m: m.encode(torch.full((1, 3, 16, 16), torch.nan)), ["768 of 768", "NaN"]),
+        (lambda m: m.encode(torch.full((1, 3, 16, 16), 255.0)), ["255", "[0, 1]"]),
+        (lambda m: m.encode(torch.full((1, 3, 16, 16), -0.5)), ["-0.5", "[0, 1]"]),
         (lambda m: m.decode(torch.zeros(1, 5, dtype=torch.int64)), ["5", "64"]),
         (lambda m: m.decode(torch.full((1, 64), 24)), ["24"]),
         (lambda m: tiny(resolution=15), ["15", "2"]),
