@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 _MOST_DISTANCES = 2**23  # held at once in the search for the nearest code: 32 MiB
 
 
