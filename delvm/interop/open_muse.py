@@ -18,7 +18,7 @@ from delvm.models.vqgan import VQGAN, VQGANConfig
 
 CLASS = "VQGANModel"
 # Fields of ours that the layout cannot express -> the only value that it can.
-_OURS = {"patch_size": 1, "signed_pixels": False}
+_OURS = {"patch_size": 1, "signed_pixels": False, "normalize_codes": False}
 
 
 def recognises(config: dict[str, Any]) -> bool:

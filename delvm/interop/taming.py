@@ -7,10 +7,8 @@ and its network works on pixels in [-1, 1].
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import yaml
 from torch import Tensor
-from yaml import YAMLError
 
 from delvm.errors import UserError
 
@@ -74,10 +72,10 @@ def _state(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        found: Any = OmegaConf.to_container(OmegaConf.load(path))
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
         params = found["model"]["params"]
         net, embed_dim, n_embed = dict(params["ddconfig"]), params["embed_dim"], params["n_embed"]
-    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     except (KeyError, TypeError, ValueError):
         raise UserError(

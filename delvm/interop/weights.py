@@ -3,6 +3,7 @@
 A pickle is opened for tensors and plain values only; one that wants to run code is refused.
 """
 
+import re
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -44,10 +45,18 @@ def read_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals([(_Inert, name) for name in _CALLBACKS]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken or hostile file makes torch raise
-        lines = str(error).splitlines() or [type(error).__name__]
-        wants = [line.strip() for line in lines if "GLOBAL" in line]
-        reason = (wants or lines)[0]
-        raise UserError(f"{path} cannot be read as tensors and plain values: {reason}") from None
+        raise UserError(
+            f"checkpoint {path} cannot be read as tensors and plain values: {_reason(error)}"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, without torch's advice to read it unsafely."""
+    if wants := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it asks for {wants[1]}, which is neither"
+    if "zip archive" in str(error):
+        return "it is damaged, or not all of it is there"
+    return "it is not a checkpoint"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

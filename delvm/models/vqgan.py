@@ -39,6 +39,8 @@ class VQGANConfig:
             go down early.
         signed_pixels: whether the network itself works on pixels in [-1, 1], as the taming
             originals do; ``encode`` takes and ``decode`` gives [0, 1] either way.
+        normalize_codes: whether features and codes are scaled to length 1 first, so that the
+            nearest code is the one of the least angle (Yu et al. 2021, arXiv 2110.04627).
     """
 
     resolution: int = 256
@@ -56,6 +58,7 @@ class VQGANConfig:
     commitment_cost: float = 0.25
     patch_size: int = 1
     signed_pixels: bool = False
+    normalize_codes: bool = False
 
     @property
     def factor(self) -> int:
@@ -237,14 +240,21 @@ class Decoder(nn.Module):
 class Quantizer(nn.Module):
     """Nearest code by Euclidean distance (van den Oord et al. 2017)."""
 
-    def __init__(self, codes: int, width: int) -> None:
+    def __init__(self, codes: int, width: int, normalize: bool = False) -> None:
         super().__init__()
+        self.normalize = normalize
         self.embedding = nn.Embedding(codes, width)
         nn.init.uniform_(self.embedding.weight, -1.0 / codes, 1.0 / codes)
 
+    @property
+    def codes(self) -> Tensor:
+        """The codes (V, d), as features are compared with them."""
+        weight = self.embedding.weight
+        return F.normalize(weight, dim=1) if self.normalize else weight
+
     def search(self, z: Tensor) -> Tensor:
         """Ids (M,) of the codes nearest to the vectors z (M, d)."""
-        codes = self.embedding.weight
+        codes = self.codes
         squares = (codes * codes).sum(1)
         # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 does not change which is least. A part of
         # the vectors at a time, so that no (M, V) matrix is ever whole.
@@ -263,20 +273,23 @@ class VQGAN(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quantize = Quantizer(config.num_embeddings, config.quantized_embed_dim)
+        self.quantize = Quantizer(
+            config.num_embeddings, config.quantized_embed_dim, config.normalize_codes
+        )
         self.quant_conv = nn.Conv2d(config.z_channels, config.quantized_embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.quantized_embed_dim, config.z_channels, 1)
 
     @property
     def codebook(self) -> Tensor:
         """The codes (V, d)."""
-        return self.quantize.embedding.weight
+        return self.quantize.codes
 
     def features(self, pixels: Tensor) -> Tensor:
         """Features (B, N, d) before quantization, of pixels (B, 3, H, H) in [0, 1]."""
         if self.config.signed_pixels:
             pixels = 2 * pixels - 1
-        return self.quant_conv(self.encoder(pixels)).flatten(2).transpose(1, 2)
+        z = self.quant_conv(self.encoder(pixels)).flatten(2).transpose(1, 2)
+        return F.normalize(z, dim=-1) if self.config.normalize_codes else z
 
     def render(self, codes: Tensor) -> Tensor:
         """Pixels (B, 3, H, H), not clamped, of code vectors (B, N, d)."""
@@ -312,7 +325,7 @@ class VQGAN(nn.Module):
             raise ValueError(
                 f"ids {int(ids.min())} to {int(ids.max())} for a codebook of {c.num_embeddings}"
             )
-        pixels = self.render(self.quantize.embedding(ids))
+        pixels = self.render(F.embedding(ids, self.codebook))
         return pixels.clamp(0, 1) if clamp else pixels
 
     def _check_pixels(self, pixels: Tensor) -> None:

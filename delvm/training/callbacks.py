@@ -1,6 +1,7 @@
-"""Callbacks of a training run: progress in one line."""
+"""Callbacks of a training run: progress in one line, and what is kept of it."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -63,6 +64,19 @@ class CarryModel(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["delvm"] = self.description
+
+
+class SaveLast(L.Callback):
+    """Writes the checkpoint of the last step, from which the run can go on.
+
+    Listed before a moving average of the weights, which takes their place at the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
 
 
 class StopAt(L.Callback):

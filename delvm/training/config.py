@@ -17,11 +17,18 @@ class Direction(Enum):
 
 
 class LoggerName(Enum):
-    """Where curves go besides the CSV file, which is always written."""
+    """Where curves and pictures go besides files: wandb comes with TensorBoard, csv is alone."""
 
     csv = "csv"
     tensorboard = "tensorboard"
     wandb = "wandb"
+
+
+class Perceptual(Enum):
+    """Which perceptual distance: ``lpips`` needs the weights of a VGG16, ``ms_ssim`` nothing."""
+
+    ms_ssim = "ms_ssim"
+    lpips = "lpips"
 
 
 @dataclass
@@ -37,7 +44,14 @@ class TokenizerModule(ModuleConfig):
 
     Attributes:
         l1, l2: weights of the mean absolute and squared error, pixels in [0, 1].
-        perceptual: weight of 1 - MS-SSIM.
+        perceptual: weight of the perceptual distance.
+        distance: which one.
+        vgg_weights: file of VGG16's weights under torchvision's names, for lpips.
+        adversarial: weight of the discriminator's verdict beside the adaptive weight; 0 = none.
+        adversarial_start: step from which it counts and the discriminator learns.
+        discriminator_width, discriminator_layers: its first channels and its halvings.
+        average: decay of the moving average of the weights, which is what is
+            validated and exported; None = the weights themselves.
         codebook: weight of the codebook and commitment terms.
         ema_decay: decay of the codes' moving averages; None = codes learn by gradient.
         revive_after: steps without use after which a code is moved onto a feature of the batch;
@@ -50,6 +64,13 @@ class TokenizerModule(ModuleConfig):
     l1: float = 1.0
     l2: float = 1.0
     perceptual: float = 0.1
+    distance: Perceptual = Perceptual.ms_ssim
+    vgg_weights: str | None = None
+    adversarial: float = 0.0
+    adversarial_start: int = 2000
+    discriminator_width: int = 64
+    discriminator_layers: int = 3
+    average: float | None = None
     codebook: float = 1.0
     ema_decay: float | None = 0.99
     revive_after: int | None = 100

@@ -37,6 +37,11 @@ class PictureData(L.LightningDataModule):
         self.train = Pictures(config, seed)
         self.val = TensorDataset(validation_pictures(config))
 
+    def shown(self, count: int = 10) -> Tensor:
+        """``count`` validation pictures (count, 3, H, H) uint8, evenly over inputs and targets."""
+        (pictures,) = self.val.tensors
+        return pictures[torch.linspace(0, len(pictures) - 1, min(count, len(pictures))).long()]
+
     def train_dataloader(self) -> DataLoader[Any]:
         return _loader(self.train, self.config, self.trainer, _pixels)
 

@@ -1,11 +1,13 @@
-"""Where the figures of a run go: always to metrics.csv, and to one more place if asked."""
+"""Where the figures and pictures of a run go: always to files, and to others if asked."""
 
 import csv
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 
 from delvm.training.config import LoggerConfig, LoggerName
 
@@ -24,13 +26,10 @@ def loggers(config: LoggerConfig, folder: Path, resume: str | None) -> list[Logg
     table = CSVLogger(folder, name="", version="")
     _put_back(table, kept)
     made: list[Logger] = [table]
-    match config.name:
-        case LoggerName.tensorboard:
-            made.append(TensorBoardLogger(folder, name="", version="tensorboard"))
-        case LoggerName.wandb:
-            made.append(
-                WandbLogger(project=config.project, offline=config.offline, save_dir=folder)
-            )
+    if config.name is not LoggerName.csv:
+        made.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+    if config.name is LoggerName.wandb:
+        made.append(WandbLogger(project=config.project, offline=config.offline, save_dir=folder))
     return made
 
 
@@ -50,3 +49,11 @@ def _put_back(table: CSVLogger, rows: list[dict[str, float]]) -> None:
     if rows:
         table.experiment.metrics.extend(rows)
         table.save()
+
+
+def log_picture(logger: Logger, name: str, picture: Image.Image, step: int) -> None:
+    """Hand a picture to a logger that shows pictures; the others are left alone."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [picture], step)

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 
 from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
@@ -17,7 +17,7 @@ from delvm.errors import UserError
 from delvm.interop.checkpoints import describe, load_student, save_model
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
-from delvm.training.callbacks import CarryModel, LearningRate, StopAt, TrainingProgress
+from delvm.training.callbacks import CarryModel, LearningRate, SaveLast, StopAt, TrainingProgress
 from delvm.training.config import (
     DistillationModule,
     StudentModule,
@@ -27,6 +27,7 @@ from delvm.training.config import (
 )
 from delvm.training.data import PictureData, SentenceData
 from delvm.training.logs import loggers
+from delvm.training.pictures import DrawReconstructions
 from delvm.training.student import DistillationTraining, StudentTraining
 from delvm.training.tokenizer import TokenizerTraining
 
@@ -52,7 +53,14 @@ def train(config: TrainConfig, folder: Path) -> Path:
     module, data = build(config)
     model = module.model
     kind = "tokenizer" if isinstance(model, VQGAN) else "student"
-    callbacks: list[Callback] = [CarryModel(describe(model))]
+    callbacks: list[Callback] = [
+        CarryModel(describe(model)),
+        SaveLast(folder / "checkpoints" / "last.ckpt"),
+    ]
+    if isinstance(config.module, TokenizerModule) and isinstance(data, PictureData):
+        callbacks.append(DrawReconstructions(data.shown(), folder / "pictures"))
+        if config.module.average is not None:
+            callbacks.append(EMAWeightAveraging(decay=config.module.average, use_buffers=False))
     if config.trainer.stop_at is not None:
         callbacks.append(StopAt(config.trainer.stop_at))
     trainer = _trainer(config, folder, callbacks, resume)
@@ -62,7 +70,6 @@ def train(config: TrainConfig, folder: Path) -> Path:
     if resume is None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     save_model(model, folder / kind)
     return folder / kind
 

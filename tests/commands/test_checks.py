@@ -82,12 +82,13 @@ def test_a_gpu_with_less_than_is_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    found = of_config("train", "trainer=gpu", "trainer.devices=2")
+    found = of_config("train", "trainer=gpu", "trainer.devices=2", "trainer.precision=bf16-mixed")
     assert [each.split(",")[0] for each in found] == [
         "trainer.precision=bf16-mixed",
         "trainer.devices=2",
     ]
     assert of_config("train", "trainer=gpu", "trainer.precision=16-mixed") == []
+    assert of_config("train", "trainer=gpu") == []  # auto
 
 
 def test_several_faults_come_in_one_error(delvm, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """Whole training runs, small: what they learn, what they leave, and how they resume."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from delvm.models.vqgan import VQGANConfig
 from delvm.training.config import (
     DistillationModule,
     OptimConfig,
+    Perceptual,
     StudentConfig,
     StudentModule,
     TeacherConfig,
@@ -26,6 +28,7 @@ from delvm.training.config import (
     TrainConfig,
     TrainerConfig,
 )
+from delvm.training.data import PictureData
 from delvm.training.run import build, precision, train
 
 N, V = 4, 16
@@ -149,24 +152,84 @@ def test_distillation_towards_itself_is_free(tokens, tmp_path):
     assert loss.item() == pytest.approx(logged["train/loss"].item())
 
 
-@pytest.mark.parametrize("ema", [0.9, None])
-def test_a_tokenizer_learns(pictures, tmp_path, ema):
-    net = VQGANConfig(16, 3, 32, [1, 1], 1, [], True, 32, 32, 8, patch_size=2)
-    config = TrainConfig(
-        module=TokenizerModule(perceptual=0.1 if ema else 0.0, ema_decay=ema, revive_after=10),
+TOKENIZER = VQGANConfig(16, 3, 32, [1, 1], 1, [], True, 32, 32, 8, patch_size=2)
+
+
+def tokenizer_config(pictures, steps=30, net=TOKENIZER, **module) -> TrainConfig:
+    return TrainConfig(
+        module=TokenizerModule(**({"perceptual": 0.0, "revive_after": 10} | module)),
         tokenizer=TokenizerConfig(net),
         data=PicturesConfig(path=str(pictures), batch_size=8, buffer=16),
         optim=OptimConfig(lr=2e-3, warmup=0.1),
         trainer=TrainerConfig(
-            30, accelerator="cpu", precision="32-true", val_every=30, log_every=1, threads=1
+            steps, accelerator="cpu", precision="32-true", val_every=steps, log_every=1, threads=1
         ),
     )
-    made = train(config, tmp_path)
-    losses = curve(tmp_path, "train/loss")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        {"perceptual": 0.1, "ema_decay": 0.9},
+        {"ema_decay": None},
+        {"adversarial": 0.1, "adversarial_start": 10, "discriminator_layers": 1},
+        {"average": 0.8},
+    ],
+)
+def test_a_tokenizer_learns(pictures, tmp_path, module):
+    made = train(tokenizer_config(pictures, **module), tmp_path)
+    losses = curve(tmp_path, "train/reconstruction")
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    assert len(losses) == 30  # an adversary's steps are not counted as steps
     tokenizer = load_tokenizer(made)
-    assert tokenizer.config == net
-    assert len(curve(tmp_path, "val/psnr")) == 1
+    assert tokenizer.config == TOKENIZER
+    (psnr,) = curve(tmp_path, "val/psnr")
+    again = PictureData(PicturesConfig(path=str(pictures), batch_size=8), 0)
+    pixels = again.val.tensors[0].float() / 255
+    error = (tokenizer.decode(tokenizer.encode(pixels)) - pixels).square().flatten(1).mean(1)
+    assert psnr == pytest.approx((-10 * error.log10()).mean().item(), rel=1e-3)
+    assert 1 < curve(tmp_path, "val/code_perplexity")[0] <= 32
+    assert sorted(file.name for file in (tmp_path / "pictures").iterdir()) == [
+        "0000030.png",
+        "codes_0000030.png",
+    ]
+
+
+def test_an_adversary_learns_from_its_start_on(pictures, tmp_path):
+    config = tokenizer_config(pictures, 4, adversarial=0.5, adversarial_start=2)
+    config.module.discriminator_layers = 1
+    train(config, tmp_path)
+    assert len(curve(tmp_path, "train/adversarial")) == 2
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert len(saved["optimizer_states"]) == 2 and saved["global_step"] == 4
+
+
+def test_an_averaged_run_goes_on_from_its_own_weights(pictures, tmp_path):
+    """The average is exported; the run itself resumes from what it had learnt."""
+    made = train(tokenizer_config(pictures, 3, average=0.5), tmp_path)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    name = "decoder.conv_out.weight"
+    exported = load_tokenizer(made).state_dict()[name]
+    assert torch.equal(saved["state_dict"][f"model.{name}"], exported)
+    assert not torch.equal(saved["current_model_state"][f"model.{name}"], exported)
+
+
+def test_codes_of_length_one(pictures, tmp_path):
+    net = replace(TOKENIZER, normalize_codes=True)
+    tokenizer = load_tokenizer(train(tokenizer_config(pictures, net=net), tmp_path))
+    torch.testing.assert_close(tokenizer.codebook.norm(dim=1), torch.ones(32))
+    (psnr,) = curve(tmp_path, "val/psnr")
+    assert psnr > 10
+
+
+def test_lpips_says_what_it_needs(pictures, tmp_path):
+    for changes, words in (
+        ({}, "lpips needs the weights of a VGG16: set module.vgg_weights=PATH"),
+        ({"vgg_weights": str(tmp_path / "none.pth")}, "none.pth is not there"),
+    ):
+        config = tokenizer_config(pictures, perceptual=1.0, distance=Perceptual.lpips, **changes)
+        with pytest.raises(UserError, match=words):
+            train(config, tmp_path)
 
 
 def test_faults(tokens, pictures, tmp_path):
