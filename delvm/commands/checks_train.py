@@ -13,7 +13,7 @@ from delvm.data.shards import Manifest, load_manifests
 from delvm.errors import UserError, did_you_mean
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
-from delvm.training.config import DistillationModule, TokenizerModule, TrainConfig
+from delvm.training.config import DistillationModule, Perceptual, TokenizerModule, TrainConfig
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")
 ACCELERATORS = ("cpu", "gpu", "auto")
@@ -126,7 +126,7 @@ def _manifest(path: str, kind: str, found: list[str]) -> Manifest | None:
 def _tokenizer(cfg: TrainConfig) -> list[str]:
     if not isinstance(cfg.data, PicturesConfig):
         return ["module=tokenizer learns from pictures, data is sentences: set data=pixels"]
-    found: list[str] = []
+    found = _losses(cfg)
     manifest = _manifest(cfg.data.path, "pairs", found)
     side = cfg.tokenizer.net.resolution
     if manifest is not None and manifest.image_size != side:
@@ -134,6 +134,38 @@ def _tokenizer(cfg: TrainConfig) -> list[str]:
             f"image size {manifest.image_size} (pairs in {cfg.data.path}) != resolution {side} "
             f"(tokenizer): set tokenizer.net.resolution={manifest.image_size}"
         )
+    return found
+
+
+def _losses(cfg: TrainConfig) -> list[str]:
+    """Faults of a tokenizer's losses, among themselves and against the trainer."""
+    module = cfg.module
+    assert isinstance(module, TokenizerModule)
+    weights = ("l1", "l2", "perceptual", "adversarial", "adversarial_start", "codebook")
+    found = at_least(0, {f"module.{name}": getattr(module, name) for name in weights})
+    counts = ("revive_after", "discriminator_width", "discriminator_layers")
+    found += at_least(1, {f"module.{name}": getattr(module, name) for name in counts})
+    for name in ("ema_decay", "average"):
+        value = getattr(module, name)
+        if value is not None and not 0 <= value < 1:
+            found.append(f"module.{name}={value} is not in [0, 1): set module.{name}=0.99 or null")
+    if module.perceptual and module.distance is Perceptual.lpips and module.vgg_weights is None:
+        found.append(
+            "module.distance=lpips, and module.vgg_weights=null: set module.vgg_weights=PATH to a "
+            "VGG16's, or module.distance=ms_ssim"
+        )
+    if module.adversarial:
+        ways = {
+            "trainer.precision=16-mixed": (cfg.trainer.precision == "16-mixed", "bf16-mixed"),
+            "trainer.compile=true": (cfg.trainer.compile, "false"),
+        }
+        for setting, (chosen, other) in ways.items():
+            if chosen:
+                found.append(
+                    f"{setting} cannot take two gradients of one picture, as "
+                    f"module.adversarial={module.adversarial} does: "
+                    f"set {setting.split('=')[0]}={other} or module.adversarial=0"
+                )
     return found
 
 

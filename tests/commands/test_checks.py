@@ -71,6 +71,32 @@ def test_a_tokenizer_that_contradicts_itself():
     assert any("hidden_channels 48 x channel_mult 1" in each for each in found)
 
 
+TOKENIZER = {
+    "module.distance=lpips": "module.distance=lpips, and module.vgg_weights=null: set "
+    "module.vgg_weights=PATH to a VGG16's, or module.distance=ms_ssim",
+    "module.average=1.0": "module.average=1.0 is not in [0, 1): set module.average=0.99 or null",
+    "module.l1=-1": "module.l1=-1.0 is below 0: set module.l1=0 or more",
+    "module.discriminator_layers=0": "module.discriminator_layers=0 is below 1: set "
+    "module.discriminator_layers=1 or more",
+}
+
+
+@pytest.mark.parametrize("override", TOKENIZER)
+def test_each_fault_of_a_tokenizer_alone(override):
+    assert of_config("train", "module=tokenizer", "data=pixels", override) == [TOKENIZER[override]]
+
+
+def test_an_adversary_wants_its_gradients(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    words = ["module=tokenizer", "data=pixels", "trainer=gpu", "module.adversarial=0.5"]
+    found = of_config("train", *words, "trainer.precision=16-mixed", "trainer.compile=true")
+    assert [each.split("set ")[1] for each in found] == [
+        "trainer.precision=bf16-mixed or module.adversarial=0",
+        "trainer.compile=false or module.adversarial=0",
+    ]
+
+
 def test_an_absent_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert of_config("train", "trainer=gpu") == [
