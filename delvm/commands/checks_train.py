@@ -13,7 +13,13 @@ from delvm.data.shards import Manifest, load_manifests
 from delvm.errors import UserError, did_you_mean
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
-from delvm.training.config import DistillationModule, Perceptual, TokenizerModule, TrainConfig
+from delvm.training.config import (
+    DistillationModule,
+    Perceptual,
+    StudentModule,
+    TokenizerModule,
+    TrainConfig,
+)
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")
 ACCELERATORS = ("cpu", "gpu", "auto")
@@ -24,6 +30,9 @@ def train_faults(cfg: TrainConfig) -> list[str]:
     found = _numbers(cfg) + _choices(cfg) + _device(cfg)
     if isinstance(cfg.module, TokenizerModule):
         return found + _architecture(VQGAN, cfg.tokenizer.net) + _tokenizer(cfg)
+    assert isinstance(cfg.module, StudentModule)
+    if not 0 <= (share := cfg.module.misread) <= 1:
+        found.append(f"module.misread={share} is a share of the tokens: set it from 0 to 1")
     found += _architecture(Transformer, cfg.student.net)
     return found + _against_tokenizer(cfg) + _teacher(cfg)
 

@@ -85,12 +85,14 @@ class StudentModule(ModuleConfig):
         input_weight: weight of the tokens of input pictures beside those of targets (1 = paper).
         label_smoothing: share of the target spread evenly over the vocabulary.
         z_loss: weight of the squared log-partition.
+        misread: most of a target's tokens that the student reads as random codes (0 = paper).
     """
 
     name: str = "student"
     input_weight: float = 1.0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    misread: float = 0.0
 
 
 @dataclass

@@ -20,6 +20,20 @@ def token_weights(length: int, tokens_per_image: int, input_weight: float) -> Te
     return torch.where(picture % 2 == 0, input_weight, 1.0)
 
 
+def misread(ids: Tensor, tokens_per_image: int, share: float, vocab_size: int) -> Tensor:
+    """Ids (B, T) as a student reads them when it must not trust its own answer too far.
+
+    In each target picture a part of the tokens, drawn anew from 0 to ``share``, is replaced by
+    random codes. A student that has only ever read true answers follows the tokens it has drawn
+    rather than the query, and one wrong colour spreads over the picture.
+    """
+    rows, length = ids.shape
+    picture = torch.arange(length, device=ids.device) // tokens_per_image
+    rates = share * torch.rand(rows, int(picture[-1]) + 1, device=ids.device)
+    swapped = (torch.rand(ids.shape, device=ids.device) < rates[:, picture]) & (picture % 2 == 1)
+    return torch.where(swapped, torch.randint_like(ids, vocab_size), ids)
+
+
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Mean of values (B, T) under the weights (T,)."""
     return (values * weights).sum() / (weights.sum() * values.shape[0])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from delvm.models.transformer import Transformer
 from delvm.training.config import Direction, DistillationModule, OptimConfig, StudentModule
-from delvm.training.losses import cross_entropy, distillation, token_weights
+from delvm.training.losses import cross_entropy, distillation, misread, token_weights
 from delvm.training.schedule import build_optimizer
 
 
@@ -52,9 +52,16 @@ class StudentTraining(L.LightningModule):
         c = self.loss
         return cross_entropy(logits, ids[:, 1:], self.weights(ids), c.label_smoothing, c.z_loss)
 
+    def read(self, ids: Tensor) -> Tensor:
+        """What the student reads (B, T - 1) of sentences (B, T) when it is trained on them."""
+        known, share = ids[:, :-1], self.loss.misread
+        if not share:
+            return known
+        return misread(known, self.tokens_per_image, share, self.model.config.vocab_size)
+
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         ids = batch["ids"]
-        loss = self.ground_truth_loss(self.model(ids[:, :-1]), ids)
+        loss = self.ground_truth_loss(self.model(self.read(ids)), ids)
         self.log("train/loss", loss)
         return loss
 
@@ -135,7 +142,7 @@ class DistillationTraining(StudentTraining):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         ids, c = batch["ids"], self.loss
-        logits = self.model(ids[:, :-1])
+        logits = self.model(self.read(ids))
         with torch.no_grad():
             guide = self.teacher(ids[:, :-1])
         truth = self.ground_truth_loss(logits, ids)

@@ -45,6 +45,7 @@ ALONE = {
     "data.workers=-1": "data.workers=-1 is below 0: set data.workers=0 or more",
     "optim.lr=0": "optim.lr=0.0 is not above 0: set optim.lr=1.5e-4",
     "optim.warmup=1.5": "optim.warmup=1.5 is a share of the steps: set it from 0 to 1",
+    "module.misread=2": "module.misread=2.0 is a share of the tokens: set it from 0 to 1",
     "optim.betas=[0.9]": "optim.betas=[0.9] are not two numbers in [0, 1): set [0.9,0.95]",
 }
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from delvm.training.losses import cross_entropy, distillation, token_weights
+from delvm.training.losses import cross_entropy, distillation, misread, token_weights
 from delvm.training.schedule import warmup_cosine
 
 
@@ -59,3 +59,17 @@ def test_schedule():
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0
     assert rates[55] == pytest.approx(0.6) and rates[100] == pytest.approx(0.2)
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_misread_touches_targets_alone_and_leaves_the_rest():
+    torch.manual_seed(0)
+    ids = torch.zeros(400, 4 * 8 - 1, dtype=torch.int64)
+    read = misread(ids, 8, 1.0, 1000)
+    swapped = read != ids
+    is_target = torch.arange(31) // 8 % 2 == 1
+    assert not swapped[:, ~is_target].any()
+    assert swapped[:, is_target].float().mean().item() == pytest.approx(0.5, abs=0.03)
+    # rates differ from picture to picture: their spread is that of a uniform share
+    assert swapped[:, 8:16].float().mean(1).std() > 0.25
+    assert read.max() < 1000 and not ids.any()
+    assert misread(ids, 8, 0.2, 1000)[:, is_target].ne(0).float().mean() < 0.12
