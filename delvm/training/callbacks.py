@@ -67,13 +67,17 @@ class CarryModel(L.Callback):
 
 
 class SaveLast(L.Callback):
-    """Writes the checkpoint of the last step, from which the run can go on.
+    """Writes the checkpoint that the run can go on from: at each validation, and at the end.
 
-    Listed before a moving average of the weights, which takes their place at the end.
+    (``ModelCheckpoint(save_last=True)`` writes one only when the run has become better.) Listed
+    before a moving average of the weights, which takes their place at the end.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         trainer.save_checkpoint(self.path)

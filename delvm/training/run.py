@@ -158,7 +158,6 @@ def _trainer(
                 filename="{step}",
                 monitor="val/loss",
                 save_top_k=1,
-                save_last=True,
             ),
         ],
     )

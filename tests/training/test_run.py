@@ -30,6 +30,7 @@ from delvm.training.config import (
 )
 from delvm.training.data import PictureData
 from delvm.training.run import build, precision, train
+from delvm.training.student import StudentTraining
 
 N, V = 4, 16
 
@@ -252,6 +253,24 @@ def test_a_run_in_two_jobs_ends_where_one_would(tokens, tmp_path):
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 6
     assert saved["lr_schedulers"][0]["_last_lr"][0] < rate  # the schedule went on
+
+
+def test_a_run_that_breaks_goes_on_from_its_last_validation(tokens, tmp_path, monkeypatch):
+    config = student_config(tokens, steps=8)
+    config.trainer.val_every = 2
+    config.optim.lr = 1e-30  # never better than at first: the best checkpoint stays the oldest
+    plain = StudentTraining.training_step
+
+    def breaks(self, batch, index):
+        if self.global_step == 7:
+            raise RuntimeError("power cut")
+        return plain(self, batch, index)
+
+    monkeypatch.setattr(StudentTraining, "training_step", breaks)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(config, tmp_path)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 6
 
 
 def test_a_run_is_not_mixed_with_another(tokens, tmp_path):
