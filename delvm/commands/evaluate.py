@@ -27,6 +27,7 @@ def run(cfg: EvaluateConfig) -> None:
         temperature=cfg.temperature,
         top_k=cfg.top_k,
         top_p=cfg.top_p,
+        expected=cfg.expected,
         batch_size=cfg.batch_size,
         histories={name: path for name in places if (path := history(places[name]))},
         origins={name: origin(path) for name, path in places.items()},

@@ -90,6 +90,7 @@ def run(cfg: GenerateConfig) -> None:
         temperature=cfg.temperature,
         top_k=cfg.top_k,
         top_p=cfg.top_p,
+        expected=cfg.expected,
         seed=cfg.seed,
         batch_size=cfg.batch_size,
     )

@@ -102,7 +102,9 @@ class GenerateConfig:
         prompt: folder of ``*_img.*`` and ``*_label.*``, at least one pair.
         query: a picture, or a folder of pictures.
         output: a file for one answer, or a folder.
-        temperature: 0 takes the likeliest token; above, tokens are drawn.
+        temperature: above 0, tokens are drawn.
+        expected: at temperature 0, whether the code nearest to the expected one is taken each
+            time, or the likeliest one.
     """
 
     prompt: str = MISSING
@@ -113,6 +115,7 @@ class GenerateConfig:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    expected: bool = True
     seed: int = 0
     batch_size: int = 32
     device: Device = Device.auto
@@ -128,6 +131,7 @@ class EvaluateConfig:
         queries: queries a task.
         pairs: pairs in a prompt.
         title: of the report.
+        expected: as for `delvm generate`.
     """
 
     input: str = "outputs/shapes/pairs"
@@ -141,6 +145,7 @@ class EvaluateConfig:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    expected: bool = True
     seed: int = 0
     batch_size: int = 32
     device: Device = Device.auto

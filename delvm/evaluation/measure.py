@@ -37,6 +37,7 @@ class Decoding:
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
+    expected: bool = True
 
 
 @dataclass
@@ -119,7 +120,7 @@ def measure(
         _measure_baselines(prompts, rows, mean_target, tokenizer, truth, scores)
         shown = _examples(prompts, rows, round_trip) if rows.start < EXAMPLES else []
         for name, student in students.items():
-            answer = decode(tokenizer, _answer(student, prompts, rows, decoding))
+            answer = decode(tokenizer, _answer(student, tokenizer, prompts, rows, decoding))
             scores.add(f"student/{name}", task.score(answer, truth))
             figures.add(name, _teacher_forced(student, prompts, rows))
             for example, picture in zip(shown, to_images(answer[: len(shown)]), strict=True):
@@ -147,7 +148,9 @@ def _measure_baselines(
         scores.add(f"baseline/{name}/round_trip", task.score(passed, truth))
 
 
-def _answer(student: Transformer, prompts: Prompts, rows: slice, decoding: Decoding) -> Tensor:
+def _answer(
+    student: Transformer, tokenizer: VQGAN, prompts: Prompts, rows: slice, decoding: Decoding
+) -> Tensor:
     """Ids (B, N) that a student answers with."""
     return generate(
         student,
@@ -158,6 +161,7 @@ def _answer(student: Transformer, prompts: Prompts, rows: slice, decoding: Decod
         top_p=decoding.top_p,
         seed=decoding.seed,
         first_row=rows.start,
+        codes=tokenizer.codebook.to(_device(student)) if decoding.expected else None,
     )
 
 

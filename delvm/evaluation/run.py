@@ -39,11 +39,12 @@ class _Settings:
     temperature: float
     top_k: int | None
     top_p: float | None
+    expected: bool
     batch_size: int
 
     @property
     def decoding(self) -> Decoding:
-        return Decoding(self.temperature, self.top_k, self.top_p, self.seed)
+        return Decoding(self.temperature, self.top_k, self.top_p, self.seed, self.expected)
 
 
 def run(
@@ -59,6 +60,7 @@ def run(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    expected: bool = True,
     batch_size: int = 32,
     histories: Mapping[str, Path] | None = None,
     origins: Mapping[str, str] | None = None,
@@ -75,6 +77,7 @@ def run(
         queries, pairs: Queries a task, example pairs a prompt.
         seed: Of the prompts, of the draws (with a temperature) and of the bootstrap.
         temperature, top_k, top_p: As for `delvm.inference.sampling.generate`.
+        expected: As for `delvm.inference.prompt.Prompter.complete`.
         histories: Name of a model -> metrics.csv of its training, for the loss curves.
         origins: Name of a student, or "tokenizer" -> where its weights come from.
 
@@ -85,7 +88,9 @@ def run(
     Raises:
         UserError: Shards, tasks or models that are missing or do not go together.
     """
-    asked = _Settings(str(input), queries, pairs, seed, temperature, top_k, top_p, batch_size)
+    asked = _Settings(
+        str(input), queries, pairs, seed, temperature, top_k, top_p, expected, batch_size
+    )
     chosen = _chosen(input, tasks)
     _check(asked, chosen, tokenizer, students)
     curves = {name: read_history(path) for name, path in (histories or {}).items()}

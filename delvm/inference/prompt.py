@@ -44,6 +44,7 @@ class Prompter:
         top_p: float | None = None,
         seed: int = 0,
         batch_size: int = 32,
+        expected: bool = True,
     ) -> list[Picture]:
         """Answer each query as the pairs show it.
 
@@ -51,10 +52,12 @@ class Prompter:
             pairs: (input, target) examples, of any size; each is resized by its short side and
                 cropped at the centre to the tokenizer's resolution.
             queries: pictures to answer, of any size.
-            temperature: 0 takes the most likely token each time (the reference: 0.1).
+            temperature: 0 draws nothing by chance (the reference: 0.1); see ``expected``.
             top_k, top_p: keep the k most likely tokens, the fewest with a mass of p (0.75).
             seed: with the place of a query, decides its draw.
             batch_size: queries answered at once.
+            expected: with temperature 0, take the code nearest to the expected one each time, by
+                which pictures come closer to the truth, rather than the most likely one.
 
         Returns:
             one picture a query, at the tokenizer's resolution.
@@ -73,6 +76,7 @@ class Prompter:
             ids = generate(
                 self.student, prefix, query.shape[1],
                 temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, first_row=start,
+                codes=self.tokenizer.codebook if expected else None,
             )  # fmt: skip
             answers += to_images(self.tokenizer.decode(ids))
         return answers

@@ -30,6 +30,16 @@ def filtered(logits: Tensor, temperature: float, top_k: int | None, top_p: float
     return probabilities
 
 
+def nearest_to_expected(logits: Tensor, codes: Tensor) -> Tensor:
+    """Ids (B,) of the codes nearest to what is expected of logits (B, V), codes (C, d), C <= V.
+
+    The likeliest token is the best guess of a token; of a picture, whose worth is measured by the
+    distance of its pixels, the mean is. Tokens beyond the codebook (BOS, EOS) are left out.
+    """
+    expected = logits[:, : len(codes)].float().softmax(-1) @ codes  # (B, d)
+    return torch.cdist(expected[None], codes[None])[0].argmin(-1)
+
+
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Ids (B,) by inverting the cumulative distribution of probabilities (B, V) at uniform (B,)."""
     cumulative = probabilities.double().cumsum(-1)
@@ -50,6 +60,7 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     first_row: int = 0,
+    codes: Tensor | None = None,
 ) -> Tensor:
     """Continue each row of ``prefix`` by ``count`` tokens.
 
@@ -57,10 +68,12 @@ def generate(
         student: in evaluation mode.
         prefix: (B, T) int64.
         count: N.
-        temperature: 0 takes the most likely token each time.
+        temperature: 0 takes the most likely token each time, or see ``codes``.
         top_k, top_p: keep the k most likely tokens, the fewest that hold a mass of p.
         seed, first_row: row r draws from a generator seeded by (seed, first_row + r), so an
             answer does not depend on the batch it is drawn in.
+        codes: (C, d), the tokenizer's; with temperature 0, take each time the code nearest to the
+            expected one.
 
     Returns:
         ids (B, N) int64.
@@ -77,10 +90,12 @@ def generate(
     step = prefix
     for i in range(count):
         logits = student.head(student.hidden(step, cache)[:, -1])
-        if uniform is None:
-            chosen = logits.argmax(-1)
-        else:
+        if uniform is not None:
             chosen = draw(filtered(logits, temperature, top_k, top_p), uniform[:, i])
+        elif codes is not None:
+            chosen = nearest_to_expected(logits, codes)
+        else:
+            chosen = logits.argmax(-1)
         answer[:, i] = chosen
         step = chosen[:, None]
     return answer

@@ -1,9 +1,12 @@
 """Drawing tokens: against a slow oracle, and the same whatever the batch."""
 
+import copy
+import math
+
 import pytest
 import torch
 
-from delvm.inference.sampling import draw, filtered, generate
+from delvm.inference.sampling import draw, filtered, generate, nearest_to_expected
 from delvm.models.transformer import Init, Transformer, TransformerConfig
 
 
@@ -37,6 +40,28 @@ def test_an_answer_does_not_depend_on_its_batch(student):
         alone = generate(student, prefix[row : row + 1], 9, first_row=row, **how)
         assert torch.equal(alone[0], together[row])
     assert not torch.equal(together, generate(student, prefix, 9, **(how | {"seed": 4})))
+
+
+def test_the_expected_code_against_loops():
+    torch.manual_seed(2)
+    codes, logits = torch.randn(6, 3), 2 * torch.randn(40, 8)  # two tokens beyond the codebook
+    got = nearest_to_expected(logits, codes)
+    for row, chosen in zip(logits, got, strict=True):
+        mass = [math.exp(value) for value in row[:6].tolist()]
+        mean = [sum(m * codes[i, j].item() for i, m in enumerate(mass)) for j in range(3)]
+        mean = [value / sum(mass) for value in mean]
+        gaps = [sum((codes[i, j].item() - mean[j]) ** 2 for j in range(3)) for i in range(6)]
+        assert int(chosen) == gaps.index(min(gaps))
+    assert (got != logits[:, :6].argmax(-1)).any()  # the mean is not the mode
+
+
+def test_a_sure_student_answers_the_same_either_way(student):
+    prefix = torch.randint(0, 30, (2, 5))
+    codes = torch.randn(30, 8)
+    sure = copy.deepcopy(student)
+    sure.head.weight.data *= 1e4
+    assert torch.equal(generate(sure, prefix, 8, codes=codes), generate(sure, prefix, 8))
+    assert not torch.equal(generate(student, prefix, 8, codes=codes), generate(student, prefix, 8))
 
 
 def test_low_temperature_is_greedy(student):
