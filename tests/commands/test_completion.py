@@ -18,7 +18,7 @@ from delvm.commands.completion import SCRIPTS, complete
         ("delvm train --mu", ["--multirun"]),
         ("delvm train stu", ["student.", "student="]),
         ("delvm train student=t", ["student=tiny"]),
-        ("delvm train experiment=tok", ["experiment=tokenizer_shapes_64"]),
+        ("delvm train experiment=student_s", ["experiment=student_shapes_64"]),
         ("delvm train student.", ["student.net."]),
         ("delvm train student.net.w", ["student.net.width="]),
         ("delvm train module=distillation module.kd", ["module.kd_weight="]),
