@@ -45,5 +45,5 @@ def test_a_verb_composes_in_an_empty_folder(wheel, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(place))
-    assert "max_steps: 1000" in done.stdout  # from the experiment's file
+    assert "max_steps: 700" in done.stdout  # from the experiment's file
     assert not list(empty.iterdir())
