@@ -5,6 +5,8 @@ et al. 2021, arXiv 2012.09841). Group norm stands for batch norm, whose statisti
 and drawn pictures differently on one device and on several.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         widths = [width * min(2**i, 8) for i in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
-        for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for i, (before, after) in enumerate(pairwise(widths), start=1):
             stride = 2 if i < layers else 1
             parts += [
                 nn.Conv2d(before, after, 4, stride, 1, bias=False),
