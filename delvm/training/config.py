@@ -212,6 +212,9 @@ class TrainConfig:
     Attributes:
         seed: of the weights, the order of the data and dropout.
         output: folder of the run; a sweep gives each job one of its own below it.
+        start: weights to begin with, whatever `delvm.load_tokenizer` or `delvm.load_student`
+            reads, of the network that the config describes; None = fresh ones. A resumed run has
+            its own.
         resume: None (start anew), auto (the run's newest checkpoint, if any) or a file.
         overwrite: whether a run that the folder holds already is replaced.
     """
@@ -227,5 +230,6 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = 0
     output: str = "outputs/train"
+    start: str | None = None
     resume: str | None = None
     overwrite: bool = False

@@ -14,7 +14,7 @@ from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
 from delvm.data.shards import read_codebook
 from delvm.errors import UserError
-from delvm.interop.checkpoints import describe, load_student, save_model
+from delvm.interop.checkpoints import describe, load_student, load_tokenizer, save_model
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.training.callbacks import CarryModel, LearningRate, SaveLast, StopAt, TrainingProgress
@@ -30,6 +30,9 @@ from delvm.training.logs import loggers
 from delvm.training.pictures import DrawReconstructions
 from delvm.training.student import DistillationTraining, StudentTraining
 from delvm.training.tokenizer import TokenizerTraining
+
+# keys of a network's config that say how it is trained, not what it computes
+_FREE = ("init", "dropout", "context", "commitment_cost")
 
 
 def train(config: TrainConfig, folder: Path) -> Path:
@@ -89,7 +92,10 @@ def build(
                 f"image size {side} ({data.path}) != resolution {net.resolution} (tokenizer): "
                 f"set tokenizer.net.resolution={side}"
             )
-        return TokenizerTraining(_made(VQGAN, net), part, config.optim), pictures
+        tokenizer = _made(VQGAN, net)
+        if config.start is not None:
+            _begin(tokenizer, load_tokenizer(config.start), config.start)
+        return TokenizerTraining(tokenizer, part, config.optim), pictures
     assert isinstance(part, StudentModule)
     if not isinstance(data, SentencesConfig):
         raise UserError(f"data {data.kind} cannot train a {part.name}: set data=sentences")
@@ -118,7 +124,31 @@ def _student(config: TrainConfig, data: SentencesConfig) -> Transformer:
     codebook, fingerprint = read_codebook(Path(data.path))
     student = _made(Transformer, net, codebook if net.embedding is Embedding.codebook else None)
     student.tokenizer_fingerprint = fingerprint
+    if config.start is not None:
+        trained = load_student(config.start)
+        if trained.tokenizer_fingerprint != fingerprint:
+            raise UserError(
+                f"start={config.start} was trained on ids of tokenizer "
+                f"{trained.tokenizer_fingerprint}, {data.path} holds those of {fingerprint}: "
+                "set data.path=PATH"
+            )
+        _begin(student, trained, config.start)
     return student
+
+
+def _begin(model: VQGAN | Transformer, trained: VQGAN | Transformer, start: str) -> None:
+    """Give a new network the weights of a trained one, which must be the same function of them."""
+    kind = "tokenizer" if isinstance(model, VQGAN) else "student"
+    ours, theirs = (describe(each)["config"] for each in (model, trained))
+    if odd := sorted(key for key in ours if ours[key] != theirs[key] and key not in _FREE):
+        raise UserError(
+            "; ".join(
+                f"{key} {theirs[key]} (start={start}) != {ours[key]} ({kind}): "
+                f"set {kind}.net.{key}={theirs[key]}"
+                for key in odd
+            )
+        )
+    model.load_state_dict(trained.state_dict())
 
 
 def _made(kind: Any, *parts: Any) -> Any:

@@ -13,7 +13,7 @@ from delvm.data.pairs import Pair
 from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
 from delvm.errors import UserError
-from delvm.interop.checkpoints import load_student, load_tokenizer
+from delvm.interop.checkpoints import load_student, load_tokenizer, save_model
 from delvm.models.transformer import Init, TransformerConfig
 from delvm.models.vqgan import VQGANConfig
 from delvm.training.config import (
@@ -124,6 +124,29 @@ def test_resume_continues_the_steps(tokens, tmp_path):
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 5
     assert len(curve(tmp_path, "train/loss")) == 5  # the first job's stay in the table
+
+
+def test_a_run_can_begin_with_trained_weights(tokens, tmp_path):
+    first = train(student_config(tokens, steps=30), tmp_path / "first")
+    still = OptimConfig(lr=1e-12, weight_decay=0.0)
+    second = train(
+        student_config(tokens, start=str(first), seed=1, optim=still), tmp_path / "second"
+    )
+    a, b = (load_student(path).state_dict() for path in (first, second))
+    assert all(torch.allclose(a[key], b[key], atol=1e-9) for key in a)
+
+
+def test_weights_to_begin_with_must_fit(tokens, tmp_path):
+    first = train(student_config(tokens), tmp_path / "first")
+    narrow = TransformerConfig(V, 16, 2, 2, context=32, codebook_dim=8)
+    config = student_config(tokens, start=str(first), student=StudentConfig(narrow))
+    with pytest.raises(UserError, match=r"width 32 .* != 16 .*set student.net.width=32"):
+        build(config)
+    student = load_student(first)
+    student.tokenizer_fingerprint = "0" * 16
+    save_model(student, tmp_path / "other")
+    with pytest.raises(UserError, match="ids of tokenizer 0{16}"):
+        build(student_config(tokens, start=str(tmp_path / "other")))
 
 
 def test_distillation_leaves_its_teacher_alone(tokens, tmp_path):
