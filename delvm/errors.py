@@ -13,6 +13,12 @@ class UserError(Exception):
     exit_code = 2
 
 
+class Suspicious(UserError):
+    """The work was done, and what it found wants a look: exit code 3."""
+
+    exit_code = 3
+
+
 def nearest(name: str, options: Iterable[str]) -> str | None:
     """The option closest to ``name`` in spelling, or None when nothing is close."""
     found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)

@@ -4,7 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from delvm.commands.schema import EncodeConfig, EvaluateConfig, GenerateConfig, PrepareConfig
+from delvm.commands.schema import (
+    EncodeConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    InspectConfig,
+    PrepareConfig,
+    Subject,
+)
 from delvm.data.pairs import SPLITS
 from delvm.errors import UserError, did_you_mean
 
@@ -33,6 +40,7 @@ def faults(verb: str, cfg: Any) -> list[str]:
         "encode": _encode,
         "generate": _generate,
         "evaluate": _evaluate,
+        "inspect": _inspect,
     }
     return checks[verb](cfg)
 
@@ -96,4 +104,21 @@ def _evaluate(cfg: EvaluateConfig) -> list[str]:
             found.append(f"unknown task '{task}': {did_you_mean(task, tasks.NAMES)}")
     if not Path(cfg.input).is_dir():
         found.append(f"input={cfg.input} not found: run `delvm prepare output={cfg.input}`")
+    if cfg.subject is Subject.tokenizer and cfg.students:
+        found.append(
+            f"students={{{','.join(cfg.students)}}} and subject=tokenizer, which asks none: "
+            "set subject=students"
+        )
+    if cfg.subject is Subject.students and cfg.extractor is not None:
+        found.append(
+            f"extractor={cfg.extractor} is for rFID, which subject=students does not have: "
+            "set subject=tokenizer or extractor=null"
+        )
+    return found
+
+
+def _inspect(cfg: InspectConfig) -> list[str]:
+    found = at_least(1, {"pictures": cfg.pictures})
+    if not Path(cfg.input).is_dir():
+        found.append(f"input={cfg.input} not found: run `delvm encode output={cfg.input}`")
     return found

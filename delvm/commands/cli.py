@@ -53,10 +53,18 @@ VERBS = {
         ),
     ),
     "evaluate": Verb(
-        "score students on held-out pairs and write a report",
+        "score students, or a tokenizer, on held-out pairs and write a report",
         (
             "delvm evaluate",
             "delvm evaluate students.mine=outputs/student/last.ckpt queries=200",
+            "delvm evaluate subject=tokenizer tokenizer=outputs/shapes/tokenizer",
+        ),
+    ),
+    "inspect": Verb(
+        "look at shards as pictures and numbers, and find what is silently wrong",
+        (
+            "delvm inspect input=outputs/shapes/tokens",
+            "delvm inspect input=outputs/shapes/pairs",
         ),
     ),
 }
@@ -112,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 (a bug; its traceback is shown), 2 (a mistake the user can mend; one
-        line on stderr) or 130 (Ctrl-C).
+        line on stderr), 3 (done, and what was found wants a look) or 130
+        (Ctrl-C).
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -135,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"delvm: {error}", file=sys.stderr)
-        return UserError.exit_code
+        return error.exit_code
     except KeyboardInterrupt:
         print("delvm: interrupted", file=sys.stderr)
         return 130

@@ -1,13 +1,40 @@
-"""`delvm evaluate`: score students on held-out pairs and write a report."""
+"""`delvm evaluate`: score students, or a tokenizer, on held-out pairs and write a report."""
 
 from pathlib import Path
 
 from delvm.commands.devices import pick
-from delvm.commands.schema import EvaluateConfig
+from delvm.commands.schema import EvaluateConfig, Subject
 
 
 def run(cfg: EvaluateConfig) -> None:
     """Evaluate, and say where the report is."""
+    if cfg.subject is Subject.tokenizer:
+        _tokenizer(cfg)
+    else:
+        _students(cfg)
+    print(f"report: {cfg.output}/report.html")
+    print(f"numbers: {cfg.output}/metrics.json, {cfg.output}/scores.csv")
+
+
+def _tokenizer(cfg: EvaluateConfig) -> None:
+    from delvm.evaluation.reconstruction import run as evaluate
+    from delvm.interop.checkpoints import load_tokenizer
+
+    evaluate(
+        Path(cfg.input),
+        load_tokenizer(cfg.tokenizer, pick(cfg.device)),
+        output=Path(cfg.output),
+        tasks=cfg.tasks or None,
+        queries=cfg.queries,
+        seed=cfg.seed,
+        batch_size=cfg.batch_size,
+        extractor=Path(cfg.extractor) if cfg.extractor else None,
+        origin=origin(cfg.tokenizer),
+        title=cfg.title,
+    )
+
+
+def _students(cfg: EvaluateConfig) -> None:
     # Imported here: torch takes seconds, which a mistake in the config need not wait for.
     from delvm.evaluation.run import run as evaluate
     from delvm.interop.checkpoints import load_student, load_tokenizer
@@ -33,8 +60,6 @@ def run(cfg: EvaluateConfig) -> None:
         origins={name: origin(path) for name, path in places.items()},
         title=cfg.title,
     )
-    print(f"report: {cfg.output}/report.html")
-    print(f"numbers: {cfg.output}/metrics.json, {cfg.output}/scores.csv")
 
 
 def history(weights: str) -> Path | None:

@@ -22,6 +22,13 @@ class Device(Enum):
     cuda = "cuda"
 
 
+class Subject(Enum):
+    """What is evaluated."""
+
+    students = "students"
+    tokenizer = "tokenizer"
+
+
 @dataclass
 class SourceConfig:
     """Where raw pictures come from."""
@@ -123,12 +130,16 @@ class GenerateConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Score students on held-out pairs, beside the tokenizer's ceiling and trivial baselines.
+    """Score students on held-out pairs, or a tokenizer on their pictures.
 
     Attributes:
+        subject: students, beside the tokenizer's ceiling and trivial baselines, or the tokenizer
+            alone: how it draws pictures and uses its codes.
         students: name in the report -> checkpoint.
+        extractor: TorchScript file, pictures (B, 3, H, H) uint8 -> features (B, F), for the
+            rFID of a tokenizer; None leaves rFID out.
         tasks: which tasks; empty takes all that the shards hold.
-        queries: queries a task.
+        queries: queries a task; of a tokenizer, pairs a task.
         pairs: pairs in a prompt.
         title: of the report.
         expected: as for `delvm generate`.
@@ -137,7 +148,9 @@ class EvaluateConfig:
     input: str = "outputs/shapes/pairs"
     output: str = "outputs/evaluate"
     tokenizer: str = "shapes"
+    subject: Subject = Subject.students
     students: dict[str, str] = field(default_factory=dict)
+    extractor: str | None = None
     title: str = "Evaluation"
     tasks: list[str] = field(default_factory=list)
     queries: int = 100
@@ -151,6 +164,25 @@ class EvaluateConfig:
     device: Device = Device.auto
 
 
+@dataclass
+class InspectConfig:
+    """Look at image or token shards as pictures and numbers; exit code 3 if something is wrong.
+
+    Attributes:
+        input: root of the shards.
+        tokenizer: draws the ids of token shards.
+        pictures: pairs drawn at random, a task.
+        seed: of the choice.
+    """
+
+    input: str = "outputs/shapes/tokens"
+    output: str = "outputs/inspect"
+    tokenizer: str = "shapes"
+    pictures: int = 8
+    seed: int = 0
+    device: Device = Device.auto
+
+
 Groups = dict[str, dict[str, type]]
 
 _LIGHT: dict[str, tuple[type, Groups]] = {
@@ -158,6 +190,7 @@ _LIGHT: dict[str, tuple[type, Groups]] = {
     "encode": (EncodeConfig, {"balance": {"balance": BalanceConfig}}),
     "generate": (GenerateConfig, {}),
     "evaluate": (EvaluateConfig, {}),
+    "inspect": (InspectConfig, {}),
 }
 
 

@@ -1,16 +1,13 @@
-"""The report of an evaluation: one HTML page that needs no network and no other file."""
+"""The report of an evaluation of students, as one HTML page."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import resources
 from typing import Any
 
 from delvm.evaluation import charts, tables
+from delvm.evaluation.document import document
 from delvm.evaluation.history import History, thinned
 from delvm.evaluation.measure import Example
-
-# The browser itself then refuses to fetch anything.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 GUIDE = (
     (
@@ -62,8 +59,6 @@ def page(
         examples: Of each task.
         histories: Name of a model -> the curves of its training.
     """
-    css = resources.files("delvm.evaluation").joinpath("report.css").read_text(encoding="utf-8")
-    title = escape(metrics["title"])
     trained = [name for name, result in metrics["tasks"].items() if result["trained"]]
     held_out = [name for name in metrics["tasks"] if name not in trained]
     parts = [
@@ -73,17 +68,9 @@ def page(
         _training(metrics, histories),
         _held_out(metrics, held_out, examples),
         _guide(),
-        _settings(metrics),
+        settings(metrics),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{title}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(metrics["title"], parts)
 
 
 def _header(metrics: Mapping[str, Any]) -> str:
@@ -129,10 +116,10 @@ def _standing(name: str, place: int, facts: Mapping[str, Any]) -> str:
             f"tasks (with the whole interval on {s['clearly_beat']}), and closes half or more of "
             f"the distance to the ceiling on {s['closed_half']}."
         )
-    return f"<li><strong>{tables.model_name(name, place)}</strong> {_provenance(facts)}.{text}</li>"
+    return f"<li><strong>{tables.model_name(name, place)}</strong> {provenance(facts)}.{text}</li>"
 
 
-def _provenance(facts: Mapping[str, Any]) -> str:
+def provenance(facts: Mapping[str, Any]) -> str:
     """Where a model comes from and how large it is."""
     origin = f'<span class="tag">{escape(facts["origin"])}</span>'
     return f"{origin} {_count(facts['parameters'])} parameters"
@@ -236,12 +223,14 @@ def _guide() -> str:
     return f'<section id="guide"><h2>How to read the numbers</h2><dl>{entries}</dl></section>'
 
 
-def _settings(metrics: Mapping[str, Any]) -> str:
+def settings(metrics: Mapping[str, Any]) -> str:
     """What was asked for, and which numbers come from which weights."""
     tokenizer = metrics["tokenizer"]
     mark = f", fingerprint <code>{escape(tokenizer['fingerprint'])}</code>"
-    rows = [("tokenizer", _provenance(tokenizer) + mark)]
-    rows += [(escape(name), _provenance(facts)) for name, facts in metrics["students"].items()]
+    rows = [("tokenizer", provenance(tokenizer) + mark)]
+    rows += [
+        (escape(name), provenance(facts)) for name, facts in metrics.get("students", {}).items()
+    ]
     for key, value in metrics["settings"].items():
         shown = "none" if value is None else str(value)
         rows.append((tables.plain(key), f"<code>{escape(shown)}</code>"))

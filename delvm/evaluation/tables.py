@@ -11,7 +11,7 @@ from PIL import Image
 from delvm.evaluation.charts import colour
 from delvm.evaluation.measure import Example
 
-LABELS = {"psnr": "PSNR, dB", "ssim": "SSIM", "miou": "mIoU", "pck": "PCK"}
+LABELS = {"psnr": "PSNR, dB", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "miou": "mIoU", "pck": "PCK"}
 LOWER_IS_BETTER = ("loss", "perplexity")
 _DIGITS = {"psnr": 2, "loss": 3, "perplexity": 1}
 _SMALL = 96  # pictures up to this side are shown pixel by pixel
@@ -55,7 +55,7 @@ def _class(kind: str) -> str:
 Row = tuple[str, dict[str, Interval]]  # head as HTML, metric -> interval
 
 
-def _group(title: str, metrics: list[str], rows: list[Row], kind: str = "") -> str:
+def group(title: str, metrics: list[str], rows: list[Row], kind: str = "") -> str:
     """Rows under a title; the best of each column is marked where there are several."""
     tops = {
         metric: _best(metric, [values[metric]["mean"] for _, values in rows]) for metric in metrics
@@ -79,7 +79,7 @@ def _best(metric: str, means: list[float | None]) -> int | None:
     return choose(known, key=lambda place: known[place]) if known else None
 
 
-def _table(caption: str, head: list[str], body: list[str]) -> str:
+def table(caption: str, head: list[str], body: list[str]) -> str:
     columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in ["", *head])
     name = escape(caption, quote=True)
     return (
@@ -94,14 +94,14 @@ def scores(result: dict[str, Any]) -> str:
     metrics, forms = result["metrics"], result["baselines"]
     mark = {result["best_baseline"]: ' <span class="tag">best</span>'}
     body = [
-        _group("", metrics, [("Ceiling", result["ceiling"])]),
-        _group("Models", metrics, _students(result, lambda one: one["scores"])),
-        _group(
+        group("", metrics, [("Ceiling", result["ceiling"])]),
+        group("Models", metrics, _students(result, lambda one: one["scores"])),
+        group(
             "Baselines after the tokenizer’s round trip",
             metrics,
             [(plain(n) + mark.get(n, ""), form["round_trip"]) for n, form in forms.items()],
         ),
-        _group(
+        group(
             "Baselines as they are",
             metrics,
             [(plain(n), f["raw"]) for n, f in forms.items()],
@@ -110,7 +110,7 @@ def scores(result: dict[str, Any]) -> str:
     ]
     head = [label(m) + (" ★" if m == result["primary"] else "") for m in metrics]
     known = result["ceiling"][result["primary"]]["n"]
-    return _table(f"Scores: mean over {known} queries, 95% interval; higher is better", head, body)
+    return table(f"Scores: mean over {known} queries, 95% interval; higher is better", head, body)
 
 
 def losses(result: dict[str, Any]) -> str:
@@ -119,8 +119,8 @@ def losses(result: dict[str, Any]) -> str:
     body = []
     for span, title in (("all", "All tokens of the sentence"), ("answer", "Tokens of the answer")):
         rows = _students(result, lambda one, span=span: one["loss"][span])  # type: ignore[misc]
-        body.append(_group(title, list(figures), rows))
-    return _table("Next token, given the true tokens before it", list(figures.values()), body)
+        body.append(group(title, list(figures), rows))
+    return table("Next token, given the true tokens before it", list(figures.values()), body)
 
 
 def _students(result: dict[str, Any], choose: Callable[[Any], dict[str, Interval]]) -> list[Row]:

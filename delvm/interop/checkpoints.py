@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from delvm.errors import UserError
@@ -49,9 +48,9 @@ def save_model(
         folder: replaced if it exists.
         dtype: of the weights on disk; float16 halves the size.
     """
-    tensors = {k: v.detach().cpu().to(dtype).contiguous() for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().cpu().to(dtype) for k, v in model.state_dict().items()}
     with atomic_folder(folder) as part:
-        save_file(tensors, part / "model.safetensors")
+        weights.write_tensors(part / "model.safetensors", tensors)
         write_json(part / "config.json", describe(model))
 
 

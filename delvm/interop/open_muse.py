@@ -8,7 +8,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from delvm.errors import UserError
@@ -53,7 +52,7 @@ def write(tokenizer: VQGAN, folder: str | Path) -> None:
     for name, only in _OURS.items():
         if (value := values.pop(name)) != only:
             raise UserError(f"open-muse has no {name}: {value} (tokenizer) != {only} (open-muse)")
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tokenizer.state_dict().items()}
+    tensors = {k: v.detach().cpu() for k, v in tokenizer.state_dict().items()}
     with atomic_folder(folder) as part:
-        save_file(tensors, part / "model.safetensors")
+        weights.write_tensors(part / "model.safetensors", tensors)
         write_json(part / "config.json", {"_class_name": CLASS, "_version": "0.0.1"} | values)

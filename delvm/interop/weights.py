@@ -1,4 +1,4 @@
-"""Read weight files as untrusted: safetensors or pickles, whole or in shards.
+"""Weight files: written as safetensors; read, as untrusted, from those or pickles, or shards.
 
 A pickle is opened for tensors and plain values only; one that wants to run code is refused.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from delvm.errors import UserError
@@ -35,15 +35,19 @@ _CALLBACKS = [
 ]
 
 
-def read_pickle(path: Path) -> Any:
+def read_pickle(path: Path, lazy: bool = False) -> Any:
     """Tensors and plain values of a file that torch.save wrote.
+
+    Args:
+        path: the file.
+        lazy: leave tensors on disk until they are used.
 
     Raises:
         UserError: it cannot be read, or holds more than that.
     """
     try:
         with torch.serialization.safe_globals([(_Inert, name) for name in _CALLBACKS]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
     except Exception as error:  # whatever a broken or hostile file makes torch raise
         raise UserError(
             f"checkpoint {path} cannot be read as tensors and plain values: {_reason(error)}"
@@ -74,6 +78,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise UserError(f"weights {path} are no state dict: a name and a tensor each")
     return found
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file that others may read as well."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(0o644)  # save_file leaves it to its owner alone
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:

@@ -4,12 +4,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
 
 # Identical pictures have an infinite PSNR; a finite cap keeps means finite.
 PSNR_CAP = 60.0
+_WINDOW = 11
+_SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
 def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
@@ -45,6 +48,37 @@ def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
     )
     assert isinstance(values, Tensor)  # a tuple only when the contrast map is asked for
     return values.reshape(len(truth))
+
+
+def ms_ssim_scales(side: int) -> int:
+    """Scales of MS-SSIM that fit a picture of that side: the usual five from 176 pixels on."""
+    # The window must fit the smallest scale; torchmetrics asks a little more of four scales.
+    fitting = [n for n in range(1, 6) if side // max(2 ** (n - 1), (n - 1) ** 2) >= _WINDOW]
+    return max(fitting, default=0)
+
+
+def ms_ssim(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Multi-scale structural similarity (Wang et al. 2003; Gaussian window 11, sigma 1.5).
+
+    Below 176 pixels there is no room for five scales: the weights of those that fit are then
+    scaled to sum to 1 (`ms_ssim_scales` says how many).
+
+    Args:
+        prediction: Pixels (B, 3, H, H) in [0, 1], at least 11 x 11.
+        truth: Pixels of the same shape.
+
+    Returns:
+        (B,) one value a picture, at most 1.
+    """
+    weights = _SCALE_WEIGHTS[: ms_ssim_scales(truth.shape[-1])]
+    return multiscale_structural_similarity_index_measure(
+        prediction,
+        truth,
+        data_range=1.0,
+        betas=tuple(weight / sum(weights) for weight in weights),
+        normalize="relu",
+        reduction="none",
+    ).reshape(len(truth))
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:

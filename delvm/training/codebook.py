@@ -73,9 +73,3 @@ class Codebook(nn.Module):
         """``count`` features of the batch, repeated with a little noise when it has fewer."""
         order = torch.randperm(len(z), device=z.device).repeat(-(-count // len(z)))[:count]
         return z[order] + 1e-3 * z.std() * torch.randn(count, z.shape[1], device=z.device)
-
-
-def perplexity(counts: Tensor) -> Tensor:
-    """Codes that would be as uncertain if used alike: exp of the entropy of counts (V,)."""
-    share = counts.double() / counts.sum().clamp_min(1)
-    return torch.special.entr(share).sum().exp()

@@ -4,11 +4,11 @@ import csv
 from pathlib import Path
 
 import numpy as np
-import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from delvm.interop.weights import read_pickle
 from delvm.training.config import LoggerConfig, LoggerName
 
 CSV_NAME = "metrics.csv"
@@ -37,7 +37,7 @@ def logged_before(checkpoint: str, file: Path) -> list[dict[str, float]]:
     """Rows of a metrics.csv up to the step of a checkpoint: what was logged after it is redone."""
     if not file.exists():
         return []
-    last = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")["global_step"]
+    last = read_pickle(Path(checkpoint), lazy=True)["global_step"]
     with file.open(newline="", encoding="utf-8") as lines:
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
     return [row for row in rows if row["step"] < last]

@@ -15,6 +15,7 @@ from delvm.data.sentences import SentencesConfig
 from delvm.data.shards import read_codebook
 from delvm.errors import UserError
 from delvm.interop.checkpoints import describe, load_student, load_tokenizer, save_model
+from delvm.interop.weights import read_pickle
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.training.callbacks import CarryModel, LearningRate, SaveLast, StopAt, TrainingProgress
@@ -55,6 +56,8 @@ def train(config: TrainConfig, folder: Path) -> Path:
     resume = _checkpoint(config, folder)
     module, data = build(config)
     model = module.model
+    if resume is not None:
+        _check_checkpoint(resume, model)
     kind = "tokenizer" if isinstance(model, VQGAN) else "student"
     callbacks: list[Callback] = [
         CarryModel(describe(model)),
@@ -224,6 +227,24 @@ def _checkpoint(config: TrainConfig, folder: Path) -> str | None:
     if resume == "auto":
         return None
     raise UserError(f"checkpoint not found: {path} (set resume=PATH, or resume=auto)")
+
+
+def _check_checkpoint(file: str, model: VQGAN | Transformer) -> None:
+    """Refuse to resume from what is no checkpoint of such a run.
+
+    Raises:
+        UserError: it is damaged, not ours, or of another network.
+    """
+    found = read_pickle(Path(file), lazy=True)
+    if not isinstance(found, dict) or not {"delvm", "global_step", "state_dict"} <= found.keys():
+        raise UserError(f"resume={file} is no checkpoint of `delvm train`: set resume=PATH or null")
+    theirs, ours = (each.get("config", {}) for each in (found["delvm"], describe(model)))
+    if odd := sorted(key for key in ours.keys() | theirs if ours.get(key) != theirs.get(key)):
+        differ = ", ".join(f"{key} {theirs.get(key)} != {ours.get(key)}" for key in odd)
+        raise UserError(
+            f"resume={file} is of another network than this run's: {differ}: set output=PATH for "
+            "a new run, or the values that the checkpoint has"
+        )
 
 
 def _quiet() -> None:

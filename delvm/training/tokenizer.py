@@ -9,12 +9,13 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from delvm.data.codes import perplexity
 from delvm.errors import UserError
 from delvm.interop.weights import read_tensors
 from delvm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge
 from delvm.models.perceptual import LPIPS, MSSSIM
 from delvm.models.vqgan import VQGAN
-from delvm.training.codebook import Codebook, perplexity
+from delvm.training.codebook import Codebook
 from delvm.training.config import OptimConfig, Perceptual, TokenizerModule
 from delvm.training.schedule import build_optimizer
 

@@ -163,6 +163,12 @@ OTHERS = {
     "generate prompt=a query=b top_k=5": "top_k=5 does nothing at temperature=0, which takes the "
     "likeliest token: set temperature=1 or top_k=null",
     "evaluate input=. tasks=[poze]": "unknown task 'poze': did you mean 'pose'?",
+    "evaluate input=. subject=tokenizer students.a=x": "students={a} and "
+    "subject=tokenizer, which asks none: set subject=students",
+    "evaluate input=. extractor=x.pt": "extractor=x.pt is for rFID, which subject=students "
+    "does not have: set subject=tokenizer or extractor=null",
+    "inspect input=nowhere": "input=nowhere not found: run `delvm encode output=nowhere`",
+    "inspect input=. pictures=0": "pictures=0 is below 1: set pictures=1 or more",
     "evaluate input=. queries=0": "queries=0 is below 1: set queries=1 or more",
 }
 

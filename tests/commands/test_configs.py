@@ -11,6 +11,7 @@ from delvm.commands.schema import (
     EncodeConfig,
     EvaluateConfig,
     GenerateConfig,
+    InspectConfig,
     PrepareConfig,
     ShapesSource,
 )
@@ -46,6 +47,7 @@ def test_every_file_is_reached():
         ("train", TrainConfig),
         ("generate", GenerateConfig),
         ("evaluate", EvaluateConfig),
+        ("inspect", InspectConfig),
     ],
 )
 def test_defaults_compose(verb, schema):

@@ -37,6 +37,7 @@ def test_tokenizer_folder(tokenizer, tmp_path):
     assert torch.equal(again.encode(pixels), tokenizer.encode(pixels))
     assert fingerprint(again) == fingerprint(tokenizer)
     assert not again.training
+    assert (tmp_path / "t" / "model.safetensors").stat().st_mode & 0o044 == 0o044  # for all to read
 
 
 def test_student_folder(student, tmp_path):

@@ -69,3 +69,15 @@ def test_to_uint8_rounds_half_up_and_clamps():
     levels = torch.tensor([-0.1, 0.0, 0.5 / 255, 0.49 / 255, 1.0, 1.3])
     pixels = levels.reshape(1, 1, 1, 6).expand(1, 3, 1, 6)
     assert metrics.to_uint8(pixels)[0, 0, :, 0].tolist() == [0, 0, 1, 0, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("side", "scales"), [(11, 1), (32, 2), (64, 3), (175, 4), (176, 5), (256, 5)]
+)
+def test_ms_ssim_has_as_many_scales_as_fit(side, scales):
+    assert metrics.ms_ssim_scales(side) == scales
+    truth = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    drawn = truth.clone()
+    drawn[1] = (truth[1] + 0.2 * truth[0]).clamp(0, 1)
+    same, other = metrics.ms_ssim(drawn, truth).tolist()
+    assert same == pytest.approx(1, abs=1e-6) and 0.3 < other < 0.999

@@ -126,6 +126,27 @@ def test_resume_continues_the_steps(tokens, tmp_path):
     assert len(curve(tmp_path, "train/loss")) == 5  # the first job's stay in the table
 
 
+def test_what_cannot_be_resumed_is_refused(tokens, tmp_path):
+    train(student_config(tokens, steps=2), tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    other = tmp_path / "other.ckpt"
+    other.write_bytes(b"no checkpoint")
+    weights = tmp_path / "weights.ckpt"
+    torch.save({"state_dict": {}}, weights)
+    torn = tmp_path / "torn.ckpt"
+    torn.write_bytes(last.read_bytes()[:-2000])
+    for file, complaint in (
+        (other, "cannot be read"),
+        (weights, "no checkpoint of `delvm train`"),
+        (torn, "cannot be read.*damaged"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            train(student_config(tokens, resume=str(file)), tmp_path / "run")
+    wide = StudentConfig(TransformerConfig(V, 64, 2, 2, context=32, codebook_dim=8))
+    with pytest.raises(UserError, match=r"another network.*width 32 != 64"):
+        train(student_config(tokens, resume=str(last), student=wide), tmp_path / "run")
+
+
 def test_a_run_can_begin_with_trained_weights(tokens, tmp_path):
     first = train(student_config(tokens, steps=30), tmp_path / "first")
     still = OptimConfig(lr=1e-12, weight_decay=0.0)

@@ -1,0 +1,38 @@
+"""`delvm inspect`: look at shards, and find what is silently wrong with them."""
+
+from pathlib import Path
+
+from delvm.commands.devices import pick
+from delvm.commands.schema import InspectConfig
+from delvm.errors import Suspicious
+
+
+def run(cfg: InspectConfig) -> None:
+    """Look, and say what was seen.
+
+    Raises:
+        Suspicious: something is flagged.
+    """
+    # Imported here: torch takes seconds, which a mistake in the config need not wait for.
+    from delvm.evaluation.inspection import inspect, kind_of
+    from delvm.interop.checkpoints import load_tokenizer
+
+    root, output = Path(cfg.input), Path(cfg.output)
+    tokens = kind_of(root) == "tokens"
+    tokenizer = load_tokenizer(cfg.tokenizer, pick(cfg.device)) if tokens else None
+    report = inspect(root, tokenizer, output=output, pictures=cfg.pictures, seed=cfg.seed)
+    for split, tasks in report["splits"].items():
+        for task, facts in tasks.items():
+            print(f"{split}/{task}: {facts['count']:,} pairs in {facts['shards']:,} shards")
+            for side in ("input", "target"):
+                if use := facts.get(side):
+                    print(
+                        f"  {side}s: {use['used']:,} of {use['codes']:,} codes, perplexity "
+                        f"{use['perplexity']:,.0f}, {use['entropy_bits']:.2f} bits a token; "
+                        f"code {use['most']} is {use['most_share']:.1%}"
+                    )
+    print(f"pictures and numbers: {output}")
+    if flags := report["flags"]:
+        listed = "\n  - ".join(["", *flags])
+        raise Suspicious(f"{len(flags)} flagged in {root}:{listed}")
+    print("nothing suspicious")

@@ -1,0 +1,55 @@
+"""`delvm inspect` and `delvm evaluate subject=tokenizer`, whole."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from delvm.data.pairs import Pair
+from delvm.data.shards import write_pairs
+from delvm.errors import Suspicious
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Test pairs of 16 px."""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, 256, (6, 2, 16, 16, 3), dtype=np.uint8)
+    made = [Pair(f"{i}", "derain", *both) for i, both in enumerate(drawn)]
+    write_pairs(tmp_path / "pairs", "test", "derain", made, source="s", seed=0, image_size=16)
+    return tmp_path / "pairs"
+
+
+def test_pairs_then_tokens(delvm, weights, pairs):
+    code, out, _ = delvm("inspect", f"input={pairs}", "output=look")
+    assert (code, out.splitlines()[0]) == (0, "test/derain: 6 pairs in 1 shards")
+    assert Path("look/test_derain.png").stat().st_size > 500
+    tokenizer = f"tokenizer={weights / 'tokenizer'}"
+    delvm("encode", f"input={pairs}", "output=tokens", "splits=[test]", tokenizer)
+    code, out, _ = delvm("inspect", "input=tokens", "output=look", tokenizer)
+    flags = json.loads(Path("look/inspect.json").read_text())["flags"]
+    # an untrained tokenizer may well use one code for most: then that is what is said
+    assert (code == 0) == (not flags) and "  inputs: " in out
+
+
+def test_what_is_flagged_ends_in_code_3(delvm, weights, pairs):
+    delvm("encode", f"input={pairs}", "output=tokens", "splits=[test]",
+          f"tokenizer={weights / 'tokenizer'}")  # fmt: skip
+    code, out, err = delvm("inspect", "input=tokens")  # with the tokenizer that ships
+    assert code == Suspicious.exit_code == 3
+    assert "test/derain: 6 pairs" in out and "encoded by tokenizer" in err
+    assert "Traceback" not in err
+
+
+def test_nothing_to_look_at(delvm, tmp_path):
+    code, _, err = delvm("inspect", f"input={tmp_path}")
+    assert code == 2 and "no shards in" in err
+
+
+def test_a_tokenizer_is_evaluated(delvm, weights, pairs):
+    code, out, _ = delvm("evaluate", "subject=tokenizer", f"input={pairs}", "output=report",
+                         f"tokenizer={weights / 'tokenizer'}", "queries=4")  # fmt: skip
+    assert code == 0 and "report: report/report.html" in out
+    report = json.loads(Path("report/metrics.json").read_text())
+    assert report["all"]["psnr"]["n"] == 8 and report["tokenizer"]["origin"].endswith("tokenizer")
