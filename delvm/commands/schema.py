@@ -85,6 +85,7 @@ class EncodeConfig:
         tokenizer: a checkpoint, an exported folder, or "shapes" (the one that ships).
         balance: how rare training tasks catch up.
         batch_size: pictures encoded at a time.
+        fast: whether the tokenizer computes in bfloat16; a few in a hundred ids then differ.
         splits: which of train, val and test.
         seed: seeds the copies made by augmentation.
         overwrite: whether folders made with other settings are replaced.
@@ -95,6 +96,7 @@ class EncodeConfig:
     tokenizer: str = "shapes"
     balance: BalanceConfig = MISSING
     batch_size: int = 64
+    fast: bool = False
     device: Device = Device.auto
     splits: list[str] = field(default_factory=lambda: ["train", "val", "test"])
     seed: int = 0

@@ -10,6 +10,7 @@ Notation:
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -265,12 +266,18 @@ class Quantizer(nn.Module):
 
 
 class VQGAN(nn.Module):
-    """The tokenizer: ``encode`` pixels to ids, ``decode`` ids to pixels."""
+    """The tokenizer: ``encode`` pixels to ids, ``decode`` ids to pixels.
+
+    Attributes:
+        fast: whether both compute in bfloat16 (but for the search), which is some three times as
+            fast where the hardware has it; a few in a hundred ids then differ.
+    """
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         _check(config)
         self.config = config
+        self.fast = False
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = Quantizer(
@@ -278,6 +285,9 @@ class VQGAN(nn.Module):
         )
         self.quant_conv = nn.Conv2d(config.z_channels, config.quantized_embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.quantized_embed_dim, config.z_channels, 1)
+        # Channels innermost: convolutions need no reordering, and the search gets its vectors
+        # without a copy.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def codebook(self) -> Tensor:
@@ -288,6 +298,7 @@ class VQGAN(nn.Module):
         """Features (B, N, d) before quantization, of pixels (B, 3, H, H) in [0, 1]."""
         if self.config.signed_pixels:
             pixels = 2 * pixels - 1
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         z = self.quant_conv(self.encoder(pixels)).flatten(2).transpose(1, 2)
         return F.normalize(z, dim=-1) if self.config.normalize_codes else z
 
@@ -308,7 +319,8 @@ class VQGAN(nn.Module):
                 pixel is no number or outside [0, 1].
         """
         self._check_pixels(pixels)
-        z = self.features(pixels)
+        with self._precision():
+            z = self.features(pixels)
         return self.quantize.search(z.flatten(0, 1).float()).view(z.shape[:2])
 
     @torch.no_grad()
@@ -325,8 +337,15 @@ class VQGAN(nn.Module):
             raise ValueError(
                 f"ids {int(ids.min())} to {int(ids.max())} for a codebook of {c.num_embeddings}"
             )
-        pixels = self.render(F.embedding(ids, self.codebook))
+        with self._precision():
+            pixels = self.render(F.embedding(ids, self.codebook)).float()
         return pixels.clamp(0, 1) if clamp else pixels
+
+    def _precision(self) -> AbstractContextManager[object]:
+        """Autocast to bfloat16 in the fast mode; otherwise what is in force stays so."""
+        if not self.fast:
+            return nullcontext()
+        return torch.autocast(self.codebook.device.type, torch.bfloat16)
 
     def _check_pixels(self, pixels: Tensor) -> None:
         c = self.config

@@ -16,6 +16,7 @@ from delvm.data.shards import read_codebook
 from delvm.errors import UserError
 from delvm.interop.checkpoints import describe, load_student, load_tokenizer, save_model
 from delvm.interop.weights import read_pickle
+from delvm.models.precision import has_bf16
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.training.callbacks import CarryModel, LearningRate, SaveLast, StopAt, TrainingProgress
@@ -201,10 +202,8 @@ def precision(config: TrainerConfig) -> str:
     if config.precision != "auto":
         return config.precision
     if config.accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    fast = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
-    return "bf16-mixed" if fast else "32-true"
+        return "bf16-mixed" if has_bf16("cuda") else "16-mixed"
+    return "bf16-mixed" if has_bf16("cpu") else "32-true"
 
 
 def _checkpoint(config: TrainConfig, folder: Path) -> str | None:

@@ -9,6 +9,7 @@ import torch
 
 from delvm.models import vqgan
 from delvm.models.vqgan import VQGAN, VQGANConfig
+from tests.models.plain_vqgan import plain_copy, plain_encode
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "muse_vqgan"
 TINY = {"resolution": 16, "hidden_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1}
@@ -62,6 +63,33 @@ def test_search_in_parts_is_the_search_of_the_whole(monkeypatch):
     whole = model.quantize.search(z)
     monkeypatch.setattr(vqgan, "_MOST_DISTANCES", 24 * 7)  # seven vectors at a time
     assert torch.equal(model.quantize.search(z), whole)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"patch_size": 2}, {"signed_pixels": True}, {"normalize_codes": True}]
+)
+def test_encoding_is_the_plain_one(changes):
+    model = tiny(**changes)
+    model.quantize.embedding.weight.data.normal_()
+    pixels = torch.rand(4, 3, 16, 16)
+    wanted, codes = plain_encode(plain_copy(model), pixels)
+    ids = model.encode(pixels)
+    assert torch.equal(ids, wanted)
+    assert torch.equal(model.codebook[ids], codes)
+
+
+def test_the_fast_mode_is_nearly_the_exact_one(golden):
+    model, known = golden
+    pixels, ids = (torch.from_numpy(known[name]) for name in ("pixels", "ids"))
+    exact = model.decode(ids)
+    model.fast = True
+    try:
+        fast, drawn = model.encode(pixels), model.decode(ids)
+    finally:
+        model.fast = False
+    assert fast.shape == ids.shape and (fast == ids).float().mean() > 0.8
+    assert drawn.dtype == torch.float32
+    assert 0 < (drawn - exact).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])

@@ -1,4 +1,4 @@
-"""`delvm inspect` and `delvm evaluate subject=tokenizer`, whole."""
+"""`delvm inspect`, `delvm evaluate subject=tokenizer` and `delvm encode fast=true`, whole."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from delvm.commands import encode
 from delvm.data.pairs import Pair
 from delvm.data.shards import write_pairs
 from delvm.errors import Suspicious
@@ -53,3 +54,12 @@ def test_a_tokenizer_is_evaluated(delvm, weights, pairs):
     assert code == 0 and "report: report/report.html" in out
     report = json.loads(Path("report/metrics.json").read_text())
     assert report["all"]["psnr"]["n"] == 8 and report["tokenizer"]["origin"].endswith("tokenizer")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_fast_mode_needs_hardware_for_it(delvm, weights, pairs, monkeypatch, there):
+    monkeypatch.setattr(encode, "has_bf16", lambda device: there)
+    code, _, err = delvm("encode", f"input={pairs}", "output=tokens", "splits=[test]", "fast=true",
+                         f"tokenizer={weights / 'tokenizer'}")  # fmt: skip
+    assert (code == 0) is there is Path("tokens/test/derain/manifest.json").exists()
+    assert there or "fast=true needs bfloat16, which this cpu has not" in err
