@@ -33,6 +33,13 @@ def loggers(config: LoggerConfig, folder: Path, resume: str | None) -> list[Logg
     return made
 
 
+def close(made: list[Logger]) -> None:
+    """End what outlives a run: the next one in this process would write into it."""
+    for logger in made:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
 def logged_before(checkpoint: str, file: Path) -> list[dict[str, float]]:
     """Rows of a metrics.csv up to the step of a checkpoint: what was logged after it is redone."""
     if not file.exists():

@@ -28,7 +28,7 @@ from delvm.training.config import (
     TrainerConfig,
 )
 from delvm.training.data import PictureData, SentenceData
-from delvm.training.logs import loggers
+from delvm.training.logs import close, loggers
 from delvm.training.pictures import DrawReconstructions
 from delvm.training.student import DistillationTraining, StudentTraining
 from delvm.training.tokenizer import TokenizerTraining
@@ -76,7 +76,10 @@ def train(config: TrainConfig, folder: Path) -> Path:
             part.compile()
     if resume is None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    finally:
+        close(trainer.loggers)
     save_model(model, folder / kind)
     return folder / kind
 

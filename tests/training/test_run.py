@@ -18,6 +18,8 @@ from delvm.models.transformer import Init, TransformerConfig
 from delvm.models.vqgan import VQGANConfig
 from delvm.training.config import (
     DistillationModule,
+    LoggerConfig,
+    LoggerName,
     OptimConfig,
     Perceptual,
     StudentConfig,
@@ -238,6 +240,19 @@ def test_a_tokenizer_learns(pictures, tmp_path, module):
         "0000030.png",
         "codes_0000030.png",
     ]
+
+
+def test_every_logger_gets_the_pictures_and_each_run_is_its_own(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("a", "b"):  # as in a sweep, which trains one after the other
+        config = tokenizer_config(pictures, steps=2)
+        config.logger = LoggerConfig(LoggerName.wandb, offline=True)
+        train(config, tmp_path / name)
+        assert len(curve(tmp_path / name, "train/loss")) == 2
+        media = (tmp_path / name).glob("wandb/offline-run-*/files/media/images/val/*.png")
+        assert {file.name.split("_")[0] for file in media} == {"reconstructions", "codes"}
+        (events,) = (tmp_path / name / "tensorboard").glob("*tfevents*")
+        assert b"val/reconstructions" in events.read_bytes()
 
 
 def test_an_adversary_learns_from_its_start_on(pictures, tmp_path):
