@@ -18,6 +18,7 @@ class Codebook(nn.Module):
     idle: Tensor  # (V,) steps since a code was last used
     age: Tensor  # (V,) steps since a code was last moved by hand
     started: Tensor
+    revived: Tensor  # codes moved onto a feature of the batch so far
 
     def __init__(self, codes: Tensor, decay: float | None, revive_after: int | None) -> None:
         super().__init__()
@@ -28,6 +29,7 @@ class Codebook(nn.Module):
         self.register_buffer("idle", torch.full((count,), 1_000_000))  # never yet
         self.register_buffer("age", torch.zeros(count, dtype=torch.long))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("revived", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
     def update(self, z: Tensor, ids: Tensor) -> Tensor:
@@ -68,6 +70,7 @@ class Codebook(nn.Module):
             self.mass[dead] = 1.0
             self.total[dead] = codes[dead]
             self.age[dead] = 0
+            self.revived += len(dead)
 
     def _draw(self, z: Tensor, count: int) -> Tensor:
         """``count`` features of the batch, repeated with a little noise when it has fewer."""

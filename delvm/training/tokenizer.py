@@ -82,6 +82,7 @@ class TokenizerTraining(L.LightningModule):
         used = self.codebook.update(z.detach().flatten(0, 1), ids)
         self.log_dict({"train/loss": loss} | {f"train/{k}": v for k, v in terms.items()})
         self.log("train/codes_used", used)
+        self.log("train/codes_revived", self.codebook.revived.float())
 
     def fooled(self, drawn: Tensor, likeness: Tensor) -> Tensor:
         """The adversary's loss of drawn pictures, weighed against their likeness."""
