@@ -29,6 +29,7 @@ def test_dead_codes_are_moved_onto_features():
         z = torch.randn(32, 2)
         shares.append(book.update(z, nearest(z, codes)).item())
     assert codes.abs().max() < 10
+    assert book.revived == 7
     assert shares[-1] > shares[-2]
 
 
@@ -39,6 +40,7 @@ def test_nothing_moves_when_nothing_is_asked():
     for _ in range(200):
         book.update(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64))
     assert torch.equal(codes, before)
+    assert book.revived == 0
 
 
 def test_idle_codes_keep_their_place_under_averages():
