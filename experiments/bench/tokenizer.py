@@ -6,9 +6,10 @@ codes are features of training photographs, so that the search is as ambiguous a
 """
 
 import multiprocessing
-import resource
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -189,4 +190,6 @@ def _peak_of_search(way: str, vectors: int, codes: int) -> float:
             quantizer.search(z)
         else:
             plain_search(z, quantizer.codes)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage, whose peak a process inherits from the one that started it.
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
