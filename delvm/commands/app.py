@@ -28,7 +28,7 @@ from delvm.commands.schema import register
 from delvm.errors import UserError, did_you_mean
 
 # Verbs of which each job of a sweep gets a folder of its own, below output.
-OWN_FOLDER = ("train", "evaluate")
+OWN_FOLDER = ("train", "evaluate", "inspect")
 
 # What the system says of a path or a disk that the user can mend.
 _MENDABLE = {
@@ -228,7 +228,7 @@ def _job(verb: str, sweep: bool) -> Callable[[DictConfig], None]:
         except Exception as error:
             told = _mendable(error) if isinstance(error, OSError) else error
             if name and isinstance(told, UserError):
-                told = UserError(f"{name}: {told}")
+                told = type(told)(f"{name}: {told}")
             raise _Halt(told) from error
 
     return guarded

@@ -109,6 +109,14 @@ def _evaluate(cfg: EvaluateConfig) -> list[str]:
             f"students={{{','.join(cfg.students)}}} and subject=tokenizer, which asks none: "
             "set subject=students"
         )
+    if cfg.subject is Subject.tokenizer:
+        drawn = {"temperature": (cfg.temperature, 0.0), "top_k": (cfg.top_k, None)}
+        for key, (value, idle) in (drawn | {"top_p": (cfg.top_p, None)}).items():
+            if value != idle:
+                found.append(
+                    f"{key}={value} is how students answer, which subject=tokenizer does not ask: "
+                    f"set {key}={'null' if idle is None else idle} or subject=students"
+                )
     if cfg.subject is Subject.students and cfg.extractor is not None:
         found.append(
             f"extractor={cfg.extractor} is for rFID, which subject=students does not have: "

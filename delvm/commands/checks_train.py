@@ -11,9 +11,12 @@ from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
 from delvm.data.shards import Manifest, load_manifests
 from delvm.errors import UserError, did_you_mean
+from delvm.interop.checkpoints import resolve
+from delvm.models.precision import has_bf16
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.training.config import (
+    WANTED_VGG,
     DistillationModule,
     Perceptual,
     StudentModule,
@@ -85,6 +88,12 @@ def _choices(cfg: TrainConfig) -> list[str]:
         own = next(field.default for field in fields(part) if field.name == key)
         if value != own:
             found.append(f"{group}.{key}={value} in the group {group}={own}: set {group}={value}")
+    if cfg.start is not None:
+        kind = "tokenizer" if isinstance(cfg.module, TokenizerModule) else "student"
+        try:
+            resolve(cfg.start, kind)
+        except UserError as error:
+            found.append(str(error).replace(f"set {kind}=PATH", "set start=PATH or null"))
     if cfg.resume not in (None, "auto") and not Path(str(cfg.resume)).exists():
         found.append(f"checkpoint not found: {cfg.resume} (set resume=PATH, auto or null)")
     return found
@@ -101,7 +110,7 @@ def _device(cfg: TrainConfig) -> list[str]:
             f"trainer.precision=16-mixed needs a GPU, trainer.accelerator={accelerator} has none: "
             "set trainer.precision=bf16-mixed"
         )
-    if cuda and precision.startswith("bf16") and not torch.cuda.is_bf16_supported():
+    if cuda and precision.startswith("bf16") and not has_bf16("cuda"):
         found.append(f"trainer.precision={precision}, and this GPU has no bf16: set 16-mixed")
     if cuda and cfg.trainer.devices > torch.cuda.device_count():
         there = torch.cuda.device_count()
@@ -136,6 +145,11 @@ def _tokenizer(cfg: TrainConfig) -> list[str]:
     if not isinstance(cfg.data, PicturesConfig):
         return ["module=tokenizer learns from pictures, data is sentences: set data=pixels"]
     found = _losses(cfg)
+    if cfg.trainer.devices > 1:
+        found.append(
+            f"trainer.devices={cfg.trainer.devices} and module=tokenizer, which keeps its codebook "
+            "on one device: set trainer.devices=1"
+        )
     manifest = _manifest(cfg.data.path, "pairs", found)
     side = cfg.tokenizer.net.resolution
     if manifest is not None and manifest.image_size != side:
@@ -159,22 +173,18 @@ def _losses(cfg: TrainConfig) -> list[str]:
         if value is not None and not 0 <= value < 1:
             found.append(f"module.{name}={value} is not in [0, 1): set module.{name}=0.99 or null")
     if module.perceptual and module.distance is Perceptual.lpips and module.vgg_weights is None:
+        found.append(f"module.distance=lpips, and module.vgg_weights=null: {WANTED_VGG}")
+    if module.adversarial and cfg.trainer.precision == "16-mixed":
         found.append(
-            "module.distance=lpips, and module.vgg_weights=null: set module.vgg_weights=PATH to a "
-            "VGG16's, or module.distance=ms_ssim"
+            "trainer.precision=16-mixed cannot take two gradients of one picture, as "
+            f"module.adversarial={module.adversarial} does: "
+            "set trainer.precision=bf16-mixed or module.adversarial=0"
         )
-    if module.adversarial:
-        ways = {
-            "trainer.precision=16-mixed": (cfg.trainer.precision == "16-mixed", "bf16-mixed"),
-            "trainer.compile=true": (cfg.trainer.compile, "false"),
-        }
-        for setting, (chosen, other) in ways.items():
-            if chosen:
-                found.append(
-                    f"{setting} cannot take two gradients of one picture, as "
-                    f"module.adversarial={module.adversarial} does: "
-                    f"set {setting.split('=')[0]}={other} or module.adversarial=0"
-                )
+    if cfg.trainer.compile:  # seen with torch 2.13: experiments/LOG.md
+        found.append(
+            "trainer.compile=true loses gradients of a tokenizer in bfloat16, and module=tokenizer "
+            "gains nothing by it in float32: set trainer.compile=false"
+        )
     return found
 
 

@@ -28,6 +28,8 @@ SHEET_PAIRS = 3  # pairs of each task on the contact sheet
 class Tokenizer(Protocol):
     """What `encode` needs of a tokenizer; `delvm.models.vqgan.VQGAN` is one."""
 
+    fast: bool  # whether it computes in bfloat16
+
     @property
     def config(self) -> Any:
         """With `resolution` and `tokens_per_image`."""
@@ -213,6 +215,7 @@ def _plan_split(
             vocab_size=len(tokenizer.codebook),
             fingerprint=fingerprint,
             balance=settings if balancing else None,
+            fast=tokenizer.fast,
         )
         if balancing and balance.target and counts[task] > balance.target:
             _say(

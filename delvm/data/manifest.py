@@ -40,6 +40,7 @@ class Manifest:
         tokens_per_image, vocab_size, fingerprint: Of the tokenizer; None for pairs.
         source, seed: Of the raw material.
         balance: How a training task was balanced, None where it was not.
+        fast: Whether the tokenizer computed in bfloat16.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Manifest:
     source: str
     seed: int
     balance: dict[str, Any] | None
+    fast: bool = False
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""
@@ -66,7 +68,7 @@ class Manifest:
         Raises:
             UserError: Missing, not JSON, unknown or missing keys, or values of a wrong kind.
         """
-        values = read_json(path, "manifest")
+        values = {"fast": False} | read_json(path, "manifest")  # older ones do not say
         names = {field.name for field in fields(cls)}
         if values.keys() != names:
             missing, unknown = (sorted(names - values.keys()), sorted(values.keys() - names))
@@ -79,7 +81,8 @@ class Manifest:
     def _fault(self) -> str | None:
         """What is wrong with the values, if anything is."""
         wanted: dict[str, type] = dict.fromkeys(("count", "image_size", "seed"), int)
-        wanted |= dict.fromkeys(("task", "split", "source"), str) | {"shards": list}
+        wanted |= dict.fromkeys(("task", "split", "source"), str)
+        wanted |= {"shards": list, "fast": bool}
         if self.kind not in MADE_BY:
             return f"kind is {self.kind!r}, not one of {sorted(MADE_BY)}"
         if self.kind == "tokens":
@@ -127,6 +130,7 @@ def plan_tokens(
     vocab_size: int,
     fingerprint: str,
     balance: dict[str, Any] | None = None,
+    fast: bool = False,
 ) -> Manifest:
     """What the folder of tokens of `pairs` will hold, balanced to `count` pairs.
 
@@ -144,6 +148,7 @@ def plan_tokens(
         "vocab_size": vocab_size,
         "fingerprint": fingerprint,
         "balance": balance,
+        "fast": fast,
     }
     return Manifest(**values)
 

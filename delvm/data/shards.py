@@ -244,13 +244,17 @@ def _regroup(
 # ---------------------------------------------------------------- reading
 
 
-def read_pairs(root: Path, split: str, task: str, start: int = 0) -> Iterator[Pair]:
+def read_pairs(
+    root: Path, split: str, task: str, start: int = 0, manifest: Manifest | None = None
+) -> Iterator[Pair]:
     """The pairs of a task in order, from the `start`-th on.
+
+    A `manifest` that is given is believed; otherwise the whole split is checked first.
 
     Raises:
         UserError: A shard is missing or damaged, or holds something else than its manifest says.
     """
-    manifest = _manifest(root, split, task, "pairs")
+    manifest = manifest or _manifest(root, split, task, "pairs")
     shape = (manifest.image_size, manifest.image_size, 3)
     for shard in manifest.shards:
         if start >= shard["count"]:
@@ -274,13 +278,17 @@ def read_pairs(root: Path, split: str, task: str, start: int = 0) -> Iterator[Pa
         _check_count(path, count, shard["count"])
 
 
-def read_tokens(root: Path, split: str, task: str) -> Iterator[np.ndarray]:
+def read_tokens(
+    root: Path, split: str, task: str, manifest: Manifest | None = None
+) -> Iterator[np.ndarray]:
     """The records of a task in order: uint16 (n, 2, N), input then target.
+
+    A `manifest` that is given is believed; otherwise the whole split is checked first.
 
     Raises:
         UserError: A shard is missing or damaged, or holds something else than its manifest says.
     """
-    manifest = _manifest(root, split, task, "tokens")
+    manifest = manifest or _manifest(root, split, task, "tokens")
     for shard in manifest.shards:
         path = Path(root) / split / task / shard["file"]
         count = 0

@@ -25,3 +25,9 @@ def document(title: str, parts: Iterable[str]) -> str:
         + "\n".join(part for part in parts if part)
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def guide(entries: Iterable[tuple[str, str]]) -> str:
+    """The section that explains terms: (term, explanation) as plain text."""
+    listed = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in entries)
+    return f'<section id="guide"><h2>How to read the numbers</h2><dl>{listed}</dl></section>'

@@ -34,7 +34,7 @@ class Extractor(nn.Module):
             self.options: dict[str, Any] = (
                 {"return_features": True} if "return_features" in asks else {}
             )
-            features = self(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+            features = self.net(torch.zeros(1, 3, side, side, dtype=torch.uint8), **self.options)
         except (RuntimeError, ValueError, AttributeError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(

@@ -79,13 +79,13 @@ def inspect(
     kind, found = kind_of(root), _folders(root)
     if kind == "tokens" and tokenizer is None:
         raise UserError(f"{root} holds tokens, which a tokenizer draws: set tokenizer=PATH")
-    flags: list[str] = []
+    flags = _faults(root, kind, sorted({split for split, _ in found}))
     splits: dict[str, dict[str, Any]] = {}
     with Progress(len(found), "inspect", "folders") as bar:
         for split, task in found:
             place = f"{split}/{task}"
             try:
-                manifest = load_manifests(root, split, kind)[task]
+                manifest = Manifest.load(root / split / task / MANIFEST)
                 if tokenizer is None or kind == "pairs":
                     facts = _look_at_pairs(root, manifest, output, pictures, seed)
                 else:
@@ -100,6 +100,17 @@ def inspect(
     report = {"root": str(root), "kind": kind, "flags": flags, "splits": splits}
     write_json(output / "inspect.json", report)
     return report
+
+
+def _faults(root: Path, kind: str, splits: list[str]) -> list[str]:
+    """What training would refuse of a split as a whole."""
+    faults = []
+    for split in splits:
+        try:
+            load_manifests(root, split, kind)
+        except UserError as error:
+            faults.append(f"{split}: {error}")
+    return faults
 
 
 def kind_of(root: Path) -> str:
@@ -138,7 +149,7 @@ def _look_at_pairs(
     split, task = manifest.split, manifest.task
     chosen = set(_chosen(manifest, pictures, seed))
     rows: list[list[Image.Image]] = [[], []]
-    for number, pair in enumerate(read_pairs(root, split, task)):
+    for number, pair in enumerate(read_pairs(root, split, task, manifest=manifest)):
         if number in chosen:
             for row, side in zip(rows, (pair.input, pair.target), strict=True):
                 row.append(Image.fromarray(side))
@@ -186,7 +197,7 @@ def _records(
 ) -> Iterator[np.ndarray]:
     """The records (n, 2, N) of a folder; those pairs that are ``wanted`` go to ``shown``."""
     first = 0
-    for record in read_tokens(root, manifest.split, manifest.task):
+    for record in read_tokens(root, manifest.split, manifest.task, manifest):
         shown += [record[n - first] for n in sorted(wanted) if first <= n < first + len(record)]
         first += len(record)
         yield record
@@ -205,10 +216,10 @@ def suspicious(side: Side, manifest: Manifest, tokenizer: VQGAN, fits: bool) -> 
     found, use = [], CodeUse.of(side.counts)
     if use.most_share > TOO_FREQUENT and not (fits and _is_black(tokenizer, use.most)):
         found.append(f"code {use.most} is {use.most_share:.0%} of the tokens")
-    if (share := side.constant / side.pictures) > CONSTANT and use.most_share <= TOO_FREQUENT:
+    if (share := side.constant / side.pictures) > CONSTANT:
         found.append(f"{share:.0%} of the pictures are one code all over")
     again = 1 - len(side.distinct) / side.pictures
-    if manifest.balance is None and again > REPEATED:
+    if (manifest.balance or {}).get("mode") != "resample" and again > REPEATED:
         found.append(f"only {len(side.distinct):,} of {side.pictures:,} pictures are distinct")
     return found
 

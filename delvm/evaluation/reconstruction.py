@@ -103,7 +103,7 @@ def run(
         UserError: Shards, tasks or the extractor are missing or do not fit the tokenizer.
     """
     c = tokenizer.config
-    chosen = _chosen(input, tasks, c.resolution)
+    chosen = _chosen(input, tasks, c.resolution, queries)
     rfid = None if extractor is None else RFID(extractor, c.resolution)
     measured = _measure(input, chosen, tokenizer, queries, batch_size, rfid)
     area = c.resolution**2 / c.tokens_per_image
@@ -140,7 +140,7 @@ def _fixed(tokenizer: VQGAN) -> dict[str, Any]:
     }
 
 
-def _chosen(root: Path, names: list[str] | None, side: int) -> list[str]:
+def _chosen(root: Path, names: list[str] | None, side: int, queries: int) -> list[str]:
     manifests = load_manifests(root, "test", "pairs")
     if missing := sorted(set(names or []) - set(manifests)):
         raise UserError(
@@ -153,7 +153,13 @@ def _chosen(root: Path, names: list[str] | None, side: int) -> list[str]:
             f"pictures of {size} px ({root}) != resolution {side} (tokenizer): set input=FOLDER "
             f"to pairs of {side} px, or tokenizer=PATH"
         )
-    return [name for name in manifests if not names or name in names]
+    chosen = [name for name in manifests if not names or name in names]
+    for name in chosen:
+        if (count := manifests[name].count) < queries:
+            raise UserError(
+                f"queries={queries}, but test/{name} holds {count} pairs: set queries={count}"
+            )
+    return chosen
 
 
 def _measure(
@@ -166,8 +172,7 @@ def _measure(
 ) -> dict[str, dict[str, Side]]:
     tokenizer.eval()
     codes = tokenizer.config.num_embeddings
-    manifests = load_manifests(root, "test", "pairs")
-    total = sum(2 * min(queries, manifests[task].count) for task in chosen)
+    total = 2 * queries * len(chosen)
     measured = {
         task: {side: Side(torch.zeros(codes, dtype=torch.long)) for side in SIDES}
         for task in chosen

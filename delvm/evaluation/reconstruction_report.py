@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from delvm.evaluation import tables
-from delvm.evaluation.document import document
+from delvm.evaluation.document import document, guide
 from delvm.evaluation.report import provenance, settings
 
 GUIDE = (
@@ -37,14 +37,14 @@ GUIDE = (
     ),
 )
 SCORES = ("psnr", "ssim", "ms_ssim")
-_CODES = {
-    "used": "codes used",
-    "perplexity": "perplexity",
-    "entropy_bits": "entropy, bits",
-    "most_share": "most frequent code",
-    "bits_per_pixel": "bits a pixel",
-    "entropy_bits_per_pixel": "bits a pixel, coded",
-}
+_CODES = [
+    "codes used",
+    "perplexity",
+    "entropy, bits",
+    "most frequent code",
+    "bits a pixel",
+    "bits a pixel, coded",
+]
 
 
 def page(report: Mapping[str, Any], sheets: Mapping[str, Image.Image], use: Image.Image) -> str:
@@ -73,7 +73,7 @@ def page(report: Mapping[str, Any], sheets: Mapping[str, Image.Image], use: Imag
                 "</section>"
                 for task, sheet in sheets.items()
             ),
-            _guide(),
+            guide(GUIDE),
             settings(report),
         ],
     )
@@ -117,13 +117,8 @@ def _codes(places: list[tuple[str, Mapping[str, Any]]]) -> str:
         ]  # fmt: skip
         cells = "".join(f"<td>{text}</td>" for text in shown)
         rows.append(f'<tbody><tr><th scope="row">{name}</th>{cells}</tr></tbody>')
-    return tables.table("Tokens of each side", list(_CODES.values()), rows)
+    return tables.table("Tokens of each side", _CODES, rows)
 
 
 def _picture(image: Image.Image, alt: str) -> str:
     return f'<div class="scroll" tabindex="0">{tables.picture(image, alt, max(image.size))}</div>'
-
-
-def _guide() -> str:
-    entries = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in GUIDE)
-    return f'<section id="guide"><h2>How to read the numbers</h2><dl>{entries}</dl></section>'

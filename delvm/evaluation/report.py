@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from delvm.evaluation import charts, tables
-from delvm.evaluation.document import document
+from delvm.evaluation.document import document, guide
 from delvm.evaluation.history import History, thinned
 from delvm.evaluation.measure import Example
 
@@ -67,7 +67,7 @@ def page(
         *(_task(name, metrics["tasks"][name], examples[name]) for name in trained),
         _training(metrics, histories),
         _held_out(metrics, held_out, examples),
-        _guide(),
+        guide(GUIDE),
         settings(metrics),
     ]
     return document(metrics["title"], parts)
@@ -216,11 +216,6 @@ def _held_out(
         '<section id="held-out"><h2>Tasks held out of training</h2><p>No model was trained on '
         "these: what they are is told by the example pairs alone.</p>" + inner + "</section>"
     )
-
-
-def _guide() -> str:
-    entries = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in GUIDE)
-    return f'<section id="guide"><h2>How to read the numbers</h2><dl>{entries}</dl></section>'
 
 
 def settings(metrics: Mapping[str, Any]) -> str:

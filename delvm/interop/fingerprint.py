@@ -7,7 +7,7 @@ from dataclasses import asdict
 from delvm.models.vqgan import VQGAN
 
 # Added to the architecture since the first shards were written -> what they were without it.
-_ADDED = {"signed_pixels": False, "normalize_codes": False}
+_ADDED = {"signed_pixels": False, "normalize_codes": False, "lone_attention": False}
 
 
 def fingerprint(tokenizer: VQGAN) -> str:

@@ -17,7 +17,12 @@ from delvm.models.vqgan import VQGAN, VQGANConfig
 
 CLASS = "VQGANModel"
 # Fields of ours that the layout cannot express -> the only value that it can.
-_OURS = {"patch_size": 1, "signed_pixels": False, "normalize_codes": False}
+_OURS = {
+    "patch_size": 1,
+    "signed_pixels": False,
+    "normalize_codes": False,
+    "lone_attention": False,
+}
 
 
 def recognises(config: dict[str, Any]) -> bool:

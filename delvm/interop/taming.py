@@ -93,4 +93,5 @@ def _config(path: Path) -> dict[str, Any]:
         "num_embeddings": n_embed,
         "quantized_embed_dim": embed_dim,
         "signed_pixels": True,
+        "lone_attention": True,
     }

@@ -42,6 +42,8 @@ class VQGANConfig:
             originals do; ``encode`` takes and ``decode`` gives [0, 1] either way.
         normalize_codes: whether features and codes are scaled to length 1 first, so that the
             nearest code is the one of the least angle (Yu et al. 2021, arXiv 2110.04627).
+        lone_attention: whether the attention block of a level that has only one is applied, as
+            the taming originals do; open-muse leaves it out, and its weights expect that.
     """
 
     resolution: int = 256
@@ -60,6 +62,7 @@ class VQGANConfig:
     patch_size: int = 1
     signed_pixels: bool = False
     normalize_codes: bool = False
+    lone_attention: bool = False
 
     @property
     def factor(self) -> int:
@@ -153,20 +156,21 @@ class Level(nn.Module):
         dropout: float,
         resample: nn.Module | None,
         name: str,
+        lone: bool,
     ) -> None:
         super().__init__()
         pairs = list(pairwise(widths))
         self.block = nn.ModuleList(ResBlock(a, b, dropout) for a, b in pairs)
         self.attn = nn.ModuleList(AttnBlock(b) for _, b in pairs if attention)
         self.resample = name
+        self.attends = len(self.attn) > (0 if lone else 1)
         if resample is not None:
             self.add_module(name, resample)
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
             x = block(x)
-            # open-muse leaves a lone attention block of a level out; its weights expect that
-            if len(self.attn) > 1:
+            if self.attends:
                 x = self.attn[i](x)
         resample = self._modules.get(self.resample)
         return x if resample is None else resample(x)
@@ -198,7 +202,8 @@ class Encoder(nn.Module):
         for i, out in enumerate(widths):
             down = Downsample(out, c.resample_with_conv) if i < len(widths) - 1 else None
             blocks = [width] + [out] * c.num_res_blocks
-            levels.append(Level(blocks, side in c.attn_resolutions, c.dropout, down, "downsample"))
+            attends = side in c.attn_resolutions
+            levels.append(Level(blocks, attends, c.dropout, down, "downsample", c.lone_attention))
             width, side = out, side // 2
         self.down = nn.ModuleList(levels)
         self.mid = Middle(width, not c.no_attn_mid_block, c.dropout)
@@ -225,7 +230,8 @@ class Decoder(nn.Module):
         for i, out in reversed(list(enumerate(widths))):
             up = Upsample(out, c.resample_with_conv) if i > 0 else None
             blocks = [width] + [out] * (c.num_res_blocks + 1)
-            levels.append(Level(blocks, side in c.attn_resolutions, c.dropout, up, "upsample"))
+            attends = side in c.attn_resolutions
+            levels.append(Level(blocks, attends, c.dropout, up, "upsample", c.lone_attention))
             width, side = out, side * 2
         self.up = nn.ModuleList(reversed(levels))  # indexed as the encoder's levels are
         self.norm_out = _norm(width)
@@ -255,8 +261,12 @@ class Quantizer(nn.Module):
         return F.normalize(weight, dim=1) if self.normalize else weight
 
     def search(self, z: Tensor) -> Tensor:
-        """Ids (M,) of the codes nearest to the vectors z (M, d)."""
-        codes = self.codes
+        """Ids (M,) of the codes nearest to the vectors z (M, d), in float32 always."""
+        with torch.autocast(z.device.type, enabled=False):
+            return self._search(z.float(), self.codes.float())
+
+    @staticmethod
+    def _search(z: Tensor, codes: Tensor) -> Tensor:
         squares = (codes * codes).sum(1)
         # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 does not change which is least. A part of
         # the vectors at a time, so that no (M, V) matrix is ever whole.
@@ -270,8 +280,8 @@ class VQGAN(nn.Module):
     """The tokenizer: ``encode`` pixels to ids, ``decode`` ids to pixels.
 
     Attributes:
-        fast: whether both compute in bfloat16 (but for the search), which is some three times as
-            fast where the hardware has it; a few in a hundred ids then differ.
+        fast: whether both compute in bfloat16 (but for the search), which is about twice as fast
+            where the hardware has it; a few in a hundred ids then differ.
     """
 
     def __init__(self, config: VQGANConfig) -> None:
@@ -322,7 +332,7 @@ class VQGAN(nn.Module):
         self._check_pixels(pixels)
         with self._precision():
             z = self.features(pixels)
-        return self.quantize.search(z.flatten(0, 1).float()).view(z.shape[:2])
+        return self.quantize.search(z.flatten(0, 1)).view(z.shape[:2])
 
     @torch.no_grad()
     def decode(self, ids: Tensor, clamp: bool = True) -> Tensor:

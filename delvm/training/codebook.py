@@ -29,7 +29,16 @@ class Codebook(nn.Module):
         self.register_buffer("idle", torch.full((count,), 1_000_000))  # never yet
         self.register_buffer("age", torch.zeros(count, dtype=torch.long))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("revived", torch.zeros((), dtype=torch.long))
+        # Not kept in checkpoints: a resumed run counts anew.
+        self.register_buffer("revived", torch.zeros((), dtype=torch.long), persistent=False)
+
+    def keep(self) -> None:
+        """Take the codes as they are for trained ones: averages go on from where they stand."""
+        (codes,) = self.codes
+        self.mass.fill_(1.0)
+        self.total.copy_(codes.detach())
+        self.idle.zero_()
+        self.started.fill_(True)
 
     @torch.no_grad()
     def update(self, z: Tensor, ids: Tensor) -> Tensor:

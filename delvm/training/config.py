@@ -8,6 +8,11 @@ from delvm.data.sentences import SentencesConfig
 from delvm.models.transformer import TransformerConfig
 from delvm.models.vqgan import VQGANConfig
 
+WANTED_VGG = (
+    "set module.vgg_weights=PATH to a VGG16 with torchvision's names (vgg16-397923af.pth of "
+    "download.pytorch.org/models), or module.distance=ms_ssim"
+)
+
 
 class Direction(Enum):
     """Of the divergence: ``forward`` KL(teacher || student), ``inverse`` the other way round."""

@@ -33,11 +33,12 @@ def loggers(config: LoggerConfig, folder: Path, resume: str | None) -> list[Logg
     return made
 
 
-def close(made: list[Logger]) -> None:
+def close(made: list[Logger], failed: bool) -> None:
     """End what outlives a run: the next one in this process would write into it."""
     for logger in made:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+        # Asked for its experiment, one that has none yet would begin it.
+        if isinstance(logger, WandbLogger) and logger._experiment is not None:
+            logger._experiment.finish(exit_code=int(failed))
 
 
 def logged_before(checkpoint: str, file: Path) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,11 @@ def train(config: TrainConfig, folder: Path) -> Path:
         torch.set_num_threads(config.trainer.threads)
     L.seed_everything(config.seed, verbose=False)
     resume = _checkpoint(config, folder)
-    module, data = build(config)
+    # A resumed run has weights of its own.
+    module, data = build(replace(config, start=None) if resume else config)
     model = module.model
     if resume is not None:
-        _check_checkpoint(resume, model)
+        _check_checkpoint(resume, module)
     kind = "tokenizer" if isinstance(model, VQGAN) else "student"
     callbacks: list[Callback] = [
         CarryModel(describe(model)),
@@ -72,14 +74,15 @@ def train(config: TrainConfig, folder: Path) -> Path:
         callbacks.append(StopAt(config.trainer.stop_at))
     trainer = _trainer(config, folder, callbacks, resume)
     if config.trainer.compile:
-        for part in [model.encoder, model.decoder] if isinstance(model, VQGAN) else [model]:
-            part.compile()
+        model.compile()
     if resume is None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    failed = True
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        failed = False
     finally:
-        close(trainer.loggers)
+        close(trainer.loggers, failed)
     save_model(model, folder / kind)
     return folder / kind
 
@@ -99,10 +102,11 @@ def build(
                 f"image size {side} ({data.path}) != resolution {net.resolution} (tokenizer): "
                 f"set tokenizer.net.resolution={side}"
             )
-        tokenizer = _made(VQGAN, net)
+        training = TokenizerTraining(_made(VQGAN, net), part, config.optim)
         if config.start is not None:
-            _begin(tokenizer, load_tokenizer(config.start), config.start)
-        return TokenizerTraining(tokenizer, part, config.optim), pictures
+            _begin(training.model, _started("tokenizer", config.start), config.start)
+            training.codebook.keep()
+        return training, pictures
     assert isinstance(part, StudentModule)
     if not isinstance(data, SentencesConfig):
         raise UserError(f"data {data.kind} cannot train a {part.name}: set data=sentences")
@@ -132,7 +136,8 @@ def _student(config: TrainConfig, data: SentencesConfig) -> Transformer:
     student = _made(Transformer, net, codebook if net.embedding is Embedding.codebook else None)
     student.tokenizer_fingerprint = fingerprint
     if config.start is not None:
-        trained = load_student(config.start)
+        trained = _started("student", config.start)
+        assert isinstance(trained, Transformer)
         if trained.tokenizer_fingerprint != fingerprint:
             raise UserError(
                 f"start={config.start} was trained on ids of tokenizer "
@@ -143,6 +148,14 @@ def _student(config: TrainConfig, data: SentencesConfig) -> Transformer:
     return student
 
 
+def _started(kind: str, start: str) -> VQGAN | Transformer:
+    """The trained network that a run begins with."""
+    try:
+        return load_tokenizer(start) if kind == "tokenizer" else load_student(start)
+    except UserError as error:
+        raise UserError(str(error).replace(f"set {kind}=PATH", "set start=PATH")) from None
+
+
 def _begin(model: VQGAN | Transformer, trained: VQGAN | Transformer, start: str) -> None:
     """Give a new network the weights of a trained one, which must be the same function of them."""
     kind = "tokenizer" if isinstance(model, VQGAN) else "student"
@@ -150,12 +163,17 @@ def _begin(model: VQGAN | Transformer, trained: VQGAN | Transformer, start: str)
     if odd := sorted(key for key in ours if ours[key] != theirs[key] and key not in _FREE):
         raise UserError(
             "; ".join(
-                f"{key} {theirs[key]} (start={start}) != {ours[key]} ({kind}): "
-                f"set {kind}.net.{key}={theirs[key]}"
+                f"{key} {_typed(theirs[key])} (start={start}) != {_typed(ours[key])} ({kind}): "
+                f"set {kind}.net.{key}={_typed(theirs[key])}"
                 for key in odd
             )
         )
     model.load_state_dict(trained.state_dict())
+
+
+def _typed(value: object) -> str:
+    """A value as it is typed in an override."""
+    return "null" if value is None else str(value).replace(" ", "")
 
 
 def _made(kind: Any, *parts: Any) -> Any:
@@ -231,7 +249,7 @@ def _checkpoint(config: TrainConfig, folder: Path) -> str | None:
     raise UserError(f"checkpoint not found: {path} (set resume=PATH, or resume=auto)")
 
 
-def _check_checkpoint(file: str, model: VQGAN | Transformer) -> None:
+def _check_checkpoint(file: str, module: TokenizerTraining | StudentTraining) -> None:
     """Refuse to resume from what is no checkpoint of such a run.
 
     Raises:
@@ -240,12 +258,17 @@ def _check_checkpoint(file: str, model: VQGAN | Transformer) -> None:
     found = read_pickle(Path(file), lazy=True)
     if not isinstance(found, dict) or not {"delvm", "global_step", "state_dict"} <= found.keys():
         raise UserError(f"resume={file} is no checkpoint of `delvm train`: set resume=PATH or null")
-    theirs, ours = (each.get("config", {}) for each in (found["delvm"], describe(model)))
-    if odd := sorted(key for key in ours.keys() | theirs if ours.get(key) != theirs.get(key)):
-        differ = ", ".join(f"{key} {theirs.get(key)} != {ours.get(key)}" for key in odd)
+    theirs, ours = (each.get("config", {}) for each in (found["delvm"], describe(module.model)))
+    # What a checkpoint does not say was added to the networks since, and is as it was by default.
+    odd = sorted(key for key in theirs if theirs[key] != ours.get(key) and key not in _FREE)
+    differ = [f"{key} {_typed(theirs[key])} != {_typed(ours.get(key))}" for key in odd]
+    if not odd:
+        names = found["state_dict"].keys() ^ module.state_dict().keys()
+        differ = sorted({name.split(".")[0] for name in names})
+    if differ:
         raise UserError(
-            f"resume={file} is of another network than this run's: {differ}: set output=PATH for "
-            "a new run, or the values that the checkpoint has"
+            f"resume={file} is of another network than this run's ({', '.join(differ)}): set "
+            "output=PATH for a new run, or the values that the checkpoint has"
         )
 
 

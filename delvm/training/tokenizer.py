@@ -16,7 +16,7 @@ from delvm.models.discriminator import PatchDiscriminator, adaptive_weight, hing
 from delvm.models.perceptual import LPIPS, MSSSIM
 from delvm.models.vqgan import VQGAN
 from delvm.training.codebook import Codebook
-from delvm.training.config import OptimConfig, Perceptual, TokenizerModule
+from delvm.training.config import WANTED_VGG, OptimConfig, Perceptual, TokenizerModule
 from delvm.training.schedule import build_optimizer
 
 
@@ -178,19 +178,15 @@ def build_distance(config: TokenizerModule, resolution: int) -> MSSSIM | LPIPS:
     """
     if config.distance is Perceptual.ms_ssim:
         return MSSSIM(resolution)
-    wanted = (
-        "set module.vgg_weights=PATH to a VGG16 with torchvision's names "
-        "(vgg16-397923af.pth of download.pytorch.org/models), or module.distance=ms_ssim"
-    )
     if config.vgg_weights is None:
-        raise UserError(f"module.distance=lpips needs the weights of a VGG16: {wanted}")
+        raise UserError(f"module.distance=lpips needs the weights of a VGG16: {WANTED_VGG}")
     path = Path(config.vgg_weights)
     if not path.is_file():
-        raise UserError(f"module.vgg_weights={path} is not there: {wanted}")
+        raise UserError(f"module.vgg_weights={path} is not there: {WANTED_VGG}")
     import torchmetrics  # its package carries the heads
 
     heads = Path(torchmetrics.__file__).parent / "functional/image/lpips_models/vgg.pth"
     try:
         return LPIPS(read_tensors(path), read_tensors(heads))
     except ValueError as error:
-        raise UserError(f"module.vgg_weights={path} is no VGG16: {error}: {wanted}") from None
+        raise UserError(f"module.vgg_weights={path} is no VGG16: {error}: {WANTED_VGG}") from None

@@ -41,10 +41,7 @@ SETTINGS = {
     "no_revival": Setting("module.revive_after=null"),
     "codes_4096": Setting(codes=4096),
     "narrow": Setting(width=8),
-    # A discriminator cannot be compiled with: that changes the speed alone.
-    "adversary": Setting(
-        "module.adversarial=0.1 module.adversarial_start=200 trainer.compile=false"
-    ),
+    "adversary": Setting("module.adversarial=0.1 module.adversarial_start=200"),
 }
 
 COLUMNS = (
@@ -64,7 +61,7 @@ def stages(setting: Setting, seed: int, folder: Path) -> Iterator[tuple[Path, st
     yield (
         folder / "tokenizer" / "tokenizer",
         f"train experiment=tokenizer_shapes_64 seed={seed} output={folder}/tokenizer {size} "
-        "trainer.compile=true trainer.max_steps=600 trainer.val_every=300 overwrite=true "
+        "trainer.max_steps=500 trainer.val_every=250 overwrite=true "
         f"{setting.training}",
     )
     yield (
@@ -73,7 +70,7 @@ def stages(setting: Setting, seed: int, folder: Path) -> Iterator[tuple[Path, st
         f"tasks=[{','.join(TASKS)}] queries=128",
     )
     yield (
-        folder / "tokens" / "train" / "segmentation" / "manifest.json",
+        folder / "tokens" / "test" / "segmentation" / "manifest.json",
         f"encode tokenizer={folder}/tokenizer output={folder}/tokens balance=augment "
         "balance.target=2500",
     )
@@ -82,7 +79,7 @@ def stages(setting: Setting, seed: int, folder: Path) -> Iterator[tuple[Path, st
         f"train experiment=student_shapes_64 seed={seed} data.path={folder}/tokens "
         f"output={folder}/student {size} student.net.vocab_size={setting.codes} "
         f"student.net.codebook_dim={setting.width} module.misread=1.0 "
-        "trainer.max_steps=500 trainer.val_every=250 overwrite=true",
+        "trainer.max_steps=400 trainer.val_every=200 overwrite=true",
     )
     yield (
         folder / "report" / "metrics.json",

@@ -44,6 +44,8 @@ class FakeSource:
 class FakeTokenizer:
     """Four tokens a picture: the mean brightness of each quarter, as one of 256 codes."""
 
+    fast = False
+
     def __init__(self, size=16, fail_at=None):
         self.config = SimpleNamespace(resolution=size, tokens_per_image=4)
         self.codebook = torch.linspace(0, 1, 256)[:, None]

@@ -21,9 +21,9 @@ N, V, COUNT = 16, 216, 60
 def write(tmp_path: Path, tokenizer: Any):
     """Writes ids (n, 2, N) as token shards of a tokenizer; returns their root."""
 
-    def made(ids: np.ndarray, mark: str = "", **options: Any) -> Path:
+    def made(ids: np.ndarray, mark: str = "", task: str = "pose", **options: Any) -> Path:
         root, mark = tmp_path / "tokens", mark or fingerprint(tokenizer)
-        pairs = plan_pairs("train", "pose", len(ids), source="s", seed=0, image_size=16)
+        pairs = plan_pairs("train", task, len(ids), source="s", seed=0, image_size=16)
         plan = plan_tokens(
             pairs, len(ids), tokens_per_image=N, vocab_size=V, fingerprint=mark, **options
         )
@@ -79,8 +79,22 @@ def test_repeated_pictures_are_flagged_unless_asked_for(
 
 
 def test_repetition_that_balances_is_no_fault(write: Any, tokenizer: Any, tmp_path: Path) -> None:
-    root = write(np.concatenate([random_ids()[:5]] * 12), balance={"name": "resample"})
+    root = write(np.concatenate([random_ids()[:5]] * 12), balance={"mode": "resample"})
     assert inspect(root, tokenizer, output=tmp_path)["flags"] == []
+
+
+def test_copies_that_should_differ_and_do_not_are_flagged(
+    write: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    root = write(np.concatenate([random_ids()[:5]] * 12), balance={"mode": "augment"})
+    assert len(inspect(root, tokenizer, output=tmp_path)["flags"]) == 2
+
+
+def test_constant_black_targets_are_flagged_too(write: Any, tokenizer: Any, tmp_path: Path) -> None:
+    ids = random_ids()
+    ids[:30, 1] = 0
+    flags = inspect(write(ids), tokenizer, output=tmp_path)["flags"]
+    assert any("targets: 50% of the pictures are one code all over" in flag for flag in flags)
 
 
 def test_shards_of_another_tokenizer(write: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -93,10 +107,23 @@ def test_a_code_outside_the_codebook_is_flagged_and_does_not_stop_the_rest(
     write: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     root = write(random_ids())
+    write(random_ids(1), task="derain")
     manifest = root / "train" / "pose" / "manifest.json"
     manifest.write_text(manifest.read_text().replace(f'"vocab_size": {V}', '"vocab_size": 50'))
-    report = inspect(root, tokenizer, output=tmp_path)
-    assert len(report["flags"]) == 1 and "is outside [0, 50)" in report["flags"][0]
+    report = inspect(root, tokenizer, output=tmp_path / "look")
+    whole, folder = report["flags"]
+    assert whole.startswith("train: ") and "vocab_size differs between tasks" in whole
+    assert folder.startswith("train/pose: ") and "is outside [0, 50)" in folder
+    assert report["splits"]["train"].keys() == {"derain"}
+    assert (tmp_path / "look" / "train_derain.png").exists()
+
+
+def test_an_unfinished_folder_is_flagged(write: Any, tokenizer: Any, tmp_path: Path) -> None:
+    root = write(random_ids())
+    write(random_ids(1), task="derain")
+    (root / "train" / "derain" / "manifest.json").unlink()
+    (flag,) = inspect(root, tokenizer, output=tmp_path)["flags"]
+    assert "train/derain is not finished" in flag
 
 
 def test_pairs_are_shown_too(shards: Path, tmp_path: Path) -> None:

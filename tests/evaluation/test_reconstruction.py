@@ -103,14 +103,14 @@ def test_an_extractor_that_is_none(shards: Path, tokenizer: Any, tmp_path: Path)
         if content is not None:
             file.write_bytes(content)
         with pytest.raises(UserError, match=complaint):
-            run(shards, tokenizer, output=tmp_path / "r", extractor=file)
+            run(shards, tokenizer, output=tmp_path / "r", queries=4, extractor=file)
     assert not (tmp_path / "r").exists()
 
 
 def test_an_extractor_that_gives_no_features(shards: Path, tokenizer: Any, tmp_path: Path) -> None:
     torch.jit.script(nn.Identity()).save(str(tmp_path / "same.pt"))
     with pytest.raises(UserError, match=r"gives \(1, 3, 16, 16\), not features"):
-        run(shards, tokenizer, output=tmp_path / "r", extractor=tmp_path / "same.pt")
+        run(shards, tokenizer, output=tmp_path / "r", queries=4, extractor=tmp_path / "same.pt")
 
 
 def test_tasks_and_sizes_must_be_there(
@@ -118,5 +118,9 @@ def test_tasks_and_sizes_must_be_there(
 ) -> None:
     with pytest.raises(UserError, match="no task 'pose'"):
         run(shards, tokenizer, output=tmp_path, tasks=["pose"])
+    with pytest.raises(
+        UserError, match="queries=13, but test/derain holds 12 pairs: set queries=12"
+    ):
+        run(shards, tokenizer, output=tmp_path, queries=13)
     with pytest.raises(UserError, match=r"pictures of 16 px .* != resolution 32"):
         run(shards, make_tokenizer(resolution=32), output=tmp_path)

@@ -114,7 +114,7 @@ def taming(folder: Path, **changes: object) -> tuple[VQGAN, Path]:
     """A first stage as taming-transformers leaves it, and the same network without the range."""
     torch.manual_seed(0)
     config = VQGANConfig(16, 3, 32, [1, 1], 1, [8], z_channels=32, num_embeddings=24)
-    config.quantized_embed_dim = 8
+    config.quantized_embed_dim, config.lone_attention = 8, True
     plain = VQGAN(config).eval()
     plain.codebook.data.normal_()
     state = plain.state_dict() | {"loss.discriminator.main.0.weight": torch.zeros(4)}

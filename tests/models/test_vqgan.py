@@ -98,6 +98,30 @@ def test_the_fast_mode_is_nearly_the_exact_one(golden):
     assert 0 < (drawn - exact).abs().max() < 0.1
 
 
+@pytest.mark.parametrize(
+    ("blocks", "lone", "applied"), [(1, 0, 0), (1, 1, 1), (2, 0, 1), (2, 1, 1)]
+)
+def test_a_lone_attention_block_is_applied_where_it_is_asked_for(blocks, lone, applied):
+    model = tiny(attn_resolutions=[8], num_res_blocks=blocks, lone_attention=bool(lone))
+    pixels = torch.rand(2, 3, 16, 16)
+    before = model.features(pixels)
+    assert len(model.encoder.down[1].attn) == blocks
+    torch.nn.init.zeros_(model.encoder.down[1].attn[0].proj_out.weight)
+    assert torch.equal(model.features(pixels), before) is not bool(applied)
+
+
+def test_the_search_is_exact_under_an_outer_autocast():
+    model = tiny()
+    model.quantize.embedding.weight.data.normal_()
+    z = torch.randn(500, 8)
+    wanted = model.quantize.search(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.quantize.search(z), wanted)
+    half = model.bfloat16().quantize  # bf16-true: the codes are rounded, the search is not
+    rounded = ((z.bfloat16().float()[:, None] - half.codes.float()[None]) ** 2).sum(-1).argmin(1)
+    assert torch.equal(half.search(z.bfloat16()), rounded)
+
+
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_shapes(patch):
     model = tiny(patch_size=patch)

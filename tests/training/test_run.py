@@ -147,6 +147,19 @@ def test_what_cannot_be_resumed_is_refused(tokens, tmp_path):
     wide = StudentConfig(TransformerConfig(V, 64, 2, 2, context=32, codebook_dim=8))
     with pytest.raises(UserError, match=r"another network.*width 32 != 64"):
         train(student_config(tokens, resume=str(last), student=wide), tmp_path / "run")
+    # what a later version adds to the networks is not in a checkpoint, and no difference
+    found = torch.load(last, weights_only=True)
+    del found["delvm"]["config"]["rope_base"]
+    torch.save(found, last)
+    train(student_config(tokens, resume=str(last)), tmp_path / "run")
+
+
+def test_a_discriminator_cannot_be_added_to_a_run(pictures, tmp_path):
+    train(tokenizer_config(pictures, steps=2), tmp_path)
+    config = tokenizer_config(pictures, steps=3, adversarial=0.5, discriminator_layers=1)
+    config.resume = "auto"
+    with pytest.raises(UserError, match=r"another network than this run's \(adversary\)"):
+        train(config, tmp_path)
 
 
 def test_a_run_can_begin_with_trained_weights(tokens, tmp_path):
@@ -157,6 +170,24 @@ def test_a_run_can_begin_with_trained_weights(tokens, tmp_path):
     )
     a, b = (load_student(path).state_dict() for path in (first, second))
     assert all(torch.allclose(a[key], b[key], atol=1e-9) for key in a)
+
+
+def test_a_tokenizer_that_begins_with_weights_keeps_its_codes(pictures, tmp_path):
+    first = train(tokenizer_config(pictures), tmp_path / "first")
+    config = tokenizer_config(pictures, steps=1)
+    config.start, config.optim = str(first), OptimConfig(lr=1e-12, weight_decay=0.0)
+    second = train(config, tmp_path / "second")
+    old, new = (load_tokenizer(path) for path in (first, second))
+    assert torch.allclose(old.encoder.conv_in.weight, new.encoder.conv_in.weight, atol=1e-9)
+    # those that were used moved a little way to their features, the others not at all
+    moved = (old.codebook - new.codebook).norm(dim=1)
+    spread = (old.codebook - old.codebook.mean(0)).norm(dim=1).mean()
+    assert moved.max() < 0.5 * spread and (moved == 0).any()
+
+
+def test_a_resumed_run_has_weights_of_its_own(tokens, tmp_path):
+    train(student_config(tokens, steps=2), tmp_path)
+    train(student_config(tokens, steps=3, resume="auto", start="nowhere"), tmp_path)
 
 
 def test_weights_to_begin_with_must_fit(tokens, tmp_path):
