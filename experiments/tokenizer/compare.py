@@ -4,6 +4,7 @@ Called as `compare.py run [NAME ...]`, which goes on where it was stopped, and `
 which gathers what there is. Each stage is one `delvm` command.
 """
 
+import argparse
 import csv
 import json
 import math
@@ -212,6 +213,19 @@ def draw(rows: list[dict[str, Any]]) -> None:
         figure.savefig(part, dpi=110)
 
 
+def main(words: list[str]) -> None:
+    """Run or gather, as the words say."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("verb", choices=("run", "table"))
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", choices=[*SETTINGS, []], help="settings; none is all"
+    )
+    asked = parser.parse_args(words)
+    if asked.verb == "run":
+        run(asked.names)
+    else:
+        table()
+
+
 if __name__ == "__main__":
-    verb, *rest = sys.argv[1:] or ["run"]
-    run(rest) if verb == "run" else table()
+    main(sys.argv[1:])
