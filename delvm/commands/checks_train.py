@@ -1,5 +1,6 @@
 """Faults across the groups of a training run, and between it, its data and its device."""
 
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,11 @@ def _device(cfg: TrainConfig) -> list[str]:
         found.append(
             f"trainer.precision=16-mixed needs a GPU, trainer.accelerator={accelerator} has none: "
             "set trainer.precision=bf16-mixed"
+        )
+    if cfg.trainer.compile and not cuda and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        found.append(
+            "trainer.compile=true needs a C++ compiler on a processor, and neither g++ nor clang++ "
+            "is there: install one or set trainer.compile=false"
         )
     if cuda and precision.startswith("bf16") and not has_bf16("cuda"):
         found.append(f"trainer.precision={precision}, and this GPU has no bf16: set 16-mixed")

@@ -1,5 +1,7 @@
 """Faults across groups: each alone, and several in one error."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,12 @@ def test_an_adversary_wants_its_gradients(monkeypatch):
         "trainer.precision=bf16-mixed or module.adversarial=0",
         "trainer.compile=false",
     ]
+
+
+def test_compiling_wants_a_compiler(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    (found,) = of_config("train", "trainer.compile=true")
+    assert "neither g++ nor clang++" in found and "set trainer.compile=false" in found
 
 
 def test_an_absent_gpu(monkeypatch):
