@@ -1,7 +1,10 @@
 """Keeping a codebook in use: moving averages of the features, and revival of dead codes."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from delvm.training.config import Revival
 
 
 class Codebook(nn.Module):
@@ -9,8 +12,10 @@ class Codebook(nn.Module):
 
     With ``decay`` the codes follow moving averages of the features assigned to them (van den Oord
     et al. 2017, appendix A.1) instead of a gradient. A code that no feature was assigned to for
-    ``revive_after`` steps is moved onto a feature of the batch. A ``decay`` of None leaves codes
-    to the gradient, a ``revive_after`` of None leaves dead codes alone.
+    ``revive_after`` steps is moved onto a feature of the batch: any, or one drawn by its squared
+    distance to the code that it has, as k-means++ seeds (Arthur and Vassilvitskii 2007), so that
+    what is common and already matched, a black ground, gets no more codes. A ``decay`` of None
+    leaves codes to the gradient, a ``revive_after`` of None leaves dead codes alone.
     """
 
     mass: Tensor  # (V,) moving average of how many features a step a code is given
@@ -20,9 +25,16 @@ class Codebook(nn.Module):
     started: Tensor
     revived: Tensor  # codes moved onto a feature of the batch so far
 
-    def __init__(self, codes: Tensor, decay: float | None, revive_after: int | None) -> None:
+    def __init__(
+        self,
+        codes: Tensor,
+        decay: float | None,
+        revive_after: int | None,
+        revive_by: Revival = Revival.chance,
+    ) -> None:
         super().__init__()
-        self.codes, self.decay, self.revive_after = [codes], decay, revive_after
+        self.codes, self.decay = [codes], decay
+        self.revive_after, self.revive_by = revive_after, revive_by
         count = codes.shape[0]
         self.register_buffer("mass", torch.zeros(count))
         self.register_buffer("total", torch.zeros_like(codes))
@@ -62,7 +74,7 @@ class Codebook(nn.Module):
         self.age.add_(1)
         self.idle.add_(1)[counts > 0] = 0
         if self.revive_after is not None:
-            self._revive(z, codes, self.revive_after)
+            self._revive(z, ids, codes, self.revive_after)
         return (self.idle < 100).float().mean()
 
     def _start(self, z: Tensor, codes: Tensor) -> None:
@@ -72,16 +84,25 @@ class Codebook(nn.Module):
         self.total.copy_(codes)
         self.started.fill_(True)
 
-    def _revive(self, z: Tensor, codes: Tensor, after: int) -> None:
+    def _revive(self, z: Tensor, ids: Tensor, codes: Tensor, after: int) -> None:
         dead = ((self.idle >= after) & (self.age >= after)).nonzero().flatten()
         if len(dead):
-            codes[dead] = self._draw(z, len(dead))
+            by_error = self.revive_by is Revival.error
+            error = (z - F.embedding(ids, codes)).square().sum(1) if by_error else None
+            codes[dead] = self._draw(z, len(dead), error)
             self.mass[dead] = 1.0
             self.total[dead] = codes[dead]
             self.age[dead] = 0
             self.revived += len(dead)
 
-    def _draw(self, z: Tensor, count: int) -> Tensor:
-        """``count`` features of the batch, repeated with a little noise when it has fewer."""
-        order = torch.randperm(len(z), device=z.device).repeat(-(-count // len(z)))[:count]
+    def _draw(self, z: Tensor, count: int, weights: Tensor | None = None) -> Tensor:
+        """``count`` features of the batch, repeated with a little noise when it has fewer.
+
+        With ``weights`` (M,) >= 0 the first ones are the likelier to come, the more they weigh.
+        """
+        if weights is None:
+            order = torch.randperm(len(z), device=z.device)
+        else:  # clamped, so that there are enough to draw when many weigh nothing
+            order = weights.clamp_min(1e-12).multinomial(min(count, len(z)))
+        order = order.repeat(-(-count // len(order)))[:count]
         return z[order] + 1e-3 * z.std() * torch.randn(count, z.shape[1], device=z.device)

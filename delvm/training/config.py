@@ -36,6 +36,13 @@ class Perceptual(Enum):
     lpips = "lpips"
 
 
+class Revival(Enum):
+    """Which feature a dead code is moved onto: any alike, or by its error as in k-means++."""
+
+    chance = "chance"
+    error = "error"
+
+
 @dataclass
 class ModuleConfig:
     """What is trained, and with which losses."""
@@ -61,6 +68,7 @@ class TokenizerModule(ModuleConfig):
         ema_decay: decay of the codes' moving averages; None = codes learn by gradient.
         revive_after: steps without use after which a code is moved onto a feature of the batch;
             None = never.
+        revive_by: any feature of the batch alike, or the worst matched ones first.
         foreground: extra weight of the pixels that are not black; thin lines on black, as in
             pose targets, are otherwise the first thing to vanish.
     """
@@ -79,6 +87,7 @@ class TokenizerModule(ModuleConfig):
     codebook: float = 1.0
     ema_decay: float | None = 0.99
     revive_after: int | None = 100
+    revive_by: Revival = Revival.chance
     foreground: float = 0.0
 
 

@@ -32,7 +32,7 @@ class TokenizerTraining(L.LightningModule):
         self.automatic_optimization = False
         self.model, self.loss, self.optim = model, loss, optim
         codes = model.quantize.embedding.weight
-        self.codebook = Codebook(codes, loss.ema_decay, loss.revive_after)
+        self.codebook = Codebook(codes, loss.ema_decay, loss.revive_after, loss.revive_by)
         if loss.ema_decay is not None:
             codes.requires_grad_(False)
         # In a list: the weights of a VGG16 belong to no checkpoint of the tokenizer.

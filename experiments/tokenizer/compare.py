@@ -38,8 +38,10 @@ class Setting:
 
 
 SETTINGS = {
-    "plain": Setting(seeds=(0, 1)),
-    "no_revival": Setting("module.revive_after=null"),
+    "plain": Setting(seeds=(0, 1, 2)),
+    "no_revival": Setting("module.revive_after=null", seeds=(0, 1, 2)),
+    "revive_by_error": Setting("module.revive_by=error", seeds=(0, 1, 2)),
+    "codes_256": Setting(codes=256),
     "codes_4096": Setting(codes=4096),
     "narrow": Setting(width=8),
     "adversary": Setting("module.adversarial=0.1 module.adversarial_start=200"),
@@ -80,7 +82,7 @@ def stages(setting: Setting, seed: int, folder: Path) -> Iterator[tuple[Path, st
         f"train experiment=student_shapes_64 seed={seed} data.path={folder}/tokens "
         f"output={folder}/student {size} student.net.vocab_size={setting.codes} "
         f"student.net.codebook_dim={setting.width} module.misread=1.0 "
-        "trainer.max_steps=400 trainer.val_every=200 overwrite=true",
+        "trainer.max_steps=800 trainer.val_every=400 overwrite=true",
     )
     yield (
         folder / "report" / "metrics.json",

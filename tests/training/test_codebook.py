@@ -3,6 +3,7 @@
 import torch
 
 from delvm.training.codebook import Codebook
+from delvm.training.config import Revival
 
 
 def nearest(z, codes):
@@ -31,6 +32,29 @@ def test_dead_codes_are_moved_onto_features():
     assert codes.abs().max() < 10
     assert book.revived == 7
     assert shares[-1] > shares[-2]
+
+
+def test_revival_by_error_spares_what_is_matched_already():
+    def near_far(revive_by):
+        torch.manual_seed(0)
+        codes = torch.cat((torch.zeros(1, 2), torch.full((8, 2), 100.0)))
+        book = Codebook(codes, decay=None, revive_after=1, revive_by=revive_by)
+        ground, rare = 0.01 * torch.randn(1000, 2), torch.tensor([[5.0, 0.0]]).repeat(20, 1)
+        z = torch.cat((ground, rare))
+        book.update(z, nearest(z, codes))
+        assert book.revived == 8
+        return int((codes[:, 0] > 4).sum())
+
+    assert near_far(Revival.chance) <= 2  # 2% of the features
+    assert near_far(Revival.error) == 8
+
+
+def test_revival_by_error_with_no_error_at_all():
+    codes = torch.cat((torch.zeros(1, 2), torch.full((8, 2), 100.0)))
+    book = Codebook(codes, decay=None, revive_after=1, revive_by=Revival.error)
+    z = torch.zeros(4, 2)  # fewer than there are dead codes
+    book.update(z, nearest(z, codes))
+    assert book.revived == 8 and codes.abs().max() < 1
 
 
 def test_nothing_moves_when_nothing_is_asked():
