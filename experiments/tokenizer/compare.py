@@ -43,8 +43,8 @@ SETTINGS = {
     "revive_by_error": Setting("module.revive_by=error", seeds=(0, 1, 2)),
     "codes_256": Setting(codes=256),
     "codes_4096": Setting(codes=4096),
-    "narrow": Setting(width=8),
-    "adversary": Setting("module.adversarial=0.1 module.adversarial_start=200"),
+    "narrow": Setting(width=8, seeds=(0, 1, 2)),
+    "adversary": Setting("module.adversarial=0.1 module.adversarial_start=200", seeds=(0, 1, 2)),
 }
 
 COLUMNS = (
