@@ -12,7 +12,7 @@ from delvm.commands.schema import (
     PrepareConfig,
     Subject,
 )
-from delvm.data.pairs import SPLITS
+from delvm.data.examples import SPLITS
 from delvm.errors import UserError, did_you_mean
 
 

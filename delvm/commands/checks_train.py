@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from delvm.commands.checks import at_least
+from delvm.data.manifest import Manifest, load_manifests
 from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
-from delvm.data.shards import Manifest, load_manifests
 from delvm.errors import UserError, did_you_mean
 from delvm.interop.checkpoints import resolve
 from delvm.models.precision import has_bf16

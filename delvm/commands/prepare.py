@@ -3,14 +3,17 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from delvm.commands.schema import PrepareConfig, ShapesSource, SourceConfig
+from delvm.commands.schema import PrepareConfig, ShapesSource
 from delvm.data.corpus import prepare
-from delvm.data.pairs import Source
+from delvm.data.examples import Source
 from delvm.data.shapes import Shapes
+from delvm.data.sources.base import RawSource, SourceConfig
 
 
 def source_of(cfg: SourceConfig) -> Source:
     """The source that a config describes."""
+    if isinstance(cfg, RawSource):
+        return cfg
     assert isinstance(cfg, ShapesSource)
     settings = asdict(cfg)
     del settings["name"]
@@ -24,10 +27,11 @@ def run(cfg: PrepareConfig) -> None:
         Path(cfg.output),
         cfg.splits,
         shard_size=cfg.shard_size,
+        max_reject_fraction=cfg.max_reject_fraction,
         overwrite=cfg.overwrite,
     )
     for split in cfg.splits:
         counts = {m.task: m.count for m in manifests if m.split == split}
         listed = ", ".join(f"{task} {count:,}" for task, count in counts.items())
-        print(f"{split}: {listed} pairs")
-    print(f"pairs: {cfg.output} (a few of each: {cfg.output}/contact_sheet.png)")
+        print(f"{split}: {listed} examples")
+    print(f"examples: {cfg.output} (a few of each: {cfg.output}/contact_sheet.png)")

@@ -12,6 +12,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from delvm.data.augment import BalanceConfig
+from delvm.data.sources import SOURCES
+from delvm.data.sources.base import SourceConfig
 
 
 class Device(Enum):
@@ -27,13 +29,6 @@ class Subject(Enum):
 
     students = "students"
     tokenizer = "tokenizer"
-
-
-@dataclass
-class SourceConfig:
-    """Where raw pictures come from."""
-
-    name: str = MISSING
 
 
 @dataclass
@@ -60,11 +55,13 @@ class ShapesSource(SourceConfig):
 
 @dataclass
 class PrepareConfig:
-    """Draw or read a source's pairs and write them as image shards.
+    """Draw or read a source's examples and write them as image shards.
 
     Attributes:
         splits: which of train, val and test.
-        shard_size: pairs a shard.
+        shard_size: examples a shard.
+        max_reject_fraction: most of a task's raw items that may be unreadable; above it the job
+            ends with exit code 3, and what was written stays.
         overwrite: whether folders made with other settings are replaced.
     """
 
@@ -72,6 +69,7 @@ class PrepareConfig:
     output: str = "outputs/shapes/pairs"
     splits: list[str] = field(default_factory=lambda: ["train", "val", "test"])
     shard_size: int = 1000
+    max_reject_fraction: float = 0.05
     overwrite: bool = False
 
 
@@ -188,7 +186,7 @@ class InspectConfig:
 Groups = dict[str, dict[str, type]]
 
 _LIGHT: dict[str, tuple[type, Groups]] = {
-    "prepare": (PrepareConfig, {"source": {"shapes": ShapesSource}}),
+    "prepare": (PrepareConfig, {"source": {"shapes": ShapesSource, **SOURCES}}),
     "encode": (EncodeConfig, {"balance": {"balance": BalanceConfig}}),
     "generate": (GenerateConfig, {}),
     "evaluate": (EvaluateConfig, {}),

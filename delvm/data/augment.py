@@ -8,7 +8,7 @@ from enum import Enum
 import numpy as np
 from PIL import Image
 
-from delvm.data.pairs import Pair
+from delvm.data.examples import Example
 from delvm.errors import UserError
 
 MAX_DEGREES = 10.0
@@ -59,34 +59,30 @@ def plan(counts: dict[str, int], balance: BalanceConfig) -> dict[str, int]:
     return {task: max(count, target) for task, count in counts.items()}
 
 
-def augment(pair: Pair, seed: int, copy: int, *, flip: bool) -> Pair:
-    """A copy of a pair under new geometry, the same for input and target.
+def augment(example: Example, seed: int, copy: int, *, flip: bool) -> Example:
+    """A copy of an example under new geometry, the same for all its pictures.
 
-    Copy 0 is the pair itself. Any other is mirrored (one time in two, where allowed), zoomed
+    Copy 0 is the example itself. Any other is mirrored (one time in two, where allowed), zoomed
     into, shifted and rotated a little, by amounts that depend on (seed, key, copy) alone. What
     lies outside the picture is its reflection.
 
     Args:
-        pair: Pictures of one size.
+        example: Pictures of one size.
         seed: Seed of the corpus.
         copy: Number of the copy, from 0.
-        flip: Whether a mirrored pair is still a pair of this task.
+        flip: Whether a mirrored example is still one of this task.
 
     Returns:
-        A pair of the same size, with the copy's number in its key.
+        An example of the same size, with the copy's number in its key.
     """
     if copy == 0:
-        return pair
-    digest = hashlib.blake2b(f"{seed}/{pair.key}/{copy}".encode(), digest_size=16).digest()
+        return example
+    digest = hashlib.blake2b(f"{seed}/{example.key}/{copy}".encode(), digest_size=16).digest()
     rng = np.random.default_rng(int.from_bytes(digest, "little"))
-    height, width = pair.input.shape[:2]
+    height, width = example.input.shape[:2]
     matrix = _random_affine(rng, width, height, flip)
-    return replace(
-        pair,
-        key=f"{pair.key}-{copy}",
-        input=_warp(pair.input, matrix),
-        target=_warp(pair.target, matrix),
-    )
+    pictures = tuple(_warp(picture, matrix) for picture in example.pictures)
+    return replace(example, key=f"{example.key}-{copy}", pictures=pictures)
 
 
 def _random_affine(rng: np.random.Generator, width: int, height: int, flip: bool) -> np.ndarray:

@@ -2,10 +2,10 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,15 +14,23 @@ from torch import Tensor
 
 from delvm import tasks
 from delvm.data.augment import Balance, BalanceConfig, augment, plan
+from delvm.data.examples import SPLITS, Example, Part, Reject, Source
 from delvm.data.images import contact_sheet, to_pixels
-from delvm.data.manifest import Manifest, load_manifests, pending, plan_pairs, plan_tokens
-from delvm.data.pairs import SPLITS, Pair, Source
-from delvm.data.shards import read_pairs, write_codebook, write_pairs, write_tokens
-from delvm.errors import UserError, did_you_mean
+from delvm.data.manifest import (
+    Manifest,
+    load_manifests,
+    pending,
+    plan_pairs,
+    plan_tokens,
+    write_codebook,
+)
+from delvm.data.parts import REJECTS, finish_parts, pending_parts, start_parts, write_part
+from delvm.data.shards import read_examples, write_tokens
+from delvm.errors import Suspicious, UserError, did_you_mean
 from delvm.files import atomic_path
 from delvm.progress import Progress
 
-SHEET_PAIRS = 3  # pairs of each task on the contact sheet
+SHEET_PICTURES = 6  # of each task on the contact sheet
 
 
 class Tokenizer(Protocol):
@@ -51,85 +59,121 @@ def prepare(
     splits: Sequence[str] = SPLITS,
     *,
     shard_size: int = 1000,
+    max_reject_fraction: float = 0.05,
     overwrite: bool = False,
 ) -> list[Manifest]:
-    """Write the pairs of a source as shards, and a contact sheet of them.
+    """Write the examples of a source as shards of pictures, and a contact sheet of them.
 
-    Run again after a kill, it continues at the first unfinished shard.
+    Run again after a kill, it continues at the first unfinished part; run again after the source
+    has grown, it reads the new parts.
 
     Args:
-        source: Where the pairs come from.
+        source: Where the examples come from.
         output: Root of the shards, ROOT/SPLIT/TASK.
         splits: Any of "train", "val", "test".
-        shard_size: Pairs a shard.
+        shard_size: Examples a shard, at most.
+        max_reject_fraction: Of a task's raw items.
         overwrite: Replace folders made with other settings.
 
     Raises:
         UserError: Unknown split, or a finished folder made with other settings.
+        Suspicious: More was rejected than allowed; what has been written stays.
     """
     output = Path(output)
     _check_splits(splits)
-    plans = [
-        plan_pairs(
-            split,
-            task,
-            count,
-            source=source.name,
-            seed=source.seed,
-            image_size=source.size,
-            shard_size=shard_size,
-        )
+    jobs = [
+        (_plan_examples(source, split, task, shard_size), parts)
         for split in splits
-        for task, count in source.counts(split).items()
-        if count
+        for task, parts in source.parts(split).items()
+        if parts
     ]
-    with _progress("prepare", "pairs", output, plans, overwrite) as bar:
-        for manifest in plans:
-            name = f"{manifest.split}/{manifest.task}"
-            write_pairs(
-                output,
-                manifest.split,
-                manifest.task,
-                _SourcePairs(source, manifest, partial(bar.update, 1, name)),
-                source=manifest.source,
-                seed=manifest.seed,
-                image_size=manifest.image_size,
-                shard_size=shard_size,
-                overwrite=overwrite,
-            )
+    if not jobs:
+        raise UserError(f"source {source.name} has nothing for splits=[{','.join(splits)}]")
+    todo = [pending_parts(output, made, parts, overwrite) for made, parts in jobs]
+    manifests = []
+    with _parts_progress(output, jobs, todo) as bar:
+        for (made, parts), left in zip(jobs, todo, strict=True):
+            if left:
+                start_parts(output, made, parts, overwrite)
+            for part in left:
+                examples = source.read(made.split, made.task, part)
+                write_part(output, made, part, _counted(examples, bar, made))
+            manifests.append(finish_parts(output, made, parts))
+            _check_rejects(output, manifests[-1], max_reject_fraction)
     write_contact_sheet(output, "test" if "test" in splits else splits[-1])
-    return plans
+    return manifests
 
 
-class _SourcePairs(Sequence[Pair]):
-    """One task of a source as a sequence whose pairs are made when they are asked for."""
+def _plan_examples(source: Source, split: str, task: str, shard_size: int) -> Manifest:
+    return plan_pairs(
+        split,
+        task,
+        source=source.name,
+        seed=source.seed,
+        image_size=source.size,
+        settings=source.settings(split, task),
+        shard_size=shard_size,
+    )
 
-    def __init__(self, source: Source, manifest: Manifest, made: Callable[[], None]) -> None:
-        self.source, self.manifest, self.made = source, manifest, made
 
-    def __len__(self) -> int:
-        return self.manifest.count
+def _counted(
+    examples: Iterable[Example | Reject], bar: Progress, made: Manifest
+) -> Iterator[Example | Reject]:
+    """The same, counted on the bar: by examples where it is known how many there are."""
+    name = f"{made.split}/{made.task}"
+    for example in examples:
+        yield example
+        bar.update(int(bar.unit == "examples"), name)
+    bar.update(int(bar.unit == "parts"), name)
 
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Pair]: ...
-    def __getitem__(self, index: int | slice) -> Pair | Sequence[Pair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        pair = self.source.pair(self.manifest.split, self.manifest.task, index)
-        self.made()
-        return pair
+
+def _check_rejects(output: Path, manifest: Manifest, most: float) -> None:
+    """Say how much was left out, and stop where it is too much."""
+    if not manifest.rejected:
+        return
+    folder = output / manifest.split / manifest.task
+    share = manifest.rejected / (manifest.rejected + manifest.count)
+    said = (
+        f"{manifest.rejected:,} of {manifest.rejected + manifest.count:,} raw items rejected "
+        f"({share:.1%}), listed in {folder / REJECTS}"
+    )
+    if share > most or not manifest.count:
+        raise Suspicious(
+            f"{manifest.split}/{manifest.task}: {said}: more than max_reject_fraction={most}; "
+            "what has been written is valid"
+        )
+    _say(f"prepare: {manifest.split}/{manifest.task}: {said}")
+
+
+def _parts_progress(
+    output: Path, jobs: list[tuple[Manifest, list[Part]]], todo: list[list[Part]]
+) -> Progress:
+    """A bar over what is pending; says what is kept or continued from an earlier run."""
+    kept = []
+    for (made, parts), left in zip(jobs, todo, strict=True):
+        name = f"{made.split}/{made.task}"
+        if not left:
+            kept.append(name)
+        elif len(left) < len(parts):
+            done = f"{len(parts) - len(left):,} of {len(parts):,} parts are there"
+            _say(f"prepare: continuing {output}/{name}, {done}")
+    _say_kept("prepare", output, kept)
+    pending = [part for left in todo for part in left]
+    if all(part.count for part in pending):
+        return Progress(sum(part.count for part in pending), "prepare", "examples")
+    return Progress(len(pending), "prepare", "parts")
 
 
 def write_contact_sheet(root: Path, split: str) -> Path:
-    """Write ROOT/contact_sheet.png: the first pairs of each task of a split."""
-    names = list(load_manifests(root, split, "pairs"))
+    """Write ROOT/contact_sheet.png: the first examples of each task of a split."""
+    manifests = load_manifests(root, split, "pairs")
     rows = []
-    for task in names:
-        pairs = itertools.islice(read_pairs(root, split, task), SHEET_PAIRS)
-        rows.append([Image.fromarray(side) for p in pairs for side in (p.input, p.target)])
-    sheet = contact_sheet(rows, ["input", "target"] * SHEET_PAIRS, row_titles=names)
+    for task in manifests:
+        pictures = (p for example in read_examples(root, split, task) for p in example.pictures)
+        rows.append([Image.fromarray(p) for p in itertools.islice(pictures, SHEET_PICTURES)])
+    paired = all(manifest.pictures == 2 for manifest in manifests.values())
+    titles = ["input", "target"] * (SHEET_PICTURES // 2) if paired else None
+    sheet = contact_sheet(rows, titles, row_titles=list(manifests))
     path = Path(root) / "contact_sheet.png"
     with atomic_path(path) as part:
         sheet.save(part)
@@ -223,7 +267,7 @@ def _plan_split(
             )
 
 
-def balanced(root: Path, manifest: Manifest, start: int, stop: int) -> Iterator[Pair]:
+def balanced(root: Path, manifest: Manifest, start: int, stop: int) -> Iterator[Example]:
     """Items start to stop of a balanced task: item i is pair i % count, copy i // count.
 
     Args:
@@ -237,7 +281,7 @@ def balanced(root: Path, manifest: Manifest, start: int, stop: int) -> Iterator[
     while start < stop:
         copy, first = divmod(start, count)
         last = min(count, first + stop - start)
-        pairs = read_pairs(root, manifest.split, manifest.task, first)
+        pairs = read_examples(root, manifest.split, manifest.task, first)
         for pair in itertools.islice(pairs, last - first):
             yield (augment(pair, settings["seed"], copy, flip=flip) if augmented else pair)
         start += last - first
@@ -252,12 +296,12 @@ def _encode_pairs(
     start: int,
     stop: int,
 ) -> Iterator[np.ndarray]:
-    """Ids (n, 2, N) of the items from start to stop, a batch at a time."""
+    """Ids (n, k, N) of the items from start to stop, a batch at a time."""
     pairs = balanced(input, manifest, start, stop)
     while batch := list(itertools.islice(pairs, batch_size)):
-        pixels = to_pixels([side for pair in batch for side in (pair.input, pair.target)])
-        ids = tokenizer.encode(pixels.to(tokenizer.codebook.device))  # (2n, N)
-        yield ids.reshape(len(batch), 2, -1).cpu().numpy()
+        pixels = to_pixels([picture for example in batch for picture in example.pictures])
+        ids = tokenizer.encode(pixels.to(tokenizer.codebook.device))  # (n k, N)
+        yield ids.reshape(len(batch), manifest.pictures, -1).cpu().numpy()
         bar.update(len(batch), note=f"{manifest.split}/{manifest.task}")
 
 
@@ -283,9 +327,13 @@ def _progress(
             done = f"{manifest.count - todo:,} of {manifest.count:,}"
             _say(f"{what}: continuing {output}/{name}, {done} {unit} are there")
         left += todo
-    if kept:
-        _say(f"{what}: kept in {output}, finished with the same settings: {', '.join(kept)}")
+    _say_kept(what, output, kept)
     return Progress(left, what, unit)
+
+
+def _say_kept(what: str, output: Path, names: list[str]) -> None:
+    if names:
+        _say(f"{what}: kept in {output}, finished with the same settings: {', '.join(names)}")
 
 
 def _say(line: str) -> None:

@@ -1,12 +1,13 @@
 """What a root of shards holds: a manifest for each split and task, and the codebook of its ids.
 
-What a folder will hold is planned before any of it is written (`plan_pairs`, `plan_tokens`), so
-a finished folder can be told from one made with other settings, and a killed job continues at
-the first shard it had not finished.
+What is to be made is planned before any of it is written (`plan_pairs`, `plan_tokens`), so a
+finished folder can be told from one made with other settings, and a killed job continues at the
+first part it had not finished. What a folder of pictures will hold is known only once its source
+has been read; a folder of tokens is known to the last shard.
 """
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from delvm.files import atomic_path, read_json, write_json
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 TOKENS_PER_RECORD = 65_536
 RECORDS_PER_SHARD = 16
+# Of older manifests, which did not say.
+_UNSAID: dict[str, Any] = {"fast": False, "pictures": 2, "settings": {}, "parts": []}
+_PART = {"name": str, "expected": int, "shards": int, "rejected": int}
 MADE_BY = {"pairs": "delvm prepare output={}", "tokens": "delvm encode output={}"}
 OTHER_KIND = {
     "pairs": "give the folder that `delvm prepare` wrote",
@@ -32,15 +36,18 @@ class Manifest:
     """What one folder of shards holds.
 
     Attributes:
-        kind: "pairs" or "tokens".
+        kind: "pairs" (pictures; a pair is the most frequent example) or "tokens".
         task, split: As the folders are named.
-        count: Pairs in all the shards.
-        shards: {"file": name, "count": pairs} in order.
+        count: Examples in all the shards.
+        shards: {"file": name, "count": examples} in order.
         image_size: Side of the pictures in pixels.
         tokens_per_image, vocab_size, fingerprint: Of the tokenizer; None for pairs.
         source, seed: Of the raw material.
         balance: How a training task was balanced, None where it was not.
         fast: Whether the tokenizer computed in bfloat16.
+        pictures: Pictures an example, k: 2 of a pair.
+        settings: What else the examples depend on.
+        parts: Of a source, in order: {"name", "expected", "shards", "rejected"}.
     """
 
     kind: str
@@ -56,6 +63,14 @@ class Manifest:
     seed: int
     balance: dict[str, Any] | None
     fast: bool = False
+    pictures: int = 2
+    settings: dict[str, Any] = field(default_factory=dict)
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def rejected(self) -> int:
+        """Raw items that no example could be made of."""
+        return sum(part["rejected"] for part in self.parts)
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""
@@ -68,7 +83,7 @@ class Manifest:
         Raises:
             UserError: Missing, not JSON, unknown or missing keys, or values of a wrong kind.
         """
-        values = {"fast": False} | read_json(path, "manifest")  # older ones do not say
+        values = dict(_UNSAID) | read_json(path, "manifest")
         names = {field.name for field in fields(cls)}
         if values.keys() != names:
             missing, unknown = (sorted(names - values.keys()), sorted(values.keys() - names))
@@ -80,9 +95,9 @@ class Manifest:
 
     def _fault(self) -> str | None:
         """What is wrong with the values, if anything is."""
-        wanted: dict[str, type] = dict.fromkeys(("count", "image_size", "seed"), int)
+        wanted: dict[str, type] = dict.fromkeys(("count", "image_size", "seed", "pictures"), int)
         wanted |= dict.fromkeys(("task", "split", "source"), str)
-        wanted |= {"shards": list, "fast": bool}
+        wanted |= {"shards": list, "fast": bool, "settings": dict, "parts": list}
         if self.kind not in MADE_BY:
             return f"kind is {self.kind!r}, not one of {sorted(MADE_BY)}"
         if self.kind == "tokens":
@@ -96,8 +111,13 @@ class Manifest:
             if type(shard["count"]) is not int or shard["count"] < 1:
                 return f"shard count {shard['count']!r} is not a number of pairs"
             # A name is never a path, so that a manifest reaches nothing outside its folder.
-            if not re.fullmatch(r"\w[\w-]*\.tar", str(shard["file"])):
+            if not re.fullmatch(r"\w[\w-]*(\.\d+)?\.tar", str(shard["file"])):
                 return f"shard file {shard['file']!r} is not NAME.tar"
+        for part in self.parts:
+            if not isinstance(part, dict) or {k: type(v) for k, v in part.items()} != _PART:
+                return f"part {part!r} is not {{{', '.join(_PART)}}}"
+        if self.pictures < 1:
+            return f"pictures is {self.pictures}, below 1"
         if self.count != sum(shard["count"] for shard in self.shards):
             return f"count {self.count} is not the sum of its shards"
         return None
@@ -106,19 +126,19 @@ class Manifest:
 def plan_pairs(
     split: str,
     task: str,
-    count: int,
     *,
     source: str,
     seed: int,
     image_size: int,
+    settings: dict[str, Any] | None = None,
     shard_size: int = 1000,
 ) -> Manifest:
-    """What a folder of `count` pairs will hold, `shard_size` pairs a shard."""
+    """What a folder of pictures is made with; how many there will be is not known yet."""
     if shard_size < 1:
         raise UserError(f"shard_size={shard_size} is below 1: set shard_size=1000")
-    shards = _split(count, shard_size)
+    made = {"shard_size": shard_size} | (settings or {})
     return Manifest(
-        "pairs", task, split, count, shards, image_size, None, None, None, source, seed, None
+        "pairs", task, split, 0, [], image_size, None, None, None, source, seed, None, settings=made
     )
 
 
@@ -132,16 +152,17 @@ def plan_tokens(
     balance: dict[str, Any] | None = None,
     fast: bool = False,
 ) -> Manifest:
-    """What the folder of tokens of `pairs` will hold, balanced to `count` pairs.
+    """What the folder of tokens of `pairs` will hold, balanced to `count` examples.
 
     Raises:
         UserError: More codes than uint16 can number.
     """
     if vocab_size > 1 << 16:
         raise UserError(f"vocab_size {vocab_size} (tokenizer) > {1 << 16}, the limit of a shard")
-    per_record = pairs_per_record(tokens_per_image)
+    per_record = examples_per_record(pairs.pictures * tokens_per_image)
     values = asdict(pairs) | {
         "kind": "tokens",
+        "parts": [],
         "count": count,
         "shards": _split(count, per_record * RECORDS_PER_SHARD),
         "tokens_per_image": tokens_per_image,
@@ -161,9 +182,16 @@ def _split(count: int, size: int) -> list[dict[str, Any]]:
     ]
 
 
-def pairs_per_record(tokens_per_image: int) -> int:
-    """How many pairs a record of token ids holds."""
-    return max(1, TOKENS_PER_RECORD // (2 * tokens_per_image))
+def examples_per_record(tokens: int) -> int:
+    """How many examples of that many tokens a record of token ids holds."""
+    return max(1, TOKENS_PER_RECORD // tokens)
+
+
+def member_names(pictures: int) -> tuple[str, ...]:
+    """Names of the files of an example of k pictures, after its key."""
+    if pictures == 2:
+        return ("input.png", "target.png")
+    return tuple(f"{number:03d}.png" for number in range(pictures))
 
 
 def pending(root: Path, plan: Manifest, overwrite: bool = False) -> list[dict[str, Any]]:
@@ -178,18 +206,19 @@ def pending(root: Path, plan: Manifest, overwrite: bool = False) -> list[dict[st
             return plan.shards
         found = Manifest.load(folder / MANIFEST)
         if found != plan:
-            raise UserError(
-                f"{folder} {_difference(found, plan)}: set overwrite=true to replace it"
-            )
+            said = difference(found, plan)
+            raise UserError(f"{folder} {said}: set overwrite=true to replace it")
     elif not (folder / UNFINISHED).exists() or Manifest.load(folder / UNFINISHED) != plan:
         return plan.shards
     return [shard for shard in plan.shards if not (folder / shard["file"]).exists()]
 
 
-def _difference(found: Manifest, plan: Manifest) -> str:
-    old, new = asdict(found), asdict(plan)
-    names = [name for name in old if old[name] != new[name] and name != "shards"] or ["shards"]
-    made, asked = (", ".join(f"{name}={values[name]}" for name in names) for values in (old, new))
+def difference(found: Manifest, plan: Manifest) -> str:
+    """What a folder was made with, and what is asked for, where they differ."""
+    old, new = ({**asdict(each), **each.settings} for each in (found, plan))
+    names = [n for n in old | new if old.get(n) != new.get(n) and n not in ("shards", "settings")]
+    names = names or ["shards"]
+    made, asked = (", ".join(f"{n}={values.get(n)}" for n in names) for values in (old, new))
     return f"was made with {made}, asked for is {asked}"
 
 

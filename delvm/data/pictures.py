@@ -11,8 +11,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from delvm import tasks
 from delvm.data.augment import augment
+from delvm.data.manifest import load_manifests
 from delvm.data.sentences import generator, turns
-from delvm.data.shards import load_manifests, read_pairs
+from delvm.data.shards import read_examples
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Pictures(IterableDataset[Tensor]):
     def _task(self, task: str) -> Iterator[np.ndarray]:
         flip, copy = tasks.get(task).flips, 0
         while True:
-            for pair in read_pairs(self.root, "train", task):
+            for pair in read_examples(self.root, "train", task):
                 drawn = augment(pair, self.seed, copy, flip=flip)
                 yield drawn.input
                 yield drawn.target
@@ -97,7 +98,7 @@ def validation_pictures(config: PicturesConfig) -> Tensor:
     """The fixed validation pictures, (M, 3, H, H) uint8, every task's inputs and targets."""
     pictures = []
     for task in sorted(load_manifests(Path(config.path), "val", "pairs")):
-        for number, pair in enumerate(read_pairs(Path(config.path), "val", task)):
+        for number, pair in enumerate(read_examples(Path(config.path), "val", task)):
             if number == config.val_pairs:
                 break
             pictures += [pair.input, pair.target]

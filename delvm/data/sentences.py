@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from delvm.data.shards import Manifest, load_manifests, read_tokens
+from delvm.data.manifest import Manifest, load_manifests
+from delvm.data.shards import read_tokens
 from delvm.errors import UserError, did_you_mean
 
 

@@ -5,18 +5,20 @@ photographs; val and test the held-out ones, apart from each other by their seed
 """
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from delvm import tasks
 from delvm.data import people, scenes
-from delvm.data.pairs import SPLITS, Pair
+from delvm.data.examples import SPLITS, Example, Part, in_parts
 from delvm.errors import UserError, did_you_mean
 from delvm.tasks import derived, pose, restoration, segmentation
 
 # Long-tailed, like the sizes of the data sets that the paper trains on.
 TRAIN_COUNTS = {"segmentation": 10_000, "pose": 1_000, "derain": 100, "deblur": 100}
+PART = 1000  # examples a part
 _SMALLEST = 16
 
 # Input and target pictures (size, size, 3) uint8.
@@ -133,7 +135,25 @@ class Shapes:
             return dict(self.train)
         return dict.fromkeys((*self.train, *self.held_out), self._each[split])
 
-    def pair(self, split: str, task: str, index: int) -> Pair:
+    def settings(self, split: str, task: str) -> dict[str, Any]:
+        """Nothing more: an example depends on its number alone."""
+        return {}
+
+    def parts(self, split: str) -> dict[str, list[Part]]:
+        """Each task's examples, `PART` a part.
+
+        Raises:
+            UserError: there is no such split.
+        """
+        return {task: in_parts(count, PART) for task, count in self.counts(split).items() if count}
+
+    def read(self, split: str, task: str, part: Part) -> Iterator[Example]:
+        """The examples of a part."""
+        first = int(part.name) * PART
+        for index in range(first, first + part.count):
+            yield self.pair(split, task, index)
+
+    def pair(self, split: str, task: str, index: int) -> Example:
         """The pair at `index`.
 
         Raises:
@@ -149,4 +169,4 @@ class Shapes:
         entropy = (self.seed, SPLITS.index(split), zlib.crc32(task.encode()), index)
         rng = np.random.default_rng(np.random.SeedSequence(entropy))
         made = _MAKERS[task](rng, split, self.size)
-        return Pair(f"{index:06d}", task, *made)
+        return Example(f"{index:06d}", task, made)

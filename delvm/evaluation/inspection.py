@@ -16,9 +16,9 @@ from torch import Tensor
 
 from delvm.data.codes import CodeUse, draw_use
 from delvm.data.images import contact_sheet, to_images
-from delvm.data.manifest import MANIFEST
+from delvm.data.manifest import MANIFEST, Manifest, load_manifests
 from delvm.data.sentences import generator
-from delvm.data.shards import Manifest, load_manifests, read_pairs, read_tokens
+from delvm.data.shards import read_examples, read_tokens
 from delvm.errors import UserError
 from delvm.evaluation.prompts import decode
 from delvm.files import atomic_path, write_json
@@ -149,7 +149,7 @@ def _look_at_pairs(
     split, task = manifest.split, manifest.task
     chosen = set(_chosen(manifest, pictures, seed))
     rows: list[list[Image.Image]] = [[], []]
-    for number, pair in enumerate(read_pairs(root, split, task, manifest=manifest)):
+    for number, pair in enumerate(read_examples(root, split, task, manifest=manifest)):
         if number in chosen:
             for row, side in zip(rows, (pair.input, pair.target), strict=True):
                 row.append(Image.fromarray(side))

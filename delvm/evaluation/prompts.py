@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from delvm.data.examples import Example
 from delvm.data.images import to_pixels
-from delvm.data.pairs import Pair
+from delvm.data.manifest import Manifest, load_manifests
 from delvm.data.sentences import generator
-from delvm.data.shards import Manifest, load_manifests, read_pairs
+from delvm.data.shards import read_examples
 from delvm.errors import UserError
 from delvm.models.vqgan import VQGAN
 
@@ -126,8 +127,8 @@ def draw(
     A query's prompt depends on (seed, task, place of the query) only, so asking for more queries
     changes none of the earlier ones.
     """
-    asked = list(islice(read_pairs(root, "test", task), queries))
-    pool = list(islice(read_pairs(root, "val", task), POOL))
+    asked = list(islice(read_examples(root, "test", task), queries))
+    pool = list(islice(read_examples(root, "val", task), POOL))
     chosen = [
         generator(seed, task, place).choice(len(pool), size=pairs, replace=False)
         for place in range(len(asked))
@@ -140,7 +141,7 @@ def draw(
     )
 
 
-def _sides(pairs: list[Pair], tokenizer: VQGAN, batch_size: int) -> tuple[Side, Side]:
+def _sides(pairs: list[Example], tokenizer: VQGAN, batch_size: int) -> tuple[Side, Side]:
     sides = []
     for pictures in ([pair.input for pair in pairs], [pair.target for pair in pairs]):
         ids = [

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from delvm.data.codes import CodeUse, draw_use
 from delvm.data.images import contact_sheet, to_images, to_pixels
-from delvm.data.shards import load_manifests, read_pairs
+from delvm.data.manifest import load_manifests
+from delvm.data.shards import read_examples
 from delvm.errors import UserError
 from delvm.evaluation import bootstrap
 from delvm.evaluation.frechet import RFID
@@ -179,7 +180,7 @@ def _measure(
     }
     with Progress(total, "evaluate", "pictures") as bar:
         for task, sides in measured.items():
-            rest = islice(read_pairs(root, "test", task), queries)
+            rest = islice(read_examples(root, "test", task), queries)
             while pairs := list(islice(rest, batch_size)):
                 for name, side in sides.items():
                     pixels = to_pixels([getattr(pair, name) for pair in pairs])

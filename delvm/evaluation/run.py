@@ -9,7 +9,7 @@ from PIL import Image
 
 from delvm import tasks as all_tasks
 from delvm.data.images import contact_sheet
-from delvm.data.shards import load_manifests
+from delvm.data.manifest import load_manifests
 from delvm.errors import UserError
 from delvm.evaluation import prompts as prompting
 from delvm.evaluation import results

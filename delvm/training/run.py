@@ -11,9 +11,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 
+from delvm.data.manifest import read_codebook
 from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
-from delvm.data.shards import read_codebook
 from delvm.errors import UserError
 from delvm.interop.checkpoints import describe, load_student, load_tokenizer, save_model
 from delvm.interop.weights import read_pickle

@@ -1,0 +1,156 @@
+"""What the readers of raw data sets share: their settings, splits, parts and safe opening."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from delvm.data.examples import SPLITS, Example, Part, Reject, in_parts
+from delvm.data.images import fit, open_image
+from delvm.errors import UserError, did_you_mean
+
+FILES_A_PART = 1000
+PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"))
+
+
+@dataclass
+class SourceConfig:
+    """Where raw pictures come from."""
+
+    name: str = "???"
+
+
+@dataclass
+class RawSource(SourceConfig):
+    """A data set on disk.
+
+    Attributes:
+        path: its root.
+        size: side of the pictures to be made, in pixels.
+        seed: of whatever is random, the split included.
+        val, test: share of the material that goes to a split which the data set does not have
+            itself; an item's split is a function of (seed, key).
+    """
+
+    path: str = "???"
+    size: int = 256
+    seed: int = 0
+    val: float = 0.01
+    test: float = 0.01
+
+    def settings(self, split: str, task: str) -> dict[str, Any]:
+        """Every setting but size and seed, which a manifest says apart."""
+        values = asdict(self)
+        return {name: values[name] for name in values if name not in ("name", "size", "seed")}
+
+    def parts(self, split: str) -> dict[str, list[Part]]:
+        """The parts of each task in a split, without reading them.
+
+        Raises:
+            UserError: the raw material is not there, or is of another layout.
+        """
+        raise NotImplementedError
+
+    def read(self, split: str, task: str, part: Part) -> Iterator[Example | Reject]:
+        """The examples of a part in order, and what had to be left out."""
+        raise NotImplementedError
+
+    def root(self) -> Path:
+        """The folder of the data set.
+
+        Raises:
+            UserError: it is not there.
+        """
+        root = Path(self.path)
+        if not root.exists():
+            raise UserError(f"source.path={self.path} is not there: set source.path=FOLDER")
+        return root
+
+    def draw(self, *parts: str | int) -> float:
+        """A number in [0, 1) that is a function of the seed and the parts."""
+        text = "/".join(map(str, (self.seed, *parts)))
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") / 2**64
+
+    def rng(self, *parts: str | int) -> np.random.Generator:
+        """A generator that is a function of the seed and the parts."""
+        text = "/".join(map(str, (self.seed, *parts)))
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        return np.random.default_rng(int.from_bytes(digest, "little"))
+
+    def split_of(self, key: str, natural: str | None = None) -> str:
+        """The split of an item.
+
+        Args:
+            key: of the item; items that must not be parted (crops of one picture, frames of one
+                scene) are given one key.
+            natural: the split that the data set itself has it in; "train" gives up a share to
+                "val", and others are left as they are.
+        """
+        if natural not in (None, "train"):
+            assert natural is not None
+            return natural
+        place = self.draw("split", key)
+        if place < self.val:
+            return "val"
+        return "test" if natural is None and place < self.val + self.test else "train"
+
+    def picture(self, file: Path | bytes, name: str = "") -> np.ndarray:
+        """A picture (size, size, 3) uint8, its short side scaled and its middle cropped.
+
+        Raises:
+            UserError: it cannot be opened.
+        """
+        return np.asarray(fit(open_image(file, name), self.size))
+
+
+def check_split(split: str) -> None:
+    """Refuse a split that does not exist.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split '{split}': {did_you_mean(split, SPLITS)}")
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Every picture below a folder, in the order of their paths; hidden files are none."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in PICTURES and not path.name.startswith(".")
+    )
+
+
+def file_parts(files: Sequence[Any]) -> list[Part]:
+    """Files in numbered parts."""
+    return in_parts(len(files), FILES_A_PART)
+
+
+def files_of(part: Part, files: Sequence[Any]) -> Sequence[Any]:
+    """The files of one of `file_parts`."""
+    first = int(part.name) * FILES_A_PART
+    return files[first : first + part.count]
+
+
+def plain(*parts: str | int) -> str:
+    """A key that can be a file's name, made of any text: other signs become `_`."""
+    return re.sub(r"[^\w-]", "_", "-".join(map(str, parts)), flags=re.ASCII)
+
+
+def same_size(pictures: Sequence[Image.Image]) -> None:
+    """Refuse pictures that belong together and are of different size.
+
+    Raises:
+        UserError: their sizes.
+    """
+    sizes = {picture.size for picture in pictures}
+    if len(sizes) > 1:
+        named = " and ".join(f"{w} x {h}" for w, h in sorted(sizes))
+        raise UserError(f"pictures of {named} pixels belong together")
