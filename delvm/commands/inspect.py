@@ -23,9 +23,12 @@ def run(cfg: InspectConfig) -> None:
     report = inspect(root, tokenizer, output=output, pictures=cfg.pictures, seed=cfg.seed)
     for split, tasks in report["splits"].items():
         for task, facts in tasks.items():
-            print(f"{split}/{task}: {facts['count']:,} pairs in {facts['shards']:,} shards")
-            for side in ("input", "target"):
-                if use := facts.get(side):
+            left = f", {facts['rejected']:,} rejected" if facts["rejected"] else ""
+            print(
+                f"{split}/{task}: {facts['count']:,} examples in {facts['shards']:,} shards{left}"
+            )
+            for side, use in facts.items():
+                if isinstance(use, dict):
                     print(
                         f"  {side}s: {use['used']:,} of {use['codes']:,} codes, perplexity "
                         f"{use['perplexity']:,.0f}, {use['entropy_bits']:.2f} bits a token; "

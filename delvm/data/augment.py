@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -10,11 +11,21 @@ from PIL import Image
 
 from delvm.data.examples import Example
 from delvm.errors import UserError
+from delvm.tasks.derived import LUMA
 
 MAX_DEGREES = 10.0
 MAX_ZOOM = 1.3
+MAX_JITTER = 0.3  # of brightness, contrast and saturation, each up or down by this share
 # A picture of at most this many colours is taken for labels (masks, stick figures).
 LABEL_COLOURS = 64
+
+
+class Jitter(Enum):
+    """Which pictures of a copy get new colours: none, the input alone, or all of them alike."""
+
+    none = "none"
+    input = "input"
+    all = "all"
 
 
 class Balance(Enum):
@@ -32,11 +43,13 @@ class BalanceConfig:
     Attributes:
         mode: unbalanced (as they are), resample (plain repeats) or augment (new copies by
             geometry).
-        target: Pairs each task is brought up to; None is the largest task's count.
+        target: Examples each task is brought up to; None is the largest task's count.
+        jitter: Whether copies made by augment get other colours too.
     """
 
     mode: Balance = Balance.unbalanced
     target: int | None = None
+    jitter: Jitter = Jitter.none
 
 
 def plan(counts: dict[str, int], balance: BalanceConfig) -> dict[str, int]:
@@ -59,7 +72,9 @@ def plan(counts: dict[str, int], balance: BalanceConfig) -> dict[str, int]:
     return {task: max(count, target) for task, count in counts.items()}
 
 
-def augment(example: Example, seed: int, copy: int, *, flip: bool) -> Example:
+def augment(
+    example: Example, seed: int, copy: int, *, flip: bool, jitter: Jitter = Jitter.none
+) -> Example:
     """A copy of an example under new geometry, the same for all its pictures.
 
     Copy 0 is the example itself. Any other is mirrored (one time in two, where allowed), zoomed
@@ -70,6 +85,8 @@ def augment(example: Example, seed: int, copy: int, *, flip: bool) -> Example:
         example: Pictures of one size.
         seed: Seed of the corpus.
         copy: Number of the copy, from 0.
+        jitter: Which pictures also get other colours: a little brighter or darker, of other
+            contrast and saturation.
         flip: Whether a mirrored example is still one of this task.
 
     Returns:
@@ -81,8 +98,12 @@ def augment(example: Example, seed: int, copy: int, *, flip: bool) -> Example:
     rng = np.random.default_rng(int.from_bytes(digest, "little"))
     height, width = example.input.shape[:2]
     matrix = _random_affine(rng, width, height, flip)
-    pictures = tuple(_warp(picture, matrix) for picture in example.pictures)
-    return replace(example, key=f"{example.key}-{copy}", pictures=pictures)
+    pictures = [_warp(picture, matrix) for picture in example.pictures]
+    if jitter is not Jitter.none:
+        recolour = _random_colours(rng)
+        count = 1 if jitter is Jitter.input else len(pictures)
+        pictures[:count] = map(recolour, pictures[:count])
+    return replace(example, key=f"{example.key}-{copy}", pictures=tuple(pictures))
 
 
 def _random_affine(rng: np.random.Generator, width: int, height: int, flip: bool) -> np.ndarray:
@@ -97,6 +118,20 @@ def _random_affine(rng: np.random.Generator, width: int, height: int, flip: bool
     cos, sin = scale * math.cos(angle), scale * math.sin(angle)
     linear = np.array([[cos * mirror, -sin], [sin * mirror, cos]])
     return np.column_stack([linear, centre + shift - linear @ centre])
+
+
+def _random_colours(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+    """A change of brightness, contrast and saturation for pictures (H, W, 3) uint8."""
+    brightness, contrast, saturation = rng.uniform(1 - MAX_JITTER, 1 + MAX_JITTER, 3)
+
+    def recolour(picture: np.ndarray) -> np.ndarray:
+        values = picture.astype(np.float32) * brightness
+        values = values.mean() + contrast * (values - values.mean())
+        grey = values @ LUMA
+        values = grey[..., None] + saturation * (values - grey[..., None])
+        return (np.clip(values, 0, 255) + 0.5).astype(np.uint8)
+
+    return recolour
 
 
 def _warp(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:

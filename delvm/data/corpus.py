@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from delvm import tasks
-from delvm.data.augment import Balance, BalanceConfig, augment, plan
+from delvm.data.augment import Balance, BalanceConfig, Jitter, augment, plan
 from delvm.data.examples import SPLITS, Example, Part, Reject, Source
 from delvm.data.images import contact_sheet, to_pixels
 from delvm.data.manifest import (
@@ -252,6 +252,8 @@ def _plan_split(
                 f"(tokenizer): run `delvm prepare source.size={size}`"
             )
         settings = {"mode": balance.mode.value, "target": balance.target, "seed": seed}
+        if balance.mode is Balance.augment:
+            settings["jitter"] = balance.jitter.value
         yield plan_tokens(
             manifest,
             wanted[task],
@@ -278,12 +280,17 @@ def balanced(root: Path, manifest: Manifest, start: int, stop: int) -> Iterator[
     settings = manifest.balance or {}
     augmented = settings.get("mode") == Balance.augment.value
     flip = augmented and tasks.get(manifest.task).flips
+    jitter = Jitter(settings.get("jitter", "none"))
     while start < stop:
         copy, first = divmod(start, count)
         last = min(count, first + stop - start)
         pairs = read_examples(root, manifest.split, manifest.task, first)
         for pair in itertools.islice(pairs, last - first):
-            yield (augment(pair, settings["seed"], copy, flip=flip) if augmented else pair)
+            yield (
+                augment(pair, settings["seed"], copy, flip=flip, jitter=jitter)
+                if augmented
+                else pair
+            )
         start += last - first
 
 

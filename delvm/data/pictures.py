@@ -35,9 +35,9 @@ class PicturesConfig:
 
 
 class Pictures(IterableDataset[Tensor]):
-    """Training pictures, endless: inputs and targets, every task alike, pixels (3, H, H) uint8.
+    """Training pictures, endless, every task alike: pixels (3, H, H) uint8.
 
-    From the second time a pair is met it comes in new geometry.
+    From the second time an example is met it comes in new geometry.
     """
 
     def __init__(self, config: PicturesConfig, seed: int, rank: int = 0, ranks: int = 1) -> None:
@@ -57,7 +57,7 @@ class Pictures(IterableDataset[Tensor]):
 
     def __len__(self) -> int:
         """Pictures in which each would come once."""
-        return 2 * sum(manifest.count for manifest in self.manifests.values())
+        return sum(m.pictures * m.count for m in self.manifests.values())
 
     def __iter__(self) -> Iterator[Tensor]:
         worker = get_worker_info()
@@ -81,25 +81,23 @@ class Pictures(IterableDataset[Tensor]):
     def _mixed(self) -> Iterator[np.ndarray]:
         streams = {task: self._task(task) for task in sorted(self.manifests)}
         for task in turns(dict.fromkeys(streams, 1 / len(streams))):
-            yield next(streams[task])
-            yield next(streams[task])
+            for _ in range(self.manifests[task].pictures):
+                yield next(streams[task])
 
     def _task(self, task: str) -> Iterator[np.ndarray]:
         flip, copy = tasks.get(task).flips, 0
         while True:
-            for pair in read_examples(self.root, "train", task):
-                drawn = augment(pair, self.seed, copy, flip=flip)
-                yield drawn.input
-                yield drawn.target
+            for example in read_examples(self.root, "train", task):
+                yield from augment(example, self.seed, copy, flip=flip).pictures
             copy += 1
 
 
 def validation_pictures(config: PicturesConfig) -> Tensor:
-    """The fixed validation pictures, (M, 3, H, H) uint8, every task's inputs and targets."""
-    pictures = []
+    """The fixed validation pictures, (M, 3, H, H) uint8, of every task."""
+    pictures: list[np.ndarray] = []
     for task in sorted(load_manifests(Path(config.path), "val", "pairs")):
-        for number, pair in enumerate(read_examples(Path(config.path), "val", task)):
+        for number, example in enumerate(read_examples(Path(config.path), "val", task)):
             if number == config.val_pairs:
                 break
-            pictures += [pair.input, pair.target]
+            pictures += example.pictures
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()

@@ -26,7 +26,6 @@ from delvm.interop.fingerprint import fingerprint
 from delvm.models.vqgan import VQGAN
 from delvm.progress import Progress
 
-SIDES = ("input", "target")
 TOO_FREQUENT = 0.2  # one code's share of the tokens of a side
 CONSTANT = 0.01  # share of pictures that are one code all over
 REPEATED = 0.5  # share of pictures that are there already
@@ -35,7 +34,7 @@ _DARK = 0.1  # mean of a picture that counts as black ground
 
 @dataclass
 class Side:
-    """What was seen of one side of a task's pairs.
+    """What was seen of one side of a task's examples: all first pictures, or all second ones.
 
     Attributes:
         counts: how often each code occurred, (V,).
@@ -57,6 +56,13 @@ class Side:
         self.pictures += len(ids)
 
 
+def sides(pictures: int) -> tuple[str, ...]:
+    """What the k pictures of an example are called."""
+    if pictures == 2:
+        return ("input", "target")
+    return tuple(f"picture {number}" for number in range(1, pictures + 1))
+
+
 def inspect(
     root: Path, tokenizer: VQGAN | None, *, output: Path, pictures: int = 8, seed: int = 0
 ) -> dict[str, Any]:
@@ -65,13 +71,13 @@ def inspect(
     Args:
         root: of image shards or of token shards.
         tokenizer: draws the ids of token shards; not needed for image shards.
-        output: folder for inspect.json, and a SPLIT_TASK.png a task with ``pictures`` pairs drawn
-            at random; of token shards also a SPLIT_TASK_codes.png.
-        seed: of the choice of pairs.
+        output: folder for inspect.json, and a SPLIT_TASK.png a task with ``pictures`` examples
+            drawn at random; of token shards also a SPLIT_TASK_codes.png.
+        seed: of the choice.
 
     Returns:
         What inspect.json holds: root, kind, flags (a sentence each), and splits: split -> task ->
-        count, shards and, of token shards, the use of the codes by side.
+        count, shards, rejected and, of token shards, the use of the codes by side.
 
     Raises:
         UserError: there are no shards, or no tokenizer where one is needed.
@@ -137,7 +143,7 @@ def _folders(root: Path) -> list[tuple[str, str]]:
 
 
 def _chosen(manifest: Manifest, pictures: int, seed: int) -> list[int]:
-    """Numbers of the pairs to be shown, in order."""
+    """Numbers of the examples to be shown, in order."""
     rng = generator(seed, manifest.split, manifest.task)
     count = min(pictures, manifest.count)
     return sorted(int(n) for n in rng.choice(manifest.count, count, replace=False))
@@ -148,13 +154,22 @@ def _look_at_pairs(
 ) -> dict[str, Any]:
     split, task = manifest.split, manifest.task
     chosen = set(_chosen(manifest, pictures, seed))
-    rows: list[list[Image.Image]] = [[], []]
-    for number, pair in enumerate(read_examples(root, split, task, manifest=manifest)):
+    names = sides(manifest.pictures)
+    rows: list[list[Image.Image]] = [[] for _ in names]
+    for number, example in enumerate(read_examples(root, split, task, manifest=manifest)):
         if number in chosen:
-            for row, side in zip(rows, (pair.input, pair.target), strict=True):
-                row.append(Image.fromarray(side))
-    _save(contact_sheet(rows, row_titles=list(SIDES)), output / f"{split}_{task}.png")
-    return {"count": manifest.count, "shards": len(manifest.shards)}
+            for row, picture in zip(rows, example.pictures, strict=True):
+                row.append(Image.fromarray(picture))
+    _save(contact_sheet(rows, row_titles=list(names)), output / f"{split}_{task}.png")
+    return _counts(manifest)
+
+
+def _counts(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "count": manifest.count,
+        "shards": len(manifest.shards),
+        "rejected": manifest.rejected,
+    }
 
 
 def _look_at_tokens(
@@ -172,30 +187,32 @@ def _look_at_tokens(
         manifest.vocab_size,
         manifest.tokens_per_image,
     )
-    sides = {side: Side(torch.zeros(manifest.vocab_size, dtype=torch.long)) for side in SIDES}
+    seen = {
+        name: Side(torch.zeros(manifest.vocab_size, dtype=torch.long))
+        for name in sides(manifest.pictures)
+    }
     shown: list[np.ndarray] = []
     for ids in _records(root, manifest, set(_chosen(manifest, pictures, seed)), shown):
-        for number, side in enumerate(sides.values()):
+        for number, side in enumerate(seen.values()):
             side.add(ids[:, number])
     if fits:
-        drawn = torch.from_numpy(np.stack(shown).astype(np.int64))  # (n, 2, N)
-        rows = [to_images(decode(tokenizer, drawn[:, number])) for number in range(2)]
-        _save(contact_sheet(rows, row_titles=list(SIDES)), output / f"{split}_{task}.png")
-    both = torch.stack([side.counts for side in sides.values()]).sum(0)
-    _save(draw_use(both), output / f"{split}_{task}_codes.png")
-    for name, side in sides.items():
+        drawn = torch.from_numpy(np.stack(shown).astype(np.int64))  # (n, k, N)
+        rows = [to_images(decode(tokenizer, drawn[:, number])) for number in range(len(seen))]
+        _save(contact_sheet(rows, row_titles=list(seen)), output / f"{split}_{task}.png")
+    all_counts = torch.stack([side.counts for side in seen.values()]).sum(0)
+    _save(draw_use(all_counts), output / f"{split}_{task}_codes.png")
+    for name, side in seen.items():
         flags += [f"{name}s: {each}" for each in suspicious(side, manifest, tokenizer, fits)]
     assert manifest.tokens_per_image is not None
     area = manifest.image_size**2 / manifest.tokens_per_image
-    facts = {"count": manifest.count, "shards": len(manifest.shards)}
-    uses = {name: CodeUse.of(side.counts).as_dict(area) for name, side in sides.items()}
-    return {**facts, **uses}, flags
+    uses = {name: CodeUse.of(side.counts).as_dict(area) for name, side in seen.items()}
+    return {**_counts(manifest), **uses}, flags
 
 
 def _records(
     root: Path, manifest: Manifest, wanted: set[int], shown: list[np.ndarray]
 ) -> Iterator[np.ndarray]:
-    """The records (n, 2, N) of a folder; those pairs that are ``wanted`` go to ``shown``."""
+    """The records (n, k, N) of a folder; those examples that are ``wanted`` go to ``shown``."""
     first = 0
     for record in read_tokens(root, manifest.split, manifest.task, manifest):
         shown += [record[n - first] for n in sorted(wanted) if first <= n < first + len(record)]

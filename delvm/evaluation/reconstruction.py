@@ -1,7 +1,8 @@
 """How well a tokenizer draws what it is shown, and how it uses its codes.
 
 What metrics.json holds beside title, settings and tokenizer (an interval is as in `results`):
-    tasks      task -> side ("input", "target") -> metric -> interval; "codes" -> use of the codes
+    tasks      task -> side (of a pair "input", "target") -> metric -> interval,
+               and "codes" -> use of the codes
     all        the same over all pictures
     rfid       None without an extractor, or {"value", "pictures", "features", "extractor"}
 """
@@ -24,6 +25,7 @@ from delvm.data.shards import read_examples
 from delvm.errors import UserError
 from delvm.evaluation import bootstrap
 from delvm.evaluation.frechet import RFID
+from delvm.evaluation.inspection import sides
 from delvm.evaluation.prompts import decode, encode
 from delvm.evaluation.reconstruction_report import page
 from delvm.files import atomic_path, write_json, write_text
@@ -33,7 +35,6 @@ from delvm.progress import Progress
 from delvm.tasks import metrics
 
 SCORES = {"psnr": metrics.psnr, "ssim": metrics.ssim, "ms_ssim": metrics.ms_ssim}
-SIDES = ("input", "target")
 SHOWN = 8  # the first pictures of a side, which the report shows
 COLUMNS = ("task", "side", "metric", "mean", "low", "high", "n")
 
@@ -173,19 +174,23 @@ def _measure(
 ) -> dict[str, dict[str, Side]]:
     tokenizer.eval()
     codes = tokenizer.config.num_embeddings
-    total = 2 * queries * len(chosen)
+    manifests = load_manifests(root, "test", "pairs")
     measured = {
-        task: {side: Side(torch.zeros(codes, dtype=torch.long)) for side in SIDES}
+        task: {
+            name: Side(torch.zeros(codes, dtype=torch.long))
+            for name in sides(manifests[task].pictures)
+        }
         for task in chosen
     }
+    total = queries * sum(map(len, measured.values()))
     with Progress(total, "evaluate", "pictures") as bar:
-        for task, sides in measured.items():
+        for task, seen in measured.items():
             rest = islice(read_examples(root, "test", task), queries)
-            while pairs := list(islice(rest, batch_size)):
-                for name, side in sides.items():
-                    pixels = to_pixels([getattr(pair, name) for pair in pairs])
+            while examples := list(islice(rest, batch_size)):
+                for number, side in enumerate(seen.values()):
+                    pixels = to_pixels([example.pictures[number] for example in examples])
                     side.add(tokenizer, pixels, rfid)
-                    bar.update(len(pairs), task)
+                    bar.update(len(examples), task)
     return measured
 
 

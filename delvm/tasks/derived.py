@@ -5,12 +5,12 @@ from scipy import ndimage
 
 from delvm.tasks.base import Task
 
-_LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R BT.601
+LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R BT.601
 
 
 def grey(picture: np.ndarray) -> np.ndarray:
     """The picture (H, W, 3) uint8 without its colours."""
-    luma = picture.astype(np.float32) @ _LUMA
+    luma = picture.astype(np.float32) @ LUMA
     return np.repeat((luma + 0.5).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
@@ -30,7 +30,7 @@ def trace_edges(picture: np.ndarray) -> np.ndarray:
 
     The strongest gradients of each picture count as edges, so a pale picture has them too.
     """
-    luma = picture.astype(np.float32) @ _LUMA
+    luma = picture.astype(np.float32) @ LUMA
     sigma = min(luma.shape) / 50
     slope = ndimage.gaussian_gradient_magnitude(luma, sigma)
     strong = max(float(np.quantile(slope, 0.9)), 1.0)

@@ -8,9 +8,9 @@ import torch
 
 from delvm.commands.app import compose
 from delvm.commands.checks import check, faults
-from delvm.data.pairs import Pair
-from delvm.data.shards import write_pairs
+from delvm.data.examples import Example
 from delvm.errors import UserError
+from tests.data.shard_makers import write_examples
 
 
 def of_config(verb: str, *overrides: str) -> list[str]:
@@ -151,8 +151,8 @@ def test_several_faults_come_in_one_error(delvm, monkeypatch, tmp_path):
 
 def test_the_shards_on_disk_count_not_the_config(tmp_path):
     grey = np.full((16, 16, 3), 99, np.uint8)
-    pairs = [Pair(f"{i:06d}", "derain", grey, grey) for i in range(3)]
-    write_pairs(tmp_path, "train", "derain", pairs, source="test", seed=0, image_size=16)
+    pairs = [Example(f"{i:06d}", "derain", (grey, grey)) for i in range(3)]
+    write_examples(tmp_path, "train", "derain", pairs, source="test", seed=0, image_size=16)
     words = ["module=tokenizer", "data=pixels", f"data.path={tmp_path}"]
     assert faults("train", compose("train", words)) == [
         f"image size 16 (pairs in {tmp_path}) != resolution 64 (tokenizer): "

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from delvm.commands import encode
-from delvm.data.pairs import Pair
-from delvm.data.shards import write_pairs
+from delvm.data.examples import Example
 from delvm.errors import Suspicious
 from delvm.models.vqgan import VQGAN
+from tests.data.shard_makers import write_examples
 
 
 @pytest.fixture
@@ -18,14 +18,14 @@ def pairs(tmp_path: Path) -> Path:
     """Test pairs of 16 px."""
     rng = np.random.default_rng(0)
     drawn = rng.integers(0, 256, (6, 2, 16, 16, 3), dtype=np.uint8)
-    made = [Pair(f"{i}", "derain", *both) for i, both in enumerate(drawn)]
-    write_pairs(tmp_path / "pairs", "test", "derain", made, source="s", seed=0, image_size=16)
+    made = [Example(f"{i}", "derain", tuple(both)) for i, both in enumerate(drawn)]
+    write_examples(tmp_path / "pairs", "test", "derain", made, source="s", seed=0, image_size=16)
     return tmp_path / "pairs"
 
 
 def test_pairs_then_tokens(delvm, weights, pairs):
     code, out, _ = delvm("inspect", f"input={pairs}", "output=look")
-    assert (code, out.splitlines()[0]) == (0, "test/derain: 6 pairs in 1 shards")
+    assert (code, out.splitlines()[0]) == (0, "test/derain: 6 examples in 1 shards")
     assert Path("look/test_derain.png").stat().st_size > 500
     tokenizer = f"tokenizer={weights / 'tokenizer'}"
     assert delvm("encode", f"input={pairs}", "output=tokens", "splits=[test]", tokenizer)[0] == 0
@@ -49,7 +49,7 @@ def test_what_is_flagged_ends_in_code_3(delvm, weights, pairs):
           f"tokenizer={weights / 'tokenizer'}")  # fmt: skip
     code, out, err = delvm("inspect", "input=tokens")  # with the tokenizer that ships
     assert code == Suspicious.exit_code == 3
-    assert "test/derain: 6 pairs" in out and "encoded by tokenizer" in err
+    assert "test/derain: 6 examples" in out and "encoded by tokenizer" in err
     assert "Traceback" not in err
 
 

@@ -6,14 +6,10 @@ import tarfile
 import numpy as np
 import torch
 
-from delvm.data.pairs import Pair
-from delvm.data.shards import (
-    plan_pairs,
-    plan_tokens,
-    write_codebook,
-    write_pairs,
-    write_tokens,
-)
+from delvm.data.examples import Example, in_parts
+from delvm.data.manifest import plan_pairs, plan_tokens, write_codebook
+from delvm.data.parts import finish_parts, pending_parts, start_parts, write_part
+from delvm.data.shards import write_tokens
 
 SETTINGS = {"source": "fake", "seed": 0, "image_size": 8}
 
@@ -21,16 +17,29 @@ SETTINGS = {"source": "fake", "seed": 0, "image_size": 8}
 def make_pairs(count, task="derain", size=8, seed=0):
     rng = np.random.default_rng(seed)
     pictures = rng.integers(0, 256, (count, 2, size, size, 3), dtype=np.uint8)
-    return [Pair(f"{i:06d}", task, *sides) for i, sides in enumerate(pictures)]
+    return [Example(f"{i:06d}", task, tuple(sides)) for i, sides in enumerate(pictures)]
+
+
+def write_examples(root, split, task, examples, shard_size=1000, overwrite=False, **settings):
+    """Write a list of examples, a part a shard."""
+    plan = plan_pairs(split, task, shard_size=shard_size, **settings)
+    parts = in_parts(len(examples), shard_size)
+    if todo := pending_parts(root, plan, parts, overwrite):
+        start_parts(root, plan, parts, overwrite)
+    for part in todo:
+        first = int(part.name) * shard_size
+        mine = (examples[i] for i in range(first, first + part.count))
+        write_part(root, plan, part, mine)
+    return finish_parts(root, plan, parts)
 
 
 def write(root, count=5, **options):
     settings = SETTINGS | {"shard_size": 2} | options
-    return write_pairs(root, "train", "derain", make_pairs(count), **settings)
+    return write_examples(root, "train", "derain", make_pairs(count), **settings)
 
 
 def token_plan(count, tokens=4, vocab=100, task="derain"):
-    pairs = plan_pairs("train", task, count, **SETTINGS)
+    pairs = plan_pairs("train", task, **SETTINGS)
     return plan_tokens(pairs, count, tokens_per_image=tokens, vocab_size=vocab, fingerprint="abc")
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from delvm.data.augment import LABEL_COLOURS, Balance, BalanceConfig, augment, plan
-from delvm.data.pairs import Pair
+from delvm.data.augment import LABEL_COLOURS, Balance, BalanceConfig, Jitter, augment, plan
+from delvm.data.examples import Example
 from delvm.errors import UserError
 
 COUNTS = {"segmentation": 10, "pose": 4, "derain": 1}
@@ -27,7 +27,28 @@ def labels(size=32):
 
 def pair(key="a", input=None, target=None):
     input = smooth() if input is None else input
-    return Pair(key, "derain", input, input if target is None else target)
+    return Example(key, "derain", (input, input if target is None else target))
+
+
+def test_jitter_keeps_the_geometry_and_spares_what_it_should():
+    source = pair()
+    plain = augment(source, 0, 1, flip=True)
+    inputs = augment(source, 0, 1, flip=True, jitter=Jitter.input)
+    both = augment(source, 0, 1, flip=True, jitter=Jitter.all)
+    assert np.array_equal(inputs.target, plain.target)
+    assert not np.array_equal(inputs.input, plain.input)
+    assert np.array_equal(both.input, inputs.input) and np.array_equal(both.target, both.input)
+    # the same places, other colours
+    bright = plain.input.astype(float).mean(-1).ravel()
+    assert np.corrcoef(bright, inputs.input.astype(float).mean(-1).ravel())[0, 1] > 0.95
+    again = augment(source, 0, 1, flip=True, jitter=Jitter.input)
+    assert np.array_equal(again.input, inputs.input)
+
+
+def test_jitter_leaves_black_ground_nearly_black():
+    black = np.zeros((16, 16, 3), np.uint8)
+    made = augment(pair(input=black), 0, 1, flip=True, jitter=Jitter.all)
+    assert made.input.max() == 0
 
 
 def test_plan_of_each_mode():

@@ -1,6 +1,6 @@
 """Preparing and encoding a small corpus, with a source and a tokenizer made for the test."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +11,13 @@ from PIL import Image
 from delvm.data import corpus
 from delvm.data.augment import Balance, BalanceConfig, augment
 from delvm.data.corpus import encode, prepare
-from delvm.data.pairs import Pair
-from delvm.data.shards import load_manifests, read_codebook, read_pairs, read_tokens
-from delvm.errors import UserError
+from delvm.data.examples import Example, Reject, in_parts
+from delvm.data.manifest import load_manifests, read_codebook
+from delvm.data.parts import read_rejects
+from delvm.data.shards import read_examples, read_tokens
+from delvm.errors import Suspicious, UserError
 
+PART = 4
 AUGMENT = BalanceConfig(Balance.augment)
 
 
@@ -28,9 +31,18 @@ class FakeSource:
     asked: list = field(default_factory=list)
     fail_at: int | None = None
 
-    def counts(self, split):
+    def settings(self, split, task):
+        return {}
+
+    def parts(self, split):
         trained = {"derain": 7, "pose": 3}
-        return trained if split == "train" else dict.fromkeys([*trained, "edges"], 2)
+        counts = trained if split == "train" else dict.fromkeys([*trained, "edges"], 2)
+        return {task: in_parts(count, PART) for task, count in counts.items()}
+
+    def read(self, split, task, part):
+        first = int(part.name) * PART
+        for index in range(first, first + part.count):
+            yield self.pair(split, task, index)
 
     def pair(self, split, task, index):
         if len(self.asked) == self.fail_at:
@@ -38,7 +50,7 @@ class FakeSource:
         self.asked.append((split, task, index))
         seeds = [self.seed, len(split), *task.encode(), index]
         picture = np.random.default_rng(seeds).integers(0, 256, (self.size,) * 2 + (3,), np.uint8)
-        return Pair(f"{index:06d}", task, picture, 255 - picture)
+        return Example(f"{index:06d}", task, (picture, 255 - picture))
 
 
 class FakeTokenizer:
@@ -95,7 +107,7 @@ def test_prepare_writes_every_pair_of_every_split(tmp_path):
     ]
     assert len(source.asked) == len(set(source.asked)) == 22
     for manifest in manifests:
-        found = list(read_pairs(tmp_path, manifest.split, manifest.task))
+        found = list(read_examples(tmp_path, manifest.split, manifest.task))
         assert len(found) == manifest.count
         for index, pair in enumerate(found):
             wanted = FakeSource().pair(manifest.split, manifest.task, index)
@@ -124,7 +136,82 @@ def test_a_killed_prepare_ends_like_an_uninterrupted_one(tmp_path, capsys):
     prepare(source, tmp_path / "killed", shard_size=2)
     assert source.asked[0] == ("train", "derain", 4)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert "train/derain, 4 of 7 pairs are there" in capsys.readouterr().err
+    assert "train/derain, 1 of 2 parts are there" in capsys.readouterr().err
+
+
+def test_a_source_that_has_grown_adds_its_new_parts(tmp_path, capsys):
+    class Smaller(FakeSource):
+        def parts(self, split):
+            return {task: parts[:1] for task, parts in super().parts(split).items()}
+
+    prepare(FakeSource(), tmp_path / "whole", ["train"], shard_size=4)
+    prepare(Smaller(), tmp_path / "grown", ["train"], shard_size=4)
+    source = FakeSource()
+    prepare(source, tmp_path / "grown", ["train"], shard_size=4)
+    assert source.asked == [("train", "derain", index) for index in (4, 5, 6)]
+    assert contents(tmp_path / "grown") == contents(tmp_path / "whole")
+    with pytest.raises(UserError, match="holds part 000001 of 3 examples, which is gone"):
+        prepare(Smaller(), tmp_path / "grown", ["train"], shard_size=4)
+
+
+@dataclass
+class Damaged(FakeSource):
+    """One in three items cannot be read."""
+
+    def read(self, split, task, part):
+        for example in super().read(split, task, part):
+            broken = int(example.key) % 3 == 1
+            yield Reject(f"raw/{example.key}.jpg", "truncated") if broken else example
+
+
+def test_rejects_are_listed_and_counted(tmp_path, capsys):
+    whole = tmp_path / "whole"
+    manifests = prepare(Damaged(), whole, ["train"], shard_size=4, max_reject_fraction=0.5)
+    assert [(m.task, m.count, m.rejected) for m in manifests] == [("derain", 5, 2), ("pose", 2, 1)]
+    rejects = read_rejects(whole / "train/derain")
+    assert rejects == [Reject(f"raw/00000{n}.jpg", "truncated") for n in (1, 4)]
+    assert "train/derain: 2 of 7 raw items rejected (28.6%)" in capsys.readouterr().err
+    assert len(list(read_examples(whole, "train", "derain"))) == 5
+    with pytest.raises(KeyboardInterrupt):
+        prepare(
+            Damaged(fail_at=5),
+            tmp_path / "killed",
+            ["train"],
+            shard_size=4,
+            max_reject_fraction=0.5,
+        )
+    prepare(Damaged(), tmp_path / "killed", ["train"], shard_size=4, max_reject_fraction=0.5)
+    assert contents(tmp_path / "killed") == contents(whole)
+
+
+def test_too_many_rejects_end_the_job_and_leave_what_is_done(tmp_path):
+    with pytest.raises(Suspicious, match=r"2 of 7 raw .* more than max_reject_fraction=0.1"):
+        prepare(Damaged(), tmp_path, ["train"], max_reject_fraction=0.1)
+    assert Suspicious.exit_code == 3
+    assert len(list(read_examples(tmp_path, "train", "derain"))) == 5
+
+
+@dataclass
+class Clips(FakeSource):
+    """Examples of three pictures."""
+
+    def pair(self, split, task, index):
+        example = super().pair(split, task, index)
+        return replace(example, pictures=(*example.pictures, example.input // 2))
+
+
+def test_examples_of_more_than_two_pictures(tmp_path):
+    (derain, _) = prepare(Clips(), tmp_path / "clips", ["train"])
+    assert derain.pictures == 3
+    found = list(read_examples(tmp_path / "clips", "train", "derain"))
+    wanted = Clips().pair("train", "derain", 6)
+    assert all(map(np.array_equal, found[6].pictures, wanted.pictures))
+    encode(tmp_path / "clips", tmp_path / "t", FakeTokenizer(), "abc", splits=["train"])
+    ids = stored(tmp_path / "t", "train", "derain")
+    assert ids.shape == (7, 3, 4)
+    with torch.inference_mode():
+        tokens = FakeTokenizer().encode(corpus.to_pixels(list(wanted.pictures)))
+    assert np.array_equal(ids[6], tokens)
 
 
 def test_prepare_with_other_settings_touches_nothing(pairs):
@@ -155,7 +242,7 @@ def test_encode_stores_the_tokens_of_every_pair_in_order(pairs, tmp_path, batch_
     assert max(tokenizer.batches) <= 2 * batch_size
     assert len(manifests) == 8
     for manifest in manifests:
-        wanted = tokens_of(read_pairs(pairs, manifest.split, manifest.task))
+        wanted = tokens_of(read_examples(pairs, manifest.split, manifest.task))
         assert np.array_equal(stored(tmp_path / "t", manifest.split, manifest.task), wanted)
         assert (manifest.fingerprint, manifest.vocab_size) == ("abc", 256)
         assert (manifest.source, manifest.seed, manifest.balance) == ("fake", 0, None)
@@ -165,7 +252,7 @@ def test_encode_stores_the_tokens_of_every_pair_in_order(pairs, tmp_path, batch_
 
 def test_resampling_repeats_the_rare_task_in_train_alone(pairs, tmp_path):
     encode(pairs, tmp_path / "t", FakeTokenizer(), "abc", balance=BalanceConfig(Balance.resample))
-    once = tokens_of(read_pairs(pairs, "train", "pose"))
+    once = tokens_of(read_examples(pairs, "train", "pose"))
     assert np.array_equal(stored(tmp_path / "t", "train", "pose"), once[[0, 1, 2, 0, 1, 2, 0]])
     assert len(stored(tmp_path / "t", "train", "derain")) == 7
     assert len(stored(tmp_path / "t", "test", "pose")) == 2
@@ -176,7 +263,7 @@ def test_resampling_repeats_the_rare_task_in_train_alone(pairs, tmp_path):
 def test_augmenting_makes_each_item_from_its_pair_and_copy(pairs, tmp_path, task, flip):
     balance = BalanceConfig(Balance.augment, target=17)
     encode(pairs, tmp_path / "t", FakeTokenizer(), "abc", balance=balance, seed=5, batch_size=4)
-    originals = list(read_pairs(pairs, "train", task))
+    originals = list(read_examples(pairs, "train", task))
     count = len(originals)
     items = [augment(originals[i % count], 5, i // count, flip=flip) for i in range(17)]
     wanted = tokens_of(items)

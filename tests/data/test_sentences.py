@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from delvm.data import shards
+from delvm.data import manifest, shards
 from delvm.data.sentences import Sentences, SentencesConfig, shares, turns, validation_sentences
 from delvm.errors import UserError
 
@@ -18,12 +18,16 @@ TOKENS = 4
 @pytest.fixture
 def root(tmp_path):
     """Token shards whose ids tell task, pair and side: every pair can be recognised."""
-    shards.write_codebook(tmp_path, torch.randn(1000, 2), "f" * 16)
+    manifest.write_codebook(tmp_path, torch.randn(1000, 2), "f" * 16)
     for split, scale in (("train", 1), ("val", 2)):
         for offset, (task, count) in enumerate(COUNTS.items()):
-            pairs = shards.plan_pairs(split, task, count // scale, source="s", seed=0, image_size=8)
-            plan = shards.plan_tokens(
-                pairs, pairs.count, tokens_per_image=TOKENS, vocab_size=1000, fingerprint="f" * 16
+            pairs = manifest.plan_pairs(split, task, source="s", seed=0, image_size=8)
+            plan = manifest.plan_tokens(
+                pairs,
+                count // scale,
+                tokens_per_image=TOKENS,
+                vocab_size=1000,
+                fingerprint="f" * 16,
             )
 
             def ids(start, stop, offset=offset):

@@ -6,12 +6,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from delvm.data.shards import (
-    Manifest,
-    read_pairs,
-    read_tokens,
-    write_pairs,
-)
+from delvm.data.manifest import Manifest
+from delvm.data.shards import read_examples, read_tokens
 from delvm.errors import UserError
 from tests.data.shard_makers import (
     SETTINGS,
@@ -19,6 +15,7 @@ from tests.data.shard_makers import (
     rewrite_tar,
     token_plan,
     write,
+    write_examples,
     write_ids,
 )
 
@@ -50,10 +47,10 @@ GOOD = np.zeros((3, 2, 4), np.uint16)
         ([("0.ids.npy", npy(GOOD)[:-4])], "cannot be read"),
         ([("0.ids.npy", b"")], "cannot be read"),
         ([("0.ids.npy", huge_header())], "cannot be read"),
-        ([("0.ids.npy", npy(GOOD[:2]))], "holds 2 pairs, its manifest says 3"),
+        ([("0.ids.npy", npy(GOOD[:2]))], "holds 2 examples, its manifest says 3"),
         ([("../../0.ids.npy", npy(GOOD))], r"unexpected member '../../0\.ids\.npy'"),
         ([("0.ids.txt", npy(GOOD))], r"0 holds \['ids.txt'\], not \['ids.npy'\]"),
-        ([], "holds 0 pairs"),
+        ([], "holds 0 examples"),
     ],
 )
 def test_token_tars_are_checked(tmp_path, members, message):
@@ -82,7 +79,7 @@ def test_truncated_tars_are_noticed_wherever_they_end(tmp_path):
     for end in ends:
         path.write_bytes(whole[:end])
         with pytest.raises(UserError, match=r"000000\.tar"):
-            list(read_pairs(tmp_path, "train", "derain"))
+            list(read_examples(tmp_path, "train", "derain"))
 
 
 def test_pair_tars_are_checked(tmp_path):
@@ -97,13 +94,13 @@ def test_pair_tars_are_checked(tmp_path):
     for message, members in faults.items():
         rewrite_tar(path, members)
         with pytest.raises(UserError, match=message):
-            list(read_pairs(tmp_path, "train", "derain"))
-    write_pairs(
+            list(read_examples(tmp_path, "train", "derain"))
+    write_examples(
         tmp_path / "b", "train", "derain", make_pairs(1, size=4), **SETTINGS | {"image_size": 4}
     )
     path.write_bytes((tmp_path / "b/train/derain/000000.tar").read_bytes())
     with pytest.raises(UserError, match=r"is \(4, 4, 3\), not \(8, 8, 3\)"):
-        list(read_pairs(tmp_path, "train", "derain"))
+        list(read_examples(tmp_path, "train", "derain"))
 
 
 def test_a_manifest_saves_and_loads(tmp_path):

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from delvm.data.examples import Example
 from delvm.data.images import to_pixels
-from delvm.data.pairs import Pair
-from delvm.data.shards import read_pairs, write_pairs
+from delvm.data.shards import read_examples
+from tests.data.shard_makers import write_examples
 
 SIDE, BLOCK = 16, 4
 LEVELS = 6
@@ -63,7 +64,7 @@ class Oracle(nn.Module):
     It answers through the calls that sampling makes: hidden, head and new_cache.
     """
 
-    def __init__(self, tokenizer: BlockTokenizer, known: Iterable[Pair], right: float) -> None:
+    def __init__(self, tokenizer: BlockTokenizer, known: Iterable[Example], right: float) -> None:
         super().__init__()
         self.tokens = tokenizer.config.tokens_per_image
         self.codes = tokenizer.config.num_embeddings
@@ -101,7 +102,7 @@ class Oracle(nn.Module):
         return 50.0 * nn.functional.one_hot(hidden, self.codes).float()
 
 
-def tiny_pair(split: str, task: str, index: int) -> Pair:
+def tiny_pair(split: str, task: str, index: int) -> Example:
     """A random picture and, by task, a mask of it, its clean self or a darker self."""
     rng = np.random.default_rng([len(split), len(task), index])
     grid = SIDE // BLOCK
@@ -115,7 +116,7 @@ def tiny_pair(split: str, task: str, index: int) -> Pair:
         picture[:, :: BLOCK // 2] = 255
     else:
         target = clean // 2
-    return Pair(f"{task}-{index}", task, picture.astype(np.uint8), target.astype(np.uint8))
+    return Example(f"{task}-{index}", task, (picture.astype(np.uint8), target.astype(np.uint8)))
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +126,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in (("val", 8), ("test", 12)):
         for task in TASKS:
             pairs = [tiny_pair(split, task, index) for index in range(count)]
-            write_pairs(root, split, task, pairs, source="tiny", seed=0, image_size=SIDE)
+            write_examples(root, split, task, pairs, source="tiny", seed=0, image_size=SIDE)
     return root
 
 
@@ -143,5 +144,5 @@ def tokenizer(make_tokenizer: Callable[..., BlockTokenizer]) -> BlockTokenizer:
 @pytest.fixture
 def students(shards: Path, tokenizer: BlockTokenizer) -> dict[str, Oracle]:
     """One that is always right, one that is right half of the time and else copies the query."""
-    known = [pair for task in TASKS for pair in read_pairs(shards, "test", task)]
+    known = [pair for task in TASKS for pair in read_examples(shards, "test", task)]
     return {"sage": Oracle(tokenizer, known, 1.0), "pupil": Oracle(tokenizer, known, 0.5)}

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from delvm.data.shards import plan_pairs, plan_tokens, write_codebook, write_tokens
+from delvm.data.manifest import plan_pairs, plan_tokens, write_codebook
+from delvm.data.shards import write_tokens
 from delvm.errors import UserError
 from delvm.evaluation.inspection import inspect, kind_of
 from delvm.interop.fingerprint import fingerprint
@@ -23,7 +24,7 @@ def write(tmp_path: Path, tokenizer: Any):
 
     def made(ids: np.ndarray, mark: str = "", task: str = "pose", **options: Any) -> Path:
         root, mark = tmp_path / "tokens", mark or fingerprint(tokenizer)
-        pairs = plan_pairs("train", task, len(ids), source="s", seed=0, image_size=16)
+        pairs = plan_pairs("train", task, source="s", seed=0, image_size=16)
         plan = plan_tokens(
             pairs, len(ids), tokens_per_image=N, vocab_size=V, fingerprint=mark, **options
         )

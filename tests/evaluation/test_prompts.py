@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from delvm.data.images import to_pixels
-from delvm.data.shards import read_pairs
+from delvm.data.shards import read_examples
 from delvm.errors import UserError
 from delvm.evaluation import prompts as prompting
 
@@ -20,8 +20,8 @@ def drawn(root: Path, tokenizer: Any, **changes: int) -> prompting.Prompts:
 
 def test_sentence_is_pairs_query_truth(shards: Path, tokenizer: Any) -> None:
     prompts = drawn(shards, tokenizer)
-    test = list(read_pairs(shards, "test", "derain"))
-    val = list(read_pairs(shards, "val", "derain"))
+    test = list(read_examples(shards, "test", "derain"))
+    val = list(read_examples(shards, "val", "derain"))
     for row in range(6):
         pictures = [side for i in prompts.chosen[row] for side in (val[i].input, val[i].target)]
         pictures += [test[row].input, test[row].target]
@@ -34,7 +34,7 @@ def test_examples_are_the_chosen_pictures(shards: Path, tokenizer: Any) -> None:
     prompts = drawn(shards, tokenizer)
     inputs, targets = prompts.examples(slice(2, 5))
     assert inputs.shape == (3, 3, 3, 16, 16)
-    val = list(read_pairs(shards, "val", "derain"))
+    val = list(read_examples(shards, "val", "derain"))
     chosen = val[prompts.chosen[3][1]]
     torch.testing.assert_close(inputs[1, 1], to_pixels([chosen.input])[0])
     torch.testing.assert_close(targets[1, 1], to_pixels([chosen.target])[0])

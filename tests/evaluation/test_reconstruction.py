@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from delvm.data.images import to_pixels
-from delvm.data.shards import read_pairs
+from delvm.data.shards import read_examples
 from delvm.errors import UserError
 from delvm.evaluation.frechet import RFID
 from delvm.evaluation.reconstruction import COLUMNS, run
@@ -26,7 +26,7 @@ def measured(shards: Path, tokenizer: Any, tmp_path: Path) -> dict[str, Any]:
 def test_numbers_are_those_of_the_pictures(
     measured: dict[str, Any], shards: Path, tokenizer: Any
 ) -> None:
-    pairs = list(islice(read_pairs(shards, "test", "derain"), 12))
+    pairs = list(islice(read_examples(shards, "test", "derain"), 12))
     pixels = to_pixels([pair.target for pair in pairs])
     ids = tokenizer.encode(pixels)
     errors = (tokenizer.decode(ids) - pixels).square().flatten(1).mean(1)

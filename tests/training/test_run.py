@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from delvm.data import shards
-from delvm.data.pairs import Pair
+from delvm.data import manifest, shards
+from delvm.data.examples import Example
 from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
 from delvm.errors import UserError
@@ -33,6 +33,7 @@ from delvm.training.config import (
 from delvm.training.data import PictureData
 from delvm.training.run import build, precision, train
 from delvm.training.student import StudentTraining
+from tests.data.shard_makers import write_examples
 
 N, V = 4, 16
 
@@ -42,10 +43,10 @@ def tokens(tmp_path_factory) -> Path:
     """Token shards of a task that can be learnt: the target is the input, one id further."""
     root = tmp_path_factory.mktemp("tokens")
     torch.manual_seed(0)
-    shards.write_codebook(root, torch.randn(V, 8), "f" * 16)
+    manifest.write_codebook(root, torch.randn(V, 8), "f" * 16)
     for split, count in (("train", 256), ("val", 8)):
-        plan = shards.plan_tokens(
-            shards.plan_pairs(split, "pose", count, source="s", seed=0, image_size=8),
+        plan = manifest.plan_tokens(
+            manifest.plan_pairs(split, "pose", source="s", seed=0, image_size=8),
             count, tokens_per_image=N, vocab_size=V, fingerprint="f" * 16,
         )  # fmt: skip
 
@@ -65,10 +66,10 @@ def pictures(tmp_path_factory) -> Path:
     for split in ("train", "val"):
         colours = rng.integers(0, 256, (8, 2, 3))
         pairs = [
-            Pair(f"{i}", "derain", *(np.full((16, 16, 3), c, np.uint8) for c in both))
+            Example(f"{i}", "derain", tuple(np.full((16, 16, 3), c, np.uint8) for c in both))
             for i, both in enumerate(colours)
         ]
-        shards.write_pairs(root, split, "derain", pairs, source="s", seed=0, image_size=16)
+        write_examples(root, split, "derain", pairs, source="s", seed=0, image_size=16)
     return root
 
 
@@ -99,7 +100,7 @@ def test_a_student_learns_and_is_exported(tokens, tmp_path):
     assert curve(tmp_path, "val/pose/target_acc")[-1] > 0.8
     student = load_student(made)
     assert student.tokenizer_fingerprint == "f" * 16
-    codebook, _ = shards.read_codebook(tokens)
+    codebook, _ = manifest.read_codebook(tokens)
     assert torch.equal(student.embed.codebook, codebook)
 
 
