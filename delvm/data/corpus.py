@@ -284,13 +284,11 @@ def balanced(root: Path, manifest: Manifest, start: int, stop: int) -> Iterator[
     while start < stop:
         copy, first = divmod(start, count)
         last = min(count, first + stop - start)
-        pairs = read_examples(root, manifest.split, manifest.task, first)
-        for pair in itertools.islice(pairs, last - first):
-            yield (
-                augment(pair, settings["seed"], copy, flip=flip, jitter=jitter)
-                if augmented
-                else pair
-            )
+        examples = read_examples(root, manifest.split, manifest.task, first)
+        for example in itertools.islice(examples, last - first):
+            if augmented:
+                example = augment(example, settings["seed"], copy, flip=flip, jitter=jitter)
+            yield example
         start += last - first
 
 
