@@ -31,7 +31,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	echo "setup: torch (a few minutes on a new machine)"; \
 	$(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt torch; \
 	echo "setup: everything else"; \
-	$(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,log]'; \
+	$(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,log,data,scale]'; \
 	touch $@; \
 	echo "setup: made $(VENV); the console script is $(VENV)/bin/delvm"
 
@@ -64,7 +64,7 @@ pins: ## write constraints.txt anew: torch as it names it, all else the newest t
 	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	python3.11 -m venv $$folder; \
 	$$folder/bin/pip install "$$(grep '^torch==' constraints.txt)"; \
-	$$folder/bin/pip install -e '.[dev,log]'; \
+	$$folder/bin/pip install -e '.[dev,log,data,scale]'; \
 	grep '^#' constraints.txt > $$folder/pins; \
 	$$folder/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9]*$$//' | grep -Ev '^(nvidia-|triton)' >> $$folder/pins; \
 	cp $$folder/pins constraints.txt; \
