@@ -10,7 +10,7 @@ from PIL import Image
 from delvm import tasks as all_tasks
 from delvm.data.images import contact_sheet
 from delvm.data.manifest import load_manifests
-from delvm.errors import UserError
+from delvm.errors import UserError, did_you_mean
 from delvm.evaluation import prompts as prompting
 from delvm.evaluation import results
 from delvm.evaluation.bootstrap import CONFIDENCE, RESAMPLES
@@ -106,10 +106,23 @@ def run(
 
 
 def _chosen(root: Path, names: list[str] | None) -> list[str]:
-    """The tasks to evaluate, each once, trained ones first; UserError for an unknown one."""
-    wanted = set(names or load_manifests(root, "test", "pairs"))
+    """The tasks to evaluate, each once, trained ones first; UserError for an unknown one.
+
+    Examples that are no pairs, such as clips, are left out, or refused where they are asked for.
+    """
+    manifests = load_manifests(root, "test", "pairs")
+    paired = [name for name, manifest in manifests.items() if manifest.pictures == 2]
+    wanted = set(names or paired)
     for name in sorted(wanted):
-        all_tasks.of(name)
+        if name not in manifests:
+            raise UserError(f"no task '{name}' in {root}/test: {did_you_mean(name, manifests)}")
+        if name not in paired:
+            raise UserError(
+                f"task '{name}' has examples of {manifests[name].pictures} pictures, a prompt is "
+                f"made of pairs: set tasks=[{','.join(paired)}]"
+            )
+    if not wanted:
+        raise UserError(f"{root}/test holds no pairs, which prompts are made of: set input=FOLDER")
     known = [name for name in all_tasks.NAMES if name in wanted]
     return known + sorted(wanted - set(known))
 

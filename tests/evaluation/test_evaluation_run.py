@@ -2,15 +2,19 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from delvm.data.examples import Example
 from delvm.errors import UserError
-from delvm.evaluation import measure, results
+from delvm.evaluation import measure, reconstruction, results
 from delvm.evaluation.run import run
+from tests.data.shard_makers import write_examples
 
 TASKS = ("segmentation", "derain", "edges")
 Students = dict[str, Any]
@@ -145,6 +149,25 @@ def test_refusals(
     with pytest.raises(UserError, match=words):
         run(**asked)
     assert not (tmp_path / "out").exists()
+
+
+def test_examples_that_are_no_pairs(
+    shards: Path, tokenizer: Any, students: Students, tmp_path: Path
+) -> None:
+    root = tmp_path / "mixed"
+    shutil.copytree(shards, root)
+    for split in ("val", "test"):
+        grey = np.full((16, 16, 3), 99, np.uint8)
+        alone = [Example(f"{i}", "images", (grey,)) for i in range(12)]
+        write_examples(root, split, "images", alone, source="tiny", seed=0, image_size=16)
+    output = tmp_path / "out"
+    with pytest.raises(UserError, match="'images' has examples of 1 pictures"):
+        run(root, tokenizer, students, output=output, tasks=["images"], queries=12)
+    report = run(root, tokenizer, students, output=output, queries=12)
+    assert set(report["tasks"]) == set(TASKS)
+    drawn = reconstruction.run(root, tokenizer, output=tmp_path / "drawn", queries=12)
+    assert list(drawn["tasks"]["images"]) == ["picture 1"]
+    assert drawn["all"]["psnr"]["n"] == 12 * (2 * len(TASKS) + 1)
 
 
 def test_student_of_another_tokenizer(
