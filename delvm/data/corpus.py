@@ -100,7 +100,8 @@ def prepare(
                 write_part(output, made, part, _counted(examples, bar, made))
             manifests.append(finish_parts(output, made, parts))
             _check_rejects(output, manifests[-1], max_reject_fraction)
-    write_contact_sheet(output, "test" if "test" in splits else splits[-1])
+    made_splits = [manifest.split for manifest in manifests]  # a data set may have no test split
+    write_contact_sheet(output, "test" if "test" in made_splits else made_splits[-1])
     return manifests
 
 
@@ -279,7 +280,7 @@ def balanced(root: Path, manifest: Manifest, start: int, stop: int) -> Iterator[
     count = load_manifests(root, manifest.split, "pairs")[manifest.task].count
     settings = manifest.balance or {}
     augmented = settings.get("mode") == Balance.augment.value
-    flip = augmented and tasks.get(manifest.task).flips
+    flip = augmented and tasks.of(manifest.task).flips
     jitter = Jitter(settings.get("jitter", "none"))
     while start < stop:
         copy, first = divmod(start, count)

@@ -15,7 +15,7 @@ class Example:
 
     Attributes:
         key: Name of the example, unique within its split and task; no dots or slashes.
-        task: Name of the task, as `delvm.tasks.get` knows it.
+        task: Name of the task, as `delvm.tasks.of` takes it.
         pictures: k of them, each (H, W, 3) uint8 RGB of one size: input and target of a pair, the
             frames of a clip, a picture and all its annotations, or one picture alone.
     """

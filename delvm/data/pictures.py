@@ -85,7 +85,7 @@ class Pictures(IterableDataset[Tensor]):
                 yield next(streams[task])
 
     def _task(self, task: str) -> Iterator[np.ndarray]:
-        flip, copy = tasks.get(task).flips, 0
+        flip, copy = tasks.of(task).flips, 0
         while True:
             for example in read_examples(self.root, "train", task):
                 yield from augment(example, self.seed, copy, flip=flip).pictures

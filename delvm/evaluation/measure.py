@@ -109,7 +109,7 @@ def measure(
         students: By name, in evaluation mode.
         done: done(n, name of the student), called when n queries have been answered.
     """
-    task = tasks.get(prompts.task)
+    task = tasks.of(prompts.task)
     scores, figures = _Columns(), _Columns()
     examples: list[Example] = []
     mean_target = prompts.mean_target()
@@ -140,7 +140,7 @@ def _measure_baselines(
     truth: Tensor,
     scores: _Columns,
 ) -> None:
-    task = tasks.get(prompts.task)
+    task = tasks.of(prompts.task)
     query = to_pixels(list(prompts.queries.pictures[rows]))
     for name, raw in baselines.answers(query, *prompts.examples(rows), mean_target).items():
         scores.add(f"baseline/{name}/raw", task.score(raw, truth))

@@ -34,7 +34,7 @@ SPANS = ("all", "answer")
 
 def of_task(measured: Measured, seed: int) -> dict[str, Any]:
     """The numbers of one task, as the head of this module lists them."""
-    task = tasks.get(measured.task)
+    task = tasks.of(measured.task)
 
     def scores(method: str) -> dict[str, Any]:
         values = measured.scores[method]
@@ -67,7 +67,7 @@ def of_task(measured: Measured, seed: int) -> dict[str, Any]:
 
 def best_baseline(measured: Measured) -> str:
     """The baseline that scores best after the round trip, by the task's primary metric."""
-    primary = tasks.get(measured.task).primary
+    primary = tasks.of(measured.task).primary
 
     def mean(name: str) -> float:
         values = measured.scores[f"baseline/{name}/round_trip"][primary]
@@ -79,7 +79,7 @@ def best_baseline(measured: Measured) -> str:
 
 def _against(measured: Measured, name: str, best: str, seed: int) -> dict[str, Any]:
     """A student between the best baseline and the ceiling."""
-    primary = tasks.get(measured.task).primary
+    primary = tasks.of(measured.task).primary
     answer, baseline, ceiling = (
         measured.scores[method][primary]
         for method in (f"student/{name}", f"baseline/{best}/round_trip", "ceiling")

@@ -109,8 +109,9 @@ def _chosen(root: Path, names: list[str] | None) -> list[str]:
     """The tasks to evaluate, each once, trained ones first; UserError for an unknown one."""
     wanted = set(names or load_manifests(root, "test", "pairs"))
     for name in sorted(wanted):
-        all_tasks.get(name)
-    return [name for name in all_tasks.NAMES if name in wanted]
+        all_tasks.of(name)
+    known = [name for name in all_tasks.NAMES if name in wanted]
+    return known + sorted(wanted - set(known))
 
 
 def _check(asked: _Settings, chosen: list[str], tokenizer: VQGAN, students: Students) -> None:

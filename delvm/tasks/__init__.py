@@ -1,7 +1,9 @@
 """What a task means: how its target is drawn, read back and scored."""
 
+import re
+
 from delvm.errors import UserError, did_you_mean
-from delvm.tasks import derived, pose, restoration, segmentation
+from delvm.tasks import derived, general, pose, restoration, segmentation
 from delvm.tasks.base import Task
 
 TRAINED = ("segmentation", "pose", "derain", "deblur")
@@ -18,6 +20,10 @@ _TASKS = {
         derived.COLOURISATION,
         derived.INPAINTING,
         derived.EDGES,
+        general.IMAGES,
+        general.CATEGORIES,
+        general.TUPLE,
+        general.VIDEO,
     )
 }
 
@@ -33,4 +39,20 @@ def get(name: str) -> Task:
     return _TASKS[name]
 
 
-__all__ = ["HELD_OUT", "NAMES", "TRAINED", "Task", "get"]
+def of(name: str) -> Task:
+    """The task of a folder of examples, which may be one of the user's own.
+
+    A task that is not known is scored by psnr and ssim, and never mirrored: whether that would
+    change what it means cannot be told.
+
+    Raises:
+        UserError: the name is no plain one, so that it could not be a folder's either.
+    """
+    if name in _TASKS:
+        return _TASKS[name]
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"task '{name}' is no plain name: use small letters, digits and _")
+    return Task(name=name, description=f"the user's own task {name}", flips=False)
+
+
+__all__ = ["HELD_OUT", "NAMES", "TRAINED", "Task", "get", "of"]

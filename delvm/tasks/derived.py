@@ -14,10 +14,18 @@ def grey(picture: np.ndarray) -> np.ndarray:
     return np.repeat((luma + 0.5).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
-def cut_hole(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The picture (H, W, 3) uint8 with a black rectangle, a quarter to a half of each side."""
+def cut_hole(
+    picture: np.ndarray, rng: np.random.Generator, ratio: tuple[float, float] = (0.3, 0.5)
+) -> np.ndarray:
+    """The picture (H, W, 3) uint8 with a black rectangle somewhere.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        rng: Where the rectangle's sides and place come from.
+        ratio: Least and most of each side of the picture that the rectangle takes, in (0, 1].
+    """
     height, width = picture.shape[:2]
-    rows, columns = (int(rng.uniform(0.3, 0.5) * side) for side in (height, width))
+    rows, columns = (int(rng.uniform(*ratio) * side) for side in (height, width))
     top = int(rng.integers(0, height - rows + 1))
     left = int(rng.integers(0, width - columns + 1))
     holed = picture.copy()

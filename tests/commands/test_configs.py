@@ -19,6 +19,7 @@ from delvm.data.augment import Balance, BalanceConfig
 from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
 from delvm.data.shapes import Shapes
+from delvm.data.sources import SOURCES
 from delvm.models.transformer import Init, TransformerConfig
 from delvm.training.config import Direction, DistillationModule, TokenizerModule, TrainConfig
 
@@ -57,6 +58,8 @@ def test_defaults_compose(verb, schema):
 @pytest.mark.parametrize("verb, group, option", OPTIONS)
 def test_every_option_composes(verb, group, option):
     extra = ["teacher.checkpoint=x"] if option == "checkpoint" else []
+    if group == "source" and option in SOURCES:
+        extra = ["source.path=x", *(["source.task=x"] if option == "paired" else [])]
     compose(verb, [f"{group}={option}", *extra, *GIVEN.get(verb, [])])
 
 

@@ -5,6 +5,19 @@ A reader is the dataclass of its config (`conf/source/NAME.yaml`) with the metho
 """
 
 from delvm.data.sources.base import SourceConfig
+from delvm.data.sources.derived import Derived
+from delvm.data.sources.gopro import GoPro
+from delvm.data.sources.images import Images
+from delvm.data.sources.laion import Laion
+from delvm.data.sources.paired import Paired
+from delvm.data.sources.rain13k import Rain13K
 
 # Name in conf/source -> reader.
-SOURCES: dict[str, type[SourceConfig]] = {}
+SOURCES: dict[str, type[SourceConfig]] = {
+    "derived": Derived,
+    "gopro": GoPro,
+    "images": Images,
+    "laion": Laion,
+    "paired": Paired,
+    "rain13k": Rain13K,
+}

@@ -1,9 +1,10 @@
 """What the readers of raw data sets share: their settings, splits, parts and safe opening."""
 
-import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,13 @@ class RawSource(SourceConfig):
     def draw(self, *parts: str | int) -> float:
         """A number in [0, 1) that is a function of the seed and the parts."""
         text = "/".join(map(str, (self.seed, *parts)))
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        digest = blake2b(encoded(text), digest_size=8).digest()
         return int.from_bytes(digest, "little") / 2**64
 
     def rng(self, *parts: str | int) -> np.random.Generator:
         """A generator that is a function of the seed and the parts."""
         text = "/".join(map(str, (self.seed, *parts)))
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        digest = blake2b(encoded(text), digest_size=16).digest()
         return np.random.default_rng(int.from_bytes(digest, "little"))
 
     def split_of(self, key: str, natural: str | None = None) -> str:
@@ -107,6 +108,11 @@ class RawSource(SourceConfig):
             UserError: it cannot be opened.
         """
         return np.asarray(fit(open_image(file, name), self.size))
+
+
+def encoded(text: str) -> bytes:
+    """Text as bytes, even the name of a file that is no Unicode."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def check_split(split: str) -> None:
@@ -136,12 +142,27 @@ def file_parts(files: Sequence[Any]) -> list[Part]:
 def files_of(part: Part, files: Sequence[Any]) -> Sequence[Any]:
     """The files of one of `file_parts`."""
     first = int(part.name) * FILES_A_PART
-    return files[first : first + part.count]
+    return files[first : first + FILES_A_PART]
 
 
 def plain(*parts: str | int) -> str:
     """A key that can be a file's name, made of any text: other signs become `_`."""
     return re.sub(r"[^\w-]", "_", "-".join(map(str, parts)), flags=re.ASCII)
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """A key of each name, made of its text; where two would be alike, a digest sets them apart."""
+    keys = [plain(*name.split("/")) for name in names]
+    often = Counter(keys)
+    return [
+        key if often[key] == 1 else f"{key}-{blake2b(encoded(name), digest_size=6).hexdigest()}"
+        for key, name in zip(keys, names, strict=True)
+    ]
+
+
+def rejected(name: str, error: UserError) -> Reject:
+    """What `open_image` refused under this name, which its reason need not repeat."""
+    return Reject(name, str(error).removeprefix(f"{name} ").removesuffix(f": {name}"))
 
 
 def same_size(pictures: Sequence[Image.Image]) -> None:

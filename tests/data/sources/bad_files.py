@@ -1,0 +1,188 @@
+"""Bad input, and input that only looks bad: a function for each writes it to a path."""
+
+import io
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def smooth(width: int = 32, height: int = 32, seed: int = 0) -> np.ndarray:
+    """A picture (H, W, 3) uint8 that JPEG keeps well."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(picture: np.ndarray, suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    kind = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[suffix]
+    Image.fromarray(picture).save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+def save(path: Path, picture: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(picture, path.suffix[1:]))
+
+
+# ------------------------------------------------------------ bad
+
+
+def truncated_jpeg(path: Path) -> None:
+    data = encoded(smooth(64, 64), "jpg")
+    path.write_bytes(data[: len(data) // 2])
+
+
+def zero_bytes(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def html(path: Path) -> None:
+    path.write_bytes(b"<!DOCTYPE html><html><body>404 not found</body></html>\n")
+
+
+def bomb(path: Path) -> None:
+    """A PNG of a few bytes that claims 60000 x 60000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    lines = zlib.compress(b"\0" * 1000)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+
+
+# Name -> (writer, what the reason must say)
+BAD = {
+    "truncated.jpg": (truncated_jpeg, "truncated"),
+    "empty.jpg": (zero_bytes, "not a picture"),
+    "page.jpg": (html, "not a picture"),
+    "bomb.png": (bomb, "too large"),
+}
+
+
+# ------------------------------------------------------------ good, though rare
+
+
+def cmyk(path: Path) -> np.ndarray:
+    """Writes a CMYK JPEG; returns what is to be read of it."""
+    Image.fromarray(np.full((24, 24, 4), (0, 255, 255, 0), np.uint8), "CMYK").save(path, quality=95)
+    return np.full((24, 24, 3), (255, 0, 0), np.uint8)
+
+
+def sixteen_bit(path: Path) -> np.ndarray:
+    """Writes a grey 16-bit PNG; returns what is to be read of it."""
+    values = np.linspace(0, 65535, 24 * 24).reshape(24, 24)
+    Image.fromarray(values.astype(np.uint16)).save(path)
+    grey = (values.astype(np.uint16) * (255 / 65535) + 0.5).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def palette_alpha(path: Path) -> np.ndarray:
+    """Writes a palette PNG whose right half is transparent; returns what is to be read of it."""
+    indices = np.zeros((24, 24), np.uint8)
+    indices[:, 12:] = 1
+    image = Image.fromarray(indices, "P")
+    image.putpalette([10, 200, 30, 250, 250, 250])
+    image.save(path, transparency=bytes((255, 0)))
+    truth = np.zeros((24, 24, 3), np.uint8)
+    truth[:, :12] = (10, 200, 30)
+    return truth
+
+
+def exif_rotated(path: Path) -> np.ndarray:
+    """Writes a JPEG that asks to be turned a quarter; returns what is to be read of it."""
+    picture = smooth(24, 24, seed=5)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise when shown
+    Image.fromarray(np.rot90(picture)).save(path, quality=95, exif=exif)
+    return picture
+
+
+def one_pixel_wide(path: Path) -> np.ndarray:
+    """Writes a picture of 1 x 40 pixels; returns the middle of it."""
+    Image.fromarray(np.full((40, 1, 3), (40, 90, 200), np.uint8)).save(path)
+    return np.full((24, 24, 3), (40, 90, 200), np.uint8)
+
+
+# Name -> writer, which returns the picture (24, 24, 3) uint8 to be read
+GOOD = {
+    "cmyk.jpg": cmyk,
+    "deep.png": sixteen_bit,
+    "palette.png": palette_alpha,
+    "rotated.jpg": exif_rotated,
+    "thin.png": one_pixel_wide,
+}
+
+
+def write_bad(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (write, _) in BAD.items():
+        write(folder / name)
+
+
+def write_good(folder: Path) -> dict[str, np.ndarray]:
+    """Returns stem -> the picture to be read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return {Path(name).stem: write(folder / name) for name, write in GOOD.items()}
+
+
+# ------------------------------------------------------------ pairs
+
+
+def missing_target(root: Path) -> str:
+    """An input without a target; returns its place below the root."""
+    save(root / "input" / "lonely.png", smooth(24, 24))
+    return "input/lonely.png"
+
+
+def other_size(root: Path) -> str:
+    """An input and a target of different sizes; returns the input's place below the root."""
+    save(root / "input" / "unlike.png", smooth(24, 24))
+    save(root / "target" / "unlike.png", smooth(24, 32))
+    return "input/unlike.png"
+
+
+# ------------------------------------------------------------ tars
+
+
+def write_members(path: Path, files: dict[str, bytes], links: dict[str, str] | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        for name, to in (links or {}).items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, to
+            tar.addfile(info)
+
+
+def truncated_tar(path: Path, files: dict[str, bytes]) -> None:
+    """A tar cut in the middle of its last member."""
+    write_members(path, files)
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+        stop = last.offset_data + last.size // 2
+    path.write_bytes(path.read_bytes()[:stop])
+
+
+def climbing_member(path: Path) -> str:
+    """A tar with a good picture and one whose path climbs; returns that path."""
+    data = encoded(smooth(24, 24), "jpg")
+    write_members(path, {"000000000.jpg": data, "../x.jpg": data})
+    return "../x.jpg"
+
+
+def symlink_member(path: Path) -> str:
+    """A tar with a good picture and a link to a file outside; returns the link's name."""
+    data = encoded(smooth(24, 24), "jpg")
+    write_members(path, {"000000000.jpg": data}, {"000000001.jpg": "/etc/hostname"})
+    return "000000001.jpg"

@@ -1,0 +1,54 @@
+"""What every reader of raw data must hold to."""
+
+from pathlib import Path
+
+from delvm.data.corpus import prepare
+from delvm.data.examples import SPLITS, Example, Reject
+from delvm.data.shards import read_examples
+
+
+def read_all(source, split):
+    """Task -> what its parts give, in order."""
+    return {
+        task: [each for part in parts for each in source.read(split, task, part)]
+        for task, parts in source.parts(split).items()
+    }
+
+
+def keys(source, split, task):
+    return [e.key for e in read_all(source, split)[task] if isinstance(e, Example)]
+
+
+def rejects(source, split, task):
+    found = read_all(source, split).get(task, [])
+    return {each.key: each.reason for each in found if isinstance(each, Reject)}
+
+
+def same(one, other):
+    """Whether two lists of examples and rejects are the same."""
+    return len(one) == len(other) and all(
+        a == b
+        if isinstance(a, Reject) or isinstance(b, Reject)
+        else a.key == b.key
+        and len(a.pictures) == len(b.pictures)
+        and all((x == y).all() for x, y in zip(a.pictures, b.pictures, strict=True))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def prepared(source, output: Path, splits=SPLITS):
+    """Runs the whole job; checks that the shards hold what the reader gives."""
+    manifests = prepare(source, output, splits, max_reject_fraction=1.0)
+    assert (output / "contact_sheet.png").stat().st_size > 0
+    for manifest in manifests:
+        split, task = manifest.split, manifest.task
+        read = [e for e in read_all(source, split)[task] if isinstance(e, Example)]
+        assert same(list(read_examples(output, split, task)), read)
+        assert manifest.count == len(read) and manifest.rejected == len(
+            rejects(source, split, task)
+        )
+    return {(m.split, m.task): m for m in manifests}
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}

@@ -1,0 +1,274 @@
+import lmdb
+import numpy as np
+import pytest
+from PIL import Image
+
+from delvm.data import corpus
+from delvm.data.corpus import prepare
+from delvm.data.images import fit
+from delvm.data.sources.gopro import GoPro
+from delvm.data.sources.paired import Paired
+from delvm.data.sources.rain13k import Rain13K, store_keys
+from delvm.errors import UserError
+from tests.data.sources.bad_files import encoded, save, smooth
+from tests.data.sources.checks import files_below, keys, prepared, read_all, rejects, same
+
+SIZE = 16
+
+
+def fitted(picture):
+    return np.asarray(fit(Image.fromarray(picture), SIZE))
+
+
+def pair(number, side):
+    return smooth(24, 18, seed=2 * number + (side in ("sharp", "target")))
+
+
+def raw_gopro(root, scenes=12, frames=2):
+    for split, count in (("train", scenes), ("test", 1)):
+        for scene in range(count):
+            for side in ("blur", "sharp", "blur_gamma"):
+                for frame in range(frames):
+                    place = root / split / f"GOPR{scene:04d}_{split}" / side / f"{frame:06d}.png"
+                    save(place, pair(10 * scene + frame, side))
+    return root
+
+
+def flat(root, place, count):
+    for side in ("input", "target"):
+        for number in range(count):
+            save(root / place / side / f"{number}.png", pair(number, side))
+
+
+@pytest.fixture
+def gopro(tmp_path):
+    return GoPro(path=str(raw_gopro(tmp_path / "raw")), size=SIZE, val=0.3)
+
+
+def test_gopro_raw(gopro, tmp_path):
+    (first, *_) = read_all(gopro, "test")["deblur"]
+    assert first.key == "GOPR0000_test-000000"
+    assert (first.input == fitted(pair(0, "blur"))).all()
+    assert (first.target == fitted(pair(0, "sharp"))).all()
+    assert len(keys(gopro, "test", "deblur")) == 2
+    scenes = [
+        {key.partition("-")[0] for key in keys(gopro, split, "deblur")}
+        for split in ("train", "val")
+    ]
+    assert all(scenes) and not scenes[0] & scenes[1] and len(scenes[0] | scenes[1]) == 12
+    prepared(gopro, tmp_path / "out")
+
+
+def test_scenes_of_val_are_drawn_by_the_seed(gopro):
+    again = GoPro(path=gopro.path, size=SIZE, val=0.3)
+    other = GoPro(path=gopro.path, size=SIZE, val=0.3, seed=1)
+    assert keys(again, "val", "deblur") == keys(gopro, "val", "deblur")
+    assert keys(other, "val", "deblur") != keys(gopro, "val", "deblur")
+
+
+def test_a_reject_is_listed_with_its_scene(gopro, tmp_path):
+    scene = keys(gopro, "val", "deblur")[0].partition("-")[0]
+    (tmp_path / "raw/train" / scene / "sharp/000001.png").unlink()
+    fresh = GoPro(path=gopro.path, size=SIZE, val=0.3)
+    said = {f"train/{scene}/blur/000001.png": "missing target"}
+    assert rejects(fresh, "val", "deblur") == said and not rejects(fresh, "train", "deblur")
+
+
+def test_gopro_flat(tmp_path):
+    flat(tmp_path, "train", 20)
+    flat(tmp_path, "test", 2)
+    source = GoPro(path=str(tmp_path), size=SIZE, val=0.3)
+    found = {split: keys(source, split, "deblur") for split in ("train", "val", "test")}
+    assert found["test"] == ["0", "1"] and found["train"] and found["val"]
+    assert sorted(found["train"] + found["val"], key=int) == [str(n) for n in range(20)]
+
+
+def test_crops_are_the_same_square_of_both_sides(tmp_path):
+    for side in ("input", "target"):
+        picture = smooth(40, 30)
+        picture = 255 - picture if side == "target" else picture
+        save(tmp_path / "test" / side / "a.png", picture)
+        save(tmp_path / "test" / side / "small.png", picture[:8, :12])
+    source = GoPro(path=str(tmp_path), size=SIZE, crops=3)
+    (part,) = source.parts("test")["deblur"]
+    examples = list(source.read("test", "deblur", part))
+    assert part.count == 6 == len(examples)
+    assert [e.key for e in examples][:3] == ["a-c0", "a-c1", "a-c2"]
+    whole = smooth(40, 30)
+    places = [
+        (top, left)
+        for each in examples[:3]
+        for top in range(15)
+        for left in range(25)
+        if (whole[top : top + SIZE, left : left + SIZE] == each.input).all()
+    ]
+    assert len(places) == 3 == len(set(places))
+    for each in examples[:3]:
+        assert (each.input == 255 - each.target).all()
+    assert examples[3].input.shape == (SIZE, SIZE, 3)  # of an 8-pixel square
+    again = GoPro(path=str(tmp_path), size=SIZE, crops=3)
+    assert same(list(again.read("test", "deblur", part)), examples)
+
+
+def test_parts_hold_a_thousand_files_each(tmp_path, monkeypatch):
+    flat(tmp_path, "test", 7)
+    whole = read_all(GoPro(path=str(tmp_path), size=SIZE, crops=2), "test")["deblur"]
+    monkeypatch.setattr("delvm.data.sources.base.FILES_A_PART", 3)
+    source = GoPro(path=str(tmp_path), size=SIZE, crops=2)
+    assert [part.count for part in source.parts("test")["deblur"]] == [6, 6, 2]
+    assert same(read_all(source, "test")["deblur"], whole)
+
+
+def test_a_killed_job_continues_to_the_same_bytes(gopro, tmp_path, monkeypatch):
+    monkeypatch.setattr("delvm.data.sources.base.FILES_A_PART", 3)
+    prepare(gopro, tmp_path / "whole")
+    write, written = corpus.write_part, []
+
+    def dies(*args):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(args)
+        return write(*args)
+
+    monkeypatch.setattr(corpus, "write_part", dies)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(gopro, tmp_path / "killed")
+    monkeypatch.setattr(corpus, "write_part", write)
+    prepare(GoPro(path=gopro.path, size=SIZE, val=0.3), tmp_path / "killed")
+    assert files_below(tmp_path / "killed") == files_below(tmp_path / "whole")
+
+
+def test_another_layout_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is not there"):
+        GoPro(path=str(tmp_path / "none")).parts("train")
+    with pytest.raises(UserError, match="no folder train or test"):
+        GoPro(path=str(tmp_path)).parts("train")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="neither input and target nor SCENE/blur"):
+        GoPro(path=str(tmp_path)).parts("train")
+    with pytest.raises(UserError, match="train/Rain13K/input"):
+        Rain13K(path=str(tmp_path)).parts("train")
+
+
+# ------------------------------------------------------------ Rain13K
+
+
+def write_store(store, pictures, listed=None):
+    store.mkdir(parents=True)
+    with lmdb.open(str(store), map_size=1 << 22) as env, env.begin(write=True) as change:
+        for name, picture in pictures.items():
+            change.put(name.encode(), picture)
+    names = [*pictures, *(listed or [])]
+    lines = "".join(f"{name}.png (18,24,3) 1\n" for name in names)
+    (store / "meta_info.txt").write_text(lines)
+
+
+def test_rain13k_folders(tmp_path):
+    flat(tmp_path / "raw", "train/Rain13K", 20)
+    flat(tmp_path / "raw", "test/Rain100H", 2)
+    flat(tmp_path / "raw", "test/Test100", 1)
+    source = Rain13K(path=str(tmp_path / "raw"), size=SIZE, val=0.3)
+    assert keys(source, "test", "derain") == ["Rain100H-0", "Rain100H-1", "Test100-0"]
+    train, val = (keys(source, split, "derain") for split in ("train", "val"))
+    assert val and len({*train, *val}) == 20 == len(train) + len(val)
+    (first, *_) = read_all(source, "test")["derain"]
+    assert (first.target == fitted(pair(0, "target"))).all()
+    prepared(source, tmp_path / "out")
+
+
+def test_rain13k_stores_are_the_folders(tmp_path):
+    flat(tmp_path / "folders", "train", 12)
+    for side in ("input", "target"):
+        pictures = {f"{n}": encoded(pair(n, side), "png") for n in range(12)}
+        write_store(tmp_path / "stores" / "train" / f"{side}.lmdb", pictures)
+    sources = [
+        Rain13K(path=str(tmp_path / kind), size=SIZE, val=0.3) for kind in ("folders", "stores")
+    ]
+    for split in ("train", "val"):
+        files, stored = (read_all(source, split)["derain"] for source in sources)
+        assert files and same(files, stored)
+    before = files_below(tmp_path / "stores")
+    prepared(sources[1], tmp_path / "out")
+    assert files_below(tmp_path / "stores") == before  # read-only
+
+
+def test_what_is_wrong_with_a_store(tmp_path):
+    good = encoded(pair(0, "input"), "png")
+    store = tmp_path / "train" / "input.lmdb"
+    write_store(store, {"0": good, "1": good, "2": b"<html>"}, ["3", "/etc/passwd"])
+    other = dict.fromkeys(("0", "2", "3", "/etc/passwd"), good)
+    write_store(tmp_path / "train" / "target.lmdb", other)
+    source = Rain13K(path=str(tmp_path), size=SIZE, val=0)
+    assert keys(source, "train", "derain") == ["0"]
+    absent = "is listed in meta_info.txt, and not in the store"
+    assert rejects(source, "train", "derain") == {
+        "train/input.lmdb/1": "missing target",
+        "train/input.lmdb/2": "cannot be read as a picture: not a picture",
+        "train/input.lmdb/3": f"3 {absent}",
+        "train/input.lmdb//etc/passwd": f"/etc/passwd {absent}",
+    }
+    (store / "data.mdb").write_bytes(b"nothing")
+    assert "cannot be read" in rejects(source, "train", "derain")["train/input.lmdb/2"]
+    (store / "meta_info.txt").write_text("0.png (18,24,3) 1\n0001.png 18x24\n")
+    with pytest.raises(UserError, match=r"line 2 is '0001.png 18x24', not like"):
+        store_keys(store)
+    (store / "meta_info.txt").unlink()
+    with pytest.raises(UserError, match="list of the pictures"):
+        Rain13K(path=str(tmp_path)).parts("train")
+
+
+# ------------------------------------------------------------ paired
+
+
+def test_paired_folders(tmp_path):
+    for number in range(6):
+        save(tmp_path / "raw/hazy/sub dir" / f"{number}.jpg", pair(number, "input"))
+        save(tmp_path / "raw/clear/sub dir" / f"{number}.png", pair(number, "target"))
+    source = Paired(
+        path=str(tmp_path / "raw"), task="dehaze", inputs="hazy", targets="clear", size=SIZE,
+        val=0.2, test=0.2,
+    )  # fmt: skip
+    made = prepared(source, tmp_path / "out", ["train", "val"])
+    assert {task for _, task in made} == {"dehaze"}
+    found = [key for split in ("train", "val", "test") for key in keys(source, split, "dehaze")]
+    assert sorted(found) == [f"sub_dir-{n}" for n in range(6)]
+
+
+def test_paired_patterns(tmp_path):
+    for number in range(3):
+        save(tmp_path / f"s{number}" / "x.png", pair(number, "input"))
+        save(tmp_path / f"s{number}" / "x_gt.png", pair(number, "target"))
+    source = Paired(
+        path=str(tmp_path), task="mend", inputs="{id}.png", targets="{id}_gt.png", size=SIZE,
+        val=0, test=0,
+    )  # fmt: skip
+    examples = read_all(source, "train")["mend"]
+    assert [each.key for each in examples] == ["s0-x", "s1-x", "s2-x"]
+    for number, each in enumerate(examples):
+        assert (each.input == fitted(pair(number, "input"))).all()
+        assert (each.target == fitted(pair(number, "target"))).all()
+
+
+def test_names_that_would_be_alike_are_told_apart(tmp_path):
+    for side in ("input", "target"):
+        for name in ("a b.png", "a_b.png", "c.png"):
+            save(tmp_path / side / name, pair(0, side))
+    save(tmp_path / "input" / "c.jpg", pair(0, "input"))
+    source = Paired(path=str(tmp_path), task="mend", size=SIZE, val=0, test=0)
+    found = keys(source, "train", "mend")
+    assert len(set(found)) == 3 and "c" in found
+    assert rejects(source, "train", "mend") == {"input/c.png": "its name is that of input/c.jpg"}
+
+
+def test_paired_says_what_is_wrong(tmp_path):
+    flat(tmp_path, ".", 1)
+    settings = {"path": str(tmp_path), "task": "mend"}
+    for change, said in (
+        ({"task": "../x"}, "task '../x' is no plain name"),
+        ({"inputs": "inputs"}, "source.inputs=inputs is no folder"),
+        ({"targets": "{id}_gt.png"}, "source.targets={id}_gt.png finds no picture"),
+        ({"targets": "input"}, "are the same"),
+        ({"crops": -1}, "source.crops=-1 is below 0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Paired(**settings | change).parts("train")
