@@ -23,6 +23,13 @@ def test_cut_hole_blacks_out_one_rectangle(size):
     assert (picture == 200).all()
 
 
+def test_cut_hole_takes_the_asked_share_of_each_side():
+    picture = np.full((40, 20, 3), 200, np.uint8)
+    hole = derived.cut_hole(picture, np.random.default_rng(0), (0.75, 0.75)) == 0
+    assert hole.any((1, 2)).sum() == 30 and hole.any((0, 2)).sum() == 15
+    assert (derived.cut_hole(picture, np.random.default_rng(0), (1, 1)) == 0).all()
+
+
 @pytest.mark.parametrize("size", [32, 64])
 def test_trace_edges_draws_the_border_of_a_shape(size):
     picture = np.full((size, size, 3), 60, np.uint8)

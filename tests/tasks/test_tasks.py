@@ -35,6 +35,26 @@ def test_an_unknown_task_names_the_nearest():
         tasks.get("derian")
 
 
+def test_a_task_of_the_users_own_has_the_general_metrics():
+    assert tasks.of("pose") is tasks.get("pose")
+    own = tasks.of("dehaze_2")
+    assert (own.name, own.metrics, own.primary, own.flips) == (
+        "dehaze_2",
+        ("psnr", "ssim"),
+        "psnr",
+        False,
+    )
+    for name in ("", "../x", "Derain", "2nd", "a-b", "a\n"):
+        with pytest.raises(UserError, match="is no plain name: use small letters"):
+            tasks.of(name)
+
+
+def test_tasks_of_many_pictures_or_one_are_known_and_not_evaluated():
+    for name in ("images", "categories", "tuple", "video"):
+        assert tasks.get(name).name == name and name not in tasks.NAMES
+    assert tasks.get("images").flips and not tasks.get("video").flips
+
+
 @pytest.mark.parametrize("name", tasks.NAMES)
 def test_truth_is_a_perfect_answer_and_black_a_poor_one(name):
     task = tasks.get(name)

@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class Laion(RawSource):
             if isinstance(content, str):
                 yield Reject(whole, content)
                 continue
-            key = plain(part.name, *name.rpartition(".")[0].split("/"))
+            key = plain(part.name, *PurePosixPath(name).with_suffix("").parts)
             try:
                 picture = self._picture(content, whole)
             except UserError as error:
@@ -93,7 +93,7 @@ def members(path: Path) -> Iterator[tuple[str, bytes | str]]:
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
-                suffix = Path(info.name).suffix.lower()
+                suffix = PurePosixPath(info.name).suffix.lower()
                 if info.isdir() or (info.isreg() and suffix in BESIDE):
                     continue
                 fault = _fault(info, suffix)
