@@ -106,10 +106,17 @@ def run(
 
 
 def _chosen(root: Path, names: list[str] | None) -> list[str]:
-    """The tasks to evaluate, each once, trained ones first; UserError for an unknown one."""
-    wanted = set(names or load_manifests(root, "test", "pairs"))
+    """The tasks to evaluate, each once, the known ones first; UserError for what is no pair."""
+    held = load_manifests(root, "test", "pairs")
+    wanted = set(names or [task for task, made in held.items() if made.pictures == 2])
     for name in sorted(wanted):
-        all_tasks.of(name)
+        if name not in held:
+            all_tasks.get(name)  # a slip of the pen is told by the nearest name
+        elif held[name].pictures != 2:
+            raise UserError(
+                f"task '{name}' has {held[name].pictures} pictures an example, and only pairs can "
+                f"be scored: leave it out of tasks=[{','.join(sorted(wanted))}]"
+            )
     known = [name for name in all_tasks.NAMES if name in wanted]
     return known + sorted(wanted - set(known))
 

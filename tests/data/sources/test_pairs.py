@@ -148,6 +148,25 @@ def test_another_layout_is_refused(tmp_path):
         GoPro(path=str(tmp_path)).parts("train")
     with pytest.raises(UserError, match="train/Rain13K/input"):
         Rain13K(path=str(tmp_path)).parts("train")
+    (tmp_path / "train" / "target").mkdir()
+    with pytest.raises(UserError, match="holds one side, and neither input nor input.lmdb"):
+        Rain13K(path=str(tmp_path)).parts("train")
+
+
+def test_a_scene_without_blurred_frames_is_told(tmp_path):
+    save(tmp_path / "train/A/blur/0.png", pair(0, "blur"))
+    save(tmp_path / "train/A/sharp/0.png", pair(0, "sharp"))
+    save(tmp_path / "train/B/sharp/0.png", pair(0, "sharp"))
+    source = GoPro(path=str(tmp_path), val=0)
+    assert rejects(source, "train", "deblur") == {"train/B/sharp/0.png": "missing input"}
+
+
+def test_the_package_of_the_stores_may_be_missing(tmp_path, monkeypatch):
+    for side in ("input", "target"):
+        write_store(tmp_path / "train" / f"{side}.lmdb", {"0": encoded(pair(0, side), "png")})
+    monkeypatch.setattr("delvm.data.sources.rain13k.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs the package lmdb: run `pip install delvm\[data\]`"):
+        Rain13K(path=str(tmp_path)).parts("train")
 
 
 # ------------------------------------------------------------ Rain13K
