@@ -116,7 +116,7 @@ def read_store(store: Path, key: str) -> bytes:
     """The encoded picture under a key of an LMDB store, which is opened read-only.
 
     Raises:
-        UserError: The store cannot be opened, or has nothing under the key.
+        UserError: The store cannot be opened, is cut short, or has nothing under the key.
     """
     import lmdb  # an optional dependency
 
@@ -125,9 +125,15 @@ def read_store(store: Path, key: str) -> bytes:
             lmdb.open(str(store), readonly=True, lock=False, readahead=False, create=False) as env,
             env.begin() as view,
         ):
+            wanted = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+            found = (store / "data.mdb").stat().st_size
+            if found < wanted:
+                # Reading on would be beyond the file's end, which kills the process.
+                raise UserError(f"its store is cut short: {found:,} of {wanted:,} bytes")
             value = view.get(key.encode())
-    except lmdb.Error as error:
-        raise UserError(f"{store} cannot be read: {error}") from None
-    if value is None:
-        raise UserError(f"{key} is listed in meta_info.txt, and not in the store")
-    return bytes(value)
+            if value is None:
+                raise UserError("listed in meta_info.txt, and not in the store")
+            return bytes(value)
+    except (lmdb.Error, OSError) as error:
+        reason = str(error).removeprefix(f"{store}: ")
+        raise UserError(f"its store cannot be read: {reason}") from None

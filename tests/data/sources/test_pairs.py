@@ -219,15 +219,21 @@ def test_what_is_wrong_with_a_store(tmp_path):
     write_store(tmp_path / "train" / "target.lmdb", other)
     source = Rain13K(path=str(tmp_path), size=SIZE, val=0)
     assert keys(source, "train", "derain") == ["0"]
-    absent = "is listed in meta_info.txt, and not in the store"
+    absent = "listed in meta_info.txt, and not in the store"
     assert rejects(source, "train", "derain") == {
         "train/input.lmdb/1": "missing target",
         "train/input.lmdb/2": "cannot be read as a picture: not a picture",
-        "train/input.lmdb/3": f"3 {absent}",
-        "train/input.lmdb//etc/passwd": f"/etc/passwd {absent}",
+        "train/input.lmdb/3": absent,
+        "train/input.lmdb//etc/passwd": absent,
     }
+    data = (store / "data.mdb").read_bytes()
+    for share in (0.5, 0.7, 0.95):
+        (store / "data.mdb").write_bytes(data[: int(share * len(data))])
+        assert "is cut short" in rejects(source, "train", "derain")["train/input.lmdb/2"]
     (store / "data.mdb").write_bytes(b"nothing")
-    assert "cannot be read" in rejects(source, "train", "derain")["train/input.lmdb/2"]
+    assert rejects(source, "train", "derain")["train/input.lmdb/2"] == (
+        "its store cannot be read: MDB_INVALID: File is not an LMDB file"
+    )
     (store / "meta_info.txt").write_text("0.png (18,24,3) 1\n0001.png 18x24\n")
     with pytest.raises(UserError, match=r"line 2 is '0001.png 18x24', not like"):
         store_keys(store)
