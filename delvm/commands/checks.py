@@ -100,7 +100,7 @@ def _evaluate(cfg: EvaluateConfig) -> list[str]:
     from delvm import tasks
 
     for task in cfg.tasks:
-        if task not in tasks.NAMES:
+        if task not in tasks.NAMES and not (Path(cfg.input) / "test" / task).is_dir():
             found.append(f"unknown task '{task}': {did_you_mean(task, tasks.NAMES)}")
     if not Path(cfg.input).is_dir():
         found.append(f"input={cfg.input} not found: run `delvm prepare output={cfg.input}`")

@@ -38,11 +38,15 @@ class GoPro(PairSource):
                 "folder that holds them"
             )
         for natural, folder in there:
-            if (folder / "input").is_dir():
+            if (folder / "input").is_dir() or (folder / "target").is_dir():
                 inputs, targets = (files_in(folder / side) for side in ("input", "target"))
                 yield from match(self, inputs, targets, partial(self.split_of, natural=natural))
                 continue
-            scenes = [scene for scene in sorted(folder.iterdir()) if (scene / "blur").is_dir()]
+            scenes = [
+                scene
+                for scene in sorted(folder.iterdir())
+                if (scene / "blur").is_dir() or (scene / "sharp").is_dir()
+            ]
             if not scenes:
                 raise UserError(
                     f"{folder} holds neither input and target nor SCENE/blur and SCENE/sharp: "

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from delvm.data.examples import Reject
@@ -15,6 +16,7 @@ from delvm.data.sources.pairs import At, Pair, PairSource, files_in, match
 from delvm.errors import UserError
 
 _SIDES = ("input", "target")
+_STORES = ("input.lmdb", "target.lmdb")
 
 
 @dataclass
@@ -55,14 +57,14 @@ class Rain13K(PairSource):
 
     @staticmethod
     def _folders(folder: Path) -> list[Path]:
-        """A folder and those in it that hold inputs."""
+        """A folder and those in it that hold a side."""
         if not folder.is_dir():
             return []
         inside = [each for each in sorted(folder.iterdir()) if each.is_dir()]
         return [
             each
             for each in (folder, *inside)
-            if (each / "input").is_dir() or (each / "input.lmdb").is_dir()
+            if any((each / side).is_dir() for side in (*_SIDES, *_STORES))
         ]
 
     def _side(self, folder: Path, side: str) -> Iterator[tuple[str, At]]:
@@ -71,9 +73,11 @@ class Rain13K(PairSource):
         store = folder / f"{side}.lmdb"
         if not store.is_dir():
             raise UserError(
-                f"{folder} holds {' or '.join(s for s in _SIDES if s != side)} pictures, and "
-                f"neither {side} nor {side}.lmdb: complete it, or set source.path to another folder"
+                f"{folder} holds one side, and neither {side} nor {side}.lmdb: complete it, or set "
+                "source.path to another folder"
             )
+        if find_spec("lmdb") is None:
+            raise UserError(f"{store} needs the package lmdb: run `pip install delvm[data]`")
         return ((name, At(store, name)) for name in store_keys(store))
 
 
@@ -112,7 +116,7 @@ def read_store(store: Path, key: str) -> bytes:
     """The encoded picture under a key of an LMDB store, which is opened read-only.
 
     Raises:
-        UserError: The store cannot be opened, or has nothing under the key.
+        UserError: The store cannot be opened, is cut short, or has nothing under the key.
     """
     try:
         import lmdb
@@ -123,9 +127,15 @@ def read_store(store: Path, key: str) -> bytes:
             lmdb.open(str(store), readonly=True, lock=False, readahead=False, create=False) as env,
             env.begin() as view,
         ):
+            wanted = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+            found = (store / "data.mdb").stat().st_size
+            if found < wanted:
+                # Reading on would be beyond the file's end, which kills the process.
+                raise UserError(f"its store is cut short: {found:,} of {wanted:,} bytes")
             value = view.get(key.encode())
-    except lmdb.Error as error:
-        raise UserError(f"{store} cannot be read: {error}") from None
-    if value is None:
-        raise UserError(f"{key} is listed in meta_info.txt, and not in the store")
-    return bytes(value)
+            if value is None:
+                raise UserError("listed in meta_info.txt, and not in the store")
+            return bytes(value)
+    except (lmdb.Error, OSError) as error:
+        reason = str(error).removeprefix(f"{store}: ")
+        raise UserError(f"its store cannot be read: {reason}") from None

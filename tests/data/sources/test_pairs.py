@@ -148,6 +148,25 @@ def test_another_layout_is_refused(tmp_path):
         GoPro(path=str(tmp_path)).parts("train")
     with pytest.raises(UserError, match="train/Rain13K/input"):
         Rain13K(path=str(tmp_path)).parts("train")
+    (tmp_path / "train" / "target").mkdir()
+    with pytest.raises(UserError, match="holds one side, and neither input nor input.lmdb"):
+        Rain13K(path=str(tmp_path)).parts("train")
+
+
+def test_a_scene_without_blurred_frames_is_told(tmp_path):
+    save(tmp_path / "train/A/blur/0.png", pair(0, "blur"))
+    save(tmp_path / "train/A/sharp/0.png", pair(0, "sharp"))
+    save(tmp_path / "train/B/sharp/0.png", pair(0, "sharp"))
+    source = GoPro(path=str(tmp_path), val=0)
+    assert rejects(source, "train", "deblur") == {"train/B/sharp/0.png": "missing input"}
+
+
+def test_the_package_of_the_stores_may_be_missing(tmp_path, monkeypatch):
+    for side in ("input", "target"):
+        write_store(tmp_path / "train" / f"{side}.lmdb", {"0": encoded(pair(0, side), "png")})
+    monkeypatch.setattr("delvm.data.sources.rain13k.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs the package lmdb: run `pip install delvm\[data\]`"):
+        Rain13K(path=str(tmp_path)).parts("train")
 
 
 # ------------------------------------------------------------ Rain13K
@@ -200,15 +219,21 @@ def test_what_is_wrong_with_a_store(tmp_path):
     write_store(tmp_path / "train" / "target.lmdb", other)
     source = Rain13K(path=str(tmp_path), size=SIZE, val=0)
     assert keys(source, "train", "derain") == ["0"]
-    absent = "is listed in meta_info.txt, and not in the store"
+    absent = "listed in meta_info.txt, and not in the store"
     assert rejects(source, "train", "derain") == {
         "train/input.lmdb/1": "missing target",
         "train/input.lmdb/2": "cannot be read as a picture: not a picture",
-        "train/input.lmdb/3": f"3 {absent}",
-        "train/input.lmdb//etc/passwd": f"/etc/passwd {absent}",
+        "train/input.lmdb/3": absent,
+        "train/input.lmdb//etc/passwd": absent,
     }
+    data = (store / "data.mdb").read_bytes()
+    for share in (0.5, 0.7, 0.95):
+        (store / "data.mdb").write_bytes(data[: int(share * len(data))])
+        assert "is cut short" in rejects(source, "train", "derain")["train/input.lmdb/2"]
     (store / "data.mdb").write_bytes(b"nothing")
-    assert "cannot be read" in rejects(source, "train", "derain")["train/input.lmdb/2"]
+    assert rejects(source, "train", "derain")["train/input.lmdb/2"] == (
+        "its store cannot be read: MDB_INVALID: File is not an LMDB file"
+    )
     (store / "meta_info.txt").write_text("0.png (18,24,3) 1\n0001.png 18x24\n")
     with pytest.raises(UserError, match=r"line 2 is '0001.png 18x24', not like"):
         store_keys(store)
