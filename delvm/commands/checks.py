@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from delvm.commands.schema import (
+    ConvertConfig,
     EncodeConfig,
     EvaluateConfig,
     GenerateConfig,
@@ -41,6 +42,7 @@ def faults(verb: str, cfg: Any) -> list[str]:
         "generate": _generate,
         "evaluate": _evaluate,
         "inspect": _inspect,
+        "convert": _convert,
     }
     return checks[verb](cfg)
 
@@ -122,6 +124,15 @@ def _evaluate(cfg: EvaluateConfig) -> list[str]:
             f"extractor={cfg.extractor} is for rFID, which subject=students does not have: "
             "set subject=tokenizer or extractor=null"
         )
+    return found
+
+
+def _convert(cfg: ConvertConfig) -> list[str]:
+    found = at_least(1, {"codes": cfg.codes})
+    if cfg.split is not None:
+        found += _splits([cfg.split])
+    if Path(cfg.input).resolve() == Path(cfg.output).resolve():
+        found.append(f"input and output are both {cfg.input}: set output to another folder")
     return found
 
 

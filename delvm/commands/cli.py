@@ -67,6 +67,13 @@ VERBS = {
             "delvm inspect input=outputs/shapes/pairs",
         ),
     ),
+    "convert": Verb(
+        "turn other projects' token files into token shards, back, or into each other",
+        (
+            "delvm convert input=derain/train.bin output=tokens to=shards tokenizer=PATH",
+            "delvm convert input=outputs/shapes/tokens output=files to=lvm_jsonl codes=1024",
+        ),
+    ),
 }
 
 _HELP = """DeLVM: visual sentences. A student continues a prompt of example pairs.

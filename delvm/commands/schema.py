@@ -183,6 +183,41 @@ class InspectConfig:
     device: Device = Device.auto
 
 
+class Format(Enum):
+    """Token shards, or the token files of another project."""
+
+    shards = "shards"
+    internlm_bin = "internlm_bin"
+    lvm_jsonl = "lvm_jsonl"
+
+
+@dataclass
+class ConvertConfig:
+    """Turn other projects' token files into token shards, back, or into each other.
+
+    Attributes:
+        input: a .bin or a .jsonl, a folder of such files, or a root of token shards; which it is
+            is recognised.
+        output: folder: TASK/SPLIT.bin or TASK/SPLIT.jsonl, or the root of the shards.
+        to: what is written.
+        tokenizer: the one that made the ids, which foreign files do not say; for shards.
+        codes: ids of pictures are in [0, codes).
+        bos, eos: ids that begin and end each line of a foreign file; None = no such id.
+        task, split: of the shards, where TASK/SPLIT.bin does not tell.
+    """
+
+    input: str = MISSING
+    output: str = MISSING
+    to: Format = Format.shards
+    tokenizer: str = "shapes"
+    codes: int = 8192
+    bos: int | None = None
+    eos: int | None = None
+    task: str | None = None
+    split: str | None = None
+    overwrite: bool = False
+
+
 Groups = dict[str, dict[str, type]]
 
 _LIGHT: dict[str, tuple[type, Groups]] = {
@@ -191,6 +226,7 @@ _LIGHT: dict[str, tuple[type, Groups]] = {
     "generate": (GenerateConfig, {}),
     "evaluate": (EvaluateConfig, {}),
     "inspect": (InspectConfig, {}),
+    "convert": (ConvertConfig, {}),
 }
 
 

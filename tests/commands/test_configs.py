@@ -8,6 +8,7 @@ from delvm.commands.app import compose
 from delvm.commands.cli import VERBS
 from delvm.commands.help import config_dir, groups, options
 from delvm.commands.schema import (
+    ConvertConfig,
     EncodeConfig,
     EvaluateConfig,
     GenerateConfig,
@@ -24,7 +25,10 @@ from delvm.models.transformer import Init, TransformerConfig
 from delvm.training.config import Direction, DistillationModule, TokenizerModule, TrainConfig
 
 CONF = config_dir()
-GIVEN = {"generate": ["prompt=a", "query=b"]}  # values that have no default
+GIVEN = {
+    "generate": ["prompt=a", "query=b"],
+    "convert": ["input=a", "output=b"],
+}  # values that have no default
 OPTIONS = [
     (verb, group, option)
     for verb in VERBS
@@ -49,6 +53,7 @@ def test_every_file_is_reached():
         ("generate", GenerateConfig),
         ("evaluate", EvaluateConfig),
         ("inspect", InspectConfig),
+        ("convert", ConvertConfig),
     ],
 )
 def test_defaults_compose(verb, schema):
