@@ -60,7 +60,7 @@ def render(keypoints: np.ndarray, size: int) -> np.ndarray:
     canvas = Image.new("RGB", (side, side))
     draw = ImageDraw.Draw(canvas)
     points = np.asarray(keypoints, float) * side
-    for colour, (start, end) in zip(COLOURS, LIMBS, strict=False):
+    for colour, (start, end) in zip(COLOURS[: len(LIMBS)], LIMBS, strict=True):
         if not np.isnan(points[[start, end]]).any():
             shade = tuple(int(LIMB_SHADE * level) for level in colour)
             draw_bar(draw, points[start], points[end], LIMB_WIDTH * side, shade)
