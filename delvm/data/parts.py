@@ -54,7 +54,12 @@ def pending_parts(
         _check_same(folder, found, plan, parts)
         done = set(_whole_parts(folder, found))
     elif (folder / UNFINISHED).exists() and Manifest.load(folder / UNFINISHED) == plan:
-        done = {path.stem for path in (folder / RESULTS).glob("*.json")}
+        done = {
+            part.name
+            for part in parts
+            if (folder / RESULTS / f"{part.name}.json").exists()
+            and _result(folder, part.name)["expected"] == part.count  # else the source has changed
+        }
     else:
         return parts
     return [part for part in parts if part.name not in done]
@@ -116,7 +121,12 @@ def _reopen(folder: Path, done: list[str]) -> None:
         mine = [next(shards) for _ in range(part["shards"])]
         left = [asdict(next(rejects)) for _ in range(part["rejected"])]
         if part["name"] in done:
-            result = {"shards": mine, "rejects": left, "pictures": manifest.pictures}
+            result = {
+                "expected": part["expected"],
+                "shards": mine,
+                "rejects": left,
+                "pictures": manifest.pictures,
+            }
             write_json(folder / RESULTS / f"{part['name']}.json", result)
 
 
@@ -126,7 +136,8 @@ def write_part(
     """Write the shards of one part, then its result; safe to call again, in any process.
 
     Returns:
-        {"shards": [{"file", "count"}], "rejects": [{"key", "reason"}], "pictures": k or None}
+        {"expected": as the part says, "shards": [{"file", "count"}],
+        "rejects": [{"key", "reason"}], "pictures": k or None}
 
     Raises:
         ValueError: An example of another task, size or number of pictures, or a key that cannot
@@ -145,7 +156,12 @@ def write_part(
             members = write_tar(path, _files(itertools.chain([first], group)))
         shards.append({"file": file, "count": members // len(first.pictures)})
     rejects = [asdict(reject) for reject in accepted.rejects]
-    result = {"shards": shards, "rejects": rejects, "pictures": accepted.pictures}
+    result = {
+        "expected": part.count,
+        "shards": shards,
+        "rejects": rejects,
+        "pictures": accepted.pictures,
+    }
     write_json(folder / RESULTS / f"{part.name}.json", result)
     return result
 

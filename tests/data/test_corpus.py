@@ -11,7 +11,7 @@ from PIL import Image
 from delvm.data import corpus
 from delvm.data.augment import Balance, BalanceConfig, augment
 from delvm.data.corpus import encode, prepare
-from delvm.data.examples import Example, Reject, in_parts
+from delvm.data.examples import Example, Part, Reject, in_parts
 from delvm.data.manifest import load_manifests, read_codebook
 from delvm.data.parts import read_rejects
 from delvm.data.shards import read_examples, read_tokens
@@ -152,6 +152,18 @@ def test_a_source_that_has_grown_adds_its_new_parts(tmp_path, capsys):
     assert contents(tmp_path / "grown") == contents(tmp_path / "whole")
     with pytest.raises(UserError, match="holds part 000001 of 3 examples, which is gone"):
         prepare(Smaller(), tmp_path / "grown", ["train"], shard_size=4)
+
+
+def test_a_part_that_has_changed_since_a_kill_is_read_again(tmp_path):
+    class Smaller(FakeSource):
+        def parts(self, split):
+            return {"derain": [Part("000000", 3), Part("000001", 4)]}
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Smaller(fail_at=5), tmp_path, ["train"], shard_size=4)
+    assert (tmp_path / "train/derain/parts/000000.json").exists()
+    prepare(FakeSource(), tmp_path, ["train"], shard_size=4)
+    assert len(list(read_examples(tmp_path, "train", "derain"))) == 7
 
 
 @dataclass
