@@ -9,8 +9,9 @@ import torch
 
 from delvm.commands.checks import at_least
 from delvm.data.manifest import Manifest, load_manifests
+from delvm.data.order import shares
 from delvm.data.pictures import PicturesConfig
-from delvm.data.sentences import SentencesConfig
+from delvm.data.sentences import SentencesConfig, examples_per_sentence
 from delvm.errors import UserError, did_you_mean
 from delvm.interop.checkpoints import resolve
 from delvm.models.precision import has_bf16
@@ -55,7 +56,7 @@ def _numbers(cfg: TrainConfig) -> list[str]:
             "threads",
         )
     }
-    for name in ("batch_size", "pairs_per_sentence", "val_pairs", "buffer"):
+    for name in ("batch_size", "pairs_per_sentence", "images_per_sentence", "val_pairs", "window"):
         counts[f"data.{name}"] = getattr(cfg.data, name, None)
     found = at_least(1, counts)
     found += at_least(
@@ -138,13 +139,13 @@ def _architecture(network: Any, net: Any) -> list[str]:
     return []
 
 
-def _manifest(path: str, kind: str, found: list[str]) -> Manifest | None:
-    """One manifest of the training split (all agree on what is checked here), if it can be read."""
+def _manifests(path: str, kind: str, found: list[str]) -> dict[str, Manifest]:
+    """The manifests of the training split by task, none where they cannot be read."""
     try:
-        return next(iter(load_manifests(Path(path), "train", kind).values()))
+        return load_manifests(Path(path), "train", kind)
     except UserError as error:
         found.append(f"data.path={path}: {error}")
-        return None
+        return {}
 
 
 def _tokenizer(cfg: TrainConfig) -> list[str]:
@@ -156,7 +157,7 @@ def _tokenizer(cfg: TrainConfig) -> list[str]:
             f"trainer.devices={cfg.trainer.devices} and module=tokenizer, which keeps its codebook "
             "on one device: set trainer.devices=1"
         )
-    manifest = _manifest(cfg.data.path, "pairs", found)
+    manifest = _any(_manifests(cfg.data.path, "pairs", found))
     side = cfg.tokenizer.net.resolution
     if manifest is not None and manifest.image_size != side:
         found.append(
@@ -202,7 +203,8 @@ def _against_tokenizer(cfg: TrainConfig) -> list[str]:
         ]
     found: list[str] = []
     net, student = cfg.tokenizer.net, cfg.student.net
-    manifest = _manifest(cfg.data.path, "tokens", found)
+    manifests = _manifests(cfg.data.path, "tokens", found)
+    manifest = _any(manifests)
     codes: int | None
     tokens: int | None
     if manifest is None:
@@ -229,12 +231,38 @@ def _against_tokenizer(cfg: TrainConfig) -> list[str]:
             f"{student.codebook_dim} (student): "
             f"set student.net.codebook_dim={net.quantized_embed_dim}"
         )
-    pairs = cfg.data.pairs_per_sentence
-    if (needed := 2 * pairs * tokens) > student.context:
+    found += _mixture(cfg.data, manifests)
+    return found + _length(cfg.data, tokens, student.context)
+
+
+def _any(manifests: dict[str, Manifest]) -> Manifest | None:
+    """One of them: all agree on pictures, codes and tokens."""
+    return next(iter(manifests.values()), None)
+
+
+def _mixture(data: SentencesConfig, manifests: dict[str, Manifest]) -> list[str]:
+    """The weights against the tasks that are there, a sentence against their examples."""
+    if not manifests:
+        return []
+    try:
+        for task in shares(data.weights, sorted(manifests)):
+            examples_per_sentence(data, manifests[task])
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _length(data: SentencesConfig, tokens: int, context: int) -> list[str]:
+    """A sentence against the student's context."""
+    found, images = [], data.images
+    if (needed := images * tokens) > context:
+        most = max(1, context // tokens)
+        fits = f"data.images_per_sentence={most}"
+        if data.images_per_sentence is None:
+            fits = f"data.pairs_per_sentence={max(1, most // 2)}"
         found.append(
-            f"a sentence of {pairs} pairs is {needed} tokens (2 x {pairs} x {tokens}), and the "
-            f"student's context is {student.context}: set student.net.context={needed} or "
-            f"data.pairs_per_sentence={max(1, student.context // (2 * tokens))}"
+            f"a sentence of {images} pictures is {needed} tokens ({images} x {tokens}), and the "
+            f"student's context is {context}: set student.net.context={needed} or {fits}"
         )
     return found
 

@@ -1,29 +1,31 @@
-"""Single pictures from pair shards: what a tokenizer is trained on."""
+"""Single pictures from image shards: what a tokenizer is trained on."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 from delvm import tasks
+from delvm.data.access import PictureAccess
 from delvm.data.augment import augment
+from delvm.data.examples import Example
 from delvm.data.manifest import load_manifests
-from delvm.data.sentences import generator, turns
+from delvm.data.order import WINDOW, Shuffle, Turns
 from delvm.data.shards import read_examples
 
 
 @dataclass
 class PicturesConfig:
-    """Batches of pictures from a root of pair shards.
+    """Batches of pictures from a root of image shards.
 
     Attributes:
         path: root, as `delvm prepare` writes it.
-        val_pairs: pairs a task that validation uses, always the same ones.
-        buffer: pictures that are shuffled among themselves; bounds the memory.
+        val_pairs: examples a task that validation uses, always the same ones.
+        window: shards of a task among whose pictures is shuffled.
     """
 
     kind: str = "pixels"
@@ -31,65 +33,71 @@ class PicturesConfig:
     batch_size: int = 32
     workers: int = 0
     val_pairs: int = 16
-    buffer: int = 2000
+    window: int = WINDOW
 
 
-class Pictures(IterableDataset[Tensor]):
-    """Training pictures, endless, every task alike: pixels (3, H, H) uint8.
+class Pictures(Dataset[dict[str, Any]]):
+    """Training pictures, endless, every task alike; indexed by whole batches of their numbers.
 
-    From the second time an example is met it comes in new geometry.
+    A batch is {"pixels": (B, 3, H, H) uint8, "until": number of the last picture + 1}. From the
+    second time a picture is met it comes in new geometry.
     """
 
-    def __init__(self, config: PicturesConfig, seed: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(self, config: PicturesConfig, seed: int) -> None:
         """Read the manifests.
 
         Raises:
-            UserError: no pair shards there.
+            UserError: no image shards there.
         """
         self.root, self.seed, self.config = Path(config.path), seed, config
-        self.rank, self.ranks = rank, ranks
         self.manifests = load_manifests(self.root, "train", "pairs")
+        self.tasks = sorted(self.manifests)
+        self.turns = Turns(dict.fromkeys(self.tasks, 1 / len(self.tasks)))
+        chosen = [self.manifests[task] for task in self.tasks]
+        self.access = [PictureAccess(self.root, manifest) for manifest in chosen]
+        self.shuffles = [
+            Shuffle(
+                m.task, [m.pictures * shard["count"] for shard in m.shards], seed, config.window
+            )
+            for m in chosen
+        ]
 
     @property
     def image_size(self) -> int:
         """Side of the pictures, H."""
         return next(iter(self.manifests.values())).image_size
 
-    def __len__(self) -> int:
-        """Pictures in which each would come once."""
-        return sum(m.pictures * m.count for m in self.manifests.values())
+    @property
+    def order(self) -> dict[str, Any]:
+        """All that the order depends on: a run resumes only where it is the same."""
+        return {
+            "seed": self.seed,
+            "window": self.config.window,
+            "counts": {task: self.manifests[task].count for task in self.tasks},
+        }
 
-    def __iter__(self) -> Iterator[Tensor]:
-        worker = get_worker_info()
-        workers = worker.num_workers if worker else 1
-        mine = self.rank * workers + (worker.id if worker else 0)
-        for number, picture in enumerate(self._shuffled()):
-            if number % (self.ranks * workers) == mine:
-                yield torch.from_numpy(picture.transpose(2, 0, 1).copy())
+    def __getitem__(self, numbers: np.ndarray) -> dict[str, Any]:
+        """The batch of the pictures with these numbers (B,)."""
+        pixels = np.empty((len(numbers), self.image_size, self.image_size, 3), np.uint8)
+        owners, places = self.turns(numbers)
+        for task in np.unique(owners):
+            mine = np.flatnonzero(owners == task)
+            shuffle = self.shuffles[task]
+            found = zip(*shuffle(places[mine]), places[mine] // shuffle.count, strict=True)
+            for row, (shard, place, copy) in zip(mine, found, strict=True):
+                pixels[row] = self._picture(int(task), int(shard), int(place), int(copy))
+        return {
+            "pixels": torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+            "until": int(numbers[-1]) + 1,
+        }
 
-    def _shuffled(self) -> Iterator[np.ndarray]:
-        rng = generator(self.seed)
-        held: list[np.ndarray] = []
-        for picture in self._mixed():
-            if len(held) < self.config.buffer:
-                held.append(picture)
-                continue
-            place = int(rng.integers(len(held)))
-            yield held[place]
-            held[place] = picture
-
-    def _mixed(self) -> Iterator[np.ndarray]:
-        streams = {task: self._task(task) for task in sorted(self.manifests)}
-        for task in turns(dict.fromkeys(streams, 1 / len(streams))):
-            for _ in range(self.manifests[task].pictures):
-                yield next(streams[task])
-
-    def _task(self, task: str) -> Iterator[np.ndarray]:
-        flip, copy = tasks.of(task).flips, 0
-        while True:
-            for example in read_examples(self.root, "train", task):
-                yield from augment(example, self.seed, copy, flip=flip).pictures
-            copy += 1
+    def _picture(self, task: int, shard: int, place: int, copy: int) -> np.ndarray:
+        """Picture (H, H, 3) uint8 of one example, in the geometry of its copy."""
+        name = self.tasks[task]
+        example, picture = divmod(place, self.manifests[name].pictures)
+        key, pixels = self.access[task].read(shard, example, picture)
+        alone = Example(key, name, (pixels,))
+        return augment(alone, self.seed, copy, flip=tasks.of(name).flips).input
 
 
 def validation_pictures(config: PicturesConfig) -> Tensor:

@@ -1,22 +1,24 @@
 """Visual sentences, packed from token shards as they are read.
 
-A sentence is pictures in a row: (input, target) pairs of one task, 2 x pairs x N tokens. What
-comes, and in which order, is a function of (seed, epoch) alone; workers and ranks only share it
-out between them.
+A sentence is pictures in a row, all of one task: (input, target) pairs, clips, tuples, or single
+pictures that have nothing to do with each other. What comes, and in which order, is a function of
+the seed alone (`delvm.data.order`); workers and ranks only share it out between them.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
+from delvm.data.access import TokenAccess
 from delvm.data.manifest import Manifest, load_manifests
+from delvm.data.order import WINDOW, Shuffle, Turns, shares
 from delvm.data.shards import read_tokens
-from delvm.errors import UserError, did_you_mean
+from delvm.errors import UserError
 
 
 @dataclass
@@ -26,150 +28,174 @@ class SentencesConfig:
     Attributes:
         path: root, as `delvm encode` writes it.
         pairs_per_sentence: pairs in a sentence; the last one is what prompting asks for.
+        images_per_sentence: the same in pictures, for tasks whose examples are no pairs; None =
+            twice the pairs.
         weights: task -> share of the sentences; empty = all alike.
-        val_pairs: pairs a task that validation uses, always the same ones.
-        buffer: pairs a task that are shuffled among themselves; bounds the memory.
+        val_pairs: examples a task that validation uses, always the same ones.
+        window: shards of a task among whose examples is shuffled.
     """
 
     kind: str = "sentences"
     path: str = "outputs/shapes/tokens"
     pairs_per_sentence: int = 4
+    images_per_sentence: int | None = None
     weights: dict[str, float] = field(default_factory=dict)
     batch_size: int = 32
     workers: int = 0
     val_pairs: int = 64
-    buffer: int = 50_000
+    window: int = WINDOW
+
+    @property
+    def images(self) -> int:
+        """Pictures in a sentence."""
+        return self.images_per_sentence or 2 * self.pairs_per_sentence
 
 
-def generator(*parts: int | str) -> np.random.Generator:
-    """A generator seeded by all of the parts."""
-    numbers = [
-        part if isinstance(part, int) else int.from_bytes(part.encode(), "little") for part in parts
-    ]
-    return np.random.default_rng(np.random.SeedSequence(numbers))
+class Sentences(Dataset[dict[str, Any]]):
+    """Training sentences, endless; indexed by whole batches of sentence numbers.
 
-
-class Sentences(IterableDataset[tuple[Tensor, int]]):
-    """Training sentences, endless: each is (ids (T,) int64, number of its task).
-
-    Each task's pairs are shuffled anew every time they have all been seen. Tasks take turns by
-    their weights, so after n sentences each has had its share of n to within one.
+    A batch is {"ids": (B, T) int64, "task": (B,) number of each sentence's task, "pictures": (B,)
+    pictures an example of that task, "until": number of the last sentence + 1}.
     """
 
-    def __init__(self, config: SentencesConfig, seed: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(self, config: SentencesConfig, seed: int) -> None:
         """Read the manifests.
 
         Raises:
-            UserError: no token shards there, an unknown task in the weights, or no weight at all.
+            UserError: no token shards there, an unknown task in the weights, no weight at all, or
+                a sentence that does not hold whole examples, or more than there are.
         """
         self.root, self.seed, self.config = Path(config.path), seed, config
-        self.rank, self.ranks = rank, ranks
         self.manifests = load_manifests(self.root, "train", "tokens")
         self.tasks = sorted(self.manifests)
         self.shares = shares(config.weights, self.tasks)
-        for task in self.shares:
-            if (count := self.manifests[task].count) < config.pairs_per_sentence:
-                raise UserError(
-                    f"task '{task}' has {count} pairs, a sentence {config.pairs_per_sentence}: "
-                    f"set data.pairs_per_sentence={count}"
-                )
+        chosen = [self.manifests[task] for task in self.shares]
+        self.examples = [examples_per_sentence(config, manifest) for manifest in chosen]
+        self.turns = Turns(self.shares)
+        self.shuffles = [
+            Shuffle(m.task, [shard["count"] for shard in m.shards], seed, config.window)
+            for m in chosen
+        ]
+        self.access = [TokenAccess(self.root, manifest) for manifest in chosen]
+        # By the number of a task among the chosen ones: its number among all, its pictures.
+        self._numbers = np.array([self.tasks.index(task) for task in self.shares])
+        self._pictures = np.array([manifest.pictures for manifest in chosen])
 
     @property
     def geometry(self) -> Manifest:
         """Any of the manifests: all agree on vocabulary and tokens a picture."""
         return next(iter(self.manifests.values()))
 
-    def __len__(self) -> int:
-        """Sentences in which each pair would come once."""
-        pairs = sum(self.manifests[task].count for task in self.shares)
-        return max(1, pairs // self.config.pairs_per_sentence)
+    @property
+    def epoch(self) -> int:
+        """Sentences in which each example of the tasks together would come once."""
+        counts = zip(self.shuffles, self.examples, strict=True)
+        return max(1, sum(shuffle.count // each for shuffle, each in counts))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        worker = get_worker_info()
-        workers = worker.num_workers if worker else 1
-        mine = self.rank * workers + (worker.id if worker else 0)
-        for number, item in enumerate(self._all()):
-            if number % (self.ranks * workers) == mine:
-                yield item
+    @property
+    def order(self) -> dict[str, Any]:
+        """All that the order depends on: a run resumes only where it is the same."""
+        return {
+            "seed": self.seed,
+            "images_per_sentence": self.config.images,
+            "window": self.config.window,
+            "shares": dict(self.shares),
+            "counts": {task: self.manifests[task].count for task in self.shares},
+        }
 
-    def _all(self) -> Iterator[tuple[Tensor, int]]:
-        streams = {task: self._task(task) for task in self.shares}
-        for task in turns(self.shares):
-            yield next(streams[task]), self.tasks.index(task)
-
-    def _task(self, task: str) -> Iterator[Tensor]:
-        """Sentences (T,) of one task, endless."""
-        size, epoch, rest = self.config.pairs_per_sentence, 0, None
-        while True:
-            for pairs in self._shuffled(task, epoch):
-                rest = pairs if rest is None else np.concatenate((rest, pairs))
-                whole = len(rest) - len(rest) % size
-                for sentence in rest[:whole].reshape(-1, size * rest.shape[1] * rest.shape[2]):
-                    yield torch.from_numpy(sentence.astype(np.int64))
-                rest = rest[whole:]
-            epoch += 1
-
-    def _shuffled(self, task: str, epoch: int) -> Iterator[np.ndarray]:
-        """A task's pairs (n, 2, N) uint16, once each, in random order within the buffer."""
-        rng = generator(self.seed, epoch, task)
-        held: list[np.ndarray] = []
-        count = 0
-        for record in read_tokens(self.root, "train", task):
-            held.append(record)
-            count += len(record)
-            if count >= self.config.buffer:
-                joined = rng.permutation(np.concatenate(held))
-                yield joined[: count // 2]
-                held, count = [joined[count // 2 :]], count - count // 2
-        if held:
-            yield rng.permutation(np.concatenate(held))
+    def __getitem__(self, numbers: np.ndarray) -> dict[str, Any]:
+        """The batch of the sentences with these numbers (B,)."""
+        assert self.geometry.tokens_per_image is not None
+        length = self.config.images * self.geometry.tokens_per_image
+        ids = np.empty((len(numbers), length), np.uint16)
+        owners, ranks = self.turns(numbers)
+        for task in np.unique(owners):
+            mine, size = owners == task, self.examples[task]
+            places = (ranks[mine, None] * size + np.arange(size)).reshape(-1)
+            examples = np.empty((len(places), length // size), np.uint16)
+            self.access[task].read(*self.shuffles[task](places), examples)
+            ids[mine] = examples.reshape(-1, length)
+        return {
+            # torch's uint16 can be stacked but not looked up with: cast here, in the worker.
+            "ids": torch.from_numpy(ids.astype(np.int64)),
+            "task": torch.from_numpy(self._numbers[owners]),
+            "pictures": torch.from_numpy(self._pictures[owners]),
+            "until": int(numbers[-1]) + 1,
+        }
 
 
-def shares(weights: dict[str, float], tasks: list[str]) -> dict[str, float]:
-    """Share of each task, summing to 1; tasks of weight 0 are left out.
+def examples_per_sentence(config: SentencesConfig, manifest: Manifest) -> int:
+    """Whole examples of a task in a sentence.
 
     Raises:
-        UserError: a weight for a task that has no shards, a negative one, or none above 0.
+        UserError: The sentence is no multiple of an example, or longer than all examples.
     """
-    for task, weight in weights.items():
-        if task not in tasks:
-            raise UserError(f"data.weights.{task}: no such task; {did_you_mean(task, tasks)}")
-        if weight < 0:
-            raise UserError(f"data.weights.{task}={weight} is negative: set it to 0 or more")
-    chosen = {t: w for t, w in weights.items() if w > 0} if weights else dict.fromkeys(tasks, 1.0)
-    if not chosen:
-        raise UserError("data.weights are all 0: give at least one task a weight above 0")
-    total = sum(chosen.values())
-    return {task: weight / total for task, weight in chosen.items()}
+    k, task = manifest.pictures, manifest.task
+    if config.images % k:
+        wanted = k * max(1, round(config.images / k))
+        raise UserError(
+            f"an example of task '{task}' is {k} pictures, a sentence {config.images}: set "
+            f"data.images_per_sentence={wanted}, or data.weights without '{task}'"
+        )
+    if manifest.count < config.images // k:
+        what = "pairs" if k == 2 else "examples"
+        key = "data.pairs_per_sentence" if k == 2 else "data.images_per_sentence"
+        most = manifest.count if k == 2 else manifest.count * k
+        raise UserError(
+            f"task '{task}' has {manifest.count} {what}, a sentence {config.images // k}: "
+            f"set {key}={most}"
+        )
+    return config.images // k
 
 
-def turns(shares: dict[str, float]) -> Iterator[str]:
-    """Whose turn it is, endlessly: always the task that lags furthest behind its share."""
-    credit = dict.fromkeys(shares, 0.0)
-    while True:
-        for task, share in shares.items():
-            credit[task] += share
-        task = max(credit, key=lambda t: credit[t])
-        credit[task] -= 1.0
-        yield task
-
-
-def validation_sentences(config: SentencesConfig) -> tuple[Tensor, Tensor, list[str]]:
+@dataclass(frozen=True)
+class Validation:
     """The fixed validation sentences.
 
-    Returns:
-        ids (S, T) int64, task numbers (S,), and the tasks' names by number: trained and
-        held-out ones.
+    Attributes:
+        ids: (S, T) int64.
+        task: (S,) number of each sentence's task in `tasks`.
+        pictures: (S,) pictures an example of it.
+        tasks: trained and held-out ones.
+    """
+
+    ids: Tensor
+    task: Tensor
+    pictures: Tensor
+    tasks: list[str]
+
+
+def validation_sentences(config: SentencesConfig) -> Validation:
+    """The first examples of each task of the split "val", packed in order.
+
+    What does not fill a task's last sentence is left out.
 
     Raises:
-        UserError: no token shards there.
+        UserError: no token shards there, or a sentence that does not hold whole examples.
     """
-    root, size = Path(config.path), config.pairs_per_sentence
-    tasks = sorted(load_manifests(root, "val", "tokens"))
-    ids, numbers = [], []
+    root = Path(config.path)
+    manifests = load_manifests(root, "val", "tokens")
+    tasks = sorted(manifests)
+    ids, numbers, pictures = [], [], []
     for number, task in enumerate(tasks):
-        pairs = np.concatenate(list(read_tokens(root, "val", task)))[: config.val_pairs]
-        whole = pairs[: len(pairs) // size * size]
-        ids.append(whole.reshape(-1, size * pairs.shape[1] * pairs.shape[2]).astype(np.int64))
+        size = examples_per_sentence(config, manifests[task])
+        examples = _first(root, manifests[task], max(size, config.val_pairs))
+        ids.append(examples[: len(examples) // size * size].reshape(-1, size * examples.shape[1]))
         numbers += [number] * len(ids[-1])
-    return torch.from_numpy(np.concatenate(ids)), torch.tensor(numbers), tasks
+        pictures += [manifests[task].pictures] * len(ids[-1])
+    return Validation(
+        torch.from_numpy(np.concatenate(ids).astype(np.int64)),
+        torch.tensor(numbers),
+        torch.tensor(pictures),
+        tasks,
+    )
+
+
+def _first(root: Path, manifest: Manifest, count: int) -> np.ndarray:
+    """The first examples (n <= count, k * N) of a task."""
+    found: list[np.ndarray] = []
+    for record in read_tokens(root, manifest.split, manifest.task, manifest):
+        found.append(record.reshape(len(record), -1))
+        if sum(map(len, found)) >= count:
+            break
+    return np.concatenate(found)[:count]

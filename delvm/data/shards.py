@@ -270,6 +270,18 @@ def _read_records(path: Path, names: set[str]) -> Iterator[tuple[str, dict[str, 
 
 def _read_members(path: Path) -> Iterator[tuple[str, str, bytes]]:
     """(key, name, bytes) of each member; nothing is ever unpacked to disk."""
+    for tar, info, key, name in members(path):
+        file = tar.extractfile(info)
+        assert file is not None
+        yield key, name, file.read()
+
+
+def members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str, str]]:
+    """(tar, member, key, name) of each member KEY.NAME of a shard.
+
+    Raises:
+        UserError: The shard is missing or damaged, or a member is no plain file of such a name.
+    """
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
@@ -277,9 +289,7 @@ def _read_members(path: Path) -> Iterator[tuple[str, str, bytes]]:
                 # A sparse member may claim a size that no disk holds.
                 if not parts or not info.isreg() or info.issparse():
                     raise UserError(f"{path}: unexpected member {info.name!r}")
-                file = tar.extractfile(info)
-                assert file is not None
-                yield parts[1], parts[2], file.read()
+                yield tar, info, parts[1], parts[2]
     except FileNotFoundError:
         raise UserError(f"shard not found: {path}") from None
     except (tarfile.TarError, EOFError, OSError) as error:

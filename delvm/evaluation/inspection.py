@@ -17,7 +17,7 @@ from torch import Tensor
 from delvm.data.codes import CodeUse, draw_use
 from delvm.data.images import contact_sheet, to_images
 from delvm.data.manifest import MANIFEST, Manifest, load_manifests
-from delvm.data.sentences import generator
+from delvm.data.order import generator
 from delvm.data.shards import read_examples, read_tokens
 from delvm.errors import UserError
 from delvm.evaluation.prompts import decode

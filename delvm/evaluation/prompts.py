@@ -16,7 +16,7 @@ from torch import Tensor
 from delvm.data.examples import Example
 from delvm.data.images import to_pixels
 from delvm.data.manifest import Manifest, load_manifests
-from delvm.data.sentences import generator
+from delvm.data.order import generator
 from delvm.data.shards import read_examples
 from delvm.errors import UserError
 from delvm.models.vqgan import VQGAN

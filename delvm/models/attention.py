@@ -21,11 +21,28 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
     Args:
         x: (B, H, T, D).
-        table: (2, T, D / 2), the angles of the T positions.
+        table: (2, T, D / 2), the angles of the T positions; or (2, B, 1, T, D / 2), of each row's.
     """
     cos, sin = table[0], table[1]
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+def document_positions(documents: Tensor) -> Tensor:
+    """The place of each token within its document, (B, T) int64.
+
+    Args:
+        documents: (B, T), alike for the tokens of one document, which lie together.
+    """
+    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    return places - torch.where(begins, places, 0).cummax(dim=1).values
+
+
+def document_mask(documents: Tensor) -> Tensor:
+    """Who sees whom, (B, 1, T, T) bool: each token itself and what is before it in its document."""
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return same.tril()
 
 
 class KeyValueCache:
@@ -64,13 +81,18 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=bias)
 
     def forward(
-        self, x: Tensor, table: Tensor, cache: KeyValueCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        table: Tensor,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+        mask: Tensor | None = None,
     ) -> Tensor:
         b, t, c = x.shape
         # (B, T, 3C) -> three of (B, H, T, D)
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         q, k = rotate(q, table), rotate(k, table)
-        mask, causal = None, True
+        causal = mask is None
         if cache is not None:
             past = cache.length
             k, v = cache.extend(layer, k, v)

@@ -17,7 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delvm.models.attention import Attention, KeyValueCache, rotary_table
+from delvm.models.attention import (
+    Attention,
+    KeyValueCache,
+    document_mask,
+    document_positions,
+    rotary_table,
+)
 
 
 class Embedding(Enum):
@@ -97,9 +103,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
 
     def forward(
-        self, x: Tensor, table: Tensor, cache: KeyValueCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        table: Tensor,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x), table, cache, layer))
+        x = x + self.dropout(self.attention(self.norm1(x), table, cache, layer, mask))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
@@ -185,31 +196,42 @@ class Transformer(nn.Module):
         elif isinstance(self.embed, nn.Embedding):
             nn.init.normal_(self.embed.weight, std=end)
 
-    def hidden(self, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def hidden(
+        self, ids: Tensor, cache: KeyValueCache | None = None, documents: Tensor | None = None
+    ) -> Tensor:
         """Final hidden states (B, T, C), before the head.
 
         Args:
             ids: (B, T) int64, in [0, V).
             cache: keys and values of the tokens before ``ids``; it is extended in place.
+            documents: (B, T), alike for the tokens of one document: documents do not see each
+                other, and each begins at position 0. None = each row is one.
 
         Raises:
-            ValueError: more tokens than the context holds.
+            ValueError: more tokens than the context holds, or documents on top of a cache.
         """
         past = cache.length if cache is not None else 0
         end = past + ids.shape[1]
         if end > self.config.context:
             raise ValueError(f"{end} tokens for a context of {self.config.context}")
-        table = self.rotary[:, past:end]
+        table, mask = self.rotary[:, past:end], None
+        if documents is not None:
+            if cache is not None:
+                raise ValueError("documents and a cache do not go together")
+            table = self.rotary[:, document_positions(documents)][:, :, None]  # (2, B, 1, T, D / 2)
+            mask = document_mask(documents)
         x = self.embed(ids)
         for layer, block in enumerate(self.blocks):
-            x = block(x, table, cache, layer)
+            x = block(x, table, cache, layer, mask)
         if cache is not None:
             cache.length = end
         return self.norm(x)
 
-    def forward(self, ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """Logits (B, T, V) of the token after each of ids (B, T)."""
-        return self.head(self.hidden(ids, cache))
+    def forward(
+        self, ids: Tensor, cache: KeyValueCache | None = None, documents: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, T, V) of the token after each of ids (B, T); arguments as of `hidden`."""
+        return self.head(self.hidden(ids, cache, documents))
 
     def new_cache(self, batch: int, context: int | None = None) -> KeyValueCache:
         """An empty cache for ``batch`` rows of up to ``context`` tokens."""

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 
 from delvm.progress import Progress
+from delvm.training.data import StreamData
 
 
 class TrainingProgress(L.Callback):
@@ -29,9 +30,8 @@ class TrainingProgress(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         assert self.bar is not None
-        ids = batch["ids"] if isinstance(batch, dict) else batch
-        self.samples += len(ids)
-        self.tokens += ids.numel() if isinstance(batch, dict) else 0
+        self.samples += len(batch["ids"] if "ids" in batch else batch["pixels"])
+        self.tokens += batch["ids"].numel() if "ids" in batch else 0
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             spent = max(time.monotonic() - self.since, 1e-9)
             rates = {"train/samples_per_s": self.samples / spent}
@@ -52,6 +52,21 @@ class TrainingProgress(L.Callback):
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+class TakeBatch(L.Callback):
+    """Tells the data what has been trained on, which is where a resumed run goes on.
+
+    Listed before whatever writes checkpoints.
+    """
+
+    def __init__(self, data: StreamData) -> None:
+        self.data = data
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        self.data.take(batch)
 
 
 class CarryModel(L.Callback):

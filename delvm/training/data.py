@@ -7,33 +7,93 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from delvm.data.order import Numbers
 from delvm.data.pictures import Pictures, PicturesConfig, validation_pictures
 from delvm.data.sentences import Sentences, SentencesConfig, validation_sentences
+from delvm.errors import UserError
 
 
-class SentenceData(L.LightningDataModule):
-    """Batches {"ids": (B, T) int64, "task": (B,) int64}; tasks are numbered as in ``tasks``."""
+class StreamData(L.LightningDataModule):
+    """An endless training stream, whose place is one number: that of the next item.
 
-    def __init__(self, config: SentencesConfig, seed: int) -> None:
+    The place is kept in checkpoints. It counts what training has taken, not what workers have
+    read ahead: whoever trains says so with `take`.
+    """
+
+    train: Sentences | Pictures
+
+    def __init__(self, config: SentencesConfig | PicturesConfig) -> None:
         super().__init__()
         self.config = config
-        self.train = Sentences(config, seed)
-        ids, numbers, self.tasks = validation_sentences(config)
-        self.val = TensorDataset(ids, numbers)
+        self.position = 0
+
+    def take(self, batch: dict[str, Any]) -> None:
+        """Count a batch of this rank as trained on, and those of the other ranks with it."""
+        rank, ranks = self._rank()
+        self.position = batch["until"] + (ranks - 1 - rank) * self.config.batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is, and all that its order depends on."""
+        return {"position": self.position, "order": self.train.order}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a run was stopped; ranks, workers and the batch's size may have changed.
+
+        Raises:
+            UserError: the stream has another order than the one that was stopped.
+        """
+        old, new = state["order"], self.train.order
+        if odd := [f"{k} {old.get(k)} != {new[k]}" for k in new if old.get(k) != new[k]]:
+            raise UserError(
+                f"the checkpoint's data came in another order than data.path={self.config.path} "
+                f"would now ({'; '.join(odd)}): set what has changed back, or begin a new run with "
+                "the same weights by start=PATH"
+            )
+        self.position = state["position"]
+
+    def _rank(self) -> tuple[int, int]:
+        return (
+            (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return _loader(self.train, self.config, self.trainer, _sentences)
+        numbers = Numbers(self.position, self.config.batch_size, *self._rank())
+        # A batch is one item of the data set, so nothing is left to collate.
+        return DataLoader(
+            self.train, batch_size=None, sampler=numbers, num_workers=self.config.workers
+        )
+
+
+class SentenceData(StreamData):
+    """Sentences: what `Sentences` gives; tasks are numbered as in ``tasks``."""
+
+    train: Sentences
+
+    def __init__(self, config: SentencesConfig, seed: int) -> None:
+        super().__init__(config)
+        self.train = Sentences(config, seed)
+        self.val = validation_sentences(config)
+        self.tasks = self.val.tasks
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.val, self.config.batch_size, collate_fn=_sentences)
+        """The same keys; each rank gets its share, as many batches as the others."""
+        val, (rank, ranks) = self.val, self._rank()
+        # The last ranks repeat the first sentence, as no task's, so that all do the same work.
+        left = -len(val.ids) % ranks
+        ids = torch.cat((val.ids, val.ids[:1].expand(left, -1)))
+        task = torch.cat((val.task, torch.full((left,), -1)))
+        pictures = torch.cat((val.pictures, val.pictures[:1].expand(left)))
+        mine = TensorDataset(*(each[rank::ranks] for each in (ids, task, pictures)))
+        return DataLoader(mine, self.config.batch_size, collate_fn=_sentences)
 
 
-class PictureData(L.LightningDataModule):
-    """Batches of pixels (B, 3, H, H) float32 in [0, 1]."""
+class PictureData(StreamData):
+    """Pictures: what `Pictures` gives in training, {"pixels"} in validation."""
+
+    train: Pictures
 
     def __init__(self, config: PicturesConfig, seed: int) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.train = Pictures(config, seed)
         self.val = TensorDataset(validation_pictures(config))
 
@@ -42,31 +102,14 @@ class PictureData(L.LightningDataModule):
         (pictures,) = self.val.tensors
         return pictures[torch.linspace(0, len(pictures) - 1, min(count, len(pictures))).long()]
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        return _loader(self.train, self.config, self.trainer, _pixels)
-
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.val, self.config.batch_size, collate_fn=_first_pixels)
+        return DataLoader(self.val, self.config.batch_size, collate_fn=_pixels)
 
 
-def _loader(
-    dataset: Any, config: SentencesConfig | PicturesConfig, trainer: L.Trainer | None, collate: Any
-) -> DataLoader[Any]:
-    if trainer is not None:
-        dataset.rank, dataset.ranks = trainer.global_rank, trainer.world_size
-    return DataLoader(
-        dataset, config.batch_size, num_workers=config.workers, collate_fn=collate, drop_last=True
-    )
+def _sentences(items: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
+    ids, task, pictures = (torch.stack(each) for each in zip(*items, strict=True))
+    return {"ids": ids, "task": task, "pictures": pictures}
 
 
-def _sentences(items: list[tuple[Tensor, Any]]) -> dict[str, Tensor]:
-    ids, numbers = zip(*items, strict=True)
-    return {"ids": torch.stack(ids), "task": torch.tensor([int(n) for n in numbers])}
-
-
-def _first_pixels(items: list[tuple[Tensor]]) -> Tensor:
-    return _pixels([item for (item,) in items])
-
-
-def _pixels(items: list[Tensor]) -> Tensor:
-    return torch.stack(items).float() / 255
+def _pixels(items: list[tuple[Tensor]]) -> dict[str, Tensor]:
+    return {"pixels": torch.stack([item for (item,) in items])}

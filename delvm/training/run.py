@@ -20,7 +20,14 @@ from delvm.interop.weights import read_pickle
 from delvm.models.precision import has_bf16
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
-from delvm.training.callbacks import CarryModel, LearningRate, SaveLast, StopAt, TrainingProgress
+from delvm.training.callbacks import (
+    CarryModel,
+    LearningRate,
+    SaveLast,
+    StopAt,
+    TakeBatch,
+    TrainingProgress,
+)
 from delvm.training.config import (
     DistillationModule,
     StudentModule,
@@ -63,6 +70,7 @@ def train(config: TrainConfig, folder: Path) -> Path:
         _check_checkpoint(resume, module)
     kind = "tokenizer" if isinstance(model, VQGAN) else "student"
     callbacks: list[Callback] = [
+        TakeBatch(data),
         CarryModel(describe(model)),
         SaveLast(folder / "checkpoints" / "last.ckpt"),
     ]
@@ -116,6 +124,7 @@ def build(
     assert tokens is not None
     rest: dict[str, Any] = {"tokens_per_image": tokens, "tasks": sentences.tasks}
     rest["trained"] = list(sentences.train.shares)
+    rest["packed"] = any(m.pictures == 1 for m in sentences.train.manifests.values())
     if not isinstance(part, DistillationModule):
         return StudentTraining(student, part, config.optim, **rest), sentences
     if config.teacher.checkpoint is None:
@@ -201,6 +210,7 @@ def _trainer(
         check_val_every_n_epoch=None,
         log_every_n_steps=c.log_every,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data modules share out themselves
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=loggers(config.logger, folder, resume),
@@ -279,7 +289,7 @@ def _quiet() -> None:
         ".*exists and is not empty.*",
         ".*LeafSpec.*",
         ".*isinstance\\(treespec.*",
-        ".*IterableDataset.*has.*__len__.*",
+        ".*your dataloader is not resumable.*",  # its place is kept by the data module
         ".*smaller than the logging interval.*",
         ".*Mismatch dtype between input and weight.*",  # of RMSNorm under autocast
     ):

@@ -9,12 +9,19 @@ from torch import Tensor, nn
 
 from delvm.models.transformer import Transformer
 from delvm.training.config import Direction, DistillationModule, OptimConfig, StudentModule
-from delvm.training.losses import cross_entropy, distillation, misread, token_weights
+from delvm.training.losses import (
+    cross_entropy,
+    distillation,
+    documents,
+    misread,
+    targets,
+    token_weights,
+)
 from delvm.training.schedule import build_optimizer
 
 
 class StudentTraining(L.LightningModule):
-    """Next-token training of a transformer on batches {"ids": (B, T), "task": (B,)}."""
+    """Next-token training of a transformer on batches of `delvm.data.sentences.Sentences`."""
 
     def __init__(
         self,
@@ -25,6 +32,7 @@ class StudentTraining(L.LightningModule):
         tokens_per_image: int,
         tasks: list[str],
         trained: list[str],
+        packed: bool = False,
     ) -> None:
         """Say what is trained, and what validation reports.
 
@@ -35,33 +43,45 @@ class StudentTraining(L.LightningModule):
             tasks: the validation tasks, by the numbers that batches carry.
             trained: those of them that ``val/loss`` and its kin are taken over; each task is
                 reported by its own name as well.
+            packed: whether any sentence holds several documents.
         """
         super().__init__()
         self.model, self.loss, self.optim = model, loss, optim
         self.tokens_per_image, self.tasks = tokens_per_image, tasks
         self.trained = [number for number, task in enumerate(tasks) if task in trained]
+        self.packed = packed
         self.sums = torch.zeros(0)
 
-    def weights(self, ids: Tensor) -> Tensor:
-        """Weight (T - 1,) of each predicted token."""
-        weights = token_weights(ids.shape[1], self.tokens_per_image, self.loss.input_weight)
-        return weights.to(ids.device)
+    def documents(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """The document of each token (B, T); None where each sentence is one."""
+        pictures, length = batch["pictures"], batch["ids"].shape[1]
+        if not self.packed:
+            return None
+        return documents(pictures, length, self.tokens_per_image)
 
-    def ground_truth_loss(self, logits: Tensor, ids: Tensor) -> Tensor:
-        """Next-token loss of logits (B, T - 1, V) against ids (B, T)."""
-        c = self.loss
-        return cross_entropy(logits, ids[:, 1:], self.weights(ids), c.label_smoothing, c.z_loss)
+    def targets(self, batch: dict[str, Tensor]) -> Tensor:
+        """Which tokens (B, T) are of target pictures."""
+        return targets(batch["pictures"], batch["ids"].shape[1], self.tokens_per_image)
 
-    def read(self, ids: Tensor) -> Tensor:
-        """What the student reads (B, T - 1) of sentences (B, T) when it is trained on them."""
-        known, share = ids[:, :-1], self.loss.misread
-        if not share:
-            return known
-        return misread(known, self.tokens_per_image, share, self.model.config.vocab_size)
+    def predict(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (B, T - 1, V) of each next token, and the weight (B, T - 1) that each has."""
+        c, is_target, document = self.loss, self.targets(batch), self.documents(batch)
+        known = batch["ids"][:, :-1]
+        if c.misread:
+            vocab = self.model.config.vocab_size
+            known = misread(known, is_target[:, :-1], self.tokens_per_image, c.misread, vocab)
+        logits = self.model(known, documents=_known(document))
+        return logits, token_weights(is_target, c.input_weight, document)
+
+    def ground_truth_loss(self, logits: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """Next-token loss of logits (B, T - 1, V) against ids (B, T), weighed (B, T - 1)."""
+        return cross_entropy(
+            logits, ids[:, 1:], weights, self.loss.label_smoothing, self.loss.z_loss
+        )
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        ids = batch["ids"]
-        loss = self.ground_truth_loss(self.model(self.read(ids)), ids)
+        logits, weights = self.predict(batch)
+        loss = self.ground_truth_loss(logits, batch["ids"], weights)
         self.log("train/loss", loss)
         return loss
 
@@ -70,16 +90,17 @@ class StudentTraining(L.LightningModule):
         self.sums = torch.zeros(len(self.tasks), 6, dtype=torch.float64)
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        ids = batch["ids"]
-        logits = self.model(ids[:, :-1]).float()
-        targets = ids[:, 1:]
-        losses = -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-        correct = (logits.argmax(-1) == targets).float()
-        is_target = token_weights(ids.shape[1], self.tokens_per_image, 0.0).to(ids.device)
-        one = torch.ones_like(losses)
-        columns = [losses, correct, one, losses * is_target, correct * is_target, one * is_target]
+        ids, document = batch["ids"], self.documents(batch)
+        logits = self.model(ids[:, :-1], documents=_known(document)).float()
+        wanted, is_target = ids[:, 1:], self.targets(batch)
+        losses = -logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
+        correct = (logits.argmax(-1) == wanted).float()
+        every = token_weights(is_target, 1.0, document)
+        target = token_weights(is_target, 0.0, document)
+        columns = [each * w for w in (every, target) for each in (losses, correct, 1.0)]
         rows = torch.stack([c.double().sum(1) for c in columns], dim=1).cpu()
-        self.sums.index_add_(0, batch["task"].cpu(), rows)
+        counted = batch["task"].cpu() >= 0  # others are there to give each rank as much to do
+        self.sums.index_add_(0, batch["task"].cpu()[counted], rows[counted])
 
     def on_validation_epoch_end(self) -> None:
         sums = self.sums
@@ -120,6 +141,11 @@ class StudentTraining(L.LightningModule):
         }
 
 
+def _known(document: Tensor | None) -> Tensor | None:
+    """The documents of what a student reads: all tokens but the last."""
+    return None if document is None else document[:, :-1]
+
+
 class DistillationTraining(StudentTraining):
     """Training of a student on sentences and on the frozen teacher's distribution over them."""
 
@@ -142,11 +168,11 @@ class DistillationTraining(StudentTraining):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         ids, c = batch["ids"], self.loss
-        logits = self.model(self.read(ids))
+        logits, weights = self.predict(batch)
         with torch.no_grad():
-            guide = self.teacher(ids[:, :-1])
-        truth = self.ground_truth_loss(logits, ids)
+            guide = self.teacher(ids[:, :-1], documents=_known(self.documents(batch)))
+        truth = self.ground_truth_loss(logits, ids, weights)
         inverse = c.direction is Direction.inverse
-        kd = distillation(logits, guide, self.weights(ids), c.temperature, inverse)
+        kd = distillation(logits, guide, weights, c.temperature, inverse)
         self.log_dict({"train/loss": truth, "train/kd": kd})
         return c.gt_weight * truth + c.kd_weight * kd

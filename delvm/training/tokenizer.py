@@ -21,7 +21,7 @@ from delvm.training.schedule import build_optimizer
 
 
 class TokenizerTraining(L.LightningModule):
-    """Reconstruction, codebook and adversary on batches of pixels (B, 3, H, H) in [0, 1].
+    """Reconstruction, codebook and adversary on batches {"pixels": (B, 3, H, H) uint8}.
 
     Optimization is manual, since the codebook moves outside the gradient and the discriminator
     has an optimizer of its own (Esser et al. 2021, arXiv 2012.09841).
@@ -58,8 +58,8 @@ class TokenizerTraining(L.LightningModule):
         weight = 1 + c.foreground * (pixels.amax(1, keepdim=True) > 0.1)
         return (weight * (c.l1 * error.abs() + c.l2 * error.square())).mean()
 
-    def training_step(self, pixels: Tensor, index: int) -> None:
-        model, c = self.model, self.loss
+    def training_step(self, batch: dict[str, Tensor], index: int) -> None:
+        model, c, pixels = self.model, self.loss, _unit(batch)
         z = model.features(pixels).float()  # (B, N, d)
         ids = model.quantize.search(z.detach().flatten(0, 1))
         codes = F.embedding(ids, model.codebook).view_as(z)
@@ -125,7 +125,8 @@ class TokenizerTraining(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.counts = torch.zeros_like(self.counts, device=self.device)
 
-    def validation_step(self, pixels: Tensor, index: int) -> None:
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        pixels = _unit(batch)
         ids = self.model.encode(pixels)
         self.counts += torch.bincount(ids.flatten(), minlength=len(self.counts))
         error = (self.model.decode(ids).float() - pixels).square().flatten(1).mean(1)
@@ -155,6 +156,11 @@ class TokenizerTraining(L.LightningModule):
         found = self.lr_schedulers()
         assert found is not None
         return found if isinstance(found, list) else [found]
+
+
+def _unit(batch: dict[str, Tensor]) -> Tensor:
+    """The pixels of a batch (B, 3, H, H) in [0, 1]; bytes are a quarter of the way to a device."""
+    return batch["pixels"].float() / 255
 
 
 def _groups(

@@ -26,7 +26,7 @@ ALONE = {
     "set student.net.vocab_size=512",
     "student.net.codebook_dim=16": "code width 32 (tokenizer) != codebook_dim 16 (student): "
     "set student.net.codebook_dim=32",
-    "data.pairs_per_sentence=5": "a sentence of 5 pairs is 640 tokens (2 x 5 x 64), and the "
+    "data.pairs_per_sentence=5": "a sentence of 10 pictures is 640 tokens (10 x 64), and the "
     "student's context is 512: set student.net.context=640 or data.pairs_per_sentence=4",
     "student.net.heads=7": "student.net: heads 7 do not divide width 256",
     "trainer.precision=16-mixed": "trainer.precision=16-mixed needs a GPU, "

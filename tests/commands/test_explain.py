@@ -15,7 +15,7 @@ LINES = {
     "train module.label_smothing=0": "unknown key 'module.label_smothing': did you mean "
     "'module.label_smoothing'?",
     "train data=pixels data.pairs_per_sentence=2": "unknown key 'data.pairs_per_sentence': "
-    "choose from: batch_size, buffer, kind, path, val_pairs, workers",
+    "choose from: batch_size, kind, path, val_pairs, window, workers",
     "train module.kd_weight=2": "unknown key 'module.kd_weight': did you mean "
     "'module.input_weight'?",
     "prepare source.sise=32": "unknown key 'source.sise': did you mean 'source.size'?",
@@ -25,8 +25,8 @@ LINES = {
     # a plus does not smuggle them in
     "train +student.net.widht=4": "unknown key 'student.net.widht': did you mean "
     "'student.net.width'?",
-    "train +data.foo=4": "unknown key 'data.foo': choose from: batch_size, buffer, kind, "
-    "pairs_per_sentence, path, val_pairs, weights, workers",
+    "train +data.foo=4": "unknown key 'data.foo': choose from: batch_size, "
+    "images_per_sentence, kind, pairs_per_sentence, path, val_pairs, weights, window, workers",
     "generate ++sed=4": "unknown key 'sed': did you mean 'seed'?",
     # group options
     "train student=tny": "unknown option student=tny: did you mean 'tiny'?",

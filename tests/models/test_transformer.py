@@ -148,3 +148,23 @@ def test_the_compiled_network_has_the_plain_ones_gradients():
         if wanted.requires_grad:
             assert wanted.grad is not None and found.grad is not None
             assert (found.grad - wanted.grad).norm() < 0.05 * wanted.grad.norm()
+
+
+def test_documents_are_read_one_at_a_time():
+    """Packed in one row, each gives what it gives alone: they see nothing of each other."""
+    torch.manual_seed(0)
+    model = tiny().eval()
+    lengths = ((3, 1, 4), (8,), (1, 7))
+    ids = torch.randint(0, model.config.vocab_size, (3, 8))
+    numbers = [torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths]
+    packed = model(ids, documents=torch.stack(numbers))
+    for row, sizes in enumerate(lengths):
+        alone = [model(part[None])[0] for part in ids[row].split(sizes)]
+        assert torch.allclose(packed[row], torch.cat(alone), atol=1e-5)
+    assert not torch.allclose(packed[0], model(ids)[0], atol=1e-2)
+
+
+def test_documents_and_a_cache_do_not_go_together():
+    model = tiny()
+    with pytest.raises(ValueError, match="cache"):
+        model(torch.zeros(1, 2, dtype=torch.int64), model.new_cache(1), torch.zeros(1, 2))

@@ -1,0 +1,52 @@
+"""Small training runs, for tests: their configs, and their curves."""
+
+import csv
+from pathlib import Path
+
+from delvm.data.pictures import PicturesConfig
+from delvm.data.sentences import SentencesConfig
+from delvm.models.transformer import Init, TransformerConfig
+from delvm.models.vqgan import VQGANConfig
+from delvm.training.config import (
+    OptimConfig,
+    StudentConfig,
+    StudentModule,
+    TokenizerConfig,
+    TokenizerModule,
+    TrainConfig,
+    TrainerConfig,
+)
+
+N, V = 4, 16  # tokens a picture, codes
+TOKENIZER = VQGANConfig(16, 3, 32, [1, 1], 1, [], True, 32, 32, 8, patch_size=2)
+
+
+def student_config(tokens: Path, steps: int = 3, **changes: object) -> TrainConfig:
+    net = TransformerConfig(V, 32, 2, 2, context=32, codebook_dim=8, init=Init.ordinary)
+    values = {
+        "module": StudentModule(input_weight=0.0),
+        "student": StudentConfig(net),
+        "data": SentencesConfig(path=str(tokens), pairs_per_sentence=2, batch_size=8),
+        "optim": OptimConfig(lr=1e-2, warmup=0.1),
+        "trainer": TrainerConfig(
+            steps, accelerator="cpu", precision="32-true", val_every=steps, log_every=1, threads=1
+        ),
+    }
+    return TrainConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+def tokenizer_config(pictures, steps=30, net=TOKENIZER, **module) -> TrainConfig:
+    return TrainConfig(
+        module=TokenizerModule(**({"perceptual": 0.0, "revive_after": 10} | module)),
+        tokenizer=TokenizerConfig(net),
+        data=PicturesConfig(path=str(pictures), batch_size=8),
+        optim=OptimConfig(lr=2e-3, warmup=0.1),
+        trainer=TrainerConfig(
+            steps, accelerator="cpu", precision="32-true", val_every=steps, log_every=1, threads=1
+        ),
+    )
+
+
+def curve(folder: Path, name: str) -> list[float]:
+    with (folder / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
