@@ -1,0 +1,139 @@
+"""Loading sentences: tokens a second, beside JSON lines in the InternLM layout, and memory.
+
+A step of loading is what a worker does for a batch: find its sentences in the shuffled order, read
+their pairs, pack and cast them. The peer reads the same pairs in a shuffled order from a .bin by
+the places in its .bin.meta, as InternLM's data set does, and packs them alike.
+"""
+
+import json
+import multiprocessing
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from delvm.data import manifest, shards
+from delvm.data.order import Numbers
+from delvm.data.sentences import Sentences, SentencesConfig
+from delvm.interop.token_files import TokenSpace, write_internlm
+from experiments.bench.frame import Row
+
+N, V, PAIRS, BATCH = 256, 8192, 4, 16  # tokens an image, codes, pairs a sentence, sentences
+SMALL, LARGE = 16_384, 163_840  # pairs in a corpus: 8 and 84 million tokens
+STEPS = 150
+
+
+def rows() -> list[Row]:
+    """Rate of one worker, CPU time beside JSON lines, and memory at 1x and 10x the corpus."""
+    with tempfile.TemporaryDirectory() as folder:
+        small, large, lines = (Path(folder) / name for name in ("small", "large", "train.bin"))
+        write(small, SMALL)
+        write(large, LARGE)
+        samples = (
+            pair.reshape(-1)
+            for record in shards.read_tokens(small, "train", "pose")
+            for pair in record
+        )
+        write_internlm(lines, samples, TokenSpace(V))
+        return [*rates(small, lines), memory(small, large)]
+
+
+def write(root: Path, pairs: int) -> None:
+    """A corpus of random ids."""
+    manifest.write_codebook(root, torch.zeros(V, 2), "f" * 16)
+    plan = manifest.plan_tokens(
+        manifest.plan_pairs("train", "pose", source="s", seed=0, image_size=256),
+        pairs, tokens_per_image=N, vocab_size=V, fingerprint="f" * 16,
+    )  # fmt: skip
+
+    def ids(start: int, stop: int) -> list[np.ndarray]:
+        return [np.random.default_rng(start).integers(0, V, (stop - start, 2, N))]
+
+    shards.write_tokens(root, plan, ids)
+
+
+def stream(root: Path) -> Sentences:
+    """The training stream of a corpus."""
+    return Sentences(SentencesConfig(path=str(root), pairs_per_sentence=PAIRS), seed=0)
+
+
+def rates(root: Path, lines: Path) -> list[Row]:
+    """Tokens a second of one worker, and CPU nanoseconds a token beside the peer's."""
+    data, order = stream(root), np.random.default_rng(0).permutation(SMALL)
+    tokens = BATCH * PAIRS * 2 * N
+    meta = np.load(lines.with_name("train.bin.meta"))
+
+    def ours(step: int) -> None:
+        data[np.arange(step * BATCH, (step + 1) * BATCH)]
+
+    def theirs(step: int) -> None:
+        wanted = order[np.arange(step * BATCH * PAIRS, (step + 1) * BATCH * PAIRS) % SMALL]
+        with lines.open("rb") as file:
+            samples = []
+            for offset, _ in meta[wanted].tolist():
+                file.seek(offset)
+                samples.append(json.loads(file.readline())["tokens"])
+        torch.from_numpy(np.array(samples, np.int64).reshape(BATCH, -1))
+
+    wall, cpu = spent(ours, STEPS)
+    _, cpu_theirs = spent(theirs, STEPS // 10)
+    loader = iter(DataLoader(data, None, sampler=Numbers(0, BATCH), num_workers=1))
+    next(loader)
+    piped, _ = spent(lambda step: next(loader), STEPS)
+    note = f"sentences of {PAIRS} pairs of {N}-token pictures, batches of {BATCH}"
+    return [
+        Row("loading_rate", tokens / wall / 1e6, None, None, "ours >= 5", "million tokens/s",
+            f"{note}, in one process, page cache warm"),
+        Row("loading_rate_of_a_worker", tokens / piped / 1e6, None, None, "ours >= 5",
+            "million tokens/s", f"{note}, through a DataLoader with one worker"),
+        Row.compare("loading_cpu", cpu / tokens * 1e9, cpu_theirs / tokens * 1e9,
+                    goal="ratio <= 0.1", unit="CPU ns/token",
+                    note=f"{note}, beside JSON lines read by their .meta and packed alike"),
+    ]  # fmt: skip
+
+
+def spent(step: Callable[[int], object], steps: int) -> tuple[float, float]:
+    """(wall seconds, CPU seconds of this process) a step, after a warm-up."""
+    step(0)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for number in range(1, steps + 1):
+        step(number)
+    return (time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps
+
+
+def memory(small: Path, large: Path) -> Row:
+    """What loading adds to a process, from both corpora."""
+    grown = {}
+    for name, root in (("small", small), ("large", large)):
+        # A process of its own: a peak never goes down.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            grown[name] = pool.apply(_growth, (root,))
+    return Row.compare(
+        "loading_memory",
+        grown["large"],
+        grown["small"],
+        goal="ratio <= 1.5",
+        unit="MiB",
+        note=f"what an epoch of loading adds to the peak memory of a process, with {LARGE:,} pairs "
+        f"beside {SMALL:,}",
+    )
+
+
+def _growth(root: Path) -> float:
+    """What reading every sentence of a corpus once adds to the peak of this process, in MiB."""
+    torch.from_numpy(np.zeros(BATCH * PAIRS * 2 * N, np.int64))
+    before = _peak()
+    data = stream(root)
+    for start in range(0, data.epoch, BATCH):
+        data[np.arange(start, start + BATCH)]
+    return _peak() - before
+
+
+def _peak() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
