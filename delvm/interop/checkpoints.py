@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from delvm.errors import UserError
 from delvm.files import atomic_folder, read_json, write_json
 from delvm.interop import open_muse, taming, weights
+from delvm.models.attention import Backend
 from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
 
 FORMAT = "delvm-1"
 SHIPPED = Path(__file__).parent.parent / "weights"
-ENUMS: dict[str, type[Enum]] = {"embedding": Embedding, "init": Init}
+ENUMS: dict[str, type[Enum]] = {"attention": Backend, "embedding": Embedding, "init": Init}
 
 
 def describe(model: VQGAN | Transformer) -> dict[str, Any]:
@@ -48,7 +49,8 @@ def save_model(
         folder: replaced if it exists.
         dtype: of the weights on disk; float16 halves the size.
     """
-    tensors = {k: v.detach().cpu().to(dtype) for k, v in model.state_dict().items()}
+    # Copies: a tied embedding and its head share one tensor, which safetensors would refuse.
+    tensors = {k: v.detach().to("cpu", dtype, copy=True) for k, v in model.state_dict().items()}
     with atomic_folder(folder) as part:
         weights.write_tensors(part / "model.safetensors", tensors)
         write_json(part / "config.json", describe(model))

@@ -1,12 +1,29 @@
-"""Causal self-attention with rotary positions, over a whole sequence or on top of a cache.
+"""Causal self-attention with rotary positions: over whole sequences, documents packed in a row,
+or on top of a cache.
 
 Notation:
     B batch    T tokens    H heads    D width of a head    C = H * D
 """
 
+from enum import Enum
+from functools import cache, cached_property
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Backend(Enum):
+    """What computes attention: torch, or xformers on a GPU.
+
+    ``auto`` is xformers for packed documents where it works, since it skips what lies between
+    them, and torch for everything else.
+    """
+
+    auto = "auto"
+    sdpa = "sdpa"
+    xformers = "xformers"
 
 
 def rotary_table(context: int, width: int, base: float) -> Tensor:
@@ -20,29 +37,39 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn each head's first half against its second half.
 
     Args:
-        x: (B, H, T, D).
-        table: (2, T, D / 2), the angles of the T positions; or (2, B, 1, T, D / 2), of each row's.
+        x: (B, T, H, D).
+        table: (2, T, 1, D / 2), the angles of the T positions; or (2, B, T, 1, D / 2), of each
+            row's.
     """
     cos, sin = table[0], table[1]
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-def document_positions(documents: Tensor) -> Tensor:
-    """The place of each token within its document, (B, T) int64.
+class Documents:
+    """Which tokens of each row belong together, as attention wants to know it.
 
-    Args:
-        documents: (B, T), alike for the tokens of one document, which lie together.
+    Documents do not see each other, and each begins at position 0.
     """
-    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
-    return places - torch.where(begins, places, 0).cummax(dim=1).values
 
+    def __init__(self, numbers: Tensor) -> None:
+        """Take the number of each token's document, (B, T); those of one document lie together."""
+        self.begins = F.pad(numbers[:, 1:] != numbers[:, :-1], (1, 0), value=True)
+        same = numbers[:, :, None] == numbers[:, None, :]
+        self.mask = same.tril()[:, None]  # (B, 1, T, T) bool: who sees whom
 
-def document_mask(documents: Tensor) -> Tensor:
-    """Who sees whom, (B, 1, T, T) bool: each token itself and what is before it in its document."""
-    same = documents[:, None, :, None] == documents[:, None, None, :]
-    return same.tril()
+    @property
+    def positions(self) -> Tensor:
+        """The place of each token in its document, (B, T) int64."""
+        places = torch.arange(self.begins.shape[1], device=self.begins.device)
+        return places - torch.where(self.begins, places, 0).cummax(dim=1).values
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each document, row after row."""
+        starts = self.begins.flatten().nonzero()[:, 0].tolist()
+        ends = [*starts[1:], self.begins.numel()]
+        return [end - start for start, end in zip(starts, ends, strict=True)]
 
 
 class KeyValueCache:
@@ -71,41 +98,112 @@ class KeyValueCache:
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention, bias on q, k, v and the output as the reference has it."""
+    """Multi-head self-attention; one matrix makes q, k and v."""
 
-    def __init__(self, width: int, heads: int, bias: bool, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        bias: bool,
+        dropout: float,
+        qk_norm: float | None = None,
+        backend: Backend = Backend.auto,
+    ) -> None:
+        """Build it; ``qk_norm`` is the eps of the norms of q and k, None for none of them."""
         super().__init__()
-        self.heads = heads
-        self.dropout = dropout
+        self.heads, self.dropout, self.backend = heads, dropout, backend
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
+        if qk_norm is not None:  # Henry et al. 2020; Dehghani et al. 2023
+            self.norm_q = nn.RMSNorm(width // heads, eps=qk_norm)
+            self.norm_k = nn.RMSNorm(width // heads, eps=qk_norm)
+        self.qk_norm = qk_norm is not None
 
     def forward(
         self,
         x: Tensor,
         table: Tensor,
+        documents: Documents | None = None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
-        mask: Tensor | None = None,
     ) -> Tensor:
         b, t, c = x.shape
-        # (B, T, 3C) -> three of (B, H, T, D)
-        q, k, v = self.qkv(x).view(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        # (B, T, 3C) -> three of (B, T, H, D)
+        q, k, v = self.qkv(x).view(b, t, 3, self.heads, c // self.heads).unbind(2)
+        if self.qk_norm:
+            q, k = self.norm_q(q), self.norm_k(k)
         q, k = rotate(q, table), rotate(k, table)
-        causal = mask is None
+        dropout = self.dropout if self.training else 0.0
         if cache is not None:
-            past = cache.length
-            k, v = cache.extend(layer, k, v)
-            if past:  # query i stands at position past + i and sees everything up to itself
-                causal = False
-                if t > 1:
-                    mask = torch.ones(t, past + t, dtype=torch.bool, device=x.device).tril(past)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=causal,
-            dropout_p=self.dropout if self.training else 0.0,
-        )  # (B, H, T, D)
-        return self.out(y.transpose(1, 2).reshape(b, t, c))
+            y = attend_cached(q, k, v, cache, layer)
+        elif chosen(self.backend, documents, q) is Backend.xformers:
+            y = attend_xformers(q, k, v, documents, dropout)
+        else:
+            y = attend(q, k, v, documents, dropout)
+        return self.out(y.reshape(b, t, c))
+
+
+def chosen(backend: Backend, documents: Documents | None, q: Tensor) -> Backend:
+    """The backend that `Backend.auto` means for these queries.
+
+    Raises:
+        ValueError: xformers was asked for and does not work here.
+    """
+    if backend is Backend.xformers and not works(q.device, q.dtype):
+        raise ValueError(
+            f"attention=xformers does not work on {q.device.type} in {q.dtype}: set "
+            "student.net.attention=sdpa"
+        )
+    if backend is Backend.auto and documents is not None and works(q.device, q.dtype):
+        return Backend.xformers
+    return Backend.sdpa if backend is Backend.auto else backend
+
+
+@cache
+def works(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether xformers computes here: it imports where it has no operator, so it is tried once."""
+    if device.type != "cuda":
+        return False
+    try:
+        probe = torch.zeros(1, 8, 1, 64, device=device, dtype=dtype)
+        attend_xformers(probe, probe, probe, None, 0.0)
+    except (ImportError, NotImplementedError, RuntimeError, ValueError):
+        return False
+    return True
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None, dropout: float) -> Tensor:
+    """Attention by torch: q, k, v and the result (B, T, H, D)."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
+    mask = None if documents is None else documents.mask
+    y = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout
+    )
+    return y.transpose(1, 2)
+
+
+def attend_xformers(
+    q: Tensor, k: Tensor, v: Tensor, documents: Documents | None, dropout: float
+) -> Tensor:
+    """Attention by xformers: q, k, v and the result (B, T, H, D); documents as blocks."""
+    from xformers import ops
+
+    if documents is None:
+        bias: Any = ops.LowerTriangularMask()
+        return ops.memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout)
+    bias = ops.fmha.attn_bias.BlockDiagonalCausalMask.from_seqlens(documents.lengths)
+    rows = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v))  # (1, B T, H, D)
+    return ops.memory_efficient_attention(*rows, attn_bias=bias, p=dropout).view_as(q)
+
+
+def attend_cached(q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache, layer: int) -> Tensor:
+    """Attention of new tokens (B, T, H, D) to all so far; the cache is extended."""
+    past, t = cache.length, q.shape[1]
+    keys, values = cache.extend(layer, k.transpose(1, 2), v.transpose(1, 2))
+    mask = None
+    if past and t > 1:  # query i stands at position past + i and sees everything up to itself
+        mask = torch.ones(t, past + t, dtype=torch.bool, device=q.device).tril(past)
+    y = F.scaled_dot_product_attention(
+        q.transpose(1, 2), keys, values, attn_mask=mask, is_causal=not past and t > 1
+    )
+    return y.transpose(1, 2)

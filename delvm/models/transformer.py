@@ -5,7 +5,7 @@ positions, SwiGLU, an untied head, and an input embedding that is the frozen cod
 tokenizer followed by a projection.
 
 Notation:
-    B batch    T tokens    C width    V vocabulary    d width of a code
+    B batch    T tokens    C width    D width of a head    V vocabulary    d width of a code
 """
 
 import math
@@ -16,21 +16,17 @@ from enum import Enum
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from delvm.models.attention import (
-    Attention,
-    KeyValueCache,
-    document_mask,
-    document_positions,
-    rotary_table,
-)
+from delvm.models.attention import Attention, Backend, Documents, KeyValueCache, rotary_table
 
 
 class Embedding(Enum):
-    """Where input vectors come from: the tokenizer's frozen codebook, or a table of their own."""
+    """Where input vectors come from: the tokenizer's frozen codebook, a table, or the head's."""
 
     codebook = "codebook"
     own = "own"
+    tied = "tied"
 
 
 class Init(Enum):
@@ -51,6 +47,11 @@ class TransformerConfig:
         context: the longest sequence, in tokens.
         bias: bias on q, k, v and the attention's output.
         codebook_dim: width of a code, d (used with ``embedding: codebook``).
+        dropout: of attention and of what each block adds.
+        drop_path: chance that the last block adds nothing to a row; earlier ones have less, in
+            proportion to their depth (Huang et al. 2016).
+        qk_norm: whether queries and keys are normalised, which keeps large models stable.
+        attention: what computes it.
     """
 
     vocab_size: int = 8192
@@ -65,6 +66,9 @@ class TransformerConfig:
     embedding: Embedding = Embedding.codebook
     codebook_dim: int = 256
     dropout: float = 0.0
+    drop_path: float = 0.0
+    qk_norm: bool = False
+    attention: Backend = Backend.auto
     init: Init = Init.reference
 
     @property
@@ -94,24 +98,35 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, c: TransformerConfig) -> None:
+    def __init__(self, c: TransformerConfig, depth: float) -> None:
+        """Build a block that lies at a depth in [0, 1] of the network."""
         super().__init__()
         self.norm1 = nn.RMSNorm(c.width, eps=c.norm_eps)
-        self.attention = Attention(c.width, c.heads, c.bias, c.dropout)
+        qk_norm = c.norm_eps if c.qk_norm else None
+        self.attention = Attention(c.width, c.heads, c.bias, c.dropout, qk_norm, c.attention)
         self.norm2 = nn.RMSNorm(c.width, eps=c.norm_eps)
         self.mlp = MLP(c.width, c.inner)
         self.dropout = nn.Dropout(c.dropout)
+        self.drop_path = depth * c.drop_path
 
     def forward(
         self,
         x: Tensor,
         table: Tensor,
+        documents: Documents | None = None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
-        mask: Tensor | None = None,
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x), table, cache, layer, mask))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        x = x + self.kept(self.attention(self.norm1(x), table, documents, cache, layer))
+        return x + self.kept(self.mlp(self.norm2(x)))
+
+    def kept(self, added: Tensor) -> Tensor:
+        """What is added (B, T, C) after dropout, and in training nothing at all to some rows."""
+        added = self.dropout(added)
+        if not self.training or not self.drop_path:
+            return added
+        keep = torch.rand(len(added), 1, 1, device=added.device) >= self.drop_path
+        return added * keep / (1 - self.drop_path)
 
 
 class CodebookEmbedding(nn.Module):
@@ -154,9 +169,14 @@ class Transformer(nn.Module):
             if c.embedding is Embedding.codebook
             else nn.Embedding(c.vocab_size, c.width)
         )
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        depths = torch.linspace(0, 1, c.layers, device="cpu").tolist()
+        self.blocks = nn.ModuleList(Block(c, depth) for depth in depths)
         self.norm = nn.RMSNorm(c.width, eps=c.norm_eps)
         self.head = nn.Linear(c.width, c.vocab_size, bias=False)
+        if c.embedding is Embedding.tied and isinstance(self.embed, nn.Embedding):
+            self.embed.weight = self.head.weight
+        # Of each so many blocks, one is computed again in the backward pass; 0 = none.
+        self.recompute = 0
         table = rotary_table(c.context, c.head_width, c.rope_base)
         self.register_buffer("rotary", table, persistent=False)
         self.init_weights()
@@ -214,15 +234,17 @@ class Transformer(nn.Module):
         end = past + ids.shape[1]
         if end > self.config.context:
             raise ValueError(f"{end} tokens for a context of {self.config.context}")
-        table, mask = self.rotary[:, past:end], None
-        if documents is not None:
-            if cache is not None:
-                raise ValueError("documents and a cache do not go together")
-            table = self.rotary[:, document_positions(documents)][:, :, None]  # (2, B, 1, T, D / 2)
-            mask = document_mask(documents)
+        if documents is not None and cache is not None:
+            raise ValueError("documents and a cache do not go together")
+        packed = None if documents is None else Documents(documents)
+        places = slice(past, end) if packed is None else packed.positions
+        table = self.rotary[:, places].unsqueeze(-2)  # (2, T, 1, D / 2), or (2, B, T, 1, D / 2)
         x = self.embed(ids)
         for layer, block in enumerate(self.blocks):
-            x = block(x, table, cache, layer, mask)
+            if self.recompute and torch.is_grad_enabled() and layer % self.recompute == 0:
+                x = checkpoint(block, x, table, packed, use_reentrant=False)
+            else:
+                x = block(x, table, packed, cache, layer)
         if cache is not None:
             cache.length = end
         return self.norm(x)

@@ -42,7 +42,7 @@ from delvm.training.student import DistillationTraining, StudentTraining
 from delvm.training.tokenizer import TokenizerTraining
 
 # keys of a network's config that say how it is trained, not what it computes
-_FREE = ("init", "dropout", "context", "commitment_cost")
+_FREE = ("init", "dropout", "drop_path", "context", "attention", "commitment_cost")
 
 
 def train(config: TrainConfig, folder: Path) -> Path:

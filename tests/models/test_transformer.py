@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from delvm.models.attention import Backend, Documents
 from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "internlm_hf"
@@ -161,10 +162,90 @@ def test_documents_are_read_one_at_a_time():
     for row, sizes in enumerate(lengths):
         alone = [model(part[None])[0] for part in ids[row].split(sizes)]
         assert torch.allclose(packed[row], torch.cat(alone), atol=1e-5)
-    assert not torch.allclose(packed[0], model(ids)[0], atol=1e-2)
+    assert not torch.allclose(packed[0], model(ids)[0], atol=1e-3)
 
 
 def test_documents_and_a_cache_do_not_go_together():
     model = tiny()
     with pytest.raises(ValueError, match="cache"):
         model(torch.zeros(1, 2, dtype=torch.int64), model.new_cache(1), torch.zeros(1, 2))
+
+
+def gradients(model, ids, documents=None):
+    """Logits, and the gradients of their squares by name."""
+    model.zero_grad()
+    logits = model(ids, documents=documents)
+    logits.square().sum().backward()
+    return logits, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("packed", [False, True])
+def test_recomputed_blocks_give_the_same_gradients(every, packed):
+    model = tiny().train()
+    ids = torch.randint(0, 40, (2, 9))
+    documents = torch.arange(9).expand(2, -1) // 4 if packed else None
+    plain, wanted = gradients(model, ids, documents)
+    model.recompute = every
+    again, found = gradients(model, ids, documents)
+    assert torch.equal(plain, again)
+    assert all(torch.allclose(wanted[name], found[name], atol=1e-6) for name in wanted)
+
+
+def test_a_tied_embedding_is_the_head():
+    model = Transformer(TransformerConfig(40, 32, 2, 4, context=8, embedding=Embedding.tied))
+    assert model.parameter_count() == tiny(embedding=Embedding.own, layers=2).parameter_count() - (
+        40 * 32
+    )
+    _, found = gradients(model, torch.randint(0, 40, (1, 4)))
+    assert model.embed.weight is model.head.weight and found["embed.weight"].abs().sum() > 0
+    assert model.head.weight.std().item() == pytest.approx(0.0052, rel=0.1)
+
+
+def test_normalised_queries_do_not_grow():
+    """Attention is the same however large q and k are made."""
+    model = tiny(qk_norm=True)
+    ids = torch.randint(0, 40, (1, 9))
+    before = model(ids)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attention.qkv.weight[:64] *= 100
+            block.attention.qkv.bias[:64] *= 100
+    assert torch.allclose(model(ids), before, atol=1e-4)
+
+
+def test_drop_path_leaves_whole_rows_out_and_keeps_the_mean():
+    block = tiny(drop_path=0.5).blocks[-1].train()
+    added = torch.ones(4000, 2, 3)
+    kept = block.kept(added)
+    assert set(kept.unique().tolist()) == {0.0, 2.0}
+    assert (kept.flatten(1).amin(1) == kept.flatten(1).amax(1)).all()
+    assert kept.mean().item() == pytest.approx(1.0, abs=0.1)
+    assert torch.equal(block.eval().kept(added), added)
+    assert tiny(drop_path=0.5).blocks[0].drop_path == 0
+
+
+def test_xformers_is_refused_where_it_does_not_work():
+    model = tiny(attention=Backend.xformers)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="student.net.attention=sdpa"):
+            model(torch.zeros(1, 4, dtype=torch.int64))
+
+
+def test_lengths_of_documents():
+    numbers = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0], [3, 4, 5, 5, 5]])
+    packed = Documents(numbers)
+    assert packed.lengths == [2, 3, 5, 1, 1, 3]
+    assert packed.positions.tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 4], [0, 0, 0, 1, 2]]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("packed", [False, True])
+def test_xformers_equals_torch(packed):
+    pytest.importorskip("xformers")
+    models = [tiny(width=256, attention=b).cuda().half() for b in (Backend.xformers, Backend.sdpa)]
+    models[1].load_state_dict(models[0].state_dict())
+    ids = torch.randint(0, 40, (2, 16), device="cuda")
+    documents = torch.arange(16, device="cuda").expand(2, -1) // 5 if packed else None
+    ours, torchs = (model(ids, documents=documents).float() for model in models)
+    assert torch.allclose(ours, torchs, atol=2e-3)
