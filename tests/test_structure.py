@@ -131,8 +131,9 @@ def test_files_stay_readable(path):
 
 
 def test_what_is_imported_is_declared():
-    data = PROJECT["optional-dependencies"]["data"]  # imported where a source needs them
-    declared = set(map(package_of, [*PROJECT["dependencies"], *data]))
+    extras = PROJECT["optional-dependencies"]  # these are imported where they are needed
+    optional = [*extras["data"], *extras["xformers"]]
+    declared = set(map(package_of, [*PROJECT["dependencies"], *optional]))
     provides = importlib.metadata.packages_distributions()
     for package in sorted(set().union(*map(outsiders, PACKAGE))):
         names = {name.lower() for name in provides.get(package, [package])}

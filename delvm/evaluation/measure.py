@@ -19,9 +19,10 @@ from torch import Tensor
 
 from delvm import tasks
 from delvm.data.images import to_images, to_pixels
-from delvm.evaluation import baselines, losses
+from delvm.evaluation import baselines
 from delvm.evaluation.prompts import Prompts, Side, decode, encode
 from delvm.inference.sampling import generate
+from delvm.models.prediction import next_token
 from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
 
@@ -167,7 +168,8 @@ def _answer(
 
 def _teacher_forced(student: Transformer, prompts: Prompts, rows: slice) -> dict[str, Tensor]:
     """Means over each sentence's tokens (B,): all of them, and those of the answer alone."""
-    loss, hits = losses.next_token(student, prompts.sentences(rows).to(_device(student)))
+    loss, hits = next_token(student, prompts.sentences(rows).to(_device(student)))
+    loss, hits = loss.cpu(), hits.cpu()
     answer = slice(loss.shape[1] - prompts.truths.ids.shape[1], None)
     return {
         "loss_all": loss.mean(1),

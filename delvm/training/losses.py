@@ -4,9 +4,14 @@ Notation:
     B batch    T tokens    V vocabulary    N tokens a picture
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+LOGITS_HELD = 1 << 23  # 32 MB in float32
 
 
 def targets(pictures: Tensor, length: int, tokens_per_image: int) -> Tensor:
@@ -67,48 +72,97 @@ def misread(
     return torch.where(swapped, torch.randint_like(ids, vocab_size), ids)
 
 
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Mean of values (B, T) under weights (B, T)."""
-    return (values * weights).sum() / weights.sum()
-
-
 def cross_entropy(
-    logits: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
+    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0
 ) -> Tensor:
-    """Weighted mean next-token loss in nats.
+    """Loss (n,) of next tokens in nats.
 
     Args:
-        logits: (B, T, V).
-        targets: (B, T) int64.
-        weights: (B, T).
+        logits: (n, V) float32.
+        targets: (n,) int64.
         label_smoothing: share of the target spread evenly over the vocabulary.
         z_loss: weight of the squared log-partition, which keeps logits from drifting.
     """
-    logits = logits.float()
-    losses = F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=label_smoothing
-    ).view(targets.shape)
+    losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     if z_loss:
         losses = losses + z_loss * logits.logsumexp(-1).square()
-    return weighted_mean(losses, weights)
+    return losses
 
 
-def distillation(
-    logits: Tensor, teacher: Tensor, weights: Tensor, temperature: float, inverse: bool
-) -> Tensor:
-    """T^2 x KL(teacher || student), or KL(student || teacher) when ``inverse``; weighted mean.
+def distillation(logits: Tensor, teacher: Tensor, temperature: float, inverse: bool) -> Tensor:
+    """T^2 x KL(teacher || student), or KL(student || teacher) when ``inverse``, of each token (n,).
 
     Args:
-        logits, teacher: (B, T, V).
-        weights: (B, T).
+        logits, teacher: (n, V) float32.
         temperature: T; both distributions are softened by it (Hinton et al. 2015).
     """
-    student = F.log_softmax(logits.float() / temperature, dim=-1)
-    guide = F.log_softmax(teacher.float() / temperature, dim=-1)
+    student = F.log_softmax(logits / temperature, dim=-1)
+    guide = F.log_softmax(teacher / temperature, dim=-1)
     p, q = (student, guide) if inverse else (guide, student)
-    divergence = (p.exp() * (p - q)).sum(-1)  # (B, T)
-    return temperature**2 * weighted_mean(divergence, weights)
+    return temperature**2 * (p.exp() * (p - q)).sum(-1)
+
+
+def over_logits(
+    hidden: Tensor,
+    weight: Tensor,
+    loss: Callable[[Tensor, slice], Tensor],
+    held: int = LOGITS_HELD,
+) -> Tensor:
+    """Sum of a loss over the logits ``hidden @ weight.T``, which are never all there at once.
+
+    A stretch of rows at a time gets its logits, their loss, and at once the gradients too, so that
+    the backward pass has nothing left to do but scale them. Products are taken in autocast's
+    precision where it is on, losses in float32.
+
+    Args:
+        hidden: (n, C).
+        weight: (V, C), of the head.
+        loss: loss(logits (m, V) float32, which rows they are) -> a sum over those rows.
+        held: logits that are there at once, at most.
+
+    Returns:
+        A number, differentiable in hidden and weight.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    rows = max(1, held // len(weight))
+    return _OverLogits.apply(hidden, weight, loss, rows, dtype)
+
+
+class _OverLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        loss: Callable[[Tensor, slice], Tensor],
+        rows: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        learning = any(ctx.needs_input_grad[:2])
+        matrix = weight.to(dtype)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        to_hidden = torch.empty_like(hidden) if learning else None
+        to_weight = torch.zeros_like(weight, dtype=torch.float32) if learning else None
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            states = hidden[part].to(dtype)
+            logits = (states @ matrix.T).float()
+            with torch.enable_grad():
+                value = loss(logits.requires_grad_(learning), part)
+            total += value.detach()
+            if to_hidden is None or to_weight is None:
+                continue
+            (slope,) = torch.autograd.grad(value, logits)
+            slope = slope.to(dtype)
+            to_hidden[part] = slope @ matrix
+            to_weight += slope.T @ states
+        if learning:
+            assert to_weight is not None
+            ctx.save_for_backward(to_hidden, to_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        to_hidden, to_weight = ctx.saved_tensors
+        return slope * to_hidden, slope * to_weight, None, None, None

@@ -82,7 +82,9 @@ def train(config: TrainConfig, folder: Path) -> Path:
         callbacks.append(StopAt(config.trainer.stop_at))
     trainer = _trainer(config, folder, callbacks, resume)
     if config.trainer.compile:
-        model.compile()
+        assert isinstance(model, Transformer)  # checked with the config
+        for block in model.blocks:
+            block.compile()
     if resume is None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     failed = True

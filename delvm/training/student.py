@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from delvm.models.prediction import next_token
 from delvm.models.transformer import Transformer
 from delvm.training.config import Direction, DistillationModule, OptimConfig, StudentModule
 from delvm.training.losses import (
@@ -14,6 +15,7 @@ from delvm.training.losses import (
     distillation,
     documents,
     misread,
+    over_logits,
     targets,
     token_weights,
 )
@@ -63,26 +65,35 @@ class StudentTraining(L.LightningModule):
         """Which tokens (B, T) are of target pictures."""
         return targets(batch["pictures"], batch["ids"].shape[1], self.tokens_per_image)
 
-    def predict(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (B, T - 1, V) of each next token, and the weight (B, T - 1) that each has."""
+    def read(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What training looks at.
+
+        Returns:
+            ids (B, T - 1) as they are read, the weight (B, T - 1) of the token after each, and the
+            document (B, T - 1) of each.
+        """
         c, is_target, document = self.loss, self.targets(batch), self.documents(batch)
         known = batch["ids"][:, :-1]
         if c.misread:
             vocab = self.model.config.vocab_size
             known = misread(known, is_target[:, :-1], self.tokens_per_image, c.misread, vocab)
-        logits = self.model(known, documents=_known(document))
-        return logits, token_weights(is_target, c.input_weight, document)
+        return known, token_weights(is_target, c.input_weight, document), _known(document)
 
-    def ground_truth_loss(self, logits: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        """Next-token loss of logits (B, T - 1, V) against ids (B, T), weighed (B, T - 1)."""
-        return cross_entropy(
-            logits, ids[:, 1:], weights, self.loss.label_smoothing, self.loss.z_loss
-        )
+    def truth(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Next-token loss (n,) of logits (n, V) against ids (n,)."""
+        return cross_entropy(logits, targets, self.loss.label_smoothing, self.loss.z_loss)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        logits, weights = self.predict(batch)
-        loss = self.ground_truth_loss(logits, batch["ids"], weights)
-        self.log("train/loss", loss)
+        known, weights, document = self.read(batch)
+        targets, weights = batch["ids"][:, 1:].flatten(), weights.flatten()
+        hidden = self.model.hidden(known, documents=document).flatten(0, 1)
+
+        def part(logits: Tensor, rows: slice) -> Tensor:
+            return (self.truth(logits, targets[rows]) * weights[rows]).sum()
+
+        # Divided afterwards, since gradients of single tokens would vanish in half precision.
+        loss = over_logits(hidden, self.model.head.weight, part) / weights.sum()
+        self.log("train/loss", loss.detach())
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -90,14 +101,11 @@ class StudentTraining(L.LightningModule):
         self.sums = torch.zeros(len(self.tasks), 6, dtype=torch.float64)
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        ids, document = batch["ids"], self.documents(batch)
-        logits = self.model(ids[:, :-1], documents=_known(document)).float()
-        wanted, is_target = ids[:, 1:], self.targets(batch)
-        losses = -logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
-        correct = (logits.argmax(-1) == wanted).float()
+        document, is_target = self.documents(batch), self.targets(batch)
+        losses, correct = next_token(self.model, batch["ids"], _known(document))
         every = token_weights(is_target, 1.0, document)
         target = token_weights(is_target, 0.0, document)
-        columns = [each * w for w in (every, target) for each in (losses, correct, 1.0)]
+        columns = [each * w for w in (every, target) for each in (losses, correct.float(), 1.0)]
         rows = torch.stack([c.double().sum(1) for c in columns], dim=1).cpu()
         counted = batch["task"].cpu() >= 0  # others are there to give each rank as much to do
         self.sums.index_add_(0, batch["task"].cpu()[counted], rows[counted])
@@ -167,12 +175,28 @@ class DistillationTraining(StudentTraining):
         self.teacher.to(self.device)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        ids, c = batch["ids"], self.loss
-        logits, weights = self.predict(batch)
+        c, (known, weights, document) = self.loss, self.read(batch)
+        targets, weights = batch["ids"][:, 1:].flatten(), weights.flatten()
+        hidden = self.model.hidden(known, documents=document).flatten(0, 1)
         with torch.no_grad():
-            guide = self.teacher(ids[:, :-1], documents=_known(self.documents(batch)))
-        truth = self.ground_truth_loss(logits, ids, weights)
+            # The teacher reads what is true, also where the student misreads.
+            guide = self.teacher.hidden(batch["ids"][:, :-1], documents=document).flatten(0, 1)
+        told = {
+            "train/loss": hidden.new_zeros(()).float(),
+            "train/kd": hidden.new_zeros(()).float(),
+        }
         inverse = c.direction is Direction.inverse
-        kd = distillation(logits, guide, weights, c.temperature, inverse)
-        self.log_dict({"train/loss": truth, "train/kd": kd})
-        return c.gt_weight * truth + c.kd_weight * kd
+
+        def part(logits: Tensor, rows: slice) -> Tensor:
+            truth = (self.truth(logits, targets[rows]) * weights[rows]).sum()
+            with torch.no_grad():
+                teacher = self.teacher.head(guide[rows]).float()
+            kd = distillation(logits, teacher, c.temperature, inverse)
+            kd = (kd * weights[rows]).sum()
+            told["train/loss"] += truth.detach()
+            told["train/kd"] += kd.detach()
+            return c.gt_weight * truth + c.kd_weight * kd
+
+        loss = over_logits(hidden, self.model.head.weight, part) / weights.sum()
+        self.log_dict({name: total / weights.sum() for name, total in told.items()})
+        return loss

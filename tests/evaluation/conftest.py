@@ -82,7 +82,9 @@ class Oracle(nn.Module):
     def new_cache(self, batch: int, context: int) -> SimpleNamespace:
         return SimpleNamespace(ids=torch.empty(batch, 0, dtype=torch.int64))
 
-    def hidden(self, ids: Tensor, cache: SimpleNamespace | None = None) -> Tensor:
+    def hidden(
+        self, ids: Tensor, cache: SimpleNamespace | None = None, documents: None = None
+    ) -> Tensor:
         whole = ids
         if cache is not None:
             whole = cache.ids = torch.cat((cache.ids, ids), dim=1)

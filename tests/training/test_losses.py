@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from delvm.training.losses import (
     cross_entropy,
     distillation,
     documents,
     misread,
+    over_logits,
     targets,
     token_weights,
 )
@@ -37,42 +39,74 @@ def test_single_pictures_are_documents_whose_first_token_is_not_predicted():
 
 def test_cross_entropy_against_a_loop():
     torch.manual_seed(0)
-    logits, targets = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
-    weights = torch.tensor([[0.0, 1.0, 0.5, 2.0, 1.0], [1.0, 0.5, 0.0, 1.0, 3.0]])
-    total = mass = 0.0
-    for b in range(2):
-        for t in range(5):
-            p = logits[b, t].exp() / logits[b, t].exp().sum()
-            total += weights[b, t].item() * -math.log(p[targets[b, t]].item())
-            mass += weights[b, t].item()
-    assert cross_entropy(logits, targets, weights).item() == pytest.approx(total / mass, rel=1e-5)
+    logits, targets = torch.randn(5, 7), torch.randint(0, 7, (5,))
+    found = cross_entropy(logits, targets).tolist()
+    for t in range(5):
+        p = logits[t].exp() / logits[t].exp().sum()
+        assert found[t] == pytest.approx(-math.log(p[targets[t]].item()), rel=1e-5)
 
 
 def test_z_loss_pulls_the_log_partition_to_zero():
-    logits, targets = torch.full((1, 1, 4), 3.0), torch.zeros(1, 1, dtype=torch.int64)
-    plain = cross_entropy(logits, targets, torch.ones(1, 1))
-    with_z = cross_entropy(logits, targets, torch.ones(1, 1), z_loss=0.1)
-    wanted = 0.1 * (3 + math.log(4)) ** 2
-    assert (with_z - plain).item() == pytest.approx(wanted, rel=1e-5)
+    logits, targets = torch.full((1, 4), 3.0), torch.zeros(1, dtype=torch.int64)
+    with_z = cross_entropy(logits, targets, z_loss=0.1) - cross_entropy(logits, targets)
+    assert with_z.item() == pytest.approx(0.1 * (3 + math.log(4)) ** 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("inverse", [False, True])
 def test_distillation_against_a_loop(inverse):
     torch.manual_seed(0)
-    student, teacher, weights = torch.randn(2, 3, 5), torch.randn(2, 3, 5), torch.ones(2, 3)
-    t, total = 2.0, 0.0
-    for b in range(2):
-        for i in range(3):
-            p = torch.softmax((student if inverse else teacher)[b, i] / t, 0)
-            q = torch.softmax((teacher if inverse else student)[b, i] / t, 0)
-            total += t**2 * sum(a.item() * math.log(a / c) for a, c in zip(p, q, strict=True))
-    got = distillation(student, teacher, weights, t, inverse).item()
-    assert got == pytest.approx(total / 6, rel=1e-4)
+    student, teacher, t = torch.randn(6, 5), torch.randn(6, 5), 2.0
+    found = distillation(student, teacher, t, inverse).tolist()
+    for i in range(6):
+        p = torch.softmax((student if inverse else teacher)[i] / t, 0)
+        q = torch.softmax((teacher if inverse else student)[i] / t, 0)
+        wanted = t**2 * sum(a.item() * math.log(a / c) for a, c in zip(p, q, strict=True))
+        assert found[i] == pytest.approx(wanted, rel=1e-4, abs=1e-6)
 
 
 def test_distillation_is_zero_between_equals():
-    logits = torch.randn(2, 3, 5)
-    assert distillation(logits, logits, torch.ones(2, 3), 1.0, False).item() == pytest.approx(0)
+    logits = torch.randn(6, 5)
+    assert distillation(logits, logits, 1.0, False).tolist() == pytest.approx([0] * 6)
+
+
+@pytest.mark.parametrize("held", [1, 7 * 11, 10**9])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_loss_in_parts_is_the_loss_of_all_logits(held, smoothing):
+    """Value and both gradients, to 1e-6 of float32."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(23, 16), torch.randn(11, 16)
+    targets, weights = torch.randint(0, 11, (23,)), torch.rand(23)
+    found = []
+    for whole in (True, False):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+
+        def part(logits, rows):
+            return (cross_entropy(logits, targets[rows], smoothing, 0.01) * weights[rows]).sum()
+
+        loss = part(h @ w.T, slice(None)) if whole else over_logits(h, w, part, held)
+        (3 * loss / weights.sum()).backward()
+        found.append((loss.detach(), h.grad, w.grad))
+    for plain, ours in zip(*found, strict=True):
+        assert torch.allclose(plain, ours, rtol=1e-6, atol=1e-6)
+
+
+def test_a_loss_in_parts_under_autocast_has_float32_sums():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(64, 32), (0.1 * torch.randn(50, 32)).requires_grad_()
+    targets = torch.randint(0, 50, (64,))
+
+    def part(logits, rows):
+        assert logits.dtype == torch.float32
+        return cross_entropy(logits, targets[rows]).sum()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = over_logits(hidden.requires_grad_(), weight, part, 500)
+    loss.backward()
+    plain = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    assert loss.item() == pytest.approx(plain.item(), rel=5e-3)
+    assert weight.grad.dtype == hidden.grad.dtype == torch.float32
+    with torch.no_grad():
+        assert over_logits(hidden, weight, part).item() == pytest.approx(plain.item(), rel=1e-5)
 
 
 def test_schedule():

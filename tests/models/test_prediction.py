@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from delvm.evaluation import losses
+from delvm.models import prediction
 from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
 
 
@@ -27,9 +27,9 @@ def student() -> Transformer:
 def test_against_a_plain_loop(
     student: Transformer, held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "_LOGITS", held)
+    monkeypatch.setattr(prediction, "LOGITS", held)
     ids = torch.randint(11, (3, 20), generator=torch.Generator().manual_seed(1))
-    found, hits = losses.next_token(student, ids)
+    found, hits = prediction.next_token(student, ids)
     assert found.shape == hits.shape == (3, 19)
     for row in range(3):
         for at in range(19):
