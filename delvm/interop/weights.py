@@ -28,17 +28,13 @@ class _Inert:
     """Stands in for a class that a checkpoint names and nothing here needs."""
 
 
-class _Plain(dict[str, Any]):
-    """Stands in for a class that is a dictionary and no more."""
-
-
 # What may be named, and what it becomes: the other project's own class is never imported.
 _STAND_INS: list[tuple[type, str]] = [
     # Lightning before 2.0 names its callbacks by their class; the name alone does no harm.
     (_Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
     (_Inert, "pytorch_lightning.callbacks.early_stopping.EarlyStopping"),
-    # InternLM's training configs, nested, in its model_config.pt.
-    (_Plain, "internlm.core.context.parallel_context.Config"),
+    # InternLM's training configs, in its model_config.pt: a subclass of dict, and nested.
+    (dict, "internlm.core.context.parallel_context.Config"),
 ]
 
 
