@@ -148,7 +148,7 @@ def read_weights(
         elif q := re.fullmatch(r"self_attn\.q_proj\.(weight|bias)", layer[2]):
             three = [name.replace("q_proj", f"{x}_proj") for x in "qkv"]
             shapes = {found[each].shape if each in found else None for each in three}
-            if None not in shapes and len(shapes) == 1:
+            if len(shapes) == 1 and not shapes & {None, ()}:
                 qkv = torch.cat([found.pop(each) for each in three])
                 ours[f"blocks.{layer[1]}.attention.qkv.{q[1]}"] = qkv
     return ours | found

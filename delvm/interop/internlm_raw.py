@@ -51,7 +51,8 @@ def read_student(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         UserError: a file is missing or cannot be read, or says what `Transformer` cannot be.
     """
-    settings, states = _settings(folder), _stages(folder)
+    settings = _settings(folder)
+    states = {file: _stage(folder / file) for file in _files(folder)}
     layers = [_count_layers(state, file) for file, state in states.items()]
     if sum(layers) != settings["num_layers"]:
         raise UserError(
@@ -80,7 +81,7 @@ def read_tokenizer(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         UserError: a file cannot be read, or the tokenizer is not inside, or not whole.
     """
-    state = next(iter(_stages(folder).values()))
+    state = _stage(folder / _files(folder)[0])
     found = {k.removeprefix(TOKENIZER): v for k, v in state.items() if k.startswith(TOKENIZER)}
     if "encoder.conv_in.weight" not in found:
         what = "only the codes of a tokenizer" if found else "no tokenizer"
@@ -107,8 +108,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _stages(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """File -> weights, of all stages in order; names without the leading ``model.``"""
+def _files(folder: Path) -> list[str]:
+    """The files of all stages in order."""
     names = {path.name for path in folder.glob("model_tp*_pp*.pt")}
     if parallel := sorted(name for name in names if not name.startswith("model_tp0_")):
         raise UserError(
@@ -118,11 +119,12 @@ def _stages(folder: Path) -> dict[str, dict[str, Tensor]]:
     ordered = [f"model_tp0_pp{number}.pt" for number in range(len(names))]
     if missing := sorted(set(ordered) - names):
         raise UserError(f"{folder}: stage {missing[0]} is missing beside {max(names)}")
-    states = {name: weights.read_tensors(folder / name) for name in ordered}
-    return {
-        name: {key.removeprefix("model."): tensor for key, tensor in state.items()}
-        for name, state in states.items()
-    }
+    return ordered
+
+
+def _stage(file: Path) -> dict[str, Tensor]:
+    """Weights of one stage, their names without the leading ``model.``"""
+    return {key.removeprefix("model."): each for key, each in weights.read_tensors(file).items()}
 
 
 def _count_layers(state: dict[str, Tensor], file: str) -> int:
@@ -161,8 +163,8 @@ def _rename(state: dict[str, Tensor], first: int) -> dict[str, Tensor]:
 def _config(settings: dict[str, Any], found: dict[str, Tensor], folder: Path) -> dict[str, Any]:
     """Fields of `TransformerConfig`, those that shapes tell by the shapes."""
     told = ("head.weight", "blocks.0.mlp.gate.weight")
-    if missing := [name for name in told if name not in found]:
-        raise UserError(f"{folder}: no {', '.join(missing)} (names as ours) in its stages")
+    if missing := [name for name in told if name not in found or found[name].ndim != 2]:
+        raise UserError(f"{folder}: no matrix {', '.join(missing)} (our names) in its stages")
     config = {
         "vocab_size": len(found["head.weight"]),
         "width": settings["hidden_size"],
@@ -173,6 +175,6 @@ def _config(settings: dict[str, Any], found: dict[str, Tensor], folder: Path) ->
         "norm_eps": settings["layer_norm_epsilon"],
         "embedding": Embedding.own.value,
     }
-    if (codes := found.get("embed.codebook")) is not None:
+    if (codes := found.get("embed.codebook")) is not None and codes.ndim == 2:
         config |= {"embedding": Embedding.codebook.value, "codebook_dim": codes.shape[-1]}
     return config

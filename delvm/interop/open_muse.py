@@ -91,7 +91,7 @@ def infer(found: dict[str, Tensor], folder: Path, resolution: int = 256) -> dict
             "quantized_embed_dim": width,
             "resample_with_conv": levels == 1 or "encoder.down.0.downsample.conv.weight" in found,
         }
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"the tokenizer in {folder} is not whole: {error}") from None
 
 

@@ -78,7 +78,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise UserError(f"weights {path} cannot be read: {error}") from None
     found = read_pickle(path)
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
+    ):
         raise UserError(f"weights {path} are no state dict: a name and a tensor each")
     return found
 

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
+from delvm.interop import llama
 from delvm.interop import weights as files
 from delvm.interop.checkpoints import load_student, load_tokenizer, save_model
 from delvm.interop.fingerprint import fingerprint
+from delvm.models.tokens import TokenSpace
+from delvm.models.transformer import Embedding, Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
 
 
@@ -21,6 +25,8 @@ def test_a_student(delvm, weights, layout):
     torch.testing.assert_close(again(ids), ours(ids), atol=1e-6, rtol=0)
     for name, tensor in ours.state_dict().items():
         assert name.startswith("embed.") or torch.equal(again.state_dict()[name], tensor)
+    with safe_open("out/model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # without it, transformers 4 refuses the file
     assert sorted(path.name for path in Path("out").iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -88,3 +94,22 @@ def test_it_is_written_whole_or_not_at_all(delvm, weights, monkeypatch):
     assert code == 2 and "No space left" in err
     assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
     assert [path.name for path in Path.cwd().iterdir()] == ["out"]
+
+
+def test_a_student_with_more_ids_than_codes_can_be_prompted(delvm, weights, prompt):
+    """As LVM's are: nothing in its file names the tokenizer, and BOS is its favourite."""
+    torch.manual_seed(0)
+    config = TransformerConfig(36, 16, 1, 2, context=24, embedding=Embedding.own)
+    student = Transformer(config)
+    student.norm.weight.data.zero_()[0] = 1.0
+    student.head.weight.data[32:, 0], student.space = 99.0, TokenSpace(32, bos=32)
+    llama.write(student, "lvm")
+    words = (f"tokenizer={weights}/tokenizer", "student=lvm", f"prompt={prompt}")
+    words += (f"query={prompt}/000000_img.png", "output=answer.png")
+    for how in (("expected=false",), ("expected=true",), ("temperature=1",)):
+        code, _, err = delvm("generate", *words, *how)
+        assert code == 0, err
+    file = Path("lvm/config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"delvm": {}}))
+    code, _, err = delvm("generate", *words)
+    assert code == 2 and "num_embeddings 32 (tokenizer) != 36 codes (student): set token" in err

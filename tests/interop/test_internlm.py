@@ -94,12 +94,17 @@ def test_the_tokenizer_inside(tmp_path):
     del torn[0]["model.embedding.vq_model.encoder.conv_out.weight"]
     with pytest.raises(UserError, match=r"not whole: 'encoder\.conv_out\.weight'"):
         load_tokenizer(write(tmp_path / "torn", torn))
+    torn[0]["model.embedding.vq_model.encoder.conv_out.weight"] = torch.zeros(())
+    with pytest.raises(UserError, match="not whole: len"):
+        load_tokenizer(write(tmp_path / "torn", torn))
 
 
 def test_codes_tell_whose_student_it_is(tmp_path):
     """A checkpoint of the engine names no tokenizer, and carries its codes."""
     student = load_student(write(tmp_path / "raw", stages([4], tokenizer=False)))
     tokenizer = load_tokenizer(GOLDEN / "muse_vqgan")
+    Prompter(tokenizer, student)
+    student.embed.codebook.copy_(student.embed.codebook.half())
     Prompter(tokenizer, student)
     tokenizer.quantize.embedding.weight.data[7, 3] += 1
     with pytest.raises(UserError, match="are not those that this student carries"):
@@ -115,6 +120,24 @@ def test_what_is_read_is_kept_when_saved(tmp_path, known):
 
 
 # ---------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "fault"),
+    [
+        ("model.head.weight", torch.zeros(()), r"no matrix head\.weight \(our names\)"),
+        ("model.blocks.0.mlp.w1.weight", None, r"no matrix blocks\.0\.mlp\.gate\.weight"),
+        ("model.embedding.embed_proj.weight", None, r"missing: embed\.project\.weight"),
+        (3, torch.zeros(1), "are no state dict"),
+    ],
+)
+def test_faults_of_weights(tmp_path, name, tensor, fault):
+    (stage,) = stages([4])
+    changed = {k: v for k, v in stage.items() if k != name}
+    if tensor is not None:
+        changed[name] = tensor
+    with pytest.raises(UserError, match=fault):
+        load_student(write(tmp_path / "raw", [changed]))
 
 
 @pytest.mark.parametrize(
