@@ -8,6 +8,7 @@ from delvm.commands.schema import (
     ConvertConfig,
     EncodeConfig,
     EvaluateConfig,
+    ExportConfig,
     GenerateConfig,
     InspectConfig,
     PrepareConfig,
@@ -43,6 +44,7 @@ def faults(verb: str, cfg: Any) -> list[str]:
         "evaluate": _evaluate,
         "inspect": _inspect,
         "convert": _convert,
+        "export": _export,
     }
     return checks[verb](cfg)
 
@@ -134,6 +136,19 @@ def _convert(cfg: ConvertConfig) -> list[str]:
     if Path(cfg.input).resolve() == Path(cfg.output).resolve():
         found.append(f"input and output are both {cfg.input}: set output to another folder")
     return found
+
+
+def _export(cfg: ExportConfig) -> list[str]:
+    output = Path(cfg.output)
+    if output.is_file():
+        return [f"output={cfg.output} is a file: set output to a folder"]
+    if not output.exists() or not any(output.iterdir()):
+        return []
+    if not cfg.overwrite:
+        return [f"output={cfg.output} is there already: set overwrite=true to replace it"]
+    if not (output / "config.json").is_file():
+        return [f"output={cfg.output} holds no config.json, so no export: set it to another folder"]
+    return []
 
 
 def _inspect(cfg: InspectConfig) -> list[str]:

@@ -74,6 +74,13 @@ VERBS = {
             "delvm convert input=outputs/shapes/tokens output=files to=lvm_jsonl codes=1024",
         ),
     ),
+    "export": Verb(
+        "write a checkpoint as other programs read it",
+        (
+            "delvm export checkpoint=outputs/shapes/student format=llama output=llama",
+            "delvm export checkpoint=outputs/tokenizer/last.ckpt format=open_muse output=muse",
+        ),
+    ),
 }
 
 _HELP = """DeLVM: visual sentences. A student continues a prompt of example pairs.

@@ -14,13 +14,8 @@ from delvm.data.shards import read_tokens, write_tokens
 from delvm.errors import UserError
 from delvm.interop.checkpoints import load_tokenizer
 from delvm.interop.fingerprint import fingerprint
-from delvm.interop.token_files import (
-    TokenSpace,
-    read_internlm,
-    read_lvm,
-    write_internlm,
-    write_lvm,
-)
+from delvm.interop.token_files import read_internlm, read_lvm, write_internlm, write_lvm
+from delvm.models.tokens import TokenSpace
 from delvm.progress import Progress, track
 
 SUFFIX = {Format.internlm_bin: ".bin", Format.lvm_jsonl: ".jsonl"}

@@ -218,6 +218,41 @@ class ConvertConfig:
     overwrite: bool = False
 
 
+class ExportFormat(Enum):
+    """What other programs read."""
+
+    llama = "llama"
+    internlm_hf = "internlm_hf"
+    open_muse = "open_muse"
+
+
+class Precision(Enum):
+    """How numbers are written."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@dataclass
+class ExportConfig:
+    """Write a checkpoint as another program reads it.
+
+    Attributes:
+        checkpoint: whatever `delvm.load_student` or `delvm.load_tokenizer` reads.
+        format: llama and internlm_hf for a student, open_muse for a tokenizer.
+        output: folder, of a config.json and a model.safetensors.
+        dtype: of the weights.
+        overwrite: whether a folder that holds a config.json is replaced.
+    """
+
+    checkpoint: str = MISSING
+    format: ExportFormat = MISSING
+    output: str = MISSING
+    dtype: Precision = Precision.float32
+    overwrite: bool = False
+
+
 Groups = dict[str, dict[str, type]]
 
 _LIGHT: dict[str, tuple[type, Groups]] = {
@@ -227,6 +262,7 @@ _LIGHT: dict[str, tuple[type, Groups]] = {
     "evaluate": (EvaluateConfig, {}),
     "inspect": (InspectConfig, {}),
     "convert": (ConvertConfig, {}),
+    "export": (ExportConfig, {}),
 }
 
 

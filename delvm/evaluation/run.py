@@ -18,6 +18,7 @@ from delvm.evaluation.history import read_history
 from delvm.evaluation.measure import Decoding, Example, measure
 from delvm.evaluation.report import page
 from delvm.files import atomic_path, write_json, write_text
+from delvm.inference.prompt import check_belongs
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
@@ -136,32 +137,22 @@ def _check(asked: _Settings, chosen: list[str], tokenizer: VQGAN, students: Stud
         raise UserError("no students to evaluate: set students.NAME=PATH")
     root, side = Path(asked.input), tokenizer.config.resolution
     prompting.check(root, chosen, side, queries=asked.queries, pairs=asked.pairs)
-    mine = fingerprint(tokenizer)
     for name, student in students.items():
-        _check_student(name, student, tokenizer, mine, asked.pairs)
+        _check_student(name, student, tokenizer, asked.pairs)
 
 
-def _check_student(
-    name: str, student: Transformer, tokenizer: VQGAN, mine: str, pairs: int
-) -> None:
-    theirs, c = student.tokenizer_fingerprint, student.config
-    if theirs and theirs != mine:
-        raise UserError(
-            f"student '{name}' was trained on ids of tokenizer {theirs}, this one is {mine}: "
-            "set tokenizer=PATH"
-        )
-    if c.vocab_size != (codes := tokenizer.config.num_embeddings):
-        raise UserError(
-            f"num_embeddings {codes} (tokenizer) != vocab_size {c.vocab_size} (student '{name}'): "
-            f"set tokenizer=PATH or students.{name}=PATH"
-        )
-    tokens = tokenizer.config.tokens_per_image
-    if (needed := (2 * pairs + 2) * tokens) > c.context:
-        fitting = c.context // tokens // 2 - 1
+def _check_student(name: str, student: Transformer, tokenizer: VQGAN, pairs: int) -> None:
+    try:
+        check_belongs(tokenizer, student)
+    except UserError as error:
+        raise UserError(f"student '{name}': {error}, or students.{name}=PATH") from None
+    tokens, context = tokenizer.config.tokens_per_image, student.config.context
+    if (needed := (2 * pairs + 2) * tokens) > context:
+        fitting = context // tokens // 2 - 1
         remedy = f"set pairs={fitting}" if fitting > 0 else f"set students.{name}=PATH"
         raise UserError(
             f"{pairs} pairs, a query and its answer are {needed} tokens, the context of student "
-            f"'{name}' is {c.context}: {remedy}"
+            f"'{name}' is {context}: {remedy}"
         )
 
 

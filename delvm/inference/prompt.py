@@ -10,7 +10,7 @@ from delvm.data.images import fit, to_images, to_pixels
 from delvm.errors import UserError
 from delvm.inference.sampling import generate
 from delvm.interop.fingerprint import fingerprint
-from delvm.models.transformer import Transformer
+from delvm.models.transformer import CodebookEmbedding, Transformer
 from delvm.models.vqgan import VQGAN
 
 Picture = Image.Image
@@ -20,18 +20,12 @@ class Prompter:
     """A tokenizer and a student that belong together, ready to be prompted."""
 
     def __init__(self, tokenizer: VQGAN, student: Transformer) -> None:
-        """Check that the student was trained on this tokenizer's ids.
+        """Check that the student was trained on this tokenizer's ids, as far as it tells.
 
         Raises:
             UserError: it was trained on another's.
         """
-        mine = fingerprint(tokenizer)
-        theirs = student.tokenizer_fingerprint
-        if theirs and theirs != mine:
-            raise UserError(
-                f"tokenizer {mine} is not the one this student was trained on ({theirs}): "
-                "set tokenizer=PATH to the one its token shards were made with"
-            )
+        check_belongs(tokenizer, student)
         self.tokenizer, self.student = tokenizer.eval(), student.eval()
 
     def complete(
@@ -100,3 +94,30 @@ class Prompter:
             )
         pixels = to_pixels([fit(picture.convert("RGB"), side) for picture in pictures])
         return self.tokenizer.encode(pixels.to(device))
+
+
+def check_belongs(tokenizer: VQGAN, student: Transformer) -> None:
+    """Check that a student was trained on a tokenizer's ids.
+
+    Students of other projects do not name their tokenizer: those are told by the codes they carry,
+    or else by how many ids of pictures they know.
+
+    Raises:
+        UserError: it was trained on another's.
+    """
+    mine, theirs = fingerprint(tokenizer), student.tokenizer_fingerprint
+    remedy = "set tokenizer=PATH to the one its token shards were made with"
+    if theirs and theirs != mine:
+        raise UserError(
+            f"tokenizer {mine} is not the one this student was trained on ({theirs}): {remedy}"
+        )
+    codes, known = tokenizer.config.num_embeddings, student.space.codes
+    if codes != known:
+        raise UserError(f"num_embeddings {codes} (tokenizer) != {known} codes (student): {remedy}")
+    if not theirs and isinstance(student.embed, CodebookEmbedding):
+        own, codebook = student.embed.codebook, tokenizer.codebook.to(student.embed.codebook)
+        # One of the two may have been stored in half precision.
+        if own.shape != codebook.shape or not torch.allclose(own, codebook, rtol=1e-2, atol=1e-6):
+            raise UserError(
+                f"the codes of tokenizer {mine} are not those that this student carries: {remedy}"
+            )

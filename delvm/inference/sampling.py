@@ -62,7 +62,10 @@ def generate(
     first_row: int = 0,
     codes: Tensor | None = None,
 ) -> Tensor:
-    """Continue each row of ``prefix`` by ``count`` tokens.
+    """Continue each row of ``prefix`` by ``count`` tokens, all of them codes.
+
+    Ids that are none of a picture's (``student.space``) are never drawn, as LVM prompts its
+    students.
 
     Args:
         student: in evaluation mode.
@@ -89,7 +92,7 @@ def generate(
     answer = torch.empty(rows, count, dtype=torch.int64, device=prefix.device)
     step = prefix
     for i in range(count):
-        logits = student.head(student.hidden(step, cache)[:, -1])
+        logits = student.head(student.hidden(step, cache)[:, -1])[:, : student.space.codes]
         if uniform is not None:
             chosen = draw(filtered(logits, temperature, top_k, top_p), uniform[:, i])
         elif codes is not None:

@@ -1,9 +1,10 @@
 """Load a tokenizer or a student from whatever holds one, and write our own folders.
 
 Our folder has ``config.json`` {"format", "kind", "config", and for a student
-"tokenizer_fingerprint"} and ``model.safetensors``. A Lightning checkpoint of ours carries the
-same dictionary under the key ``delvm``, beside the training state. Other projects' layouts have
-a module each: `open_muse`, `taming`.
+"tokenizer_fingerprint" and "space"} and ``model.safetensors``. A Lightning checkpoint of ours
+carries the same dictionary under the key ``delvm``, beside the training state. Other projects'
+layouts have a module each: tokenizers `open_muse` and `taming`, students `internlm_hf` and
+`llama`, and `internlm_raw` for both.
 """
 
 from dataclasses import asdict, fields
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from delvm.errors import UserError
 from delvm.files import atomic_folder, read_json, write_json
-from delvm.interop import open_muse, taming, weights
+from delvm.interop import internlm_hf, internlm_raw, llama, open_muse, taming, weights
 from delvm.models.attention import Backend
+from delvm.models.tokens import TokenSpace
 from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
 
@@ -36,6 +38,7 @@ def describe(model: VQGAN | Transformer) -> dict[str, Any]:
         "kind": "student",
         "config": config,
         "tokenizer_fingerprint": model.tokenizer_fingerprint,
+        "space": asdict(model.space),
     }
 
 
@@ -60,9 +63,11 @@ def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> VQGA
     """The tokenizer at ``path``, in evaluation mode and float32.
 
     Args:
-        path: a folder of ours, or of open-muse, LVM or DeLVM; a Lightning checkpoint (.ckpt) of
-            ours, or of taming-transformers with its YAML beside it; or the name of weights that
-            ship with the package ("shapes").
+        path: a folder of ours, or of open-muse, LVM or DeLVM; the folder of a checkpoint of
+            InternLM's training, which has DeLVM's tokenizer inside (see
+            `internlm_raw.read_tokenizer`); a Lightning checkpoint (.ckpt) of ours, or of
+            taming-transformers with its YAML beside it; or the name of weights that ship with
+            the package ("shapes").
 
     Raises:
         UserError: nothing is there, it holds something else, or the weights do not fit.
@@ -75,10 +80,13 @@ def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> VQGA
 def load_student(path: str | Path, device: str | torch.device = "cpu") -> Transformer:
     """The student (or teacher) at ``path``, in evaluation mode and float32.
 
-    ``tokenizer_fingerprint`` of the result says which tokenizer its ids belong to.
+    ``tokenizer_fingerprint`` of the result says which tokenizer its ids belong to, where that is
+    known, and ``space`` which of its ids are pictures.
 
     Args:
-        path: as for `load_tokenizer`.
+        path: a folder of ours, of InternLM or Llama in the format of transformers (LVM), or of
+            a checkpoint of InternLM's training; a Lightning checkpoint (.ckpt) of ours; or the
+            name of weights that ship with the package ("shapes").
 
     Raises:
         UserError: nothing is there, it holds something else, or the weights do not fit.
@@ -90,7 +98,7 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Transf
 
 def _load(path: str | Path, kind: str, device: str | torch.device) -> VQGAN | Transformer:
     place = resolve(path, kind)
-    description, found = _read_folder(place) if place.is_dir() else _read_checkpoint(place)
+    description, found = _read_folder(place, kind) if place.is_dir() else _read_checkpoint(place)
     if description.get("kind") != kind:
         raise UserError(f"{path} holds a {description.get('kind')}, not a {kind}: set {kind}=PATH")
     model = _build(description, place)
@@ -119,14 +127,21 @@ def resolve(path: str | Path, kind: str) -> Path:
     )
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_folder(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if internlm_raw.recognises(folder):
+        read = internlm_raw.read_student if kind == "student" else internlm_raw.read_tokenizer
+        return read(folder)
     description = read_json(folder / "config.json", "model config")
     if open_muse.recognises(description):
         config, found = open_muse.read(folder, description)
         return {"kind": "tokenizer", "config": config}, found
+    for layout in (internlm_hf, llama):
+        if layout.recognises(description):
+            return layout.read(folder, description)
     if description.get("format") != FORMAT:
         raise UserError(
-            f"{folder}/config.json is neither of format {FORMAT!r} nor an open-muse VQGAN's"
+            f"{folder}/config.json is neither of format {FORMAT!r}, nor an open-muse VQGAN's, nor "
+            f"of {internlm_hf.CLASS} or {llama.CLASS}"
         )
     return description, weights.read_tensors(folder / "model.safetensors")
 
@@ -164,7 +179,22 @@ def _build(description: dict[str, Any], place: Path) -> VQGAN | Transformer:
     except (TypeError, ValueError) as error:
         raise UserError(f"{place}: the {kind} config is not valid: {error}") from None
     student.tokenizer_fingerprint = str(description.get("tokenizer_fingerprint", ""))
+    if (space := description.get("space")) is not None:
+        student.space = _space(space, student.config.vocab_size, place)
     return student
+
+
+def _space(values: Any, vocab_size: int, place: Path) -> TokenSpace:
+    """The token space that a description declares; its ids are some of the student's."""
+    names = {field.name for field in fields(TokenSpace)}
+    if not isinstance(values, dict) or "codes" not in values or not values.keys() <= names:
+        raise UserError(f"{place}: space {values} is none of {', '.join(sorted(names))}")
+    given = {name: value for name, value in values.items() if value is not None}
+    for name, value in given.items():
+        most = vocab_size + (name == "codes")
+        if type(value) is not int or not 0 <= value < most:
+            raise UserError(f"{place}: {name} {value!r} is none of {vocab_size} ids (vocab_size)")
+    return TokenSpace(**given)
 
 
 def _fill(model: nn.Module, found: dict[str, Tensor], place: Path) -> None:

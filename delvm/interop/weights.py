@@ -28,10 +28,13 @@ class _Inert:
     """Stands in for a class that a checkpoint names and nothing here needs."""
 
 
-# Lightning before 2.0 names its callbacks by their class; the name alone does no harm.
-_CALLBACKS = [
-    f"pytorch_lightning.callbacks.{name}"
-    for name in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")
+# What may be named, and what it becomes: the other project's own class is never imported.
+_STAND_INS: list[tuple[type, str]] = [
+    # Lightning before 2.0 names its callbacks by their class; the name alone does no harm.
+    (_Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (_Inert, "pytorch_lightning.callbacks.early_stopping.EarlyStopping"),
+    # InternLM's training configs, in its model_config.pt: a subclass of dict, and nested.
+    (dict, "internlm.core.context.parallel_context.Config"),
 ]
 
 
@@ -46,7 +49,7 @@ def read_pickle(path: Path, lazy: bool = False) -> Any:
         UserError: it cannot be read, or holds more than that.
     """
     try:
-        with torch.serialization.safe_globals([(_Inert, name) for name in _CALLBACKS]):
+        with torch.serialization.safe_globals(list(_STAND_INS)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
     except Exception as error:  # whatever a broken or hostile file makes torch raise
         raise UserError(
@@ -75,15 +78,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise UserError(f"weights {path} cannot be read: {error}") from None
     found = read_pickle(path)
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
+    ):
         raise UserError(f"weights {path} are no state dict: a name and a tensor each")
     return found
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file, with the permissions that files have here."""
-    # Not save_file, which would make a file that nobody else may read.
-    path.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    # Not save_file, which would make a file that nobody else may read. transformers reads none
+    # that does not say its format.
+    path.write_bytes(save(whole, metadata={"format": "pt"}))
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from delvm.models.attention import Attention, Backend, Documents, KeyValueCache, rotary_table
+from delvm.models.tokens import TokenSpace
 
 
 class Embedding(Enum):
@@ -164,6 +165,7 @@ class Transformer(nn.Module):
         _check(c, codebook)
         self.config = c
         self.tokenizer_fingerprint = ""  # of the tokenizer whose ids this model was trained on
+        self.space = TokenSpace(c.vocab_size)  # all ids are pictures, unless a checkpoint says more
         self.embed: nn.Module = (
             CodebookEmbedding(c.vocab_size, c.codebook_dim, c.width)
             if c.embedding is Embedding.codebook

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from delvm.data import manifest, shards
 from delvm.data.order import Numbers
 from delvm.data.sentences import Sentences, SentencesConfig
-from delvm.interop.token_files import TokenSpace, write_internlm
+from delvm.interop.token_files import write_internlm
+from delvm.models.tokens import TokenSpace
 from experiments.bench.frame import Row
 
 N, V, PAIRS, BATCH = 256, 8192, 4, 16  # tokens an image, codes, pairs a sentence, sentences

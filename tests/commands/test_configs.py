@@ -1,16 +1,18 @@
 """Every file in conf/ composes, and means what it says."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from delvm.commands.app import compose
 from delvm.commands.cli import VERBS
-from delvm.commands.help import config_dir, groups, options
+from delvm.commands.help import config_dir, groups, options, page
 from delvm.commands.schema import (
     ConvertConfig,
     EncodeConfig,
     EvaluateConfig,
+    ExportConfig,
     GenerateConfig,
     InspectConfig,
     PrepareConfig,
@@ -28,6 +30,7 @@ CONF = config_dir()
 GIVEN = {
     "generate": ["prompt=a", "query=b"],
     "convert": ["input=a", "output=b"],
+    "export": ["checkpoint=a", "format=llama", "output=b"],
 }  # values that have no default
 OPTIONS = [
     (verb, group, option)
@@ -54,6 +57,7 @@ def test_every_file_is_reached():
         ("evaluate", EvaluateConfig),
         ("inspect", InspectConfig),
         ("convert", ConvertConfig),
+        ("export", ExportConfig),
     ],
 )
 def test_defaults_compose(verb, schema):
@@ -99,16 +103,20 @@ def test_parts_come_as_their_own_dataclasses():
     assert cfg.balance == BalanceConfig(Balance.augment, 7)
 
 
-@pytest.mark.parametrize("name, millions", [("80m", 80), ("300m", 300), ("1b", 1150)])
-def test_model_sizes_are_as_named(name, millions):
+@pytest.mark.parametrize("name", options(CONF, "student"))
+def test_help_tells_the_parameters_of_every_student(name):
     import torch
 
     from delvm.models.transformer import Transformer
 
-    net = compose("train", [f"student={name}"]).student.net
+    comment = options(CONF, "student")[name]
+    assert comment in page(CONF, "train")
+    told = re.search(r"about ([\d.,]+)M parameters", comment)
+    assert told, f"conf/student/{name}.yaml does not tell its parameters: {comment}"
     with torch.device("meta"):
-        count = sum(p.numel() for p in Transformer(net).parameters())
-    assert count / 1e6 == pytest.approx(millions, rel=0.04)
+        count = Transformer(compose("train", [f"student={name}"]).student.net).parameter_count()
+    last_digit = 10.0 ** -len(told[1].partition(".")[2])
+    assert float(told[1].replace(",", "")) == pytest.approx(count / 1e6, abs=last_digit)
 
 
 def test_the_largest_students_are_the_references():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from delvm.data.examples import Example
 from delvm.data.images import to_pixels
 from delvm.data.shards import read_examples
+from delvm.models.tokens import TokenSpace
 from tests.data.shard_makers import write_examples
 
 SIDE, BLOCK = 16, 4
@@ -70,6 +71,8 @@ class Oracle(nn.Module):
         self.codes = tokenizer.config.num_embeddings
         self.config = SimpleNamespace(vocab_size=self.codes, context=8 * self.tokens)
         self.tokenizer_fingerprint = ""
+        self.space = TokenSpace(self.codes)
+        self.embed = nn.Identity()
         self.weight = nn.Parameter(torch.zeros(1))
         self.known = {}
         rng = np.random.default_rng(0)

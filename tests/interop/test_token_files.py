@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 
 from delvm.errors import UserError
-from delvm.interop.token_files import (
-    TokenSpace,
-    read_internlm,
-    read_lvm,
-    write_internlm,
-    write_lvm,
-)
+from delvm.interop.token_files import read_internlm, read_lvm, write_internlm, write_lvm
+from delvm.models.tokens import TokenSpace
 
 GOLDEN = Path(__file__).parents[1] / "data/golden/token_files"
 BIN, JSONL = GOLDEN / "derain/train.bin", GOLDEN / "dataset.jsonl"

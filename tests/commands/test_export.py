@@ -1,0 +1,115 @@
+"""`delvm export`: every layout, through the command, and nothing lost on the way."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from delvm.interop import llama
+from delvm.interop import weights as files
+from delvm.interop.checkpoints import load_student, load_tokenizer, save_model
+from delvm.interop.fingerprint import fingerprint
+from delvm.models.tokens import TokenSpace
+from delvm.models.transformer import Embedding, Transformer, TransformerConfig
+from delvm.models.vqgan import VQGAN, VQGANConfig
+
+
+@pytest.mark.parametrize("layout", ["llama", "internlm_hf"])
+def test_a_student(delvm, weights, layout):
+    code, out, _ = delvm("export", f"checkpoint={weights}", f"format={layout}", "output=out")
+    assert code == 0 and f"student of 0.0M parameters to out ({layout}, float32)" in out
+    ours, again = load_student(weights), load_student("out")
+    ids = torch.randint(0, 32, (2, 24))
+    torch.testing.assert_close(again(ids), ours(ids), atol=1e-6, rtol=0)
+    for name, tensor in ours.state_dict().items():
+        assert name.startswith("embed.") or torch.equal(again.state_dict()[name], tensor)
+    with safe_open("out/model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # without it, transformers 4 refuses the file
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_a_tokenizer(delvm, tmp_path):
+    config = VQGANConfig(16, 3, 32, [1, 1], 1, [], True, 32, num_embeddings=20)
+    config.quantized_embed_dim = 8
+    tokenizer = VQGAN(config)
+    save_model(tokenizer, tmp_path / "t")
+    words = ("export", f"checkpoint={tmp_path / 't'}", "format=open_muse", "output=muse")
+    code, out, _ = delvm(*words)
+    assert code == 0 and "tokenizer of 20 codes to muse" in out
+    assert json.loads(Path("muse/config.json").read_text())["_class_name"] == "VQGANModel"
+    assert fingerprint(load_tokenizer("muse")) == fingerprint(tokenizer)
+    assert delvm(*words, "overwrite=true", "dtype=bfloat16")[0] == 0
+    tensors = files.read_folder(Path("muse"))
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+def test_what_stands_there_stays(delvm, weights):
+    student = f"checkpoint={weights}/student"
+    kept = {path: path.read_bytes() for path in weights.rglob("*") if path.is_file()}
+    Path("full").mkdir()
+    Path("full/thesis.txt").write_text("years of work")
+    Path("a.txt").touch()
+    for words, message in (
+        ((student, "format=llama", "output=full"), "output=full is there already: set overwrite"),
+        ((student, "format=llama", "output=full", "overwrite=true"), "holds no config.json"),
+        ((student, "format=llama", "output=a.txt"), "output=a.txt is a file"),
+        ((student, "format=open_muse", "output=out"), "holds a student, not a tokenizer"),
+        ((f"checkpoint={weights}", "format=open_muse", "output=out"), "open-muse has no patch"),
+        ((student, "format=gguf", "output=out"), "format=gguf"),
+        ((student, "output=out"), "format"),
+        (("checkpoint=none", "format=llama", "output=out"), "student not found: none"),
+        ((student, "format=llama", f"output={weights}/student", "overwrite=true"), "would replace"),
+        (
+            (
+                f"checkpoint={weights}",
+                "format=llama",
+                f"output={weights}/student",
+                "overwrite=true",
+            ),
+            "would replace checkpoint=",
+        ),
+    ):
+        code, out, err = delvm("export", *words)
+        assert (code, out, err.count("\n")) == (2, "", 1) and message in err, err
+    assert Path("full/thesis.txt").read_text() == "years of work"
+    assert {path: path.read_bytes() for path in weights.rglob("*") if path.is_file()} == kept
+    assert not Path("out").exists()
+
+
+def test_it_is_written_whole_or_not_at_all(delvm, weights, monkeypatch):
+    words = ("export", f"checkpoint={weights}", "format=llama", "output=out", "overwrite=true")
+    assert delvm(*words)[0] == 0
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "out")
+
+    monkeypatch.setattr("delvm.interop.llama.write_json", full)
+    code, _, err = delvm(*words)
+    assert code == 2 and "No space left" in err
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
+    assert [path.name for path in Path.cwd().iterdir()] == ["out"]
+
+
+def test_a_student_with_more_ids_than_codes_can_be_prompted(delvm, weights, prompt):
+    """As LVM's are: nothing in its file names the tokenizer, and BOS is its favourite."""
+    torch.manual_seed(0)
+    config = TransformerConfig(36, 16, 1, 2, context=24, embedding=Embedding.own)
+    student = Transformer(config)
+    student.norm.weight.data.zero_()[0] = 1.0
+    student.head.weight.data[32:, 0], student.space = 99.0, TokenSpace(32, bos=32)
+    llama.write(student, "lvm")
+    words = (f"tokenizer={weights}/tokenizer", "student=lvm", f"prompt={prompt}")
+    words += (f"query={prompt}/000000_img.png", "output=answer.png")
+    for how in (("expected=false",), ("expected=true",), ("temperature=1",)):
+        code, _, err = delvm("generate", *words, *how)
+        assert code == 0, err
+    file = Path("lvm/config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"delvm": {}}))
+    code, _, err = delvm("generate", *words)
+    assert code == 2 and "num_embeddings 32 (tokenizer) != 36 codes (student): set token" in err

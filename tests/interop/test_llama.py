@@ -1,0 +1,197 @@
+"""Students in the layout of Llama: LVM's are read, ours are written and read back."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from delvm.errors import UserError
+from delvm.inference.sampling import generate
+from delvm.interop import llama
+from delvm.interop.checkpoints import describe, load_student, save_model
+from delvm.models.tokens import TokenSpace
+from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
+
+CODES, IDS = 8192, 8292  # of LVM: 100 ids beyond the codes
+
+
+def student(**changes: object) -> Transformer:
+    torch.manual_seed(0)
+    values: dict[str, object] = {"vocab_size": 40, "width": 32, "layers": 3, "heads": 4}
+    values |= {"context": 24, "mlp_width": 48, "norm_eps": 3e-6, "rope_base": 5000.0}
+    values |= {"embedding": Embedding.own, "init": Init.ordinary}
+    model = Transformer(TransformerConfig(**(values | changes))).eval()  # type: ignore[arg-type]
+    for name, tensor in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(tensor)
+    return model
+
+
+def rounded(model: Transformer, dtype: torch.dtype) -> Transformer:
+    """The same with weights that a format of fewer bits can hold."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype).float()
+    return model
+
+
+def edit(folder: Path, **values: object) -> Path:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    return folder
+
+
+def lvm(folder: Path) -> tuple[Transformer, Path]:
+    """A student of LVM's: no bias, halves in shards, stored angles, a config that tells little."""
+    model = student(vocab_size=IDS, bias=False, rope_base=10000.0, norm_eps=1e-6)
+    model = rounded(model, torch.float16)
+    llama.write(model, folder, torch.float16)
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    angles = 10000.0 ** (-torch.arange(0, 8, 2) / 8)
+    places: dict[str, str] = {}
+    for layer in range(4):
+        part = {k: v for k, v in state.items() if k.startswith(f"model.layers.{layer}.")}
+        part |= {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": angles.half()}
+        if layer == 3:
+            part = {k: v for k, v in state.items() if "layers" not in k}
+        file = f"pytorch_model-{layer + 1:05d}-of-00004.bin"
+        torch.save(part, folder / file)
+        places |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("delvm", "attention_bias", "mlp_bias", "rope_theta", "head_dim"):
+        del config[name]
+    config |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return model, folder
+
+
+def test_a_student_of_lvm(tmp_path):
+    model, folder = lvm(tmp_path / "lvm")
+    found = load_student(folder)
+    assert found.space == TokenSpace(CODES)  # 1 and 2 are pictures, whatever the config says
+    assert (found.config.bias, found.config.vocab_size) == (False, IDS)
+    assert found.config.norm_eps == 1e-6
+    ids = torch.randint(0, CODES, (2, 20))
+    assert torch.equal(found(ids), model(ids))
+    save_model(found, tmp_path / "ours")
+    assert load_student(tmp_path / "ours").space == TokenSpace(CODES)
+
+
+def test_an_answer_is_made_of_codes(tmp_path):
+    _, folder = lvm(tmp_path / "lvm")
+    found = load_student(folder)
+    found.head.weight.data[CODES:] += 9 * found.head.weight.data.std()
+    found.norm.weight.data.fill_(100.0)
+    prefix = torch.randint(0, CODES, (4, 8))
+    likeliest = found(prefix)[:, -1].argmax(-1)
+    assert (likeliest >= CODES).any()
+    for how in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9, "top_k": 50}):
+        assert generate(found, prefix, 12, **how).max() < CODES
+    codes = torch.randn(CODES, 4)
+    assert generate(found, prefix, 12, codes=codes).max() < CODES
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_written_and_read_back_it_is_the_same(tmp_path, dtype):
+    model = rounded(student(), dtype)
+    model.space, model.tokenizer_fingerprint = TokenSpace(36, 36, 37), "0123456789abcdef"
+    llama.write(model, tmp_path / "out", dtype)
+    again = load_student(tmp_path / "out")
+    assert again.config == TransformerConfig(**vars(model.config) | {"init": again.config.init})
+    assert again.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    ids = torch.randint(0, 40, (2, 20))
+    assert torch.equal(again(ids), model(ids))
+    assert (again.space, again.tokenizer_fingerprint) == (model.space, "0123456789abcdef")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (36, 37)
+
+
+def test_a_codebook_is_multiplied_out(tmp_path):
+    config = TransformerConfig(20, 32, 2, 2, context=16, codebook_dim=8, init=Init.ordinary)
+    model = Transformer(config, torch.randn(20, 8)).eval()
+    llama.write(model, tmp_path / "out")
+    again = load_student(tmp_path / "out")
+    assert again.config.embedding is Embedding.own
+    assert torch.equal(again.embed.weight, model.embed(torch.arange(20)))
+    ids = torch.randint(0, 20, (2, 16))
+    torch.testing.assert_close(again(ids), model(ids), atol=1e-6, rtol=0)
+
+
+def test_a_head_that_is_the_embedding(tmp_path):
+    llama.write(student(), tmp_path / "out")
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    del state["lm_head.weight"]
+    save_file(state, tmp_path / "out" / "model.safetensors")
+    with pytest.raises(UserError, match=r"missing: head\.weight"):
+        load_student(tmp_path / "out")
+    tied = load_student(edit(tmp_path / "out", tie_word_embeddings=True))
+    assert torch.equal(tied.head.weight, tied.embed.weight)
+
+
+def test_angles_as_transformers_5_writes_them(tmp_path):
+    llama.write(student(), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    del config["rope_theta"], config["rope_scaling"]
+    config["rope_parameters"] = {"rope_theta": 5000.0, "rope_type": "default"}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    assert load_student(tmp_path / "out").config.rope_base == 5000.0
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"num_key_value_heads": 2}, "num_key_value_heads 2 != num_attention_heads 4"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear' is not support"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type 'llama3' is not supported"),
+        ({"rope_scaling": "yarn"}, "rope_type 'yarn' is not supported"),
+        ({"rope_theta": -1}, "rope_theta -1 is no number above 0"),
+        ({"hidden_act": "gelu"}, "hidden_act gelu is not supported, only silu"),
+        ({"mlp_bias": True}, "mlp_bias True is not supported"),
+        ({"head_dim": 16}, "head_dim 16 x 4 heads != hidden_size 32"),
+        ({"num_attention_heads": 0}, "num_attention_heads 0 is no whole number above 0"),
+        ({"num_hidden_layers": 2}, r"unexpected: blocks\.2"),
+        ({"attention_bias": False}, r"unexpected: blocks\.0\.attention\.out\.bias"),
+        ({"vocab_size": 41}, r"head\.weight \(40, 32\) != \(41, 32\)"),
+        ({"delvm": {"space": {"codes": 41}}}, r"codes 41 is none of 40 ids"),
+        ({"delvm": {"space": {"codes": 30, "bos": 40}}}, r"bos 40 is none of 40 ids"),
+        ({"delvm": {"space": {"codes": 30, "pad": 1}}}, "space .* is none of bos, codes, eos"),
+        ({"delvm": {"space": {"codes": 30, "eos": 3}}}, "eos=3 is the id of a picture"),
+        ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, "is neither of form"),
+    ],
+)
+def test_faults_of_a_config(tmp_path, values, fault):
+    llama.write(student(), tmp_path / "out")
+    with pytest.raises(UserError, match=fault):
+        load_student(edit(tmp_path / "out", **values))
+
+
+def test_faults_of_weights(tmp_path):
+    llama.write(student(), tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    state = load_file(file)
+    save_file(state | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, file)
+    with pytest.raises(UserError, match="not the angles of heads of 8 with base 5000"):
+        load_student(tmp_path / "out")
+    key = "model.layers.0.self_attn.k_proj.weight"
+    save_file(state | {key: torch.zeros(16, 32)}, file)
+    with pytest.raises(UserError, match=r"missing: blocks\.0\.attention\.qkv\.weight.*k_proj"):
+        load_student(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    del config["rms_norm_eps"]
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json: no rms_norm_eps"):
+        load_student(tmp_path / "out")
+
+
+def test_a_checkpoint_of_ours_declares_its_ids(tmp_path):
+    model = student()
+    model.space = TokenSpace(36, bos=36)
+    state = {f"model.{k}": v for k, v in model.state_dict().items()}
+    torch.save({"state_dict": state, "delvm": describe(model)}, tmp_path / "last.ckpt")
+    assert load_student(tmp_path / "last.ckpt").space == model.space
