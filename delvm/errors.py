@@ -19,6 +19,14 @@ class Suspicious(UserError):
     exit_code = 3
 
 
+class Interrupted(UserError):
+    """The work was stopped by a signal, after what was done had been saved: 128 + the signal."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.exit_code = 128 + number
+
+
 def nearest(name: str, options: Iterable[str]) -> str | None:
     """The option closest to ``name`` in spelling, or None when nothing is close."""
     found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)

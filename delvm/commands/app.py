@@ -228,7 +228,7 @@ def _job(verb: str, sweep: bool) -> Callable[[DictConfig], None]:
         except Exception as error:
             told = _mendable(error) if isinstance(error, OSError) else error
             if name and isinstance(told, UserError):
-                told = type(told)(f"{name}: {told}")
+                told.args = (f"{name}: {told}",)
             raise _Halt(told) from error
 
     return guarded

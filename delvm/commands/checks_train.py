@@ -53,6 +53,9 @@ def _numbers(cfg: TrainConfig) -> list[str]:
             "accumulate",
             "val_every",
             "log_every",
+            "save_every",
+            "keep",
+            "max_skipped",
             "threads",
         )
     }
@@ -60,7 +63,13 @@ def _numbers(cfg: TrainConfig) -> list[str]:
         counts[f"data.{name}"] = getattr(cfg.data, name, None)
     found = at_least(1, counts)
     found += at_least(
-        0, {"data.workers": cfg.data.workers, "optim.weight_decay": optim.weight_decay}
+        0,
+        {
+            "data.workers": cfg.data.workers,
+            "optim.weight_decay": optim.weight_decay,
+            "overfit": cfg.overfit,
+            "trainer.recompute": cfg.trainer.recompute,
+        },
     )
     if optim.lr <= 0:
         found.append(f"optim.lr={optim.lr} is not above 0: set optim.lr=1.5e-4")

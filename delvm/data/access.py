@@ -57,6 +57,17 @@ class _Open(Generic[Index]):
         self._open[number] = os.open(path, os.O_RDONLY), path, index
         return self._open[number]
 
+    def named(self, shards: np.ndarray, places: np.ndarray) -> list[dict[str, Any]]:
+        """Examples (n,) as people find them: {"task", "shard": file, "place": in it}."""
+        return [
+            {
+                "task": self.manifest.task,
+                "shard": self.manifest.shards[shard]["file"],
+                "place": place,
+            }
+            for shard, place in zip(shards.tolist(), places.tolist(), strict=True)
+        ]
+
     def close(self) -> None:
         """Close every file."""
         while self._open:

@@ -83,6 +83,12 @@ class Turns:
         owners = self._owners[slot]
         return owners, cycle * self.quotas[owners] + self._ranks[slot]
 
+    def counts(self, until: int) -> np.ndarray:
+        """How many of the items before this one are of each task, (tasks,) int64."""
+        cycles, slot = divmod(until, CYCLE)
+        rest = np.bincount(self._owners[:slot], minlength=len(self.tasks))
+        return cycles * self.quotas + rest
+
 
 def _quotas(shares: np.ndarray) -> np.ndarray:
     """Shares as whole numbers that sum to CYCLE, by largest remainder, none of them 0."""
@@ -165,8 +171,12 @@ class Numbers:
     stretch of them, so that each sees every task.
     """
 
-    def __init__(self, start: int, batch: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self, start: int, batch: int, rank: int = 0, ranks: int = 1, again: int = 0
+    ) -> None:
+        """Say where to begin, and whose numbers; above 0, the first `again` batches come anew."""
         self.start, self.batch, self.rank, self.ranks = start, batch, rank, ranks
+        self.again = again
 
     def __len__(self) -> int:
         """As good as endless. (Of a loader without a length Lightning would lose a batch.)"""
@@ -174,7 +184,10 @@ class Numbers:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         step = self.batch * self.ranks
-        first = self.start + self.rank * self.batch
+        first = self.start
         while True:
-            yield np.arange(first, first + self.batch)
+            if self.again:
+                first %= self.again * step
+            mine = first + self.rank * self.batch
+            yield np.arange(mine, mine + self.batch)
             first += step

@@ -76,6 +76,21 @@ class Pictures(Dataset[dict[str, Any]]):
             "counts": {task: self.manifests[task].count for task in self.tasks},
         }
 
+    def mixture(self, until: int) -> dict[str, float]:
+        """Share of each task among the pictures before this one."""
+        counts = self.turns.counts(until) / max(1, until)
+        return dict(zip(self.tasks, counts.tolist(), strict=True))
+
+    def places(self, numbers: np.ndarray) -> list[dict[str, Any]]:
+        """Where these pictures (B,) lie: {"task", "shard", "place"}."""
+        found: list[dict[str, Any]] = []
+        owners, places = self.turns(numbers)
+        for task, place in zip(owners.tolist(), places, strict=True):
+            shards, inside = self.shuffles[task](place[None])
+            k = self.manifests[self.tasks[task]].pictures
+            found += self.access[task].named(shards, inside // k)
+        return found
+
     def __getitem__(self, numbers: np.ndarray) -> dict[str, Any]:
         """The batch of the pictures with these numbers (B,)."""
         pixels = np.empty((len(numbers), self.image_size, self.image_size, 3), np.uint8)

@@ -103,6 +103,20 @@ class Sentences(Dataset[dict[str, Any]]):
             "counts": {task: self.manifests[task].count for task in self.shares},
         }
 
+    def mixture(self, until: int) -> dict[str, float]:
+        """Share of each task among the sentences before this one."""
+        counts = self.turns.counts(until) / max(1, until)
+        return dict(zip(self.shares, counts.tolist(), strict=True))
+
+    def places(self, numbers: np.ndarray) -> list[dict[str, Any]]:
+        """Where each example of these sentences (B,) lies: {"task", "shard", "place"}."""
+        owners, ranks = self.turns(numbers)
+        found: list[dict[str, Any]] = []
+        for task, rank in zip(owners.tolist(), ranks.tolist(), strict=True):
+            size = self.examples[task]
+            found += self.access[task].named(*self.shuffles[task](rank * size + np.arange(size)))
+        return found
+
     def __getitem__(self, numbers: np.ndarray) -> dict[str, Any]:
         """The batch of the sentences with these numbers (B,)."""
         assert self.geometry.tokens_per_image is not None

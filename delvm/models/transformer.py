@@ -270,6 +270,19 @@ class Transformer(nn.Module):
         yield {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay}
         yield {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
 
+    def flops_per_token(self, length: int) -> int:
+        """Floating-point operations that training takes a token, forward and backward.
+
+        Six a weight of each matrix, and six a layer, channel and visible token (of ``length``
+        tokens, half on average) for attention; what is computed again is not counted.
+        """
+        c = self.config
+        blocks = c.layers * (4 * c.width**2 + 3 * c.width * c.inner)
+        ends = c.vocab_size * c.width
+        if c.embedding is Embedding.codebook:
+            ends += c.codebook_dim * c.width
+        return 6 * (blocks + ends + c.layers * c.width * length)
+
     def parameter_count(self) -> int:
         """Trained parameters; the frozen codebook is not one of them."""
         return sum(p.numel() for p in self.parameters())

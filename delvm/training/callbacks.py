@@ -1,22 +1,24 @@
 """Callbacks of a training run: progress in one line, and what is kept of it."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 
+from delvm.models.precision import compute_dtype, memory, peak_flops
+from delvm.models.transformer import Transformer
 from delvm.progress import Progress
 from delvm.training.data import StreamData
 
 
 class TrainingProgress(L.Callback):
-    """Steps done, rate, time left and the latest loss; also logs samples and tokens a second."""
+    """Steps done, rate, time left and the latest loss in a line; rates and shares in the log."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, what: str, data: StreamData) -> None:
+        self.what, self.data = what, data
         self.bar: Progress | None = None
+        self.peak = 0.0  # FLOP/s
         self.samples = self.tokens = 0
         self.since = 0.0
 
@@ -24,6 +26,8 @@ class TrainingProgress(L.Callback):
         total = int(trainer.estimated_stepping_batches)
         self.bar = Progress(total, f"train {self.what}", "steps")
         self.bar.skip(trainer.global_step)
+        if isinstance(module.model, Transformer):
+            self.peak = peak_flops(module.device, compute_dtype(trainer.precision))
         self.since = time.monotonic()
 
     def on_train_batch_end(
@@ -34,13 +38,24 @@ class TrainingProgress(L.Callback):
         self.tokens += batch["ids"].numel() if "ids" in batch else 0
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             spent = max(time.monotonic() - self.since, 1e-9)
-            rates = {"train/samples_per_s": self.samples / spent}
-            if self.tokens:
-                rates["train/tokens_per_s"] = self.tokens / spent
-            module.log_dict(rates)
+            length = batch["ids"].shape[1] if "ids" in batch else 0
+            module.log_dict(self.rates(module, spent, length))
             self.samples = self.tokens = 0
             self.since = time.monotonic()
         self.bar.update(trainer.global_step - self.bar.done, note=self.note(trainer))
+
+    def rates(self, module: L.LightningModule, spent: float, length: int) -> dict[str, float]:
+        """What is logged of this rank's last seconds: rates, use of the device, memory, mixture."""
+        found = {
+            "train/samples_per_s": self.samples / spent,
+            "train/memory_gib": memory(module.device) / 2**30,
+        }
+        if isinstance(module.model, Transformer):
+            rate = self.tokens / spent
+            found["train/tokens_per_s"] = rate
+            found["train/mfu"] = rate * module.model.flops_per_token(length) / self.peak
+        mixture = self.data.train.mixture(self.data.position)
+        return found | {f"mixture/{task}": share for task, share in mixture.items()}
 
     @staticmethod
     def note(trainer: L.Trainer) -> str:
@@ -79,23 +94,6 @@ class CarryModel(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["delvm"] = self.description
-
-
-class SaveLast(L.Callback):
-    """Writes the checkpoint that the run can go on from: at each validation, and at the end.
-
-    (``ModelCheckpoint(save_last=True)`` writes one only when the run has become better.) Listed
-    before a moving average of the weights, which takes their place at the end.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        trainer.save_checkpoint(self.path)
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        trainer.save_checkpoint(self.path)
 
 
 class StopAt(L.Callback):

@@ -182,6 +182,11 @@ class TrainerConfig:
         accumulate: batches whose gradients make one step.
         val_every: steps between validations.
         log_every: steps between two points of a curve.
+        save_every: steps between two checkpoints; None = one at each validation.
+        keep: the newest checkpoints that stay, beside the best.
+        max_skipped: steps in a row whose gradient may be no number before the run ends.
+        recompute: of each so many blocks of a student, one is computed again in the backward
+            pass, which takes less memory and more time; 0 = none.
         compile: whether the network goes through torch.compile.
         threads: CPU threads; None leaves the choice to torch.
     """
@@ -194,6 +199,10 @@ class TrainerConfig:
     accumulate: int = 1
     val_every: int = 200
     log_every: int = 20
+    save_every: int | None = None
+    keep: int = 2
+    max_skipped: int = 20
+    recompute: int = 0
     compile: bool = False
     threads: int | None = None
 
@@ -231,6 +240,8 @@ class TrainConfig:
             its own.
         resume: None (start anew), auto (the run's newest checkpoint, if any) or a file.
         overwrite: whether a run that the folder holds already is replaced.
+        overfit: train on the first so many batches only, again and again; 0 = on all. The first
+            check of any change: overfit=1 ends near zero loss.
     """
 
     module: ModuleConfig = field(default_factory=StudentModule)
@@ -247,3 +258,4 @@ class TrainConfig:
     start: str | None = None
     resume: str | None = None
     overwrite: bool = False
+    overfit: int = 0

@@ -22,9 +22,15 @@ class StreamData(L.LightningDataModule):
 
     train: Sentences | Pictures
 
-    def __init__(self, config: SentencesConfig | PicturesConfig) -> None:
+    def __init__(self, config: SentencesConfig | PicturesConfig, overfit: int = 0) -> None:
+        """Begin at the start.
+
+        Args:
+            config: of the stream.
+            overfit: above 0, only the first batches, again and again.
+        """
         super().__init__()
-        self.config = config
+        self.config, self.overfit = config, overfit
         self.position = 0
 
     def take(self, batch: dict[str, Any]) -> None:
@@ -57,10 +63,14 @@ class StreamData(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        numbers = Numbers(self.position, self.config.batch_size, *self._rank())
+        numbers = Numbers(self.position, self.config.batch_size, *self._rank(), again=self.overfit)
         # A batch is one item of the data set, so nothing is left to collate.
         return DataLoader(
-            self.train, batch_size=None, sampler=numbers, num_workers=self.config.workers
+            self.train,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=self.config.workers,
+            generator=_own(),
         )
 
 
@@ -69,8 +79,8 @@ class SentenceData(StreamData):
 
     train: Sentences
 
-    def __init__(self, config: SentencesConfig, seed: int) -> None:
-        super().__init__(config)
+    def __init__(self, config: SentencesConfig, seed: int, overfit: int = 0) -> None:
+        super().__init__(config, overfit)
         self.train = Sentences(config, seed)
         self.val = validation_sentences(config)
         self.tasks = self.val.tasks
@@ -84,7 +94,7 @@ class SentenceData(StreamData):
         task = torch.cat((val.task, torch.full((left,), -1)))
         pictures = torch.cat((val.pictures, val.pictures[:1].expand(left)))
         mine = TensorDataset(*(each[rank::ranks] for each in (ids, task, pictures)))
-        return DataLoader(mine, self.config.batch_size, collate_fn=_sentences)
+        return DataLoader(mine, self.config.batch_size, collate_fn=_sentences, generator=_own())
 
 
 class PictureData(StreamData):
@@ -92,8 +102,8 @@ class PictureData(StreamData):
 
     train: Pictures
 
-    def __init__(self, config: PicturesConfig, seed: int) -> None:
-        super().__init__(config)
+    def __init__(self, config: PicturesConfig, seed: int, overfit: int = 0) -> None:
+        super().__init__(config, overfit)
         self.train = Pictures(config, seed)
         self.val = TensorDataset(validation_pictures(config))
 
@@ -103,7 +113,15 @@ class PictureData(StreamData):
         return pictures[torch.linspace(0, len(pictures) - 1, min(count, len(pictures))).long()]
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.val, self.config.batch_size, collate_fn=_pixels)
+        return DataLoader(self.val, self.config.batch_size, collate_fn=_pixels, generator=_own())
+
+
+def _own() -> torch.Generator:
+    """A generator of a loader's own: each one draws a seed for workers, which use none.
+
+    Drawn from torch's, it would change what a resumed run draws next.
+    """
+    return torch.Generator()
 
 
 def _sentences(items: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 
 from delvm.data.manifest import read_codebook
 from delvm.data.pictures import PicturesConfig
@@ -23,11 +23,11 @@ from delvm.models.vqgan import VQGAN
 from delvm.training.callbacks import (
     CarryModel,
     LearningRate,
-    SaveLast,
     StopAt,
     TakeBatch,
     TrainingProgress,
 )
+from delvm.training.checkpoints import Checkpoints, CleanStop, Randomness, newest_whole
 from delvm.training.config import (
     DistillationModule,
     StudentModule,
@@ -36,6 +36,7 @@ from delvm.training.config import (
     TrainerConfig,
 )
 from delvm.training.data import PictureData, SentenceData
+from delvm.training.guard import Guard
 from delvm.training.logs import close, loggers
 from delvm.training.pictures import DrawReconstructions
 from delvm.training.student import DistillationTraining, StudentTraining
@@ -69,32 +70,54 @@ def train(config: TrainConfig, folder: Path) -> Path:
     if resume is not None:
         _check_checkpoint(resume, module)
     kind = "tokenizer" if isinstance(model, VQGAN) else "student"
+    stop = CleanStop()
+    trainer = _trainer(config, folder, _callbacks(config, folder, module, data, stop), resume)
+    if isinstance(model, Transformer):
+        model.recompute = config.trainer.recompute
+        if config.trainer.compile:
+            for block in model.blocks:
+                block.compile()
+    if resume is None:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    failed = True
+    try:
+        with stop.listening():
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        failed = False
+    finally:
+        close(trainer.loggers, failed)
+    stop.check(folder, trainer.global_step, config.trainer.max_steps)
+    save_model(model, folder / kind)
+    return folder / kind
+
+
+def _callbacks(
+    config: TrainConfig,
+    folder: Path,
+    module: TokenizerTraining | StudentTraining,
+    data: PictureData | SentenceData,
+    stop: CleanStop,
+) -> list[Callback]:
+    """What happens beside the steps, in this order."""
+    c = config.trainer
+    module.guard = Guard(data, folder / "skipped.jsonl", c.max_skipped)
     callbacks: list[Callback] = [
         TakeBatch(data),
-        CarryModel(describe(model)),
-        SaveLast(folder / "checkpoints" / "last.ckpt"),
+        module.guard,
+        Randomness(config.seed),
+        CarryModel(describe(module.model)),
+        LearningRate(),
+        TrainingProgress(config.module.name, data),
+        stop,
+        Checkpoints(folder, c.save_every, c.keep),
     ]
     if isinstance(config.module, TokenizerModule) and isinstance(data, PictureData):
         callbacks.append(DrawReconstructions(data.shown(), folder / "pictures"))
         if config.module.average is not None:
             callbacks.append(EMAWeightAveraging(decay=config.module.average, use_buffers=False))
-    if config.trainer.stop_at is not None:
-        callbacks.append(StopAt(config.trainer.stop_at))
-    trainer = _trainer(config, folder, callbacks, resume)
-    if config.trainer.compile:
-        assert isinstance(model, Transformer)  # checked with the config
-        for block in model.blocks:
-            block.compile()
-    if resume is None:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    failed = True
-    try:
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-        failed = False
-    finally:
-        close(trainer.loggers, failed)
-    save_model(model, folder / kind)
-    return folder / kind
+    if c.stop_at is not None:
+        callbacks.append(StopAt(c.stop_at))
+    return callbacks
 
 
 def build(
@@ -105,7 +128,7 @@ def build(
     if isinstance(part, TokenizerModule):
         if not isinstance(data, PicturesConfig):
             raise UserError(f"data {data.kind} cannot train a {part.name}: set data=pixels")
-        pictures = PictureData(data, config.seed)
+        pictures = PictureData(data, config.seed, config.overfit)
         net = config.tokenizer.net
         if (side := pictures.train.image_size) != net.resolution:
             raise UserError(
@@ -120,7 +143,7 @@ def build(
     assert isinstance(part, StudentModule)
     if not isinstance(data, SentencesConfig):
         raise UserError(f"data {data.kind} cannot train a {part.name}: set data=sentences")
-    sentences = SentenceData(data, config.seed)
+    sentences = SentenceData(data, config.seed, config.overfit)
     student = _student(config, data)
     tokens = sentences.train.geometry.tokens_per_image
     assert tokens is not None
@@ -216,17 +239,8 @@ def _trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=loggers(config.logger, folder, resume),
-        callbacks=[
-            *callbacks,
-            TrainingProgress(config.module.name),
-            LearningRate(),
-            ModelCheckpoint(
-                folder / "checkpoints",
-                filename="{step}",
-                monitor="val/loss",
-                save_top_k=1,
-            ),
-        ],
+        enable_checkpointing=False,  # `Checkpoints` writes them
+        callbacks=callbacks,
     )
 
 
@@ -253,11 +267,12 @@ def _checkpoint(config: TrainConfig, folder: Path) -> str | None:
                 "overwrite=true to replace it, or output=PATH"
             )
         return None
-    path = folder / "checkpoints" / "last.ckpt" if resume == "auto" else Path(resume)
+    if resume == "auto":
+        newest = newest_whole(folder)
+        return None if newest is None else str(newest)
+    path = Path(resume)
     if path.exists():
         return str(path)
-    if resume == "auto":
-        return None
     raise UserError(f"checkpoint not found: {path} (set resume=PATH, or resume=auto)")
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from delvm.models.prediction import next_token
 from delvm.models.transformer import Transformer
 from delvm.training.config import Direction, DistillationModule, OptimConfig, StudentModule
+from delvm.training.guard import Guard
 from delvm.training.losses import (
     cross_entropy,
     distillation,
@@ -52,6 +53,7 @@ class StudentTraining(L.LightningModule):
         self.tokens_per_image, self.tasks = tokens_per_image, tasks
         self.trained = [number for number, task in enumerate(tasks) if task in trained]
         self.packed = packed
+        self.guard: Guard | None = None
         self.sums = torch.zeros(0)
 
     def documents(self, batch: dict[str, Tensor]) -> Tensor | None:
@@ -137,6 +139,9 @@ class StudentTraining(L.LightningModule):
         # Lightning's own clipping refuses fused optimizers under mixed precision
         limit = gradient_clip_val or float("inf")
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        if self.guard is not None:
+            self.guard.passes(norm, self)
+            self.log("train/skipped", float(self.guard.skipped))
         self.log("train/grad_norm", norm)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

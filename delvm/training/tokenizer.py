@@ -17,6 +17,7 @@ from delvm.models.perceptual import LPIPS, MSSSIM
 from delvm.models.vqgan import VQGAN
 from delvm.training.codebook import Codebook
 from delvm.training.config import WANTED_VGG, OptimConfig, Perceptual, TokenizerModule
+from delvm.training.guard import Guard
 from delvm.training.schedule import build_optimizer
 
 
@@ -30,6 +31,7 @@ class TokenizerTraining(L.LightningModule):
     def __init__(self, model: VQGAN, loss: TokenizerModule, optim: OptimConfig) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.guard: Guard | None = None
         self.model, self.loss, self.optim = model, loss, optim
         codes = model.quantize.embedding.weight
         self.codebook = Codebook(codes, loss.ema_decay, loss.revive_after, loss.revive_by)
@@ -76,7 +78,8 @@ class TokenizerTraining(L.LightningModule):
         if learning:
             terms["adversarial"] = self.fooled(drawn, likeness)
         loss = torch.stack(list(terms.values())).sum()
-        self.step(loss)
+        if not self.step(loss):
+            return  # codes follow their features, which are no numbers either
         if learning:
             self.step_adversary(pixels, drawn.detach())
         used = self.codebook.update(z.detach().flatten(0, 1), ids)
@@ -93,15 +96,19 @@ class TokenizerTraining(L.LightningModule):
         self.log("train/adaptive_weight", weight)
         return self.loss.adversarial * weight * verdict
 
-    def step(self, loss: Tensor) -> None:
-        """One step of the tokenizer's optimizer and its schedule."""
+    def step(self, loss: Tensor) -> bool:
+        """One step of the tokenizer's optimizer and its schedule; whether it moved anything."""
         optimizer, scheduler = self._optimizers()[0], self._schedulers()[0]
         optimizer.zero_grad()
         self.manual_backward(loss)
-        if self.optim.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip)
+        limit = self.optim.clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        fine = self.guard is None or self.guard.passes(norm, self)
         optimizer.step()
         scheduler.step()
+        if self.guard is not None:
+            self.log("train/skipped", float(self.guard.skipped))
+        return fine
 
     def step_adversary(self, pixels: Tensor, drawn: Tensor) -> None:
         """One step of the discriminator, on real and drawn pictures."""

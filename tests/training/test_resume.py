@@ -183,7 +183,8 @@ def test_a_run_is_not_mixed_with_another(tokens, tmp_path):
     assert (tmp_path / "student" / "model.safetensors").read_bytes() == before
     train(student_config(tokens, seed=1, overwrite=True), tmp_path)
     assert sorted(file.name for file in (tmp_path / "checkpoints").iterdir()) == [
+        "best.ckpt",
         "last.ckpt",
-        "step=3.ckpt",
+        "step=000003.ckpt",
     ]
     assert (tmp_path / "student" / "model.safetensors").read_bytes() != before
