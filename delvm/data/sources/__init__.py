@@ -11,6 +11,7 @@ from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion
 from delvm.data.sources.paired import Paired
 from delvm.data.sources.rain13k import Rain13K
+from delvm.data.sources.sa1b import SA1B
 
 # Name in conf/source -> reader.
 SOURCES: dict[str, type[SourceConfig]] = {
@@ -20,4 +21,5 @@ SOURCES: dict[str, type[SourceConfig]] = {
     "laion": Laion,
     "paired": Paired,
     "rain13k": Rain13K,
+    "sa1b": SA1B,
 }
