@@ -5,6 +5,7 @@ A reader is the dataclass of its config (`conf/source/NAME.yaml`) with the metho
 """
 
 from delvm.data.sources.base import SourceConfig
+from delvm.data.sources.coco_pose import CocoPose
 from delvm.data.sources.derived import Derived
 from delvm.data.sources.gopro import GoPro
 from delvm.data.sources.images import Images
@@ -15,6 +16,7 @@ from delvm.data.sources.sa1b import SA1B
 
 # Name in conf/source -> reader.
 SOURCES: dict[str, type[SourceConfig]] = {
+    "coco_pose": CocoPose,
     "derived": Derived,
     "gopro": GoPro,
     "images": Images,
