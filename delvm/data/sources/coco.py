@@ -17,7 +17,7 @@ ORDER = (
     "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist",
     "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
 )  # fmt: skip
-_PLACES = [KEYPOINTS.index(name) for name in ORDER]
+PLACES = [KEYPOINTS.index(name) for name in ORDER]
 _NECK = KEYPOINTS.index("neck")
 _SHOULDERS = [KEYPOINTS.index(f"{side}_shoulder") for side in ("right", "left")]
 _FARTHEST = 100_000  # pixels from the corner; no picture is larger
@@ -45,9 +45,16 @@ class Person(NamedTuple):
 
 
 class Photo(NamedTuple):
-    """A picture: its file, below the folder of its split, and its people, in the order of ids."""
+    """A picture.
+
+    Attributes:
+        file: below the folder of its split.
+        size: width and height in pixels, which the keypoints refer to.
+        people: in the order of the annotations.
+    """
 
     file: str
+    size: tuple[int, int]
     people: list[Person]
 
 
@@ -100,17 +107,19 @@ def _photos(images: list[Any], rejects: list[Reject]) -> dict[int, Photo]:
     photos: dict[int, Photo] = {}
     files: set[str] = set()
     for place, image in enumerate(images):
-        number = image.get("id") if isinstance(image, dict) else None
-        file = image.get("file_name") if isinstance(image, dict) else None
-        if type(number) is not int or not isinstance(file, str) or not file:
-            rejects.append(Reject(f"image {place}", "without id and file_name"))
-        elif ".." in PurePosixPath(file).parts or file.startswith("/") or "\\" in file:
-            rejects.append(Reject(f"image {place}", "its path leads out of the data set"))
-        elif number in photos or file in files:
-            rejects.append(Reject(f"image {place}", "its id or file_name comes twice"))
-        else:
-            files.add(file)
-            photos[number] = Photo(file, [])
+        match image:
+            case {"id": int(number), "file_name": str(file), "width": int(w), "height": int(h)}:
+                if not file or ".." in PurePosixPath(file).parts or file[0] == "/" or "\\" in file:
+                    fault = "its path leads out of the data set"
+                elif number in photos or file in files:
+                    fault = "its id or file_name comes twice"
+                else:
+                    files.add(file)
+                    photos[number] = Photo(file, (w, h), [])
+                    continue
+            case _:
+                fault = "without id, file_name, width and height"
+        rejects.append(Reject(f"image {place}", fault))
     return photos
 
 
@@ -140,7 +149,7 @@ def _person(annotation: Any) -> Person | None:
         return None
     points = np.full((len(KEYPOINTS), 2), np.nan)
     # Whole numbers are pixels, whose middles are half a pixel further on.
-    points[_PLACES] = np.where(labelled[:, None], np.stack(places, axis=1) + 0.5, np.nan)
+    points[PLACES] = np.where(labelled[:, None], np.stack(places, axis=1) + 0.5, np.nan)
     points[_NECK] = points[_SHOULDERS].mean(axis=0)
     left, top, width, height = box.tolist()
     return Person(number, points, int(labelled.sum()), (left, top, width, height))

@@ -22,7 +22,7 @@ from delvm.data.sources.base import (
     middle_square,
     rejected,
 )
-from delvm.data.sources.coco import ORDER, Person, Photo, read_annotations
+from delvm.data.sources.coco import ORDER, PLACES, Person, Photo, read_annotations
 from delvm.errors import UserError
 from delvm.tasks import Task, pose, poses
 
@@ -57,7 +57,7 @@ class CocoPose(RawSource):
             one person, cut out, and only that one drawn (task `pose`).
         margin: about a person's box on each side, as a share of its longer side.
         keypoints: labelled ones of 17 that a person needs to be taken; a whole picture is taken
-            for one such person, and everybody else in it is drawn too.
+            for one such person in its middle, and everybody else in it is drawn too.
         min_side: of a person's box, the longer one, in pixels; smaller people are not cut out.
     """
 
@@ -88,6 +88,8 @@ class CocoPose(RawSource):
             name = f"{item.own}2017/{photo.file}"
             try:
                 image = open_image(self.root() / name, name)
+                if image.size != photo.size:
+                    raise UserError(f"of {image.size} pixels, annotated as of {photo.size}")
                 people = photo.people
                 if item.person is None:
                     pictures = self._everybody(image, people)
@@ -144,14 +146,15 @@ class CocoPose(RawSource):
             yield _Item(f"{own} {photo.key}", own, number, None)
             return
         stem = Path(photo.file).with_suffix("").as_posix()
-        able = [n for n, person in enumerate(photo.people) if person.labelled >= self.keypoints]
-        if self.whole and able:
-            yield _Item(stem, own, number, None)
-        elif not self.whole:
-            for each in able:
-                person = photo.people[each]
-                if person.side >= self.min_side:
-                    yield _Item(f"{stem}-{person.number}", own, number, each)
+        if self.whole:
+            box = middle_square(*photo.size)
+            shown = (labelled_within(person.points, box) for person in photo.people)
+            if max(shown, default=0) >= self.keypoints:
+                yield _Item(stem, own, number, None)
+            return
+        for each, person in enumerate(photo.people):
+            if person.labelled >= self.keypoints and person.side >= self.min_side:
+                yield _Item(f"{stem}-{person.number}", own, number, each)
 
     def _path(self, own: str) -> Path:
         return Path(self.path) / "annotations" / f"person_keypoints_{own}2017.json"
@@ -198,6 +201,13 @@ def square_about(
         corner.append(min(max(start, 0), room - side) if side <= room else (room - side) // 2)
     x, y = corner
     return x, y, x + side, y + side
+
+
+def labelled_within(points: np.ndarray, box: Box) -> int:
+    """How many of COCO's keypoints, of points (18, 2) in pixels, are labelled and in a square."""
+    left, top, right, bottom = box
+    x, y = points[PLACES].T
+    return int(((x >= left) & (x < right) & (y >= top) & (y < bottom)).sum())
 
 
 def _within(points: np.ndarray, box: Box) -> np.ndarray:

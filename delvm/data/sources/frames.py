@@ -88,7 +88,7 @@ def frames_of_file(path: Path, stride: int) -> Iterator[Frame]:
                     if number % stride == 0:
                         yield number, "damaged frames" if damaged else _upright(decoded)
                     number += 1
-    except (av.FFmpegError, OSError, ValueError, RuntimeError, ArithmeticError) as error:
+    except Exception as error:  # decoders raise nearly anything on a damaged file
         fault = f"cannot be read as a video: {getattr(error, 'strerror', None) or error}"
     if fault:
         yield number, fault
@@ -98,6 +98,8 @@ def _stream(container: Any) -> Any:
     if not container.streams.video:
         raise ValueError("no pictures in it")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise ValueError("no decoder for the pictures in it")
     _check_size(stream)
     return stream
 

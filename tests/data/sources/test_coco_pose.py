@@ -147,6 +147,24 @@ def test_who_is_taken(tmp_path):
     assert not rejects(source(tmp_path, **every), "train", "pose")
 
 
+def test_a_whole_picture_needs_somebody_in_its_middle(tmp_path):
+    aside, middle = person(3, 0, 60), person(4, 120, 60)
+    items = {"a.jpg": (smooth(WIDE, HIGH), [aside]), "b.jpg": (smooth(WIDE, HIGH), [middle])}
+    write_coco(tmp_path, "train", items)
+    assert keys(source(tmp_path, whole=True), "train", "poses") == ["b"]
+    assert len(keys(source(tmp_path), "train", "pose")) == 2
+
+
+def test_a_picture_of_another_size_than_its_annotations(tmp_path):
+    _, held = raw(tmp_path, count=2)
+    held["images"][1]["width"] += 1
+    write_annotations(tmp_path, "train", held)
+    found = rejects(source(tmp_path), "train", "pose")
+    assert found == {
+        "train2017/000000000002.jpg": "of (280, 160) pixels, annotated as of (281, 160)"
+    }
+
+
 def test_splits(tmp_path):
     raw(tmp_path, "train", 30)
     raw(tmp_path, "val", 2)
@@ -192,7 +210,7 @@ def test_what_is_broken_is_rejected_and_the_rest_is_read(tmp_path):
     notes[7]["keypoints"][0] = float("nan")
     notes[8]["keypoints"] = "many"
     extra = [7, {"id": 99}, {**notes[9], "id": 50, "image_id": 123}, dict(notes[9])]
-    images += [{"id": 70, "file_name": "../x.jpg"}, {"id": "a"}, dict(images[4])]
+    images += [{**images[0], "id": 70, "file_name": "../x.jpg"}, {"id": "a"}, dict(images[4])]
     held["annotations"] = notes + extra
     write_annotations(tmp_path, "train", held)
     reader = source(tmp_path, min_side=0)
@@ -212,7 +230,7 @@ def test_what_is_broken_is_rejected_and_the_rest_is_read(tmp_path):
         f"{file} annotation 12": "of image 123, which is not listed",
         f"{file} annotation 13": "its id 10 comes twice",
         f"{file} image 5": "its path leads out",
-        f"{file} image 6": "without id and file_name",
+        f"{file} image 6": "without id, file_name, width and height",
         f"{file} image 7": "comes twice",
     }
     assert found.keys() == wanted.keys()

@@ -179,6 +179,20 @@ def test_what_is_broken_is_rejected_and_the_rest_is_read(tmp_path):
         assert said in found[name] and "\n" not in found[name], name
 
 
+def test_spoilt_bytes_never_raise(tmp_path):
+    path, rng = tmp_path / "a.mp4", np.random.default_rng(0)
+    whole = bad_files.write_mp4(path, moving(12))
+    reader = source(tmp_path)
+    found = set()
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), 6):
+            data[place] = rng.integers(0, 256)
+        path.write_bytes(bytes(data))
+        found |= set(rejects(reader, "train", "video").values())
+    assert len(found) > 3 and all("\n" not in reason for reason in found)
+
+
 def test_a_video_that_ends_too_soon_is_told(tmp_path):
     bad_files.ending_mp4(tmp_path / "a.mp4", moving(20), 9)
     reader = source(tmp_path)
