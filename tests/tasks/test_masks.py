@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as coco
 from scipy import ndimage
 
@@ -93,3 +94,11 @@ def test_a_little_noise_and_blur_do_little_harm():
 def test_the_task_is_known_and_is_none_of_the_procedural_ones():
     assert tasks.get("masks") is tasks.of("masks") is masks.TASK
     assert masks.TASK.flips and "masks" not in tasks.NAMES
+
+
+def test_pixels_are_scored_one_by_one():
+    pictures = np.stack([target(0), target(1)])
+    truth = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+    scores = masks.TASK.score(torch.stack((truth[0], truth[0])), truth)
+    assert tuple(scores) == ("miou", "psnr", "ssim")
+    assert scores["miou"].tolist() == pytest.approx([1, masks.miou(pictures[0], pictures[1])])

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
 from delvm import tasks
@@ -57,3 +58,11 @@ def test_scores():
 def test_the_task_is_known_and_never_mirrored():
     assert tasks.get("poses") is poses.TASK and not poses.TASK.flips
     assert "poses" not in tasks.NAMES
+
+
+def test_pixels_are_scored_one_by_one():
+    pictures = np.stack([poses.render(crowd(n, (0.5,)), np.array([0.5]), SIZE) for n in (0, 1)])
+    truth = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+    scores = poses.TASK.score(torch.stack((truth[0], truth[0])), truth)
+    assert tuple(scores) == ("f1", "psnr", "ssim")
+    assert scores["f1"].tolist() == pytest.approx([1, poses.f1(pictures[0], pictures[1])])
