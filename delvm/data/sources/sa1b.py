@@ -58,7 +58,9 @@ class SA1B(RawSource):
                 f"whole picture): set source.crops={CROPS}"
             )
         if self.crop_side < 1:
-            raise UserError(f"source.crop_side={self.crop_side} is below 1: set 800")
+            raise UserError(
+                f"source.crop_side={self.crop_side} is below 1: set source.crop_side=800"
+            )
         most = len(masks.PALETTE)
         if not 1 <= self.masks <= most:
             raise UserError(
