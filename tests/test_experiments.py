@@ -1,11 +1,16 @@
 """The commands that experiments run compose, and their arithmetic is right."""
 
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from delvm.commands.app import compose
+from delvm.data.sources import SOURCES
+from delvm.tasks import of
+from experiments.sources import sheet
 from experiments.tokenizer import compare
 
 
@@ -48,3 +53,32 @@ def test_the_score_is_relative_to_the_best_ceiling():
     compare.standings(rows)
     assert [each["score"] for each in rows] == pytest.approx([0.5, 0.4])
     assert not any("floor" in key for each in rows for key in each)
+
+
+@pytest.mark.parametrize("source", [*SOURCES, "shapes"])
+def test_a_source_is_in_the_docs_with_its_settings_and_on_the_sheet(source):
+    text = (Path(__file__).parents[1] / "docs/sources.md").read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith(f"| `{source}`")]
+    assert rows and source in {row.source for row in sheet.ROWS}
+    if source in SOURCES:
+        shared = {"name", "path", "size", "seed", "val", "test"}
+        own = {field.name for field in fields(SOURCES[source])} - shared
+        told = " ".join(rows) + ("frames stride overlap cut" if "as `video`" in rows[0] else "")
+        assert not {name for name in own if name not in told}
+
+
+@pytest.mark.parametrize("row", sheet.ROWS, ids=lambda row: f"{row.source}-{row.tasks[0]}")
+def test_each_row_of_the_sheet_composes(row):
+    words = [f"source={row.source}", *row.words, *(["source.path=x"] if row.raw else [])]
+    assert compose("prepare", words).source.name == row.source
+    assert all(of(task).name == task for task in row.tasks)
+
+
+def test_a_row_of_the_sheet_is_what_the_source_makes(tmp_path):
+    row = next(row for row in sheet.ROWS if row.tasks == ("poses",))
+    shown = sheet.pictures(row, tmp_path, 64)
+    assert len(shown) == sheet.PICTURES and all(each.size == (64, 64) for each in shown)
+    task = of("poses")
+    for picture, target in zip(shown[::2], shown[1::2], strict=True):
+        assert task.measures["f1"](np.asarray(target), np.asarray(target)) == 1
+        assert (np.asarray(target) == 0).all(2).mean() > 0.5 > (np.asarray(picture) == 0).mean()

@@ -100,8 +100,9 @@ def prepare(
                 write_part(output, made, part, _counted(examples, bar, made))
             manifests.append(finish_parts(output, made, parts))
             _check_rejects(output, manifests[-1], max_reject_fraction)
-    made_splits = [manifest.split for manifest in manifests]  # a data set may have no test split
-    write_contact_sheet(output, "test" if "test" in made_splits else made_splits[-1])
+    # A data set may have no test split, or nothing in it.
+    shown = [manifest.split for manifest in manifests if manifest.count] or [manifests[-1].split]
+    write_contact_sheet(output, "test" if "test" in shown else shown[-1])
     return manifests
 
 

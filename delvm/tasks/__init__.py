@@ -3,7 +3,7 @@
 import re
 
 from delvm.errors import UserError, did_you_mean
-from delvm.tasks import derived, general, pose, restoration, segmentation
+from delvm.tasks import derived, general, masks, pose, poses, restoration, segmentation
 from delvm.tasks.base import Task
 
 TRAINED = ("segmentation", "pose", "derain", "deblur")
@@ -20,6 +20,8 @@ _TASKS = {
         derived.COLOURISATION,
         derived.INPAINTING,
         derived.EDGES,
+        masks.TASK,
+        poses.TASK,
         general.IMAGES,
         general.CATEGORIES,
         general.TUPLE,

@@ -41,7 +41,7 @@ LIMB_WIDTH = 1 / 17
 DISC_RADIUS = 1 / 22
 FOUND_WITHIN = 0.1
 
-_SUPERSAMPLE = 4
+SUPERSAMPLE = 4
 _SPREAD = 0.18  # how far a normalised colour may stray from a keypoint's, of full range
 _FAINTEST = 0.27  # evidence below this is a limb or a seam, not a disc
 
@@ -56,19 +56,22 @@ def render(keypoints: np.ndarray, size: int) -> np.ndarray:
     Returns:
         Picture (size, size, 3) uint8, on black.
     """
-    side = size * _SUPERSAMPLE
+    side = size * SUPERSAMPLE
     canvas = Image.new("RGB", (side, side))
-    draw = ImageDraw.Draw(canvas)
-    points = np.asarray(keypoints, float) * side
+    draw_figure(ImageDraw.Draw(canvas), np.asarray(keypoints, float) * side, side)
+    return np.asarray(canvas.reduce(SUPERSAMPLE))
+
+
+def draw_figure(draw: ImageDraw.ImageDraw, points: np.ndarray, unit: float) -> None:
+    """Draw a figure, keypoints (18, 2) in pixels, as thick as suits a picture of side `unit`."""
     for colour, (start, end) in zip(COLOURS[: len(LIMBS)], LIMBS, strict=True):
         if not np.isnan(points[[start, end]]).any():
             shade = tuple(int(LIMB_SHADE * level) for level in colour)
-            draw_bar(draw, points[start], points[end], LIMB_WIDTH * side, shade)
-    radius = DISC_RADIUS * side
+            draw_bar(draw, points[start], points[end], LIMB_WIDTH * unit, shade)
+    radius = DISC_RADIUS * unit
     for colour, (x, y) in zip(COLOURS, points, strict=True):
         if not np.isnan(x + y):
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-    return np.asarray(canvas.reduce(_SUPERSAMPLE))
 
 
 def draw_bar(
@@ -103,12 +106,7 @@ def parse(picture: np.ndarray) -> np.ndarray:
         (18, 2) x and y in [0, 1], NaN where the colour is not found.
     """
     height, width = picture.shape[:2]
-    pixels = picture.astype(np.float32) / 255
-    bright = pixels.max(axis=2)
-    hues = pixels / np.maximum(bright, 1e-3)[:, :, None]
-    colours = np.asarray(COLOURS, np.float32) / 255
-    distance = ((hues[None] - colours[:, None, None]) ** 2).sum(axis=3)  # (18, H, W)
-    evidence = bright**2 * np.exp(-distance / (2 * _SPREAD**2))
+    evidence = evidence_of(picture)
     blur = 0.6 * DISC_RADIUS * min(height, width)
     gathered = ndimage.gaussian_filter(evidence, (0, blur, blur), mode="constant")
     found = np.full((len(KEYPOINTS), 2), np.nan)
@@ -118,6 +116,19 @@ def parse(picture: np.ndarray) -> np.ndarray:
         y, x = np.unravel_index(field.argmax(), field.shape)
         found[index] = _centre(evidence[index], int(x), int(y), DISC_RADIUS * min(height, width))
     return found / (width, height)
+
+
+def evidence_of(picture: np.ndarray) -> np.ndarray:
+    """How much of each keypoint's colour is at each pixel of (H, W, 3) uint8: (18, H, W) in [0, 1].
+
+    A limb has at most LIMB_SHADE squared of it, a disc all.
+    """
+    pixels = picture.astype(np.float32) / 255
+    bright = pixels.max(axis=2)
+    hues = pixels / np.maximum(bright, 1e-3)[:, :, None]
+    colours = np.asarray(COLOURS, np.float32) / 255
+    distance = ((hues[None] - colours[:, None, None]) ** 2).sum(axis=3)
+    return bright**2 * np.exp(-distance / (2 * _SPREAD**2))
 
 
 def _centre(evidence: np.ndarray, x: int, y: int, radius: float) -> np.ndarray:

@@ -5,6 +5,8 @@ painted first, so that a small one on top of a large one stays visible (the refe
 SA-1B masks large first too, in random colours).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
@@ -56,25 +58,31 @@ def render(masks: np.ndarray) -> np.ndarray:
     return (picture + 0.5).astype(np.uint8)
 
 
-def parse(picture: np.ndarray) -> np.ndarray:
+def parse(
+    picture: np.ndarray,
+    palette: Sequence[tuple[int, int, int]] = PALETTE,
+    tolerance: float = TOLERANCE,
+    speck: float = SPECK,
+) -> np.ndarray:
     """Read the masks back: the palette colour near each pixel, specks dropped.
 
     A pixel near no palette colour is background, so a photograph is not read as masks.
 
     Args:
         picture: (H, W, 3) uint8.
+        palette, tolerance, speck: As PALETTE, TOLERANCE and SPECK, for other kinds of masks.
 
     Returns:
-        Labels (H, W) int64: 0 is background, 1 + rank an instance.
+        Labels (H, W) int64: 0 is background, 1 + rank an instance (its place in the palette).
     """
-    colours = np.asarray(((0, 0, 0), *PALETTE), np.float32)
+    colours = np.asarray(((0, 0, 0), *palette), np.float32)
     pixels = picture.astype(np.float32)
     # |p - c|^2 = |p|^2 - 2 p.c + |c|^2, one product for all pixels
     distance = (pixels**2).sum(axis=2)[:, :, None] - 2 * pixels @ colours.T
     distance += (colours**2).sum(axis=1)
     labels = distance.argmin(axis=2)
-    labels[distance.min(axis=2) > TOLERANCE**2] = 0
-    smallest = SPECK * labels.size
+    labels[distance.min(axis=2) > tolerance**2] = 0
+    smallest = speck * labels.size
     for label in np.unique(labels[labels > 0]):
         islands, _ = ndimage.label(labels == label)
         areas = np.bincount(islands.ravel())
@@ -83,22 +91,20 @@ def parse(picture: np.ndarray) -> np.ndarray:
     return labels
 
 
-def miou(prediction: np.ndarray, truth: np.ndarray) -> float:
+def matched_iou(found: np.ndarray, true: np.ndarray, colours: int) -> float:
     """Mean intersection over union of the true instances, background left out.
 
-    Predicted instances are matched one to one with the true ones so that the sum of IoUs is
-    largest; a true instance left without a match counts 0. The colours themselves are not
-    compared.
+    Found instances are matched one to one with the true ones so that the sum of IoUs is largest;
+    a true instance left without a match counts 0. The labels themselves are not compared.
 
     Args:
-        prediction: Picture (H, W, 3) uint8.
-        truth: Picture of the same size.
+        found, true: Labels (H, W) in [0, colours], 0 the background.
+        colours: The highest label.
 
     Returns:
-        A value in [0, 1]; NaN if the truth holds no instance.
+        A value in [0, 1]; NaN if there is no true instance.
     """
-    found, true = parse(prediction), parse(truth)
-    size = len(PALETTE) + 1
+    size = colours + 1
     joint = np.bincount((true * size + found).ravel(), minlength=size**2).reshape(size, size)
     union = joint.sum(axis=1, keepdims=True) + joint.sum(axis=0, keepdims=True) - joint
     iou = (joint / np.maximum(union, 1))[1:, 1:]
@@ -107,6 +113,19 @@ def miou(prediction: np.ndarray, truth: np.ndarray) -> float:
         return float("nan")
     rows, columns = linear_sum_assignment(iou, maximize=True)
     return float(iou[rows, columns].sum() / instances)
+
+
+def miou(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Mean IoU of the instances in a true picture, as `matched_iou`.
+
+    Args:
+        prediction: Picture (H, W, 3) uint8.
+        truth: Picture of the same size.
+
+    Returns:
+        A value in [0, 1]; NaN if the truth holds no instance.
+    """
+    return matched_iou(parse(prediction), parse(truth), len(PALETTE))
 
 
 TASK = Task(

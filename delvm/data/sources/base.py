@@ -18,6 +18,8 @@ from delvm.errors import UserError, did_you_mean
 FILES_A_PART = 1000
 PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"))
 
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+
 
 @dataclass
 class SourceConfig:
@@ -108,6 +110,13 @@ class RawSource(SourceConfig):
             UserError: it cannot be opened.
         """
         return np.asarray(fit(open_image(file, name), self.size))
+
+
+def middle_square(width: int, height: int) -> Box:
+    """The largest square in the middle of a picture."""
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
 
 
 def encoded(text: str) -> bytes:

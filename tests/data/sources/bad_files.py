@@ -1,13 +1,18 @@
 """Bad input, and input that only looks bad: a function for each writes it to a path."""
 
 import io
+import json
 import struct
 import tarfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import av
 import numpy as np
 from PIL import Image
+
+from experiments.sources.layouts import jpeg, sa1b_json
 
 
 def smooth(width: int = 32, height: int = 32, seed: int = 0) -> np.ndarray:
@@ -186,3 +191,76 @@ def symlink_member(path: Path) -> str:
     data = encoded(smooth(24, 24), "jpg")
     write_members(path, {"000000000.jpg": data}, {"000000001.jpg": "/etc/hostname"})
     return "000000001.jpg"
+
+
+def broken_rle(path: Path) -> str:
+    """A tar of SA-1B with a good picture and one with a cut mask; returns the bad one's place."""
+    picture, mask = smooth(), np.zeros((32, 32), bool)
+    mask[4:20, 4:20] = True
+    good, bad = (sa1b_json(name, [mask]) for name in ("sa_1", "sa_2"))
+    cut = bad["annotations"][0]["segmentation"]
+    cut["counts"] = cut["counts"][:-1] + "P"
+    files: dict[str, bytes] = {}
+    for name, value in (("sa_1", good), ("sa_2", bad)):
+        files |= {f"{name}.jpg": jpeg(picture), f"{name}.json": json.dumps(value).encode()}
+    write_members(path, files)
+    return f"{path.name}/sa_2.json"
+
+
+# ------------------------------------------------------------ videos
+
+
+def write_mp4(path: Path, shown: Sequence[np.ndarray], header_first: bool = False) -> bytes:
+    """Writes frames (H, W, 3) uint8 with a key frame every fourth; returns the file's bytes."""
+    options = {"movflags": "faststart"} if header_first else {}
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=10, options={"g": "4", "bf": "0"})
+        stream.height, stream.width = shown[0].shape[:2]
+        for frame in shown:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path.read_bytes()
+
+
+def place_of(path: Path, number: int) -> tuple[int, int]:
+    """Where a frame lies in a video file, and how long it is, in bytes."""
+    with av.open(str(path), "r") as container:
+        packet = [each for each in container.demux(video=0) if each.size][number]
+        return packet.pos or 0, packet.size
+
+
+def corrupt_mp4(path: Path, shown: Sequence[np.ndarray]) -> None:
+    """A video whose fifth frame, which others are drawn on, is spoilt."""
+    data = bytearray(write_mp4(path, shown))
+    start, size = place_of(path, 4)
+    middle, stop = start + size // 3, start + size // 2
+    rng = np.random.default_rng(0)
+    data[middle:stop] = rng.integers(0, 256, stop - middle, dtype=np.uint8).tobytes()
+    path.write_bytes(bytes(data))
+
+
+def truncated_mp4(path: Path, shown: Sequence[np.ndarray]) -> None:
+    """A video cut in the middle, whose header, at its end, is gone."""
+    data = write_mp4(path, shown)
+    path.write_bytes(data[: len(data) // 2])
+
+
+def ending_mp4(path: Path, shown: Sequence[np.ndarray], frames: int) -> None:
+    """A video with its header first, cut after some frames: ffmpeg reads these and is silent."""
+    data = write_mp4(path, shown, header_first=True)
+    path.write_bytes(data[: place_of(path, frames)[0]])
+
+
+def playlist(path: Path, other: Path) -> None:
+    """A playlist called as a video, which would have another file opened."""
+    path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{other}\n#EXT-X-ENDLIST\n")
+
+
+def sound(path: Path) -> None:
+    """An MP4 without pictures."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.sample_rate = 8000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode())

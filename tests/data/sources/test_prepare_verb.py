@@ -1,9 +1,13 @@
 """The readers through `delvm prepare` and `delvm encode`, as a user runs them."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from delvm.commands import cli
+from delvm.data import people
 from delvm.data.shards import read_examples
+from experiments.sources import layouts
 from tests.data.sources import bad_files
 from tests.data.sources.bad_files import save, smooth
 
@@ -45,3 +49,50 @@ def test_too_many_rejects_are_exit_code_3(raw, tmp_path, capsys):
 def test_a_missing_path_is_told(capsys):
     assert cli.main(["prepare", "source=laion"]) == 2
     assert "source.path" in capsys.readouterr().err
+
+
+def raw_of(source, root):
+    """A small data set in the source's true layout."""
+    picture, moving = smooth(80, 64), [np.roll(smooth(64, 48), n, axis=1) for n in range(9)]
+    if source == "sa1b":
+        masks = np.zeros((2, 64, 80), bool)
+        masks[0, :40], masks[1, 30:60, 10:50] = True, True
+        items = {f"sa_{number}": (picture, list(masks)) for number in range(3)}
+        layouts.write_sa1b(root / "sa_000000.tar", items)
+    elif source == "coco_pose":
+        points = people.keypoints(np.random.default_rng(0)) * 64
+        for split in ("train", "val"):
+            items = {f"{number:012d}.jpg": (picture, [points]) for number in range(3)}
+            layouts.write_coco(root, split, items)
+    elif source == "hdvila":
+        layouts.write_video(root / "video_clips" / "abc" / "abc.0.mp4", moving)
+    else:
+        layouts.write_video(root / "a.mp4", moving)
+        layouts.write_frames(root / "b", moving)
+
+
+@pytest.mark.parametrize(
+    "source, words, made",
+    [
+        ("sa1b", [], {"masks": 9}),  # three squares a picture below 800 pixels
+        ("sa1b", ["source.crops=0"], {"masks": 3}),
+        ("coco_pose", ["source.min_side=0"], {"pose": 3}),
+        ("coco_pose", ["source.whole=true"], {"poses": 3}),
+        ("video", ["source.frames=4", "source.stride=2"], {"video": 2}),
+        ("hdvila", ["source.frames=3", "source.stride=1", "source.overlap=1"], {"video": 4}),
+    ],
+)
+def test_annotated_and_moving_sources(tmp_path, source, words, made):
+    raw_of(source, tmp_path / "raw")
+    output = tmp_path / "out"
+    common = [f"source={source}", f"source.path={tmp_path}/raw", "source.size=16", "source.val=0"]
+    if source != "coco_pose":
+        common.append("source.test=0")
+    assert cli.main(["prepare", *common, *words, f"output={output}"]) == 0
+    counts = {
+        folder.name: len(list(read_examples(output, "train", folder.name)))
+        for folder in (output / "train").iterdir()
+    }
+    assert counts == made
+    # It shows a split that holds something.
+    assert Image.open(output / "contact_sheet.png").width > 2 * 128

@@ -1,0 +1,281 @@
+"""Clips of videos, of folders of frames, and of HD-VILA."""
+
+import shutil
+import tracemalloc
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from delvm.data import photographs
+from delvm.data.images import fit
+from delvm.data.sources import frames
+from delvm.data.sources.frames import Clip, clips_of, scene_distance
+from delvm.data.sources.video import HdVila, Video
+from delvm.errors import UserError
+from experiments.sources.layouts import write_frames, write_video
+from tests.data.sources import bad_files
+from tests.data.sources.checks import keys, prepared, read_all, rejects
+
+SIZE = 32
+WIDE, HIGH = 64, 48
+SCENES = ("astronaut", "coffee", "china", "flower")
+
+
+def moving(count, scene="astronaut", width=WIDE, height=HIGH):
+    """Frames of a camera that moves over a photograph."""
+    picture = photographs.load(scene)
+    scale = 2.5 * height / picture.height
+    wide = picture.resize((round(scale * picture.width), round(scale * picture.height)))
+    return [np.asarray(wide.crop((n % 40, 8, n % 40 + width, 8 + height))) for n in range(count)]
+
+
+def fitted(picture):
+    return np.asarray(fit(Image.fromarray(picture), SIZE))
+
+
+def near(one, other):
+    return np.abs(one.astype(int) - other).mean() < 5  # H.264
+
+
+def source(root, kind=Video, **settings):
+    plain = {"path": str(root), "size": SIZE, "val": 0, "test": 0, "frames": 4, "stride": 1}
+    return kind(**plain | settings)
+
+
+def write(path, shown):
+    (write_video if path.suffix else write_frames)(path, shown)
+
+
+@pytest.fixture(params=["a.mp4", "a.mkv", "a"])
+def place(request, tmp_path):
+    return tmp_path / "raw" / request.param
+
+
+@pytest.mark.parametrize(
+    "count, stride, overlap, starts",
+    [
+        (12, 1, 0, [0, 4, 8]),
+        (15, 1, 0, [0, 4, 8]),
+        (16, 3, 0, [0]),
+        (24, 3, 0, [0, 12]),
+        (10, 1, 3, [0, 1, 2, 3, 4, 5, 6]),
+        (12, 2, 2, [0, 4]),
+    ],
+)
+def test_clips(place, count, stride, overlap, starts):
+    shown = moving(count)
+    write(place, shown)
+    made = read_all(source(place.parent, stride=stride, overlap=overlap), "train")["video"]
+    assert [each.key for each in made] == [f"a-{start:06d}" for start in starts]
+    for each, start in zip(made, starts, strict=True):
+        assert len(each.pictures) == 4
+        for number, picture in enumerate(each.pictures):
+            assert near(picture, fitted(shown[start + number * stride]))
+
+
+def test_frames_go_by_their_numbers(tmp_path):
+    shown = [np.full((HIGH, WIDE, 3), 4 * number, np.uint8) for number in range(12)]
+    write_frames(tmp_path / "a", shown)
+    made = read_all(source(tmp_path), "train")["video"]
+    levels = [int(picture[0, 0, 0]) for each in made for picture in each.pictures]
+    assert levels == [4 * number for number in range(12)]
+
+
+def test_no_clip_goes_over_a_cut(place):
+    lengths = (6, 3, 9)
+    shown = [frame for n, scene in zip(lengths, SCENES, strict=False) for frame in moving(n, scene)]
+    write(place, shown)
+    assert keys(source(place.parent), "train", "video") == ["a-000000", "a-000009", "a-000013"]
+    every = keys(source(place.parent, cut=0), "train", "video")
+    assert every == [f"a-{start:06d}" for start in (0, 4, 8, 12)]
+
+
+def test_a_video_of_cuts_alone_is_rejected(place):
+    write(place, [frame for scene in SCENES for frame in moving(3, scene)])
+    reader = source(place.parent)
+    assert rejects(reader, "train", "video") == {
+        place.name: "too short: 12 frames taken and 3 cuts between them, a clip has 4"
+    }
+
+
+def test_cuts_are_told_from_movement_and_light():
+    def look(scene, side=0.6, left=0.0):
+        picture = photographs.load(scene)
+        side = int(side * min(picture.size))
+        left = int(left * min(picture.size))
+        return np.asarray(fit(picture.crop((left, 0, left + side, side)), SIZE))
+
+    threshold = Video(path="x").cut
+    scenes = [name for name in (*photographs.TRAINING, *photographs.HELD_OUT)
+              if not photographs.is_grey(name)]  # fmt: skip
+    assert len(scenes) > 6
+    cuts = []
+    for number, scene in enumerate(scenes):
+        first = look(scene)
+        assert scene_distance(first, first) == 0
+        moved, nearer = look(scene, left=0.1), look(scene, side=0.5)
+        lighter = np.clip(first * 1.25, 0, 255).astype(np.uint8)
+        for same in (moved, nearer, lighter):
+            assert scene_distance(first, same) < threshold, scene
+        cuts += [scene_distance(first, look(other)) for other in scenes[:number]]
+    assert np.mean(np.array(cuts) > threshold) > 0.9
+
+
+def test_a_video_is_turned_upright(tmp_path):
+    shown = moving(4)
+    turned = [np.ascontiguousarray(np.rot90(frame, -1)) for frame in shown]
+    write_video(tmp_path / "a.mp4", turned, turned=90)
+    (made,) = read_all(source(tmp_path), "train")["video"]
+    assert all(near(p, fitted(f)) for p, f in zip(made.pictures, shown, strict=True))
+
+
+def test_memory_does_not_grow_with_the_length():
+    def endless(count):
+        for number in range(count):
+            yield number, Image.new("RGB", (256, 256), (number % 256,) * 3)
+
+    peaks = []
+    for count in (64, 512):
+        tracemalloc.start()
+        assert (
+            sum(isinstance(each, Clip) for each in clips_of(endless(count), 256, 8)) == count // 8
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_what_is_broken_is_rejected_and_the_rest_is_read(tmp_path):
+    shown = moving(12)
+    write_video(tmp_path / "good.mp4", shown)
+    write_video(tmp_path / "short.mp4", shown[:3])
+    bad_files.corrupt_mp4(tmp_path / "corrupt.mp4", shown)
+    bad_files.truncated_mp4(tmp_path / "cut.mp4", shown)
+    bad_files.playlist(tmp_path / "list.mp4", tmp_path / "good.mp4")
+    bad_files.html(tmp_path / "page.mp4")
+    bad_files.zero_bytes(tmp_path / "empty.mp4")
+    bad_files.sound(tmp_path / "sound.mp4")
+    write_frames(tmp_path / "folder", shown)
+    bad_files.truncated_jpeg(tmp_path / "folder" / "5.png")
+    bad_files.html(tmp_path / "folder" / "6.png")
+    reader = source(tmp_path)
+    made = keys(reader, "train", "video")
+    assert {key.partition("-")[0] for key in made} == {"good", "folder", "corrupt"}
+    assert [key for key in made if "folder" in key] == ["folder-000000", "folder-000007"]
+    found = rejects(reader, "train", "video")
+    wanted = {
+        "corrupt.mp4": "frame 4: damaged frames",
+        "cut.mp4": "Invalid data",
+        "list.mp4": "Invalid data",
+        "page.mp4": "Invalid data",
+        "empty.mp4": "cannot be read as a video",
+        "sound.mp4": "no pictures in it",
+        "short.mp4": "too short: 3 frames taken, a clip has 4",
+        "folder": "frame 5: 5.png cannot be read as a picture",
+    }
+    assert found.keys() == wanted.keys()
+    for name, said in wanted.items():
+        assert said in found[name] and "\n" not in found[name], name
+
+
+def test_spoilt_bytes_never_raise(tmp_path):
+    path, rng = tmp_path / "a.mp4", np.random.default_rng(0)
+    whole = bad_files.write_mp4(path, moving(12))
+    reader = source(tmp_path)
+    found = set()
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), 6):
+            data[place] = rng.integers(0, 256)
+        path.write_bytes(bytes(data))
+        found |= set(rejects(reader, "train", "video").values())
+    assert len(found) > 3 and all("\n" not in reason for reason in found)
+
+
+def test_a_video_that_ends_too_soon_is_told(tmp_path):
+    bad_files.ending_mp4(tmp_path / "a.mp4", moving(20), 9)
+    reader = source(tmp_path)
+    assert keys(reader, "train", "video") == ["a-000000", "a-000004"]
+    (reason,) = rejects(reader, "train", "video").values()
+    assert "frame 9: truncated or damaged" in reason and "more are announced" in reason
+
+
+def test_frames_that_are_too_large(tmp_path, monkeypatch):
+    write_video(tmp_path / "a.mp4", moving(4))
+    monkeypatch.setattr(frames, "MAX_PIXELS", WIDE * HIGH - 1)
+    (reason,) = rejects(source(tmp_path), "train", "video").values()
+    assert f"{WIDE} x {HIGH} pixels, the limit is" in reason
+
+
+@pytest.mark.parametrize("kind", [Video, HdVila])
+def test_the_whole_job(tmp_path, kind):
+    root, count = tmp_path / "raw", 24
+    for number in range(count):
+        name = f"id-{number // 2}"
+        place = root / "video_clips" / name / f"{name}.{number % 2}.mp4"
+        if number < 2:
+            write_video(place, moving(9))
+        else:
+            place.parent.mkdir(exist_ok=True)
+            shutil.copy(root / "video_clips/id-0" / f"id-0.{number % 2}.mp4", place)
+    reader = source(root, kind, val=0.3, test=0.2)
+    made = prepared(reader, tmp_path / "out")
+    assert sum(manifest.count for manifest in made.values()) == 2 * count
+    assert {manifest.pictures for manifest in made.values()} == {4}
+    found = {split: {key.rpartition("_")[0] for key in keys(reader, split, "video")}
+             for split in ("train", "val", "test")}  # fmt: skip
+    assert all(found.values())
+    if kind is HdVila:  # the cuts of one video stay together
+        assert sum(map(len, found.values())) == count // 2
+
+
+def test_hdvila_names(tmp_path):
+    folder = tmp_path / "video_clips" / "abc.d"
+    write_video(folder / "abc.d.0.mp4", moving(4))
+    for name in ("abc.d.2.mp4", "abc.d.10.mp4", "other.1.mp4", "abc.d.mp4"):
+        shutil.copy(folder / "abc.d.0.mp4", folder / name)
+    shutil.copy(folder / "abc.d.0.mp4", tmp_path / "video_clips" / "stray.1.mp4")
+    for root in (tmp_path, tmp_path / "video_clips"):
+        reader = source(root, HdVila)
+        assert keys(reader, "train", "video") == [
+            "abc_d_0-000000", "abc_d_2-000000", "abc_d_10-000000",
+        ]  # fmt: skip
+        left = rejects(reader, "train", "video")
+        assert {name.rpartition("/")[2] for name in left} == {
+            "other.1.mp4", "abc.d.mp4", "stray.1.mp4",
+        }  # fmt: skip
+        assert set(left.values()) == {"is not called ID/ID.N.mp4"}
+
+
+def test_a_part_is_known_by_its_videos(tmp_path):
+    for name in "abc":
+        write_frames(tmp_path / name, moving(4))
+    before = source(tmp_path).parts("train")["video"]
+    assert before == source(tmp_path).parts("train")["video"] and len(before) == 1
+    write_frames(tmp_path / "b2", moving(4))
+    assert source(tmp_path).parts("train")["video"] != before
+
+
+def test_names_that_differ_in_the_extension_alone(tmp_path):
+    write_frames(tmp_path / "a", moving(4))
+    write_video(tmp_path / "a.mp4", moving(4))
+    write_video(tmp_path / "b.mp4", moving(4))
+    assert keys(source(tmp_path), "train", "video") == [
+        "a-000000", "a_mp4-000000", "b-000000",
+    ]  # fmt: skip
+
+
+def test_settings_that_no_clip_can_have(tmp_path):
+    for change, said in (
+        ({"frames": 1}, "source.frames=1 is below 2"),
+        ({"stride": 0}, "source.stride=0 is below 1"),
+        ({"overlap": -1}, "source.overlap=-1 is below 0"),
+        ({"overlap": 4}, "source.overlap=4 is not below source.frames=4"),
+        ({"cut": 2}, "source.cut=2 is not in"),
+        ({}, "holds neither videos nor folders of frames"),
+    ):
+        with pytest.raises(UserError, match=said):
+            source(tmp_path, **change).parts("train")
+    with pytest.raises(UserError, match="holds no video_clips/ID/ID.N.mp4"):
+        source(tmp_path, HdVila).parts("train")
