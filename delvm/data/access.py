@@ -10,6 +10,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from pathlib import Path
+from tarfile import TarError
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -139,7 +140,7 @@ class TokenAccess(_Open[_Records]):
                     raise ValueError(f"{dtype} {shape} is not <u2 (n, {k}, {n})")
                 if file.tell() + 2 * shape[0] * k * n != info.size:
                     raise ValueError(f"{info.size} bytes are not an array {shape} of {dtype}")
-            except (ValueError, EOFError) as error:
+            except (ValueError, EOFError, TarError) as error:
                 raise UserError(f"{path}: {key}.{name}: {error}") from None
             offsets.append(info.offset_data + file.tell())
             first.append(count)

@@ -14,6 +14,7 @@ import itertools
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -270,10 +271,11 @@ def _read_records(path: Path, names: set[str]) -> Iterator[tuple[str, dict[str, 
 
 def _read_members(path: Path) -> Iterator[tuple[str, str, bytes]]:
     """(key, name, bytes) of each member; nothing is ever unpacked to disk."""
-    for tar, info, key, name in members(path):
-        file = tar.extractfile(info)
-        assert file is not None
-        yield key, name, file.read()
+    with reading(path):
+        for tar, info, key, name in members(path):
+            file = tar.extractfile(info)
+            assert file is not None
+            yield key, name, file.read()
 
 
 def members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str, str]]:
@@ -282,14 +284,20 @@ def members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str,
     Raises:
         UserError: The shard is missing or damaged, or a member is no plain file of such a name.
     """
+    with reading(path), tarfile.open(path, "r:") as tar:
+        for info in tar:
+            parts = re.fullmatch(r"([\w-]+)\.([a-z0-9]+\.[a-z]+)", info.name)
+            # A sparse member may claim a size that no disk holds.
+            if not parts or not info.isreg() or info.issparse():
+                raise UserError(f"{path}: unexpected member {info.name!r}")
+            yield tar, info, parts[1], parts[2]
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say in a line what is wrong with a shard."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                parts = re.fullmatch(r"([\w-]+)\.([a-z0-9]+\.[a-z]+)", info.name)
-                # A sparse member may claim a size that no disk holds.
-                if not parts or not info.isreg() or info.issparse():
-                    raise UserError(f"{path}: unexpected member {info.name!r}")
-                yield tar, info, parts[1], parts[2]
+        yield
     except FileNotFoundError:
         raise UserError(f"shard not found: {path}") from None
     except (tarfile.TarError, EOFError, OSError) as error:
