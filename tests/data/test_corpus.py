@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from delvm.data import corpus
 from delvm.data.augment import Balance, BalanceConfig, augment
-from delvm.data.corpus import encode, prepare
+from delvm.data.corpus import prepare
+from delvm.data.encoding import encode
 from delvm.data.examples import Example, Part, Reject, in_parts
+from delvm.data.images import to_pixels
 from delvm.data.manifest import load_manifests, read_codebook
 from delvm.data.parts import read_rejects
 from delvm.data.shards import read_examples, read_tokens
@@ -74,7 +75,7 @@ class FakeTokenizer:
 
 def tokens_of(pairs):
     with torch.inference_mode():
-        sides = [FakeTokenizer().encode(corpus.to_pixels([p.input, p.target])) for p in pairs]
+        sides = [FakeTokenizer().encode(to_pixels([p.input, p.target])) for p in pairs]
     return torch.stack(sides).numpy()
 
 
@@ -222,7 +223,7 @@ def test_examples_of_more_than_two_pictures(tmp_path):
     ids = stored(tmp_path / "t", "train", "derain")
     assert ids.shape == (7, 3, 4)
     with torch.inference_mode():
-        tokens = FakeTokenizer().encode(corpus.to_pixels(list(wanted.pictures)))
+        tokens = FakeTokenizer().encode(to_pixels(list(wanted.pictures)))
     assert np.array_equal(ids[6], tokens)
 
 
