@@ -12,7 +12,14 @@ from delvm.data.augment import Balance, BalanceConfig, plan
 from delvm.data.engines.base import Engine, Factory, Share
 from delvm.data.engines.local import Local
 from delvm.data.examples import SPLITS, check_splits
-from delvm.data.manifest import Manifest, load_manifests, pending, plan_tokens, write_codebook
+from delvm.data.manifest import (
+    MANIFEST,
+    Manifest,
+    load_manifests,
+    pending,
+    plan_tokens,
+    write_codebook,
+)
 from delvm.data.pieces import Done, Job, Piece, Tokenizer
 from delvm.data.shards import finish_tokens, missing_shards, start_tokens, started
 from delvm.errors import UserError
@@ -161,6 +168,9 @@ def _wait_for_start(job: Job, share: Share) -> None:
     Raises:
         UserError: it does not, or a finished folder was made with other settings.
     """
+    for manifest in job.plans:
+        if (job.output / manifest.split / manifest.task / MANIFEST).exists():
+            pending(job.output, manifest)  # refuses what the first process refuses too
     end = time.monotonic() + PATIENCE
     while not all(started(job.output, manifest) for manifest in job.plans):
         if time.monotonic() > end:

@@ -105,9 +105,9 @@ class _Crew:
         if isinstance(outcome, (Done, UserError)):
             return outcome
         process = self.processes[pipe]
-        process.join()
         if outcome is not None:  # a fault of ours, as text
             raise RuntimeError(f"in {process.name}:\n{outcome}")
+        process.join()
         raise UserError(
             f"worker {process.name} died with code {process.exitcode} (-9: killed, most often for "
             "lack of memory): run the same again, what is done stays; or set engine.workers lower"
