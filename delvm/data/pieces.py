@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -22,12 +23,15 @@ from delvm.data.augment import Balance, Jitter, augment
 from delvm.data.examples import Example
 from delvm.data.images import to_pixels
 from delvm.data.manifest import Manifest
-from delvm.data.shards import read_examples, write_token_shard
+from delvm.data.shards import read_undecoded, write_token_shard
 from delvm.places import Place
 
 AHEAD = 2  # batches that are read before they are asked for
+MOST_READERS = 8
 
+S = TypeVar("S")
 T = TypeVar("T")
+Lazy = Callable[[], Example]
 Report = Callable[[int], None]  # told how many more examples are encoded
 
 
@@ -98,7 +102,7 @@ class Done:
 def encode_piece(
     job: Job, piece: Piece, tokenizer: Tokenizer, report: Report = lambda count: None
 ) -> Done:
-    """Write one shard, unless it is there.
+    """Write one shard, unless it is there; pictures are read and decoded by other threads.
 
     Args:
         tokenizer: On the device to encode on.
@@ -115,8 +119,8 @@ def encode_piece(
         return Done(piece, time.perf_counter() - start)
 
     def ids(first: int, last: int) -> Iterator[np.ndarray]:
-        examples = balanced(job.input, plan, pairs, first, last)
-        for batch in ahead(_batches(examples, job.batch_size)):
+        batches = _batches(balanced(job.input, plan, pairs, first, last), job.batch_size)
+        for batch in decoded(batches, _readers(tokenizer)):
             yield _encode(batch, tokenizer)
             report(len(batch))
 
@@ -125,9 +129,15 @@ def encode_piece(
     return Done(piece, time.perf_counter() - start)
 
 
-def _batches(examples: Iterator[Example], size: int) -> Iterator[list[Example]]:
+def _batches(examples: Iterator[Lazy], size: int) -> Iterator[list[Lazy]]:
     while batch := list(itertools.islice(examples, size)):
         yield batch
+
+
+def _readers(tokenizer: Tokenizer) -> int:
+    """Threads that decode pictures: a GPU is faster than one, a processor slower."""
+    on_gpu = tokenizer.codebook.device.type == "cuda"
+    return min(MOST_READERS, torch.get_num_threads()) if on_gpu else 1
 
 
 def _encode(batch: list[Example], tokenizer: Tokenizer) -> np.ndarray:
@@ -135,6 +145,17 @@ def _encode(batch: list[Example], tokenizer: Tokenizer) -> np.ndarray:
     pixels = to_pixels([picture for example in batch for picture in example.pictures])
     ids = tokenizer.encode(pixels.to(tokenizer.codebook.device))  # (n k, N)
     return ids.reshape(len(batch), len(batch[0].pictures), -1).cpu().numpy()
+
+
+def decoded(batches: Iterator[list[Lazy]], readers: int) -> Iterator[list[Example]]:
+    """The examples of each batch in order, read ahead by one thread or decoded by many."""
+    if readers == 1:
+        return ahead(map(_decode, batches))
+    return spread(_decode, ahead(batches), readers)
+
+
+def _decode(batch: list[Lazy]) -> list[Example]:
+    return [example() for example in batch]
 
 
 def ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
@@ -151,10 +172,24 @@ def ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
                 future.cancel()
 
 
-def balanced(
-    root: Place, plan: Manifest, pairs: Manifest, start: int, stop: int
-) -> Iterator[Example]:
+def spread(make: Callable[[S], T], items: Iterator[S], threads: int) -> Iterator[T]:
+    """make(item) of each item in order, by threads that are up to `threads` + 1 items ahead."""
+    with ThreadPoolExecutor(threads) as pool:
+        made = deque(pool.submit(make, item) for item in itertools.islice(items, threads + 1))
+        try:
+            while made:
+                result = made.popleft().result()
+                made.extend(pool.submit(make, item) for item in itertools.islice(items, 1))
+                yield result
+        finally:
+            for future in made:
+                future.cancel()
+
+
+def balanced(root: Place, plan: Manifest, pairs: Manifest, start: int, stop: int) -> Iterator[Lazy]:
     """Items start to stop of a balanced task: item i is pair i % count, copy i // count.
+
+    Each comes as a call that decodes it, and makes the copy.
 
     Args:
         root: Root of the pairs.
@@ -169,9 +204,14 @@ def balanced(
     while start < stop:
         copy, first = divmod(start, count)
         last = min(count, first + stop - start)
-        examples = read_examples(root, plan.split, plan.task, first, pairs)
+        examples = read_undecoded(root, plan.split, plan.task, first, pairs)
         for example in itertools.islice(examples, last - first):
             if augmented:
-                example = augment(example, settings["seed"], copy, flip=flip, jitter=jitter)
-            yield example
+                yield partial(_copied, example, settings["seed"], copy, flip=flip, jitter=jitter)
+            else:
+                yield example
         start += last - first
+
+
+def _copied(example: Lazy, seed: int, copy: int, *, flip: bool, jitter: Jitter) -> Example:
+    return augment(example(), seed, copy, flip=flip, jitter=jitter)

@@ -14,6 +14,7 @@ import itertools
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -213,28 +214,43 @@ def read_examples(
     Raises:
         UserError: A shard is missing or damaged, or holds something else than its manifest says.
     """
+    for decode in read_undecoded(root, split, task, start, manifest):
+        yield decode()
+
+
+def read_undecoded(
+    root: Place, split: str, task: str, start: int = 0, manifest: Manifest | None = None
+) -> Iterator[Callable[[], Example]]:
+    """The same, each as a call that decodes it, in whatever thread.
+
+    Raises:
+        UserError: As `read_examples`; what is wrong with a picture, when it is decoded.
+    """
     manifest = manifest or _manifest(root, split, task, "pairs")
-    shape = (manifest.image_size, manifest.image_size, 3)
-    names = member_names(manifest.pictures)
+    names = set(member_names(manifest.pictures))
     for shard in manifest.shards:
         if start >= shard["count"]:
             start -= shard["count"]
             continue
         path = place(root) / split / task / shard["file"]
         count = 0
-        for key, files in _read_records(path, set(names)):
+        for key, files in _read_records(path, names):
             count += 1
-            if count <= start:
-                continue
-            pictures = []
-            for name in names:
-                picture = np.asarray(open_image(files[name], f"{path}: {key}.{name}"))
-                if picture.shape != shape:
-                    raise UserError(f"{path}: {key}.{name} is {picture.shape}, not {shape}")
-                pictures.append(picture)
-            yield Example(key, task, tuple(pictures))
+            if count > start:
+                yield partial(_decode, path, key, files, manifest)
         start = 0
         _check_count(path, count, shard["count"])
+
+
+def _decode(path: Place, key: str, files: dict[str, bytes], manifest: Manifest) -> Example:
+    shape = (manifest.image_size, manifest.image_size, 3)
+    pictures = []
+    for name in member_names(manifest.pictures):
+        picture = np.asarray(open_image(files[name], f"{path}: {key}.{name}"))
+        if picture.shape != shape:
+            raise UserError(f"{path}: {key}.{name} is {picture.shape}, not {shape}")
+        pictures.append(picture)
+    return Example(key, manifest.task, tuple(pictures))
 
 
 def read_tokens(

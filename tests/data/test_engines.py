@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from delvm.data import encoding, shards
+from delvm.data import encoding, pieces, shards
 from delvm.data.augment import Balance, BalanceConfig
 from delvm.data.corpus import prepare
 from delvm.data.encoding import encode
@@ -17,7 +17,7 @@ from delvm.data.engines.process import Processes
 from delvm.data.engines.ray_actors import RayActors
 from delvm.data.engines.submitit_jobs import SubmititJobs
 from delvm.data.manifest import load_manifests
-from delvm.data.pieces import ahead
+from delvm.data.pieces import ahead, decoded, spread
 from delvm.errors import UserError
 from tests.data.corpus_makers import FakeSource, FakeTokenizer, Makes, contents, no_space
 
@@ -236,6 +236,20 @@ def test_reading_ahead_keeps_order_and_errors():
     assert next(items) == 1
     with pytest.raises(UserError, match="damaged"):
         next(items)
+
+
+def test_many_readers_keep_order_and_errors(pairs, whole, tmp_path, monkeypatch):
+    assert list(spread(lambda n: n * n, iter(range(50)), 4)) == [n * n for n in range(50)]
+    assert list(spread(str, iter([]), 2)) == []
+    with pytest.raises(UserError, match="damaged"):
+        list(decoded(iter([[lambda: 1], [broken_picture]]), 2))
+    monkeypatch.setattr(pieces, "_readers", lambda tokenizer: 3)  # as on a GPU
+    run(pairs, tmp_path / "t", Local())
+    assert contents(tmp_path / "t") == whole
+
+
+def broken_picture():
+    raise UserError("damaged")
 
 
 def test_reading_ahead_stops_where_it_is_left():
