@@ -100,19 +100,30 @@ def encode(
         batch_size,
         seed,
     )
-    if share.rank == 0:
-        _say_found(job, overwrite)
-        write_codebook(job.output, tokenizer.codebook, fingerprint, overwrite)
-        for manifest in job.plans:
-            start_tokens(job.output, manifest, overwrite)
-    else:
-        _wait_for_start(job, share)
+    _start(job, share, tokenizer, fingerprint, overwrite)
     _run(job, _mine(job, share), share, engine, factory or Given(tokenizer))
+    return _whole(job, share)
+
+
+def _start(job: Job, share: Share, tokenizer: Tokenizer, fingerprint: str, overwrite: bool) -> None:
+    """Make every folder ready, or wait until the first of several processes has done so."""
+    if share.rank != 0:
+        _wait_for_start(job, share)
+        return
+    _say_found(job, overwrite)
+    write_codebook(job.output, tokenizer.codebook, fingerprint, overwrite)
+    for manifest in job.plans:
+        start_tokens(job.output, manifest, overwrite)
+
+
+def _whole(job: Job, share: Share) -> list[Manifest]:
+    """The manifests whose shards are all there; says so where some are not."""
     whole = [manifest for manifest in job.plans if not missing_shards(job.output, manifest)]
     if len(whole) < len(job.plans):
         say(
-            f"encode {share.rank}/{share.ranks}: this share is done, {len(job.plans) - len(whole)} "
-            "folders wait for others; should none of them finish, run the same again"
+            f"encode {share.rank}/{share.ranks}: this share is done, others are still at work on "
+            f"{len(job.plans) - len(whole)} of {len(job.plans)} folders; should none of them "
+            "finish, run the same again"
         )
     return whole
 

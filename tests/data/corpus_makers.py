@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,7 +61,8 @@ class FakeTokenizer:
 
     fast = False
 
-    def __init__(self, size=16, fail_at=None, tokens=4):
+    def __init__(self, size=16, fail_at=None, tokens=4, seconds=0.0):
+        self.seconds = seconds
         self.config = SimpleNamespace(resolution=size, tokens_per_image=tokens)
         self.codebook = torch.linspace(0, 1, 256)[:, None]
         self.batches, self.fail_at = [], fail_at
@@ -70,6 +72,7 @@ class FakeTokenizer:
         if len(self.batches) == self.fail_at:
             raise KeyboardInterrupt
         self.batches.append(len(pixels))
+        time.sleep(self.seconds)
         quarters = torch.nn.functional.adaptive_avg_pool2d(pixels.mean(1, keepdim=True), 2)
         ids = (quarters.flatten(1) * 255).round().long()
         return ids.repeat(1, self.config.tokens_per_image // 4)
@@ -83,12 +86,14 @@ class Makes:
         kill_once: a file; the process that makes it kills itself at its second batch.
         refuse: what loading ends with.
         full: whether the disk is full wherever a shard is written.
+        seconds: of each batch.
     """
 
     tokens: int = 4
     kill_once: str | None = None
     refuse: str | None = None
     full: bool = False
+    seconds: float = 0.0
     device: str = "cpu"
 
     def __call__(self, worker):
@@ -99,7 +104,7 @@ class Makes:
         return Deadly(self.kill_once, self.tokens) if self.kill_once else self.plain()
 
     def plain(self):
-        return FakeTokenizer(tokens=self.tokens)
+        return FakeTokenizer(tokens=self.tokens, seconds=self.seconds)
 
 
 class Deadly(FakeTokenizer):

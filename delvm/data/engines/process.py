@@ -1,7 +1,9 @@
 """Processes of this machine."""
 
 import multiprocessing
+import os
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from delvm.data.pieces import Done, Job, Piece, Report
 from delvm.errors import UserError
 
 SECONDS = 0.5  # between two looks at how far the workers are
+PATIENCE = 10.0  # seconds that a worker has to leave off
 
 
 @dataclass
@@ -125,6 +128,8 @@ class _Crew:
             pipe.close()
             process.terminate()
         for process in self.processes.values():
+            process.join(PATIENCE)
+            process.kill()
             process.join()
 
 
@@ -141,10 +146,20 @@ def _serve(
     with suppress(EOFError, BrokenPipeError):
         while True:
             piece = pipe.recv()
+            signal.signal(signal.SIGTERM, _leave_off)
             try:
                 outcome: Any = worker.attempt(piece, report)
             except Exception:
-                import traceback
-
                 outcome = traceback.format_exc()
+            except _LeftOff:  # and what was half written is removed
+                os._exit(0)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             pipe.send(outcome)
+
+
+class _LeftOff(BaseException):
+    """Raised in a worker that is told to stop in the middle of a shard."""
+
+
+def _leave_off(*_: object) -> None:
+    raise _LeftOff

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -69,6 +70,7 @@ class RayActors(Engine):
 
     def _start(self, ray: Any) -> None:
         settings: dict[str, Any] = {"address": self.address}
+        host, _, port = (self.address or "").rpartition("://")[2].rpartition(":")
         if self.address is None:
             wanted = max(1, self.workers) * self.cpus
             settings = {
@@ -78,8 +80,10 @@ class RayActors(Engine):
                 "include_dashboard": False,
             }
         try:
+            if host and port.isdigit():  # Ray itself would ask for minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"engine.address={self.address} cannot be used: {reason}: set engine.address=null "
