@@ -1,7 +1,15 @@
 """The error a user can mend, and the nearest valid name for a mistyped one."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+# What the system says of a path or a disk that the user can mend.
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_MENDABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, *_FULL),
+    *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
 
 
 class UserError(Exception):
@@ -25,6 +33,23 @@ class Interrupted(UserError):
     def __init__(self, text: str, number: int) -> None:
         super().__init__(text)
         self.exit_code = 128 + number
+
+
+def mendable(error: OSError, where: object = None) -> Exception:
+    """A UserError for what the user can mend, else the error itself.
+
+    Args:
+        where: what was being written, for an error that names no file.
+    """
+    if error.errno not in _MENDABLE:
+        return error
+    named = error.filename or where
+    if error.errno in _FULL and named:
+        return UserError(
+            f"{error.strerror}: {named}: free some and run the same again (what is done stays), "
+            "or set output to another place"
+        )
+    return UserError(f"{error.strerror}: {named or 'set output to another place'}")
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:

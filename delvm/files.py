@@ -1,26 +1,37 @@
 """Files that are written whole or not at all, and read with one clear line on failure."""
 
+import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from delvm.errors import UserError
+from delvm.places import Place, Remote, place
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Place) -> Iterator[Path]:
     """A temporary name beside ``path`` to write a file to.
 
     On success it is renamed to ``path``; on any failure it is removed and what stood at
-    ``path`` before is untouched. The suffix is kept, since writers choose a format by it.
+    ``path`` before is untouched. The suffix is kept, since writers choose a format by it. For a
+    file of a store it is a temporary file of this machine, which is put there on success.
     """
-    path = Path(path)
+    path = place(path)
+    if isinstance(path, Remote):
+        with tempfile.TemporaryDirectory(prefix="delvm-") as folder:
+            part = Path(folder) / path.name
+            yield part
+            path.put(part)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    # Processes of other machines may write the same file, and have the same number.
+    part = path.with_name(f".{path.stem}.{os.getpid()}-{os.urandom(4).hex()}.part{path.suffix}")
     try:
         yield part
         os.replace(part, path)
@@ -50,18 +61,47 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def write_text(path: str | Path, text: str) -> None:
+def remove_tree(path: Place) -> None:
+    """Remove a folder and all below, if it is there."""
+    if isinstance(path, Remote):
+        path.remove_tree()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def local(path: Place) -> Path:
+    """A file of this machine with what is at ``path``: itself, or a copy of what a store holds.
+
+    Copies stay in ``$DELVM_CACHE`` (by default ``~/.cache/delvm``), each fetched once, and again
+    when the store has another version; nothing removes them.
+
+    Raises:
+        FileNotFoundError: the store has no such file.
+    """
+    if isinstance(path, Path):
+        return path
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delvm"
+    cache = Path(os.environ.get("DELVM_CACHE") or default)
+    digest = hashlib.sha256(f"{path.url} {path.version()}".encode()).hexdigest()
+    copy = cache / digest[:2] / f"{digest[2:32]}-{path.name}"
+    if not copy.exists():
+        with atomic_path(copy) as part:
+            path.get(part)
+    return copy
+
+
+def write_text(path: str | Place, text: str) -> None:
     """Write UTF-8 text whole or not at all."""
     with atomic_path(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Place, value: Any) -> None:
     """Write JSON, indented and with a final newline, whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: str | Path, what: str) -> dict[str, Any]:
+def read_json(path: str | Place, what: str) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
@@ -72,7 +112,7 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
         UserError: the file is missing, is not JSON, or is not an object.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(place(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -66,6 +66,11 @@ class Progress:
             self.stream.write(line + "\n")
         self.stream.flush()
 
+    def say(self, line: str) -> None:
+        """Write a line of its own above the line of progress."""
+        self.stream.write(("\r\033[K" if self.tty else "") + line + "\n")
+        self.stream.flush()
+
     def close(self) -> None:
         """Write the last line."""
         self._write(time.monotonic(), end=True)
@@ -88,3 +93,14 @@ def track(iterable: Iterable[T], total: int, what: str, unit: str) -> Iterator[T
         for item in iterable:
             yield item
             bar.update()
+
+
+def say(line: str) -> None:
+    """Write a line to stderr, where progress goes."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def say_kept(what: str, where: object, names: list[str]) -> None:
+    """Say which parts of a job an earlier run has finished."""
+    if names:
+        say(f"{what}: kept in {where}, finished with the same settings: {', '.join(names)}")

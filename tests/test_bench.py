@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 
 import pytest
+import torch
 
 from delvm.errors import UserError
 from experiments.bench.frame import Row, medians, merge, table
@@ -103,3 +104,17 @@ def test_a_run_of_a_fake_subject(tmp_path, monkeypatch, capsys):
 def test_every_subject_offers_rows():
     for name in runner.subjects():
         assert callable(importlib.import_module(f"experiments.bench.{name}").rows)
+
+
+def test_encoding_is_measured_on_shards_that_are_written(tmp_path):
+    from experiments.bench import encode
+    from tests.data.corpus_makers import FakeTokenizer
+
+    tokenizer = FakeTokenizer(size=16)
+    job = encode.corpus(tmp_path, tokenizer, pairs=5, batch_size=2)
+    threads = torch.get_num_threads()
+    row = encode.overhead("x", "fake", job, tokenizer, repeats=1, pin=True)
+    assert row.unit == "images/s" and "10 pictures of 16 px" in row.note and row.goal == ""
+    assert torch.get_num_threads() == threads
+    assert [path.name for path in (tmp_path / "t/train/deblur").iterdir()] == ["000000.tar"]
+    assert tokenizer.batches[:6] == [4, 4, 2] * 2  # a shard's pictures, and as many bare

@@ -23,10 +23,11 @@ SOURCES = [
 ]
 
 # part of delvm -> the parts it may import; commands, at the end, may import all.
-BASE = {"errors", "files", "progress"}
+BASE = {"errors", "places", "files", "progress"}
 ALLOWED = {
     "errors": set(),
-    "files": {"errors"},
+    "places": {"errors"},
+    "files": {"errors", "places"},
     "progress": set(),
     "models": {"errors"},
     "tasks": {"errors"},
@@ -45,6 +46,9 @@ FOREIGN = {
     "omegaconf": {"commands"},
     "webdataset": {"data"},
     "matplotlib": {"evaluation"},
+    "fsspec": {"places"},
+    "ray": {"data"},
+    "submitit": {"data"},
 }
 # They bring a torchvision that breaks torch's CPU build, or fetch weights at run time.
 FORBIDDEN = {
@@ -132,7 +136,7 @@ def test_files_stay_readable(path):
 
 def test_what_is_imported_is_declared():
     extras = PROJECT["optional-dependencies"]  # these are imported where they are needed
-    optional = [*extras["data"], *extras["xformers"]]
+    optional = [*extras["data"], *extras["scale"], *extras["xformers"]]
     declared = set(map(package_of, [*PROJECT["dependencies"], *optional]))
     provides = importlib.metadata.packages_distributions()
     for package in sorted(set().union(*map(outsiders, PACKAGE))):

@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import errno
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,16 +24,10 @@ from delvm.commands import explain
 from delvm.commands.checks import check
 from delvm.commands.help import config_dir, keys
 from delvm.commands.schema import register
-from delvm.errors import UserError, did_you_mean
+from delvm.errors import UserError, did_you_mean, mendable
 
 # Verbs of which each job of a sweep gets a folder of its own, below output.
 OWN_FOLDER = ("train", "evaluate", "inspect")
-
-# What the system says of a path or a disk that the user can mend.
-_MENDABLE = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR),
-    *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
-}
 
 
 def _job_name(overrides: str) -> str:
@@ -120,14 +113,7 @@ def _explained(verb: str) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise UserError(explain.one_line(error, verb)) from error
     except OSError as error:  # of the run folder
-        raise _mendable(error) from error
-
-
-def _mendable(error: OSError) -> Exception:
-    """A UserError for what the user can mend, else the error itself."""
-    if error.errno in _MENDABLE:
-        return UserError(f"{error.strerror}: {error.filename or 'set output to another place'}")
-    return error
+        raise mendable(error) from error
 
 
 def _without_hydra(cfg: DictConfig) -> DictConfig:
@@ -226,7 +212,7 @@ def _job(verb: str, sweep: bool) -> Callable[[DictConfig], None]:
         try:
             job(raw)
         except Exception as error:
-            told = _mendable(error) if isinstance(error, OSError) else error
+            told = mendable(error) if isinstance(error, OSError) else error
             if name and isinstance(told, UserError):
                 told.args = (f"{name}: {told}",)
             raise _Halt(told) from error

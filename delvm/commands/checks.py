@@ -1,6 +1,7 @@
 """Faults that no single key shows: all are collected and told at once."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from delvm.commands.schema import (
 )
 from delvm.data.examples import SPLITS
 from delvm.errors import UserError, did_you_mean
+from delvm.places import place
 
 
 def check(verb: str, cfg: Any) -> None:
@@ -69,13 +71,21 @@ def _prepare(cfg: PrepareConfig) -> list[str]:
     return _splits(cfg.splits) + at_least(1, {"shard_size": cfg.shard_size})
 
 
+def _of(named: dict[str, Any], *names: str) -> dict[str, float | None]:
+    """The settings of an engine that have one of these names."""
+    return {key: value for key, value in named.items() if key.partition(".")[2] in names}
+
+
 def _encode(cfg: EncodeConfig) -> list[str]:
     found = _splits(cfg.splits) + at_least(
         1, {"batch_size": cfg.batch_size, "balance.target": cfg.balance.target}
     )
-    if not Path(cfg.input).is_dir():
+    named = {f"engine.{key}": value for key, value in asdict(cfg.engine).items()}
+    found += at_least(0, _of(named, "workers", "threads", "restarts"))
+    found += at_least(1, _of(named, "cpus", "timeout", "memory"))
+    if not place(cfg.input).is_dir():
         found.append(f"input={cfg.input} not found: run `delvm prepare output={cfg.input}`")
-    elif Path(cfg.input).resolve() == Path(cfg.output).resolve():
+    elif place(cfg.input).resolve() == place(cfg.output).resolve():
         found.append(f"input and output are both {cfg.input}: set output to another folder")
     return found
 

@@ -17,6 +17,7 @@ from delvm.interop.checkpoints import resolve
 from delvm.models.precision import has_bf16
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
+from delvm.places import place
 from delvm.training.config import (
     WANTED_VGG,
     DistillationModule,
@@ -151,7 +152,7 @@ def _architecture(network: Any, net: Any) -> list[str]:
 def _manifests(path: str, kind: str, found: list[str]) -> dict[str, Manifest]:
     """The manifests of the training split by task, none where they cannot be read."""
     try:
-        return load_manifests(Path(path), "train", kind)
+        return load_manifests(place(path), "train", kind)
     except UserError as error:
         found.append(f"data.path={path}: {error}")
         return {}

@@ -34,6 +34,7 @@ VERBS = {
         (
             "delvm encode balance=augment",
             "delvm encode tokenizer=outputs/shapes/tokenizer/last.ckpt",
+            "delvm encode engine=process engine.workers=4 input=s3://bucket/pairs",
         ),
     ),
     "train": Verb(

@@ -1,36 +1,86 @@
 """`delvm encode`: turn image shards into token shards."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from delvm.commands.devices import pick
-from delvm.commands.schema import EncodeConfig
-from delvm.data.corpus import encode
+from delvm.commands.schema import Device, EncodeConfig
+from delvm.data.encoding import Given, encode
+from delvm.data.engines.base import Factory
+from delvm.data.engines.local import Local, local_rank
 from delvm.errors import UserError
 from delvm.interop.checkpoints import load_tokenizer
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.precision import has_bf16
+from delvm.models.vqgan import VQGAN
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A tokenizer that each worker loads where it is."""
+
+    path: str
+    wanted: Device
+    fast: bool
+    mark: str | None = None
+
+    @property
+    def device(self) -> str:
+        """Its device, as it was asked for."""
+        return self.wanted.value
+
+    def __call__(self, worker: int) -> VQGAN:
+        """The tokenizer of a worker with this number.
+
+        Raises:
+            UserError: it cannot be loaded, has changed since the job was planned, or there is no
+                such device, or none with bfloat16 for fast=true.
+        """
+        import torch
+
+        kind = pick(self.wanted)
+        device = f"cuda:{worker % torch.cuda.device_count()}" if kind == "cuda" else kind
+        if self.fast and not has_bf16(kind):
+            raise UserError(f"fast=true needs bfloat16, which this {kind} has not: set fast=false")
+        tokenizer = load_tokenizer(self.path, device)
+        tokenizer.fast = self.fast
+        if self.mark is not None and (found := fingerprint(tokenizer)) != self.mark:
+            raise UserError(
+                f"tokenizer={self.path} is {found} here, the job was planned with {self.mark}: "
+                "set tokenizer to a file that does not change and that all workers see"
+            )
+        return tokenizer
 
 
 def run(cfg: EncodeConfig) -> None:
     """Write the shards, and say what was written."""
-    device = pick(cfg.device)
-    tokenizer = load_tokenizer(cfg.tokenizer, device)
-    tokenizer.fast = cfg.fast
-    if cfg.fast and not has_bf16(device):
-        raise UserError(f"fast=true needs bfloat16, which this {device} has not: set fast=false")
+    # Workers may work in another folder.
+    path = str(Path(cfg.tokenizer).absolute()) if Path(cfg.tokenizer).exists() else cfg.tokenizer
+    loaded = Loaded(path, cfg.device, cfg.fast)
+    if isinstance(cfg.engine, Local):
+        tokenizer = loaded(local_rank())
+    else:  # for the plan alone
+        tokenizer = load_tokenizer(cfg.tokenizer)
+        tokenizer.fast = cfg.fast
+    mark = fingerprint(tokenizer)
+    here = isinstance(cfg.engine, Local)
+    factory: Factory = Given(tokenizer) if here else replace(loaded, mark=mark)
     manifests = encode(
-        Path(cfg.input),
-        Path(cfg.output),
+        cfg.input,
+        cfg.output,
         tokenizer,
-        fingerprint(tokenizer),
+        mark,
         balance=cfg.balance,
         splits=cfg.splits,
         batch_size=cfg.batch_size,
         seed=cfg.seed,
         overwrite=cfg.overwrite,
+        engine=cfg.engine,
+        factory=factory,
     )
     for split in cfg.splits:
         counts = {m.task: m.count for m in manifests if m.split == split}
         listed = ", ".join(f"{task} {count:,}" for task, count in counts.items())
-        print(f"{split}: {listed} pairs")
+        if listed:
+            print(f"{split}: {listed} pairs")
     print(f"tokens: {cfg.output} ({tokenizer.config.tokens_per_image} a picture)")

@@ -1,13 +1,13 @@
 """`delvm prepare`: write a source's pairs as image shards."""
 
 from dataclasses import asdict
-from pathlib import Path
 
 from delvm.commands.schema import PrepareConfig, ShapesSource
 from delvm.data.corpus import prepare
 from delvm.data.examples import Source
 from delvm.data.shapes import Shapes
 from delvm.data.sources.base import RawSource, SourceConfig
+from delvm.places import place
 
 
 def source_of(cfg: SourceConfig) -> Source:
@@ -24,7 +24,7 @@ def run(cfg: PrepareConfig) -> None:
     """Write the shards, and say what was written."""
     manifests = prepare(
         source_of(cfg.source),
-        Path(cfg.output),
+        place(cfg.output),
         cfg.splits,
         shard_size=cfg.shard_size,
         max_reject_fraction=cfg.max_reject_fraction,

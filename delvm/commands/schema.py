@@ -12,6 +12,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from delvm.data.augment import BalanceConfig
+from delvm.data.engines import ENGINES
+from delvm.data.engines.base import Engine
 from delvm.data.sources import SOURCES
 from delvm.data.sources.base import SourceConfig
 
@@ -82,6 +84,7 @@ class EncodeConfig:
         output: root of the token shards.
         tokenizer: a checkpoint, an exported folder, or "shapes" (the one that ships).
         balance: how rare training tasks catch up.
+        engine: who writes the shards.
         batch_size: pictures encoded at a time.
         fast: whether the tokenizer computes in bfloat16; a few in a hundred ids then differ.
         splits: which of train, val and test.
@@ -93,6 +96,7 @@ class EncodeConfig:
     output: str = "outputs/shapes/tokens"
     tokenizer: str = "shapes"
     balance: BalanceConfig = MISSING
+    engine: Engine = MISSING
     batch_size: int = 64
     fast: bool = False
     device: Device = Device.auto
@@ -257,7 +261,7 @@ Groups = dict[str, dict[str, type]]
 
 _LIGHT: dict[str, tuple[type, Groups]] = {
     "prepare": (PrepareConfig, {"source": {"shapes": ShapesSource, **SOURCES}}),
-    "encode": (EncodeConfig, {"balance": {"balance": BalanceConfig}}),
+    "encode": (EncodeConfig, {"balance": {"balance": BalanceConfig}, "engine": {**ENGINES}}),
     "generate": (GenerateConfig, {}),
     "evaluate": (EvaluateConfig, {}),
     "inspect": (InspectConfig, {}),

@@ -9,7 +9,6 @@ import itertools
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from pathlib import Path
 from tarfile import TarError
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -19,6 +18,8 @@ from delvm.data.images import open_image
 from delvm.data.manifest import Manifest, member_names
 from delvm.data.shards import members
 from delvm.errors import UserError
+from delvm.files import local
+from delvm.places import Place
 
 OPEN_SHARDS = 128  # a process, so that the system's usual limit of 1,024 files is far
 
@@ -28,16 +29,16 @@ Index = TypeVar("Index")
 class _Open(Generic[Index]):
     """The shards of one task, each opened and indexed when first asked for and kept a while."""
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
-        self.folder = Path(root) / manifest.split / manifest.task
+    def __init__(self, root: Place, manifest: Manifest) -> None:
+        self.folder = root / manifest.split / manifest.task
         self.manifest = manifest
-        self._open: OrderedDict[int, tuple[int, Path, Index]] = OrderedDict()
+        self._open: OrderedDict[int, tuple[int, Place, Index]] = OrderedDict()
 
-    def index(self, path: Path) -> tuple[int, Index]:
+    def index(self, path: Place) -> tuple[int, Index]:
         """(number of examples, where they are) of a shard."""
         raise NotImplementedError
 
-    def shard(self, number: int) -> tuple[int, Path, Index]:
+    def shard(self, number: int) -> tuple[int, Place, Index]:
         """(file descriptor, path, index) of a shard.
 
         Raises:
@@ -55,7 +56,7 @@ class _Open(Generic[Index]):
             )
         if len(self._open) >= OPEN_SHARDS:
             os.close(self._open.popitem(last=False)[1][0])
-        self._open[number] = os.open(path, os.O_RDONLY), path, index
+        self._open[number] = os.open(local(path), os.O_RDONLY), path, index
         return self._open[number]
 
     def named(self, shards: np.ndarray, places: np.ndarray) -> list[dict[str, Any]]:
@@ -92,7 +93,7 @@ class _Records(NamedTuple):
 class TokenAccess(_Open[_Records]):
     """Any example of one task's token shards."""
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(self, root: Place, manifest: Manifest) -> None:
         super().__init__(root, manifest)
         assert manifest.tokens_per_image is not None and manifest.vocab_size is not None
         self.tokens = manifest.pictures * manifest.tokens_per_image  # an example
@@ -124,7 +125,7 @@ class TokenAccess(_Open[_Records]):
                 "make it again, or look with `delvm inspect`"
             )
 
-    def index(self, path: Path) -> tuple[int, _Records]:
+    def index(self, path: Place) -> tuple[int, _Records]:
         """Where the records of a shard are, each checked to be an array of ids."""
         k = self.manifest.pictures
         n = self.tokens // k
@@ -181,7 +182,7 @@ class PictureAccess(_Open[_Members]):
             raise UserError(f"{path}: {key}.{name} is {pixels.shape}, not {(side, side, 3)}")
         return key, pixels
 
-    def index(self, path: Path) -> tuple[int, _Members]:
+    def index(self, path: Place) -> tuple[int, _Members]:
         """Where the pictures of a shard are."""
         names = member_names(self.manifest.pictures)
         keys: list[str] = []

@@ -1,10 +1,12 @@
 """What a source of training material looks like: examples of tasks, read part by part."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
+from delvm.errors import UserError, did_you_mean
 
 SPLITS = ("train", "val", "test")
 
@@ -95,3 +97,16 @@ def in_parts(count: int, size: int) -> list[Part]:
     """`count` examples in numbered parts of `size`; the last one may be smaller."""
     starts = range(0, count, size)
     return [Part(f"{number:06d}", min(size, count - start)) for number, start in enumerate(starts)]
+
+
+def check_splits(splits: Sequence[str]) -> None:
+    """Refuse names that are no split.
+
+    Raises:
+        UserError: one is not known, or there is none.
+    """
+    if not splits:
+        raise UserError(f"no splits given: set splits=[{','.join(SPLITS)}]")
+    for split in splits:
+        if split not in SPLITS:
+            raise UserError(f"unknown split '{split}': {did_you_mean(split, SPLITS)}")

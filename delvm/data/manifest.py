@@ -8,7 +8,6 @@ has been read; a folder of tokens is known to the last shard.
 
 import re
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -16,7 +15,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from delvm.errors import UserError
-from delvm.files import atomic_path, read_json, write_json
+from delvm.files import atomic_path, local, read_json, write_json
+from delvm.places import Place, place
 
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 TOKENS_PER_RECORD = 65_536
@@ -72,12 +72,12 @@ class Manifest:
         """Raw items that no example could be made of."""
         return sum(part["rejected"] for part in self.parts)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Place) -> None:
         """Write it as JSON, whole or not at all."""
         write_json(path, asdict(self))
 
     @classmethod
-    def load(cls, path: Path) -> "Manifest":
+    def load(cls, path: Place) -> "Manifest":
         """Read and check a manifest.
 
         Raises:
@@ -194,13 +194,13 @@ def member_names(pictures: int) -> tuple[str, ...]:
     return tuple(f"{number:03d}.png" for number in range(pictures))
 
 
-def pending(root: Path, plan: Manifest, overwrite: bool = False) -> list[dict[str, Any]]:
+def pending(root: Place, plan: Manifest, overwrite: bool = False) -> list[dict[str, Any]]:
     """The shards of a plan still to be written: all, those a killed job left, or none.
 
     Raises:
         UserError: The folder is finished but was made with other settings.
     """
-    folder = Path(root) / plan.split / plan.task
+    folder = place(root) / plan.split / plan.task
     if (folder / MANIFEST).exists():
         if overwrite:
             return plan.shards
@@ -222,17 +222,20 @@ def difference(found: Manifest, plan: Manifest) -> str:
     return f"was made with {made}, asked for is {asked}"
 
 
-def load_manifests(root: Path, split: str, kind: str) -> dict[str, Manifest]:
+def load_manifests(root: Place, split: str, kind: str) -> dict[str, Manifest]:
     """The manifests of a split by task, in the order of their names.
 
     Raises:
         UserError: None there (the message says what to run), shards of another kind, or token
             shards that do not go together.
     """
-    folder = Path(root) / split
+    folder = place(root) / split
     made_by = MADE_BY[kind].format(root)
     manifests: dict[str, Manifest] = {}
-    for path in sorted(folder.glob("[!.]*/")) if folder.is_dir() else []:
+    found: list[Place] = [*folder.iterdir()] if folder.is_dir() else []
+    for path in sorted(found, key=lambda each: each.name):
+        if path.name.startswith(".") or not path.is_dir():
+            continue
         if not (path / MANIFEST).exists():
             raise UserError(f"{path} is not finished: run `{made_by}` again to continue")
         manifest = Manifest.load(path / MANIFEST)
@@ -257,13 +260,15 @@ def load_manifests(root: Path, split: str, kind: str) -> dict[str, Manifest]:
     return manifests
 
 
-def write_codebook(root: Path, codebook: Tensor, fingerprint: str, overwrite: bool = False) -> None:
+def write_codebook(
+    root: Place, codebook: Tensor, fingerprint: str, overwrite: bool = False
+) -> None:
     """Keep the codes (V, d) that ids stand for, so that a student can be trained on ids alone.
 
     Raises:
         UserError: The root holds another tokenizer's codes.
     """
-    path = Path(root) / "codebook.safetensors"
+    path = place(root) / "codebook.safetensors"
     if path.exists():
         found = read_codebook(root)[1]
         if found == fingerprint:
@@ -279,17 +284,17 @@ def write_codebook(root: Path, codebook: Tensor, fingerprint: str, overwrite: bo
         part.write_bytes(save({"codebook": codes}, metadata={"fingerprint": fingerprint}))
 
 
-def read_codebook(root: Path) -> tuple[Tensor, str]:
+def read_codebook(root: Place) -> tuple[Tensor, str]:
     """The codes (V, d) float32 of a token root, and the fingerprint of their tokenizer.
 
     Raises:
         UserError: Missing, or not a codebook.
     """
-    path = Path(root) / "codebook.safetensors"
+    path = place(root) / "codebook.safetensors"
     if not path.exists():
         raise UserError(f"codebook not found: {path}: run `{MADE_BY['tokens'].format(root)}`")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(local(path), framework="pt") as file:
             codebook, metadata = file.get_tensor("codebook"), file.metadata() or {}
             return codebook, metadata["fingerprint"]
     except (SafetensorError, KeyError, OSError) as error:

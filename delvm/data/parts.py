@@ -14,10 +14,8 @@ import io
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,13 +25,14 @@ from delvm.data.examples import Example, Part, Reject
 from delvm.data.manifest import MANIFEST, UNFINISHED, Manifest, difference, member_names
 from delvm.data.shards import Files, write_tar
 from delvm.errors import UserError
-from delvm.files import atomic_path, read_json, write_json, write_text
+from delvm.files import atomic_path, read_json, remove_tree, write_json, write_text
+from delvm.places import Place, place
 
 RESULTS, REJECTS = "parts", "rejects.jsonl"
 
 
 def pending_parts(
-    root: Path, plan: Manifest, parts: list[Part], overwrite: bool = False
+    root: Place, plan: Manifest, parts: list[Part], overwrite: bool = False
 ) -> list[Part]:
     """The parts still to be read: all, those that a killed job left, new ones, or none.
 
@@ -46,7 +45,7 @@ def pending_parts(
     Raises:
         UserError: The folder is finished and was made with other settings.
     """
-    folder = Path(root) / plan.split / plan.task
+    folder = place(root) / plan.split / plan.task
     if (folder / MANIFEST).exists():
         if overwrite:
             return parts
@@ -65,7 +64,7 @@ def pending_parts(
     return [part for part in parts if part.name not in done]
 
 
-def _check_same(folder: Path, found: Manifest, plan: Manifest, parts: list[Part]) -> None:
+def _check_same(folder: Place, found: Manifest, plan: Manifest, parts: list[Part]) -> None:
     """Refuse a finished folder made with other settings; new parts are no other settings."""
     asked = {part.name: part.count for part in parts}
     made = {part["name"]: part["expected"] for part in found.parts}
@@ -80,7 +79,7 @@ def _check_same(folder: Path, found: Manifest, plan: Manifest, parts: list[Part]
         raise UserError(f"{folder} {said}: set overwrite=true to replace it")
 
 
-def _whole_parts(folder: Path, found: Manifest) -> Iterator[str]:
+def _whole_parts(folder: Place, found: Manifest) -> Iterator[str]:
     """Names of the parts of a finished folder whose shards are all there."""
     shards = iter(found.shards)
     for part in found.parts:
@@ -89,9 +88,9 @@ def _whole_parts(folder: Path, found: Manifest) -> Iterator[str]:
             yield part["name"]
 
 
-def start_parts(root: Path, plan: Manifest, parts: list[Part], overwrite: bool = False) -> None:
+def start_parts(root: Place, plan: Manifest, parts: list[Part], overwrite: bool = False) -> None:
     """Make a folder ready for `write_part`: what does not belong to the plan is removed."""
-    folder = Path(root) / plan.split / plan.task
+    folder = place(root) / plan.split / plan.task
     todo = {part.name for part in pending_parts(root, plan, parts, overwrite)}
     done = [part.name for part in parts if part.name not in todo]
     results = folder / RESULTS
@@ -113,7 +112,7 @@ def start_parts(root: Path, plan: Manifest, parts: list[Part], overwrite: bool =
     plan.save(folder / UNFINISHED)
 
 
-def _reopen(folder: Path, done: list[str]) -> None:
+def _reopen(folder: Place, done: list[str]) -> None:
     """Write the results of the parts of a finished folder anew, to add others to them."""
     manifest = Manifest.load(folder / MANIFEST)
     shards, rejects = iter(manifest.shards), iter(read_rejects(folder))
@@ -131,7 +130,7 @@ def _reopen(folder: Path, done: list[str]) -> None:
 
 
 def write_part(
-    root: Path, plan: Manifest, part: Part, examples: Iterable[Example | Reject]
+    root: Place, plan: Manifest, part: Part, examples: Iterable[Example | Reject]
 ) -> dict[str, Any]:
     """Write the shards of one part, then its result; safe to call again, in any process.
 
@@ -143,7 +142,7 @@ def write_part(
         ValueError: An example of another task, size or number of pictures, or a key that cannot
             be a file's name or comes twice.
     """
-    folder = Path(root) / plan.split / plan.task
+    folder = place(root) / plan.split / plan.task
     folder.mkdir(parents=True, exist_ok=True)
     accepted = _Accepted(plan, examples)
     stream = iter(accepted)
@@ -214,13 +213,13 @@ def _files(examples: Iterable[Example]) -> Iterator[Files]:
             yield f"{example.key}.{name}", buffer.getvalue()
 
 
-def finish_parts(root: Path, plan: Manifest, parts: list[Part]) -> Manifest:
+def finish_parts(root: Place, plan: Manifest, parts: list[Part]) -> Manifest:
     """Turn the results of all the parts into the folder's manifest.
 
     Raises:
         ValueError: Parts whose examples have different numbers of pictures.
     """
-    folder = Path(root) / plan.split / plan.task
+    folder = place(root) / plan.split / plan.task
     if (folder / MANIFEST).exists():
         return Manifest.load(folder / MANIFEST)
     results = [_result(folder, part.name) for part in parts]
@@ -248,15 +247,15 @@ def finish_parts(root: Path, plan: Manifest, parts: list[Part]) -> Manifest:
     )
     manifest.save(folder / MANIFEST)
     (folder / UNFINISHED).unlink(missing_ok=True)
-    shutil.rmtree(folder / RESULTS)
+    remove_tree(folder / RESULTS)
     return manifest
 
 
-def _result(folder: Path, name: str) -> dict[str, Any]:
+def _result(folder: Place, name: str) -> dict[str, Any]:
     return read_json(folder / RESULTS / f"{name}.json", "result of a part")
 
 
-def read_rejects(folder: Path) -> list[Reject]:
+def read_rejects(folder: Place) -> list[Reject]:
     """What a folder's source could make no example of."""
     path = folder / REJECTS
     if not path.exists():

@@ -1,7 +1,6 @@
 """Single pictures from image shards: what a tokenizer is trained on."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from delvm.data.examples import Example
 from delvm.data.manifest import load_manifests
 from delvm.data.order import WINDOW, Shuffle, Turns
 from delvm.data.shards import read_examples
+from delvm.places import place
 
 
 @dataclass
@@ -23,7 +23,7 @@ class PicturesConfig:
     """Batches of pictures from a root of image shards.
 
     Attributes:
-        path: root, as `delvm prepare` writes it.
+        path: root, as `delvm prepare` writes it; a folder, or a URL that fsspec knows.
         val_pairs: examples a task that validation uses, always the same ones.
         window: shards of a task among whose pictures is shuffled.
     """
@@ -49,7 +49,7 @@ class Pictures(Dataset[dict[str, Any]]):
         Raises:
             UserError: no image shards there.
         """
-        self.root, self.seed, self.config = Path(config.path), seed, config
+        self.root, self.seed, self.config = place(config.path), seed, config
         self.manifests = load_manifests(self.root, "train", "pairs")
         self.tasks = sorted(self.manifests)
         self.turns = Turns(dict.fromkeys(self.tasks, 1 / len(self.tasks)))
@@ -85,8 +85,8 @@ class Pictures(Dataset[dict[str, Any]]):
         """Where these pictures (B,) lie: {"task", "shard", "place"}."""
         found: list[dict[str, Any]] = []
         owners, places = self.turns(numbers)
-        for task, place in zip(owners.tolist(), places, strict=True):
-            shards, inside = self.shuffles[task](place[None])
+        for task, at in zip(owners.tolist(), places, strict=True):
+            shards, inside = self.shuffles[task](at[None])
             k = self.manifests[self.tasks[task]].pictures
             found += self.access[task].named(shards, inside // k)
         return found
@@ -99,17 +99,17 @@ class Pictures(Dataset[dict[str, Any]]):
             mine = np.flatnonzero(owners == task)
             shuffle = self.shuffles[task]
             found = zip(*shuffle(places[mine]), places[mine] // shuffle.count, strict=True)
-            for row, (shard, place, copy) in zip(mine, found, strict=True):
-                pixels[row] = self._picture(int(task), int(shard), int(place), int(copy))
+            for row, (shard, at, copy) in zip(mine, found, strict=True):
+                pixels[row] = self._picture(int(task), int(shard), int(at), int(copy))
         return {
             "pixels": torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
             "until": int(numbers[-1]) + 1,
         }
 
-    def _picture(self, task: int, shard: int, place: int, copy: int) -> np.ndarray:
+    def _picture(self, task: int, shard: int, at: int, copy: int) -> np.ndarray:
         """Picture (H, H, 3) uint8 of one example, in the geometry of its copy."""
         name = self.tasks[task]
-        example, picture = divmod(place, self.manifests[name].pictures)
+        example, picture = divmod(at, self.manifests[name].pictures)
         key, pixels = self.access[task].read(shard, example, picture)
         alone = Example(key, name, (pixels,))
         return augment(alone, self.seed, copy, flip=tasks.of(name).flips).input
@@ -118,8 +118,9 @@ class Pictures(Dataset[dict[str, Any]]):
 def validation_pictures(config: PicturesConfig) -> Tensor:
     """The fixed validation pictures, (M, 3, H, H) uint8, of every task."""
     pictures: list[np.ndarray] = []
-    for task in sorted(load_manifests(Path(config.path), "val", "pairs")):
-        for number, example in enumerate(read_examples(Path(config.path), "val", task)):
+    root = place(config.path)
+    for task in sorted(load_manifests(root, "val", "pairs")):
+        for number, example in enumerate(read_examples(root, "val", task)):
             if number == config.val_pairs:
                 break
             pictures += example.pictures

@@ -6,7 +6,6 @@ the seed alone (`delvm.data.order`); workers and ranks only share it out between
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from delvm.data.manifest import Manifest, load_manifests
 from delvm.data.order import WINDOW, Shuffle, Turns, shares
 from delvm.data.shards import read_tokens
 from delvm.errors import UserError
+from delvm.places import Place, place
 
 
 @dataclass
@@ -26,7 +26,7 @@ class SentencesConfig:
     """Batches of sentences from a root of token shards.
 
     Attributes:
-        path: root, as `delvm encode` writes it.
+        path: root, as `delvm encode` writes it; a folder, or a URL that fsspec knows.
         pairs_per_sentence: pairs in a sentence; the last one is what prompting asks for.
         images_per_sentence: the same in pictures, for tasks whose examples are no pairs; None =
             twice the pairs.
@@ -65,7 +65,7 @@ class Sentences(Dataset[dict[str, Any]]):
             UserError: no token shards there, an unknown task in the weights, no weight at all, or
                 a sentence that does not hold whole examples, or more than there are.
         """
-        self.root, self.seed, self.config = Path(config.path), seed, config
+        self.root, self.seed, self.config = place(config.path), seed, config
         self.manifests = load_manifests(self.root, "train", "tokens")
         self.tasks = sorted(self.manifests)
         self.shares = shares(config.weights, self.tasks)
@@ -187,7 +187,7 @@ def validation_sentences(config: SentencesConfig) -> Validation:
     Raises:
         UserError: no token shards there, or a sentence that does not hold whole examples.
     """
-    root = Path(config.path)
+    root = place(config.path)
     manifests = load_manifests(root, "val", "tokens")
     tasks = sorted(manifests)
     ids, numbers, pictures = [], [], []
@@ -205,7 +205,7 @@ def validation_sentences(config: SentencesConfig) -> Validation:
     )
 
 
-def _first(root: Path, manifest: Manifest, count: int) -> np.ndarray:
+def _first(root: Place, manifest: Manifest, count: int) -> np.ndarray:
     """The first examples (n <= count, k * N) of a task."""
     found: list[np.ndarray] = []
     for record in read_tokens(root, manifest.split, manifest.task, manifest):

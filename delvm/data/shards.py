@@ -15,6 +15,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ from delvm.data.manifest import (
     pending,
 )
 from delvm.errors import UserError
-from delvm.files import atomic_path
+from delvm.files import atomic_path, local
+from delvm.places import Place, place
 
 Files = tuple[str, bytes]  # a member of a tar: its name and what it holds
 
@@ -53,7 +55,7 @@ def write_tar(path: Path, members: Iterable[Files]) -> int:
 
 
 def write_tokens(
-    root: Path,
+    root: Place,
     plan: Manifest,
     ids: Callable[[int, int], Iterable[np.ndarray]],
     overwrite: bool = False,
@@ -76,8 +78,8 @@ def write_tokens(
     return finish_tokens(root, plan)
 
 
-def start_tokens(root: Path, plan: Manifest, overwrite: bool = False) -> list[int]:
-    """Make a folder ready for `write_token_shard`.
+def start_tokens(root: Place, plan: Manifest, overwrite: bool = False) -> list[int]:
+    """Make a folder ready for `write_token_shard`; one process does so before any writes.
 
     Returns:
         The numbers of the shards to be written.
@@ -85,24 +87,41 @@ def start_tokens(root: Path, plan: Manifest, overwrite: bool = False) -> list[in
     Raises:
         UserError: The folder is finished but was made with other settings.
     """
-    folder = Path(root) / plan.split / plan.task
+    folder = place(root) / plan.split / plan.task
     todo = [shard["file"] for shard in pending(root, plan, overwrite)]
-    if (folder / MANIFEST).exists() and not todo:
-        return []
-    folder.mkdir(parents=True, exist_ok=True)
-    # In this order a job killed here never takes old shards for those of the new plan.
-    (folder / MANIFEST).unlink(missing_ok=True)
-    (folder / UNFINISHED).unlink(missing_ok=True)
-    keep = {shard["file"] for shard in plan.shards} - set(todo)
-    for file in {*folder.glob("*.tar"), *folder.glob(".*.part*")}:
-        if file.name not in keep:
-            file.unlink()
-    plan.save(folder / UNFINISHED)
-    return [n for n, shard in enumerate(plan.shards) if shard["file"] in todo]
+    if not started(root, plan) or ((folder / MANIFEST).exists() and overwrite):
+        folder.mkdir(parents=True, exist_ok=True)
+        # In this order a job killed here never takes old shards for those of the new plan.
+        (folder / MANIFEST).unlink(missing_ok=True)
+        (folder / UNFINISHED).unlink(missing_ok=True)
+        keep = {shard["file"] for shard in plan.shards} - set(todo)
+        for file in {*folder.glob("*.tar"), *folder.glob(".*.part*")}:
+            if file.name not in keep:
+                file.unlink()
+        plan.save(folder / UNFINISHED)
+    return missing_shards(root, plan)
+
+
+def started(root: Place, plan: Manifest) -> bool:
+    """Whether a folder holds nothing but shards of a plan: some of them, or all and finished."""
+    folder = place(root) / plan.split / plan.task
+    try:
+        if (folder / MANIFEST).exists():
+            return Manifest.load(folder / MANIFEST) == plan and not missing_shards(root, plan)
+        return (folder / UNFINISHED).exists() and Manifest.load(folder / UNFINISHED) == plan
+    except UserError:  # another process is just starting or finishing it
+        return False
+
+
+def missing_shards(root: Place, plan: Manifest) -> list[int]:
+    """The numbers of the shards that are not there."""
+    folder = place(root) / plan.split / plan.task
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return [number for number, shard in enumerate(plan.shards) if shard["file"] not in there]
 
 
 def write_token_shard(
-    root: Path, plan: Manifest, number: int, ids: Callable[[int, int], Iterable[np.ndarray]]
+    root: Place, plan: Manifest, number: int, ids: Callable[[int, int], Iterable[np.ndarray]]
 ) -> None:
     """Write one shard of a plan; safe to call again, in any process.
 
@@ -123,15 +142,18 @@ def write_token_shard(
             np.save(buffer, record, allow_pickle=False)
             yield f"{first:09d}.ids.npy", buffer.getvalue()
 
-    with atomic_path(Path(root) / plan.split / plan.task / shard["file"]) as part:
+    with atomic_path(place(root) / plan.split / plan.task / shard["file"]) as part:
         write_tar(part, members())
 
 
-def finish_tokens(root: Path, plan: Manifest) -> Manifest:
-    """Declare a folder finished, all of whose shards are there."""
-    folder = Path(root) / plan.split / plan.task
-    if (folder / UNFINISHED).exists():
-        (folder / UNFINISHED).rename(folder / MANIFEST)
+def finish_tokens(root: Place, plan: Manifest) -> Manifest:
+    """Declare a folder finished, all of whose shards are there; safe to call again, anywhere."""
+    folder = place(root) / plan.split / plan.task
+    if not (folder / MANIFEST).exists():
+        plan.save(folder / MANIFEST)
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    for file in folder.glob(".*.part.tar"):  # of processes that were killed
+        file.unlink(missing_ok=True)
     return plan
 
 
@@ -184,7 +206,7 @@ def _regroup(
 
 
 def read_examples(
-    root: Path, split: str, task: str, start: int = 0, manifest: Manifest | None = None
+    root: Place, split: str, task: str, start: int = 0, manifest: Manifest | None = None
 ) -> Iterator[Example]:
     """The examples of a task in order, from the `start`-th on.
 
@@ -193,32 +215,47 @@ def read_examples(
     Raises:
         UserError: A shard is missing or damaged, or holds something else than its manifest says.
     """
+    for decode in read_undecoded(root, split, task, start, manifest):
+        yield decode()
+
+
+def read_undecoded(
+    root: Place, split: str, task: str, start: int = 0, manifest: Manifest | None = None
+) -> Iterator[Callable[[], Example]]:
+    """The same, each as a call that decodes it, in whatever thread.
+
+    Raises:
+        UserError: As `read_examples`; what is wrong with a picture, when it is decoded.
+    """
     manifest = manifest or _manifest(root, split, task, "pairs")
-    shape = (manifest.image_size, manifest.image_size, 3)
-    names = member_names(manifest.pictures)
+    names = set(member_names(manifest.pictures))
     for shard in manifest.shards:
         if start >= shard["count"]:
             start -= shard["count"]
             continue
-        path = Path(root) / split / task / shard["file"]
+        path = place(root) / split / task / shard["file"]
         count = 0
-        for key, files in _read_records(path, set(names)):
+        for key, files in _read_records(path, names):
             count += 1
-            if count <= start:
-                continue
-            pictures = []
-            for name in names:
-                picture = np.asarray(open_image(files[name], f"{path}: {key}.{name}"))
-                if picture.shape != shape:
-                    raise UserError(f"{path}: {key}.{name} is {picture.shape}, not {shape}")
-                pictures.append(picture)
-            yield Example(key, task, tuple(pictures))
+            if count > start:
+                yield partial(_decode, path, key, files, manifest)
         start = 0
         _check_count(path, count, shard["count"])
 
 
+def _decode(path: Place, key: str, files: dict[str, bytes], manifest: Manifest) -> Example:
+    shape = (manifest.image_size, manifest.image_size, 3)
+    pictures = []
+    for name in member_names(manifest.pictures):
+        picture = np.asarray(open_image(files[name], f"{path}: {key}.{name}"))
+        if picture.shape != shape:
+            raise UserError(f"{path}: {key}.{name} is {picture.shape}, not {shape}")
+        pictures.append(picture)
+    return Example(key, manifest.task, tuple(pictures))
+
+
 def read_tokens(
-    root: Path, split: str, task: str, manifest: Manifest | None = None
+    root: Place, split: str, task: str, manifest: Manifest | None = None
 ) -> Iterator[np.ndarray]:
     """The records of a task in order: uint16 (n, k, N): k pictures an example.
 
@@ -229,7 +266,7 @@ def read_tokens(
     """
     manifest = manifest or _manifest(root, split, task, "tokens")
     for shard in manifest.shards:
-        path = Path(root) / split / task / shard["file"]
+        path = place(root) / split / task / shard["file"]
         count = 0
         for key, files in _read_records(path, {"ids.npy"}):
             try:
@@ -246,20 +283,20 @@ def read_tokens(
         _check_count(path, count, shard["count"])
 
 
-def _manifest(root: Path, split: str, task: str, kind: str) -> Manifest:
+def _manifest(root: Place, split: str, task: str, kind: str) -> Manifest:
     """The manifest of one task, through all the checks of its split."""
     manifests = load_manifests(root, split, kind)
     if task not in manifests:
-        raise UserError(f"no task '{task}' in {Path(root) / split}, only {sorted(manifests)}")
+        raise UserError(f"no task '{task}' in {place(root) / split}, only {sorted(manifests)}")
     return manifests[task]
 
 
-def _check_count(path: Path, count: int, wanted: int) -> None:
+def _check_count(path: Place, count: int, wanted: int) -> None:
     if count != wanted:
         raise UserError(f"{path} holds {count} examples, its manifest says {wanted}: make it again")
 
 
-def _read_records(path: Path, names: set[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _read_records(path: Place, names: set[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, {name: bytes}) of a tar whose records hold exactly the `names`."""
     members = _read_members(path)
     for key, group in itertools.groupby(members, key=lambda member: member[0]):
@@ -269,7 +306,7 @@ def _read_records(path: Path, names: set[str]) -> Iterator[tuple[str, dict[str, 
         yield key, files
 
 
-def _read_members(path: Path) -> Iterator[tuple[str, str, bytes]]:
+def _read_members(path: Place) -> Iterator[tuple[str, str, bytes]]:
     """(key, name, bytes) of each member; nothing is ever unpacked to disk."""
     with reading(path):
         for tar, info, key, name in members(path):
@@ -278,13 +315,13 @@ def _read_members(path: Path) -> Iterator[tuple[str, str, bytes]]:
             yield key, name, file.read()
 
 
-def members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str, str]]:
+def members(path: Place) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str, str]]:
     """(tar, member, key, name) of each member KEY.NAME of a shard.
 
     Raises:
         UserError: The shard is missing or damaged, or a member is no plain file of such a name.
     """
-    with reading(path), tarfile.open(path, "r:") as tar:
+    with reading(path), tarfile.open(local(path), "r:") as tar:
         for info in tar:
             parts = re.fullmatch(r"([\w-]+)\.([a-z0-9]+\.[a-z]+)", info.name)
             # A sparse member may claim a size that no disk holds.
@@ -294,11 +331,14 @@ def members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str,
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Place) -> Iterator[None]:
     """Say in a line what is wrong with a shard."""
     try:
         yield
     except FileNotFoundError:
         raise UserError(f"shard not found: {path}") from None
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"shard {path} is damaged: {error}") from None
+        raise UserError(
+            f"shard {path} is damaged ({error}): delete it, and run again what made it, "
+            "`delvm prepare` (pictures) or `delvm encode` (tokens)"
+        ) from None

@@ -20,6 +20,7 @@ from delvm.interop.weights import read_pickle
 from delvm.models.precision import has_bf16
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
+from delvm.places import place
 from delvm.training.callbacks import (
     CarryModel,
     LearningRate,
@@ -166,7 +167,7 @@ def build(
 
 def _student(config: TrainConfig, data: SentencesConfig) -> Transformer:
     net = config.student.net
-    codebook, fingerprint = read_codebook(Path(data.path))
+    codebook, fingerprint = read_codebook(place(data.path))
     student = _made(Transformer, net, codebook if net.embedding is Embedding.codebook else None)
     student.tokenizer_fingerprint = fingerprint
     if config.start is not None:

@@ -1,0 +1,159 @@
+"""`delvm encode` beside the bare tokenizer, and engines beside each other: images a second.
+
+Reading the tars, decoding PNG, stacking, packing and writing are what encode adds. It is measured
+with one thread of torch twice: where a second core takes the reading, and pinned to one core, where
+nothing is hidden, as when there are as many workers as cores.
+"""
+
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import delvm
+from delvm.commands.encode import Loaded
+from delvm.commands.schema import Device
+from delvm.data import photographs
+from delvm.data.augment import BalanceConfig
+from delvm.data.encoding import plan_job
+from delvm.data.engines.base import Factory
+from delvm.data.engines.process import Processes
+from delvm.data.examples import Example, in_parts
+from delvm.data.images import to_pixels
+from delvm.data.manifest import plan_pairs
+from delvm.data.parts import finish_parts, start_parts, write_part
+from delvm.data.pieces import Job, Piece, encode_piece
+from delvm.models.vqgan import VQGAN, VQGANConfig
+from experiments.bench.frame import Row, medians
+
+TASKS = ("deblur", "derain", "pose", "segmentation")
+PAIRS = 1024  # a task
+DISTINCT = 64  # pairs; the rest are these again
+REPEATS = 5
+SHARE = "ratio >= 0.9"  # of the bare tokenizer's rate
+
+
+def rows() -> list[Row]:
+    """Overhead with both tokenizers, then one worker, two workers, and one of two threads."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        shipped = delvm.load_tokenizer("shapes")
+        large = VQGAN(VQGANConfig()).eval()  # of random weights: as fast as a trained one
+        small_job = corpus(root / "64", shipped, PAIRS, batch_size=64)
+        large_job = corpus(root / "256", large, 4, batch_size=2)
+        return [
+            overhead("encode_overhead", "shapes", small_job, shipped, REPEATS),
+            overhead("encode_overhead_one_core", "shapes", small_job, shipped, REPEATS, pin=True),
+            overhead("encode_overhead_f16", "f16_8192 of random weights", large_job, large, 2),
+            *engines(small_job, Loaded("shapes", Device.cpu, False)),
+        ]
+
+
+def corpus(root: Path, tokenizer: VQGAN, pairs: int, batch_size: int) -> Job:
+    """A job over crops of photographs, a shard a task, of the tokenizer's size."""
+    side, rng = tokenizer.config.resolution, np.random.default_rng(0)
+    crops = [photographs.crop(rng, "train", side).round().astype(np.uint8) for _ in range(DISTINCT)]
+    for task in TASKS:
+        plan = plan_pairs(
+            "train", task, source="bench", seed=0, image_size=side, shard_size=max(1, pairs)
+        )
+        parts = in_parts(pairs, pairs)
+        start_parts(root / "pairs", plan, parts)
+        drawn = zip(itertools.cycle(crops), itertools.cycle(crops[::-1]))
+        made = (
+            Example(f"{i:06d}", task, pictures)
+            for i, pictures in enumerate(itertools.islice(drawn, pairs))
+        )
+        write_part(root / "pairs", plan, parts[0], made)
+        finish_parts(root / "pairs", plan, parts)
+    return plan_job(
+        root / "pairs", root / "t", tokenizer, "bench", BalanceConfig(), ["train"], batch_size, 0
+    )
+
+
+@contextmanager
+def one_thread(pin: bool) -> Iterator[None]:
+    """One thread of torch for a while, and no core but one for it and its helpers."""
+    threads = torch.get_num_threads()
+    cores = os.sched_getaffinity(0) if pin else None
+    torch.set_num_threads(1)
+    if cores:
+        os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+
+def overhead(
+    name: str, called: str, job: Job, tokenizer: VQGAN, repeats: int, pin: bool = False
+) -> Row:
+    """A shard by `encode_piece` beside the same batches that are in memory as pixels."""
+    piece = Piece(0, 0)
+    plan, images = job.plans[0], job.count(piece) * job.plans[0].pictures
+    file = Path(str(job.output)) / plan.split / plan.task / plan.shards[0]["file"]
+    side, batch = plan.image_size, job.batch_size * plan.pictures
+    rng = np.random.default_rng(0)
+    pixels = to_pixels(list(rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)))
+
+    def bare() -> None:
+        for start in range(0, images, batch):
+            tokenizer.encode(pixels[: images - start])
+
+    def whole() -> None:
+        file.unlink(missing_ok=True)
+        encode_piece(job, piece, tokenizer)
+
+    with one_thread(pin), torch.inference_mode():
+        seconds = medians({"whole": whole, "bare": bare}, repeats)
+    return Row.compare(
+        name,
+        images / seconds["whole"],
+        images / seconds["bare"],
+        goal="" if pin else SHARE,
+        unit="images/s",
+        note=f"encode of {images:,} pictures of {side} px beside the bare tokenizer, {called}, in "
+        f"batches of {batch}, {'pinned to one core' if pin else 'one thread, one that reads'}; "
+        f"medians of {repeats}, turn about",
+    )
+
+
+def engines(job: Job, factory: Factory) -> list[Row]:
+    """Workers of one thread beside one process of two threads."""
+    rates = {ways: rate(job, factory, *ways) for ways in ((1, 1), (2, 1), (1, 2))}
+    note = "engine=process, the tokenizer that ships, from the first batch to the last; the peer is"
+    return [
+        Row.compare(
+            f"encode_{workers}_workers",
+            rates[workers, 1],
+            rates[1, 2],
+            unit="images/s",
+            note=f"{note} one process of two threads, here {workers} of one thread each",
+        )
+        for workers in (1, 2)
+    ]
+
+
+def rate(job: Job, factory: Factory, workers: int, threads: int) -> float:
+    """Images a second of all workers together, without their start."""
+    pieces = [Piece(number, 0) for number in range(len(job.plans))]
+    for plan in job.plans:
+        file = Path(str(job.output)) / plan.split / plan.task / plan.shards[0]["file"]
+        file.unlink(missing_ok=True)
+    told: list[tuple[float, int]] = []
+
+    def report(count: int) -> None:
+        told.append((time.perf_counter(), count))
+
+    for _ in Processes(workers=workers, threads=threads).run(job, pieces, factory, report):
+        pass
+    images = sum(count for _, count in told[1:]) * job.plans[0].pictures
+    return images / (told[-1][0] - told[0][0])
