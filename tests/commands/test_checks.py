@@ -22,8 +22,6 @@ def of_config(verb: str, *overrides: str) -> list[str]:
 ALONE = {
     "student.net.vocab_size=512": "codebook size 1024 (tokenizer) != vocab_size 512 (student): "
     "set student.net.vocab_size=1024",
-    "tokenizer=shapes_f8_32": "codebook size 512 (tokenizer) != vocab_size 1024 (student): "
-    "set student.net.vocab_size=512",
     "student.net.codebook_dim=16": "code width 32 (tokenizer) != codebook_dim 16 (student): "
     "set student.net.codebook_dim=32",
     "data.pairs_per_sentence=5": "a sentence of 10 pictures is 640 tokens (10 x 64), and the "
@@ -60,6 +58,11 @@ def test_each_fault_alone(override):
 @pytest.mark.parametrize("verb", ["prepare", "train"])
 def test_defaults_have_no_faults(verb):
     assert of_config(verb) == []
+
+
+@pytest.mark.parametrize("student", ["tiny", "small"])
+def test_small_students_follow_their_tokenizer(student):
+    assert of_config("train", "tokenizer=shapes_f8_32", f"student={student}") == []
 
 
 def test_an_own_embedding_needs_no_code_width():
