@@ -21,26 +21,28 @@ class TrainingProgress(L.Callback):
         self.since = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        total = int(trainer.estimated_stepping_batches)
-        self.bar = Progress(total, f"train {self.what}", "steps")
-        self.bar.skip(trainer.global_step)
+        if trainer.is_global_zero:  # one of all the processes tells
+            total = int(trainer.estimated_stepping_batches)
+            self.bar = Progress(total, f"train {self.what}", "steps")
+            self.bar.skip(trainer.global_step)
         self.since = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        assert self.bar is not None
         self.samples += len(batch["ids"] if "ids" in batch else batch["pixels"])
         self.tokens += batch["ids"].numel() if "ids" in batch else 0
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             spent = max(time.monotonic() - self.since, 1e-9)
-            rates = {"train/samples_per_s": self.samples / spent}
+            ranks = trainer.world_size  # each does as much
+            rates = {"train/samples_per_s": ranks * self.samples / spent}
             if self.tokens:
-                rates["train/tokens_per_s"] = self.tokens / spent
+                rates["train/tokens_per_s"] = ranks * self.tokens / spent
             module.log_dict(rates)
             self.samples = self.tokens = 0
             self.since = time.monotonic()
-        self.bar.update(trainer.global_step - self.bar.done, note=self.note(trainer))
+        if self.bar is not None:
+            self.bar.update(trainer.global_step - self.bar.done, note=self.note(trainer))
 
     @staticmethod
     def note(trainer: L.Trainer) -> str:

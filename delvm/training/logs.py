@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from delvm.interop.weights import read_pickle
+from delvm.interop.checkpoints import peek
 from delvm.training.config import LoggerConfig, LoggerName
 
 CSV_NAME = "metrics.csv"
@@ -45,7 +45,7 @@ def logged_before(checkpoint: str, file: Path) -> list[dict[str, float]]:
     """Rows of a metrics.csv up to the step of a checkpoint: what was logged after it is redone."""
     if not file.exists():
         return []
-    last = read_pickle(Path(checkpoint), lazy=True)["global_step"]
+    last = peek(Path(checkpoint))["global_step"]
     with file.open(newline="", encoding="utf-8") as lines:
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
     return [row for row in rows if row["step"] < last]

@@ -15,11 +15,11 @@ from delvm.data.manifest import read_codebook
 from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
 from delvm.errors import UserError
-from delvm.interop.checkpoints import describe, load_student, load_tokenizer, save_model
-from delvm.interop.weights import read_pickle
+from delvm.interop.checkpoints import describe, load_student, load_tokenizer, peek
 from delvm.models.precision import has_bf16
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
+from delvm.training import strategies
 from delvm.training.callbacks import (
     CarryModel,
     LearningRate,
@@ -93,7 +93,7 @@ def train(config: TrainConfig, folder: Path) -> Path:
         failed = False
     finally:
         close(trainer.loggers, failed)
-    save_model(model, folder / kind)
+    strategies.export(trainer, model, folder / kind)
     return folder / kind
 
 
@@ -204,7 +204,9 @@ def _trainer(
         max_steps=c.max_steps,
         accelerator=c.accelerator,
         devices=c.devices,
-        strategy=config.strategy.name,
+        num_nodes=c.nodes,
+        strategy=strategies.strategy(config, precision(c)),
+        plugins=strategies.plugins(config),
         precision=precision(c),  # type: ignore[arg-type]
         accumulate_grad_batches=1 if manual else c.accumulate,
         gradient_clip_val=None if manual else config.optim.clip,
@@ -254,6 +256,7 @@ def _checkpoint(config: TrainConfig, folder: Path) -> str | None:
             )
         return None
     path = folder / "checkpoints" / "last.ckpt" if resume == "auto" else Path(resume)
+    strategies.put_back(path)
     if path.exists():
         return str(path)
     if resume == "auto":
@@ -267,7 +270,7 @@ def _check_checkpoint(file: str, module: TokenizerTraining | StudentTraining) ->
     Raises:
         UserError: it is damaged, not ours, or of another network.
     """
-    found = read_pickle(Path(file), lazy=True)
+    found = peek(Path(file))
     if not isinstance(found, dict) or not {"delvm", "global_step", "state_dict"} <= found.keys():
         raise UserError(f"resume={file} is no checkpoint of `delvm train`: set resume=PATH or null")
     theirs, ours = (each.get("config", {}) for each in (found["delvm"], describe(module.model)))
@@ -293,7 +296,9 @@ def _quiet() -> None:
         ".*isinstance\\(treespec.*",
         ".*your dataloader is not resumable.*",  # its place is kept by the data module
         ".*smaller than the logging interval.*",
+        ".*recommended to use .self.log.*sync_dist=True.*",  # what all processes have alike
         ".*Mismatch dtype between input and weight.*",  # of RMSNorm under autocast
     ):
         warnings.filterwarnings("ignore", text)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for part in ("fabric", "pytorch"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
