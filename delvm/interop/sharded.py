@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import ReadItem
 
 from delvm.errors import UserError
-from delvm.interop.weights import read_pickle
+from delvm.interop.weights import read_pickle, reason
 
 INDEX, REST = ".metadata", "meta.pt"
 
@@ -61,6 +61,8 @@ def read_rest(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read as tensors and plain values.
     """
+    if not (folder / REST).is_file():
+        raise UserError(f"checkpoint {folder} is not whole: {REST} is missing")
     found = read_pickle(folder / REST)
     if not isinstance(found, dict):
         raise UserError(f"checkpoint {folder / REST} holds a {type(found).__name__}, not a dict")
@@ -127,14 +129,21 @@ def load(state: dict[str, Any], folder: Path) -> None:
             dcp.load(state, storage_reader=_Reader(folder), planner=_Planner())
     except UserError:
         raise
-    except Exception as error:  # whatever a broken or hostile folder makes torch raise
-        found: BaseException = error
-        if isinstance(error, dcp.CheckpointException):  # of all the processes
-            found = next(iter(error.failures.values()))[0]
-        if isinstance(found, UserError):
-            raise found from None
-        reason = str(found).strip().splitlines() or [type(found).__name__]
-        raise UserError(f"checkpoint {folder} cannot be read: {reason[0]}") from None
+    # Whatever a broken or hostile folder makes torch raise; the second is no Exception.
+    except (Exception, dcp.CheckpointException) as error:
+        raise _told(error, folder) from None
+
+
+def _told(error: BaseException, folder: Path) -> UserError:
+    """What went wrong, in one line."""
+    if isinstance(error, dcp.CheckpointException) and error.failures:  # of every process
+        error = next(iter(error.failures.values()))[0]
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError):
+        return UserError(f"checkpoint {error.filename or folder} cannot be read: {error.strerror}")
+    why = reason(error) if isinstance(error, Exception) else type(error).__name__
+    return UserError(f"checkpoint {folder} cannot be read as tensors and plain values: {why}")
 
 
 def _index(folder: Path) -> Metadata:

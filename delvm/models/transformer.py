@@ -266,7 +266,8 @@ class Transformer(nn.Module):
 
     def parameter_groups(self, weight_decay: float) -> Iterator[dict[str, object]]:
         """Parameters for the optimizer: matrices with decay; norms and biases without."""
-        matrices, vectors = [], []
+        matrices: list[nn.Parameter] = []
+        vectors: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 # By name, since a process that holds a part of a matrix may hold it as a vector.
