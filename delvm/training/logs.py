@@ -22,9 +22,9 @@ def loggers(config: LoggerConfig, folder: Path, resume: str | None) -> list[Logg
         folder: of the run.
         resume: checkpoint that the run goes on from; what was logged before it is kept.
     """
-    kept = logged_before(resume, folder / CSV_NAME) if resume else []
     table = CSVLogger(folder, name="", version="")
-    _put_back(table, kept)
+    if resume:
+        _put_back(table, resume, folder / CSV_NAME)
     made: list[Logger] = [table]
     if config.name is not LoggerName.csv:
         made.append(TensorBoardLogger(folder, name="", version="tensorboard"))
@@ -52,9 +52,12 @@ def logged_before(checkpoint: str, file: Path) -> list[dict[str, float]]:
 
 
 @rank_zero_only
-def _put_back(table: CSVLogger, rows: list[dict[str, float]]) -> None:
-    """Log rows anew: Lightning deletes the file that an earlier job left."""
-    if rows:
+def _put_back(table: CSVLogger, resume: str, file: Path) -> None:
+    """Log rows anew: Lightning deletes the file that an earlier job left.
+
+    The first process alone reads the file, since it is the one that deletes it.
+    """
+    if rows := logged_before(resume, file):
         table.experiment.metrics.extend(rows)
         table.save()
 

@@ -6,6 +6,7 @@ weights are gathered while the block computes. Each then writes its own part of 
 (`delvm.interop.sharded`), which can be gone on with by any number of processes.
 """
 
+import atexit
 import os
 import shutil
 from collections.abc import Iterable
@@ -67,6 +68,7 @@ def strategy(config: TrainConfig, precision: str) -> str | Strategy:
     c, world = config.strategy, config.trainer.world
     if c.name is StrategyName.single:
         return "auto"
+    atexit.register(_leave)
     if c.name is StrategyName.ddp:
         return DDPStrategy(
             process_group_backend=c.backend,
@@ -283,6 +285,12 @@ def export(trainer: L.Trainer, model: VQGAN | Transformer, folder: Path) -> None
         state = {k.removeprefix("model."): v for k, v in whole.items() if k.startswith("model.")}
         save_model(model, folder, state=state)
     trainer.strategy.barrier()
+
+
+def _leave() -> None:
+    """End the connections to other processes, whose threads may otherwise abort this one's exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _bare(optimizer: Optimizer | LightningOptimizer) -> Optimizer:

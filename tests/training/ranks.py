@@ -57,13 +57,26 @@ def tied() -> StudentConfig:
     return StudentConfig(net)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that lies in this process."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def held_by_optimizer(module: StudentTraining) -> int:
+    """Bytes of the optimizer's state in this process."""
+    states = module.trainer.optimizers[0].state.values()
+    return sum(local(each).nbytes for state in states for each in state.values())
+
+
 def main(tokens: Path, folder: Path) -> None:
     """Every run in turn.
 
     Each process leaves in ``norms_RANK.json`` the norms of its steps that were logged, and those
-    of its gradients after clipping.
+    of its gradients after clipping; in ``held_RANK.json`` the bytes that it held of the
+    optimizer's state and of the gradients.
     """
     norms: dict[str, list[tuple[float, float]]] = {}
+    held: dict[str, list[int]] = {}
     log = StudentTraining.log
 
     def heard(self: StudentTraining, name: str, value: Tensor, **rest: object) -> None:
@@ -72,6 +85,7 @@ def main(tokens: Path, folder: Path) -> None:
             whole = [each.full_tensor() if isinstance(each, DTensor) else each for each in grads]
             after = sum(each.double().square().sum().item() for each in whole) ** 0.5
             norms.setdefault(run, []).append((float(value), after))
+            held[run] = [held_by_optimizer(self), sum(each.nbytes for each in map(local, grads))]
         log(self, name, value, **rest)  # type: ignore[arg-type]
 
     StudentTraining.log = heard  # type: ignore[method-assign, assignment]
@@ -90,7 +104,9 @@ def main(tokens: Path, folder: Path) -> None:
         train(stopped, folder / run)
     for run in ("two_two", "one_two"):  # the second was begun by one process
         train(config(tokens, fsdp2, 2, resume="auto"), folder / run)
-    (folder / f"norms_{distributed.get_rank()}.json").write_text(json.dumps(norms))
+    rank = distributed.get_rank()
+    (folder / f"norms_{rank}.json").write_text(json.dumps(norms))
+    (folder / f"held_{rank}.json").write_text(json.dumps(held))
 
 
 if __name__ == "__main__":

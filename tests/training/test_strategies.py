@@ -15,6 +15,8 @@ from torch import nn
 from delvm.data import manifest, shards
 from delvm.interop.checkpoints import load_student
 from delvm.training import strategies
+from delvm.training.config import StrategyName
+from delvm.training.memory import memory
 from delvm.training.run import train
 from tests.training.ranks import CLIP, SINGLE, SPREAD, STOP, config, tied
 from tests.training.runs import N, V, curve
@@ -111,6 +113,17 @@ def test_gradients_are_clipped_by_the_norm_of_the_whole_in_every_process(runs):
         assert len(logged) == 20 and logged.min() > 2 * CLIP
         assert after == pytest.approx(CLIP, rel=1e-4)
         assert logged.tolist() == pytest.approx(curve(runs / name, "train/grad_norm"))
+
+
+def test_each_process_holds_its_part_and_no_more(runs, mixture):
+    net = config(mixture, SINGLE, 1).student.net
+    for name in SPREAD:
+        shard = 2 if name == "fsdp2" else 1
+        told = memory(net, StrategyName(name), "32-true", 4, shard=shard)
+        for rank in (0, 1):
+            states, gradients = json.loads((runs / f"held_{rank}.json").read_text())[name]
+            assert states == pytest.approx(told.optimizer, rel=0.01)
+            assert gradients == pytest.approx(told.gradients, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["two_two", "two_one", "one_two"])
