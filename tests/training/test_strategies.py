@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from delvm.data import manifest, shards
+from delvm.interop import sharded
 from delvm.interop.checkpoints import load_student
 from delvm.training import strategies
 from delvm.training.config import StrategyName
@@ -189,3 +190,26 @@ def test_a_checkpoint_takes_a_place_whole(tmp_path):
         assert (path / "number").read_text() == "2"
     strategies.put_back(tmp_path / "none.ckpt")
     assert not (tmp_path / "none.ckpt").exists()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
+    strategy, path = strategies.FSDP2(1, 1, None, None), tmp_path / "last.ckpt"
+
+    def save(number: float) -> None:
+        state = {"state_dict": {"model.a": torch.full((3,), number)}, "global_step": number}
+        strategy.save_checkpoint(state, path)
+
+    save(1.0)
+    write = strategies.dcp.save
+
+    def full(state: dict[str, object], **rest: object) -> None:
+        write(state, **rest)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(strategies.dcp, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(2.0)
+    assert sharded.read(path)["state_dict"]["model.a"].tolist() == [1.0] * 3
+    assert sharded.read_rest(path) == {"global_step": 1.0}
+    assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
