@@ -90,6 +90,14 @@ def local(path: Place) -> Path:
     return copy
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a whole folder of this machine, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: str | Place, text: str) -> None:
     """Write UTF-8 text whole or not at all."""
     with atomic_path(path) as part:

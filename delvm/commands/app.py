@@ -200,6 +200,10 @@ def _job(verb: str, sweep: bool) -> Callable[[DictConfig], None]:
                 "as output='outputs/seed_${seed}'"
             )
         outputs.add(cfg.output)
+        if sweep and verb == "train":
+            from delvm.commands.checks_devices import refuse_sweep
+
+            refuse_sweep(cfg)
         check(verb, cfg)
         import_module(f"delvm.commands.{verb}").run(cfg)
 

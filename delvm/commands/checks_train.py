@@ -1,6 +1,5 @@
 """Faults across the groups of a training run, and between it, its data and its device."""
 
-import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,13 @@ from typing import Any
 import torch
 
 from delvm.commands.checks import at_least
+from delvm.commands.checks_devices import device_faults
 from delvm.data.manifest import Manifest, load_manifests
 from delvm.data.order import shares
 from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig, examples_per_sentence
 from delvm.errors import UserError, did_you_mean
 from delvm.interop.checkpoints import resolve
-from delvm.models.precision import has_bf16
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.places import place
@@ -33,7 +32,7 @@ ACCELERATORS = ("cpu", "gpu", "auto")
 
 def train_faults(cfg: TrainConfig) -> list[str]:
     """Every fault of a training run, one line each."""
-    found = _numbers(cfg) + _choices(cfg) + _device(cfg)
+    found = _numbers(cfg) + _choices(cfg) + device_faults(cfg)
     if isinstance(cfg.module, TokenizerModule):
         return found + _architecture(VQGAN, cfg.tokenizer.net) + _tokenizer(cfg)
     assert isinstance(cfg.module, StudentModule)
@@ -51,6 +50,7 @@ def _numbers(cfg: TrainConfig) -> list[str]:
             "max_steps",
             "stop_at",
             "devices",
+            "nodes",
             "accumulate",
             "val_every",
             "log_every",
@@ -111,33 +111,6 @@ def _choices(cfg: TrainConfig) -> list[str]:
     return found
 
 
-def _device(cfg: TrainConfig) -> list[str]:
-    precision, accelerator = cfg.trainer.precision, cfg.trainer.accelerator
-    cuda = accelerator != "cpu" and torch.cuda.is_available()
-    found = []
-    if accelerator == "gpu" and not cuda:
-        found.append("trainer.accelerator=gpu, and no CUDA device is visible: set trainer=cpu")
-    elif precision == "16-mixed" and not cuda:
-        found.append(
-            f"trainer.precision=16-mixed needs a GPU, trainer.accelerator={accelerator} has none: "
-            "set trainer.precision=bf16-mixed"
-        )
-    if cfg.trainer.compile and not cuda and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        found.append(
-            "trainer.compile=true needs a C++ compiler on a processor, and neither g++ nor clang++ "
-            "is there: install one or set trainer.compile=false"
-        )
-    if cuda and precision.startswith("bf16") and not has_bf16("cuda"):
-        found.append(f"trainer.precision={precision}, and this GPU has no bf16: set 16-mixed")
-    if cuda and cfg.trainer.devices > torch.cuda.device_count():
-        there = torch.cuda.device_count()
-        found.append(
-            f"trainer.devices={cfg.trainer.devices}, and {there} are visible: "
-            f"set trainer.devices={there}"
-        )
-    return found
-
-
 def _architecture(network: Any, net: Any) -> list[str]:
     """What a network says against its own config; on the meta device nothing is allocated."""
     try:
@@ -162,11 +135,6 @@ def _tokenizer(cfg: TrainConfig) -> list[str]:
     if not isinstance(cfg.data, PicturesConfig):
         return ["module=tokenizer learns from pictures, data is sentences: set data=pixels"]
     found = _losses(cfg)
-    if cfg.trainer.devices > 1:
-        found.append(
-            f"trainer.devices={cfg.trainer.devices} and module=tokenizer, which keeps its codebook "
-            "on one device: set trainer.devices=1"
-        )
     manifest = _any(_manifests(cfg.data.path, "pairs", found))
     side = cfg.tokenizer.net.resolution
     if manifest is not None and manifest.image_size != side:

@@ -12,6 +12,7 @@ from delvm.training.config import (
     LoggerConfig,
     ModuleConfig,
     OptimConfig,
+    ShardedConfig,
     StrategyConfig,
     StudentConfig,
     StudentModule,
@@ -60,6 +61,6 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "data": {"sentences": SentencesConfig, "pixels": PicturesConfig},
     "optim": {"adamw": OptimConfig},
     "trainer": {"trainer": TrainerConfig},
-    "strategy": {"strategy": StrategyConfig},
+    "strategy": {"strategy": StrategyConfig, "sharded": ShardedConfig},
     "logger": {"logger": LoggerConfig},
 }

@@ -9,6 +9,7 @@ def run(cfg: TrainConfig) -> None:
     """Train, and say where the weights are."""
     # Imported here: Lightning takes seconds, which a mistake in the config need not wait for.
     from delvm.training.run import train
+    from delvm.training.strategies import is_first
 
     try:
         weights = train(cfg, Path(cfg.output))
@@ -17,4 +18,5 @@ def run(cfg: TrainConfig) -> None:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
-    print(f"weights: {weights}")
+    if is_first():
+        print(f"weights: {weights}")

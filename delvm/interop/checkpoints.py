@@ -2,9 +2,10 @@
 
 Our folder has ``config.json`` {"format", "kind", "config", and for a student
 "tokenizer_fingerprint" and "space"} and ``model.safetensors``. A Lightning checkpoint of ours
-carries the same dictionary under the key ``delvm``, beside the training state. Other projects'
-layouts have a module each: tokenizers `open_muse` and `taming`, students `internlm_hf` and
-`llama`, and `internlm_raw` for both.
+carries the same dictionary under the key ``delvm``, beside the training state; it is a file, or a
+folder of the parts that several processes held (`sharded`). Other projects' layouts have a module
+each: tokenizers `open_muse` and `taming`, students `internlm_hf` and `llama`, and `internlm_raw`
+for both.
 """
 
 from dataclasses import asdict, fields
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from delvm.errors import UserError
 from delvm.files import atomic_folder, read_json, write_json
-from delvm.interop import internlm_hf, internlm_raw, llama, open_muse, taming, weights
+from delvm.interop import internlm_hf, internlm_raw, llama, open_muse, sharded, taming, weights
 from delvm.models.attention import Backend
 from delvm.models.tokens import TokenSpace
 from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
@@ -43,7 +44,10 @@ def describe(model: VQGAN | Transformer) -> dict[str, Any]:
 
 
 def save_model(
-    model: VQGAN | Transformer, folder: str | Path, dtype: torch.dtype = torch.float32
+    model: VQGAN | Transformer,
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a model as a folder, whole or not at all.
 
@@ -51,9 +55,11 @@ def save_model(
         model: a tokenizer or a student.
         folder: replaced if it exists.
         dtype: of the weights on disk; float16 halves the size.
+        state: the model's weights where it does not hold them whole itself.
     """
+    state = model.state_dict() if state is None else state
     # Copies: a tied embedding and its head share one tensor, which safetensors would refuse.
-    tensors = {k: v.detach().to("cpu", dtype, copy=True) for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().to("cpu", dtype, copy=True) for k, v in state.items()}
     with atomic_folder(folder) as part:
         weights.write_tensors(part / "model.safetensors", tensors)
         write_json(part / "config.json", describe(model))
@@ -85,8 +91,8 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Transf
 
     Args:
         path: a folder of ours, of InternLM or Llama in the format of transformers (LVM), or of
-            a checkpoint of InternLM's training; a Lightning checkpoint (.ckpt) of ours; or the
-            name of weights that ship with the package ("shapes").
+            a checkpoint of InternLM's training; a Lightning checkpoint (.ckpt) of ours, a file
+            or a folder of parts; or the name of weights that ship with the package ("shapes").
 
     Raises:
         UserError: nothing is there, it holds something else, or the weights do not fit.
@@ -128,6 +134,8 @@ def resolve(path: str | Path, kind: str) -> Path:
 
 
 def _read_folder(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if sharded.recognises(folder):
+        return _ours(sharded.read_rest(folder) | sharded.read(folder, "state_dict."), folder)
     if internlm_raw.recognises(folder):
         read = internlm_raw.read_student if kind == "student" else internlm_raw.read_tokenizer
         return read(folder)
@@ -149,16 +157,40 @@ def _read_folder(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Ten
 def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     checkpoint = weights.read_pickle(file)
     if isinstance(checkpoint, dict) and {"delvm", "state_dict"} <= checkpoint.keys():
-        state = checkpoint["state_dict"]
-        return checkpoint["delvm"], {
-            k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")
-        }
+        return _ours(checkpoint, file)
     if isinstance(checkpoint, dict) and taming.recognises(checkpoint):
         config, found = taming.read(file, checkpoint)
         return {"kind": "tokenizer", "config": config}, found
     raise UserError(
         f"checkpoint {file} was written neither by `delvm train` nor by taming-transformers"
     )
+
+
+def _ours(checkpoint: dict[str, Any], place: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description and the weights in a checkpoint of `delvm train`."""
+    if not {"delvm", "state_dict"} <= checkpoint.keys():
+        raise UserError(f"checkpoint {place} was not written by `delvm train`")
+    state = checkpoint["state_dict"]
+    return checkpoint["delvm"], {
+        k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")
+    }
+
+
+def peek(place: Path) -> Any:
+    """What a checkpoint of training says, and the names of its weights; no weight is read.
+
+    Returns:
+        What the file holds, with its tensors left on disk; of a folder in parts the same, with
+        only the names in ``state_dict``.
+
+    Raises:
+        UserError: it cannot be read as tensors and plain values.
+    """
+    if not sharded.recognises(place):
+        return weights.read_pickle(place, lazy=True)
+    lead = "state_dict."
+    found = {k.removeprefix(lead) for k in sharded.names(place) if k.startswith(lead)}
+    return sharded.read_rest(place) | {"state_dict": dict.fromkeys(found)}
 
 
 def _build(description: dict[str, Any], place: Path) -> VQGAN | Transformer:

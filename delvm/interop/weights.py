@@ -53,11 +53,11 @@ def read_pickle(path: Path, lazy: bool = False) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
     except Exception as error:  # whatever a broken or hostile file makes torch raise
         raise UserError(
-            f"checkpoint {path} cannot be read as tensors and plain values: {_reason(error)}"
+            f"checkpoint {path} cannot be read as tensors and plain values: {reason(error)}"
         ) from None
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What is wrong with a file, without torch's advice to read it unsafely."""
     if wants := re.search(r"GLOBAL (\S+)", str(error)):
         return f"it asks for {wants[1]}, which is neither"

@@ -266,9 +266,15 @@ class Transformer(nn.Module):
 
     def parameter_groups(self, weight_decay: float) -> Iterator[dict[str, object]]:
         """Parameters for the optimizer: matrices with decay; norms and biases without."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        yield {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay}
-        yield {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
+        matrices: list[nn.Parameter] = []
+        vectors: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                # By name, since a process that holds a part of a matrix may hold it as a vector.
+                *_, owner, kind = name.split(".")
+                (vectors if kind == "bias" or "norm" in owner else matrices).append(parameter)
+        yield {"params": matrices, "weight_decay": weight_decay}
+        yield {"params": vectors, "weight_decay": 0.0}
 
     def flops_per_token(self, length: int) -> int:
         """Floating-point operations that training takes a token, forward and backward.

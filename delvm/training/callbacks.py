@@ -23,9 +23,10 @@ class TrainingProgress(L.Callback):
         self.since = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        total = int(trainer.estimated_stepping_batches)
-        self.bar = Progress(total, f"train {self.what}", "steps")
-        self.bar.skip(trainer.global_step)
+        if trainer.is_global_zero:  # one of all the processes tells
+            total = int(trainer.estimated_stepping_batches)
+            self.bar = Progress(total, f"train {self.what}", "steps")
+            self.bar.skip(trainer.global_step)
         if isinstance(module.model, Transformer):
             self.peak = peak_flops(module.device, compute_dtype(trainer.precision))
         self.since = time.monotonic()
@@ -33,26 +34,29 @@ class TrainingProgress(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        assert self.bar is not None
         self.samples += len(batch["ids"] if "ids" in batch else batch["pixels"])
         self.tokens += batch["ids"].numel() if "ids" in batch else 0
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             spent = max(time.monotonic() - self.since, 1e-9)
             length = batch["ids"].shape[1] if "ids" in batch else 0
-            module.log_dict(self.rates(module, spent, length))
+            module.log_dict(self.rates(module, spent, length, trainer.world_size))
             self.samples = self.tokens = 0
             self.since = time.monotonic()
-        self.bar.update(trainer.global_step - self.bar.done, note=self.note(trainer))
+        if self.bar is not None:
+            self.bar.update(trainer.global_step - self.bar.done, note=self.note(trainer))
 
-    def rates(self, module: L.LightningModule, spent: float, length: int) -> dict[str, float]:
-        """What is logged of this rank's last seconds: rates, use of the device, memory, mixture."""
+    def rates(
+        self, module: L.LightningModule, spent: float, length: int, ranks: int
+    ) -> dict[str, float]:
+        """What is logged of the last seconds: rates of all ranks, which do as much each, use of
+        this rank's device, its memory, and the mixture so far."""
         found = {
-            "train/samples_per_s": self.samples / spent,
+            "train/samples_per_s": ranks * self.samples / spent,
             "train/memory_gib": memory(module.device) / 2**30,
         }
         if isinstance(module.model, Transformer):
             rate = self.tokens / spent
-            found["train/tokens_per_s"] = rate
+            found["train/tokens_per_s"] = ranks * rate
             found["train/mfu"] = rate * module.model.flops_per_token(length) / self.peak
         mixture = self.data.train.mixture(self.data.position)
         return found | {f"mixture/{task}": share for task, share in mixture.items()}

@@ -9,7 +9,6 @@ import contextlib
 import os
 import random
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,8 @@ import lightning as L
 import torch
 
 from delvm.errors import Interrupted, UserError
-from delvm.interop.weights import read_pickle
+from delvm.files import remove
+from delvm.interop.checkpoints import peek
 
 # What every checkpoint of ours has; of a torn one, not even the list of its keys can be read.
 _KEYS = {"delvm", "global_step", "state_dict"}
@@ -41,7 +41,7 @@ def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint that can be read; says which ones it passed over."""
     for path in steps_kept(folder):
         try:
-            found = read_pickle(path, lazy=True)
+            found = peek(path)
         except UserError as error:
             print(f"resume: passed over, {error}", file=sys.stderr, flush=True)
             continue
@@ -113,10 +113,11 @@ class Checkpoints(L.Callback):
             trainer.save_checkpoint(part)
             if trainer.is_global_zero:
                 _sync(part)
+                remove(path)  # of a step that is trained again, after a torn one
                 os.replace(part, path)
         except OSError as error:
             if trainer.is_global_zero:
-                part.unlink(missing_ok=True)
+                remove(part)
             there = steps_kept(self.folder.parent)
             before = f"{there[0]} is intact" if there else "there is none before it"
             raise UserError(
@@ -139,7 +140,7 @@ class Checkpoints(L.Callback):
                 keep.add(best)
         for path in steps_kept(self.folder.parent):
             if path not in keep:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove(path)
 
 
 def _sync(path: Path) -> None:
@@ -178,11 +179,11 @@ class Randomness(L.Callback):
         self._states = state["ranks"]
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Take up the states, or draw new ones where the number of ranks has changed."""
-        if not self._states:
-            return
+        """Take up the states; begin anew, each rank for itself, where there is none of each."""
         if len(self._states) != trainer.world_size:
-            torch.manual_seed(hash((self.seed, trainer.global_step, trainer.global_rank)) % 2**63)
+            if self._states or trainer.world_size > 1:
+                step, rank = trainer.global_step, trainer.global_rank
+                torch.manual_seed(hash((self.seed, step, rank)) % 2**63)
             return
         mine = self._states[trainer.global_rank]
         torch.set_rng_state(mine["torch"].cpu())

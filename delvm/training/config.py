@@ -29,6 +29,29 @@ class LoggerName(Enum):
     wandb = "wandb"
 
 
+class StrategyName(Enum):
+    """How the work is spread over devices.
+
+    ``single`` is one device. ``ddp`` has a copy of everything on each. ``fsdp2`` spreads weights,
+    gradients and the optimizer over all of them; ``hsdp`` over those of a node, of which each
+    other node has a copy; ``fsdp`` is torch's first way to do the same, on GPUs alone.
+    """
+
+    single = "single"
+    ddp = "ddp"
+    fsdp2 = "fsdp2"
+    hsdp = "hsdp"
+    fsdp = "fsdp"
+
+
+class Gather(Enum):
+    """Numbers in which spread weights travel; auto is bfloat16 where products are taken in it."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class Perceptual(Enum):
     """Which perceptual distance: ``lpips`` needs the weights of a VGG16, ``ms_ssim`` nothing."""
 
@@ -176,7 +199,8 @@ class TrainerConfig:
         max_steps: steps of the optimizer; the learning rate's schedule counts on all of them.
         stop_at: step after which this job ends, to be resumed by another; None = max_steps.
         accelerator: cpu, gpu or auto.
-        devices: devices of that kind.
+        devices: devices of that kind in each node, a process each.
+        nodes: machines, each with as many devices.
         precision: auto, 32-true, bf16-mixed, bf16-true or 16-mixed; auto is bf16-mixed where the
             hardware multiplies in bf16.
         accumulate: batches whose gradients make one step.
@@ -195,6 +219,7 @@ class TrainerConfig:
     stop_at: int | None = None
     accelerator: str = "auto"
     devices: int = 1
+    nodes: int = 1
     precision: str = "auto"
     accumulate: int = 1
     val_every: int = 200
@@ -206,12 +231,37 @@ class TrainerConfig:
     compile: bool = False
     threads: int | None = None
 
+    @property
+    def world(self) -> int:
+        """Devices in all, which is processes in all."""
+        return self.devices * self.nodes
+
 
 @dataclass
 class StrategyConfig:
-    """How the work is spread over devices, by Lightning's name for it."""
+    """How the work is spread over devices.
 
-    name: str = "auto"
+    Attributes:
+        backend: what carries tensors between processes, gloo or nccl; None = nccl between GPUs.
+    """
+
+    name: StrategyName = StrategyName.single
+    backend: str | None = None
+
+
+@dataclass
+class ShardedConfig(StrategyConfig):
+    """Weights, gradients and the optimizer in parts, one a device.
+
+    Attributes:
+        shard: devices that hold one copy of the weights among them; None = all, or under hsdp
+            those of a node.
+        gather: numbers in which weights travel; gradients are summed in float32 in any case.
+    """
+
+    name: StrategyName = StrategyName.fsdp2
+    shard: int | None = None
+    gather: Gather = Gather.auto
 
 
 @dataclass

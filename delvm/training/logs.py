@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from delvm.interop.weights import read_pickle
+from delvm.interop.checkpoints import peek
 from delvm.training.config import LoggerConfig, LoggerName
 
 CSV_NAME = "metrics.csv"
@@ -22,9 +22,9 @@ def loggers(config: LoggerConfig, folder: Path, resume: str | None) -> list[Logg
         folder: of the run.
         resume: checkpoint that the run goes on from; what was logged before it is kept.
     """
-    kept = logged_before(resume, folder / CSV_NAME) if resume else []
     table = CSVLogger(folder, name="", version="")
-    _put_back(table, kept)
+    if resume:
+        _put_back(table, resume, folder / CSV_NAME)
     made: list[Logger] = [table]
     if config.name is not LoggerName.csv:
         made.append(TensorBoardLogger(folder, name="", version="tensorboard"))
@@ -45,16 +45,19 @@ def logged_before(checkpoint: str, file: Path) -> list[dict[str, float]]:
     """Rows of a metrics.csv up to the step of a checkpoint: what was logged after it is redone."""
     if not file.exists():
         return []
-    last = read_pickle(Path(checkpoint), lazy=True)["global_step"]
+    last = peek(Path(checkpoint))["global_step"]
     with file.open(newline="", encoding="utf-8") as lines:
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
     return [row for row in rows if row["step"] < last]
 
 
 @rank_zero_only
-def _put_back(table: CSVLogger, rows: list[dict[str, float]]) -> None:
-    """Log rows anew: Lightning deletes the file that an earlier job left."""
-    if rows:
+def _put_back(table: CSVLogger, resume: str, file: Path) -> None:
+    """Log rows anew: Lightning deletes the file that an earlier job left.
+
+    The first process alone reads the file, since it is the one that deletes it.
+    """
+    if rows := logged_before(resume, file):
         table.experiment.metrics.extend(rows)
         table.save()
 

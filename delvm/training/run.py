@@ -15,12 +15,12 @@ from delvm.data.manifest import read_codebook
 from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
 from delvm.errors import UserError
-from delvm.interop.checkpoints import describe, load_student, load_tokenizer, save_model
-from delvm.interop.weights import read_pickle
+from delvm.interop.checkpoints import describe, load_student, load_tokenizer, peek
 from delvm.models.precision import has_bf16
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.places import place
+from delvm.training import strategies
 from delvm.training.callbacks import (
     CarryModel,
     LearningRate,
@@ -88,7 +88,7 @@ def train(config: TrainConfig, folder: Path) -> Path:
     finally:
         close(trainer.loggers, failed)
     stop.check(folder, trainer.global_step, config.trainer.max_steps)
-    save_model(model, folder / kind)
+    strategies.export(trainer, model, folder / kind)
     return folder / kind
 
 
@@ -228,7 +228,9 @@ def _trainer(
         max_steps=c.max_steps,
         accelerator=c.accelerator,
         devices=c.devices,
-        strategy=config.strategy.name,
+        num_nodes=c.nodes,
+        strategy=strategies.strategy(config, precision(c)),
+        plugins=strategies.plugins(config),
         precision=precision(c),  # type: ignore[arg-type]
         accumulate_grad_batches=1 if manual else c.accumulate,
         gradient_clip_val=None if manual else config.optim.clip,
@@ -283,7 +285,7 @@ def _check_checkpoint(file: str, module: TokenizerTraining | StudentTraining) ->
     Raises:
         UserError: it is damaged, not ours, or of another network.
     """
-    found = read_pickle(Path(file), lazy=True)
+    found = peek(Path(file))
     if not isinstance(found, dict) or not {"delvm", "global_step", "state_dict"} <= found.keys():
         raise UserError(f"resume={file} is no checkpoint of `delvm train`: set resume=PATH or null")
     theirs, ours = (each.get("config", {}) for each in (found["delvm"], describe(module.model)))
@@ -309,7 +311,9 @@ def _quiet() -> None:
         ".*isinstance\\(treespec.*",
         ".*your dataloader is not resumable.*",  # its place is kept by the data module
         ".*smaller than the logging interval.*",
+        ".*recommended to use .self.log.*sync_dist=True.*",  # what all processes have alike
         ".*Mismatch dtype between input and weight.*",  # of RMSNorm under autocast
     ):
         warnings.filterwarnings("ignore", text)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for part in ("fabric", "pytorch"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)

@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from delvm.models.prediction import next_token
 from delvm.models.transformer import Transformer
@@ -21,6 +21,7 @@ from delvm.training.losses import (
     token_weights,
 )
 from delvm.training.schedule import build_optimizer
+from delvm.training.strategies import FSDP2, clip, mean_over_ranks
 
 
 class StudentTraining(L.LightningModule):
@@ -55,6 +56,10 @@ class StudentTraining(L.LightningModule):
         self.packed = packed
         self.guard: Guard | None = None
         self.sums = torch.zeros(0)
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, FSDP2):
+            self.trainer.strategy.shard(self.model)
 
     def documents(self, batch: dict[str, Tensor]) -> Tensor | None:
         """The document of each token (B, T); None where each sentence is one."""
@@ -93,9 +98,10 @@ class StudentTraining(L.LightningModule):
         def part(logits: Tensor, rows: slice) -> Tensor:
             return (self.truth(logits, targets[rows]) * weights[rows]).sum()
 
-        # Divided afterwards, since gradients of single tokens would vanish in half precision.
-        loss = over_logits(hidden, self.model.head.weight, part) / weights.sum()
-        self.log("train/loss", loss.detach())
+        # Divided afterwards, since gradients of single tokens would vanish in half precision. By
+        # what all ranks have, since the mean over ranks is to be that over all tokens.
+        loss = over_logits(hidden, self.model.head.weight, part) / mean_over_ranks(weights.sum())
+        self.log("train/loss", loss.detach(), sync_dist=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -115,9 +121,7 @@ class StudentTraining(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         sums = self.sums
         if self.trainer.world_size > 1:
-            gathered = self.all_gather(sums.to(self.device))
-            assert isinstance(gathered, Tensor)
-            sums = gathered.sum(0).cpu()
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu()
         for name, row in [
             *zip((f"{t}/" for t in self.tasks), sums, strict=True),
             ("", sums[self.trained].sum(0)),
@@ -128,7 +132,7 @@ class StudentTraining(L.LightningModule):
             figures = {"loss": loss, "acc": row[1] / row[2], "ppl": loss.exp()}
             figures |= {"target_loss": row[3] / row[5], "target_acc": row[4] / row[5]}
             for figure, value in figures.items():
-                self.log(f"val/{name}{figure}", value.float(), rank_zero_only=True)
+                self.log(f"val/{name}{figure}", value.float())  # the same in every process
 
     def configure_gradient_clipping(
         self,
@@ -137,8 +141,7 @@ class StudentTraining(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Lightning's own clipping refuses fused optimizers under mixed precision
-        limit = gradient_clip_val or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = clip(self.trainer, optimizer, gradient_clip_val)
         if self.guard is not None:
             self.guard.passes(norm, self)
             self.log("train/skipped", float(self.guard.skipped))
@@ -202,6 +205,7 @@ class DistillationTraining(StudentTraining):
             told["train/kd"] += kd.detach()
             return c.gt_weight * truth + c.kd_weight * kd
 
-        loss = over_logits(hidden, self.model.head.weight, part) / weights.sum()
-        self.log_dict({name: total / weights.sum() for name, total in told.items()})
+        tokens = mean_over_ranks(weights.sum())
+        loss = over_logits(hidden, self.model.head.weight, part) / tokens
+        self.log_dict({name: total / tokens for name, total in told.items()}, sync_dist=True)
         return loss

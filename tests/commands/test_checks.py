@@ -46,6 +46,11 @@ ALONE = {
     "optim.lr=0": "optim.lr=0.0 is not above 0: set optim.lr=1.5e-4",
     "optim.warmup=1.5": "optim.warmup=1.5 is a share of the steps: set it from 0 to 1",
     "module.misread=2": "module.misread=2.0 is a share of the tokens: set it from 0 to 1",
+    "trainer.devices=2": "strategy=single is one device, and trainer.devices=2 trainer.nodes=1: "
+    "set strategy=ddp or strategy=fsdp2",
+    "strategy.name=fsdp2": "strategy.name=fsdp2 in another group: set strategy=fsdp2",
+    "strategy=fsdp": "strategy=fsdp needs GPUs, trainer.accelerator=cpu has none: set "
+    "strategy=fsdp2",
     "optim.betas=[0.9]": "optim.betas=[0.9] are not two numbers in [0, 1): set [0.9,0.95]",
 }
 
@@ -125,13 +130,69 @@ def test_a_gpu_with_less_than_is_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
-    found = of_config("train", "trainer=gpu", "trainer.devices=2", "trainer.precision=bf16-mixed")
+    words = ["trainer=gpu", "trainer.devices=2", "strategy=ddp"]
+    found = of_config("train", *words, "trainer.precision=bf16-mixed")
     assert [each.split(",")[0] for each in found] == [
         "trainer.precision=bf16-mixed",
         "trainer.devices=2",
     ]
     assert of_config("train", "trainer=gpu", "trainer.precision=16-mixed") == []
     assert of_config("train", "trainer=gpu") == []  # auto
+
+
+SPREAD = {
+    "strategy.shard=3": "strategy.shard=3 does not divide the 4 devices in all: set "
+    "strategy.shard=4 or null",
+    "strategy.backend=mpi": "unknown strategy.backend=mpi: choose from: gloo, nccl",
+    "strategy.backend=nccl": "strategy.backend=nccl carries tensors of GPUs, "
+    "trainer.accelerator=cpu has none: set strategy.backend=gloo",
+    "trainer.nodes=2": "trainer.nodes=2, and nothing has started processes on other nodes: start "
+    "the run by torchrun or srun (docs/scale.md), or set trainer.nodes=1",
+}
+
+
+@pytest.mark.parametrize("override", SPREAD)
+def test_each_fault_of_a_run_on_many_devices_alone(override):
+    words = ["trainer.devices=4", "strategy=fsdp2"]
+    assert of_config("train", *words) == []
+    assert of_config("train", *words, override) == [SPREAD[override]]
+
+
+def test_scaled_gradients_are_not_spread(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    words = ["trainer=gpu", "trainer.devices=4", "trainer.precision=16-mixed"]
+    (found,) = of_config("train", *words, "strategy=hsdp")
+    assert "holds in parts: set trainer.precision=bf16-mixed, or strategy=ddp" in found
+    assert of_config("train", *words, "strategy=ddp") == []
+    assert of_config("train", *words, "strategy=fsdp") == []
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "16"}
+SLURM = {"SLURM_NTASKS": "16", "SLURM_NNODES": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "a"}
+
+
+@pytest.mark.parametrize("launcher, env", [("torchrun", TORCHRUN), ("SLURM", SLURM)])
+def test_what_was_started_is_what_is_asked_for(launcher, env, monkeypatch):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    words = ["strategy=ddp", "trainer.nodes=2"]
+    assert of_config("train", *words, "trainer.devices=8") == []
+    assert of_config("train", *words, "trainer.devices=4") == [
+        f"trainer.devices=4 trainer.nodes=2, and {launcher} has started 8 processes on each of 2 "
+        "nodes: set trainer.devices=8 trainer.nodes=2"
+    ]
+
+
+def test_a_sweep_starts_no_processes(delvm, monkeypatch):
+    words = ["train", "-m", "seed=0,1", "strategy=ddp", "trainer.devices=2", "data.path=none"]
+    code, _, err = delvm(*words)
+    told = err.splitlines()[-1]
+    assert code == 2 and "each process started by a job would begin the sweep anew" in told
+    assert "torchrun --nproc-per-node 2" in told and "submitit_slurm" in told
+    for name, value in (TORCHRUN | {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}).items():
+        monkeypatch.setenv(name, value)
+    assert "data.path=none" in delvm(*words)[2]  # launched from outside: the next fault is told
 
 
 def test_several_faults_come_in_one_error(delvm, monkeypatch, tmp_path):

@@ -110,12 +110,16 @@ def test_reference_init():
     assert model.head.weight.std().item() == pytest.approx(0.0052, rel=0.05)
 
 
-def test_decay_is_on_matrices_alone():
-    model = tiny()
+@pytest.mark.parametrize("embedding", list(Embedding))
+def test_decay_is_on_matrices_alone(embedding):
+    model = tiny(embedding=embedding, qk_norm=True)
     decayed, rest = model.parameter_groups(0.1)
     assert decayed["weight_decay"] == 0.1 and rest["weight_decay"] == 0.0
     assert all(p.ndim >= 2 for p in decayed["params"])
     assert all(p.ndim == 1 for p in rest["params"])
+    for each in model.parameters():  # as a process may hold its part
+        each.data = each.data.flatten()
+    assert len(next(model.parameter_groups(0.1))["params"]) == len(decayed["params"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,152 @@
+"""How much memory a training step takes on each device, counted rather than tried.
+
+What is counted is what stays: weights and all that the optimizer keeps of them, what the backward
+pass needs of the forward pass, and the largest things that come and go. What an allocator wastes
+and what a driver takes (1 to 2 GB) comes on top.
+
+Notation:
+    C width    I inner width of the MLP    H heads    V vocabulary    d width of a code
+    n tokens of a batch on one device    e bytes of a number in which products are taken
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from delvm.models.transformer import CodebookEmbedding, Embedding, Transformer, TransformerConfig
+from delvm.training.config import StrategyName
+from delvm.training.losses import LOGITS_HELD
+
+FLOAT = 4
+# Copies of the logits that are held: they, their log-softmax, and the gradients of both.
+LOGITS_COPIES = 4
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device.
+
+    Attributes:
+        weights: parameters, and the codebook.
+        gradients: as they are kept from one batch to the next while gradients accumulate.
+        optimizer: both moments of AdamW.
+        copies: of weights for the time of their use: gathered from other devices, with the
+            gradients that are sent back, or cast to bfloat16.
+        activations: what the backward pass needs of the forward pass.
+        logits: those that are there at once, with all that the loss makes of them.
+        again: what one block leaves when it is computed again, and its gradients.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    copies: int
+    activations: int
+    logits: int
+    again: int
+
+    @property
+    def total(self) -> int:
+        """All that is there at once where gradients accumulate, and an upper bound elsewhere."""
+        stays = self.weights + self.gradients + self.optimizer + self.copies + self.activations
+        return stays + max(self.logits, self.again)  # a block is computed again after the loss
+
+
+def memory(
+    net: TransformerConfig,
+    strategy: StrategyName,
+    precision: str,
+    batch: int,
+    *,
+    tokens: int | None = None,
+    shard: int = 1,
+    recompute: int = 0,
+    fused: bool = True,
+) -> Memory:
+    """What a step of training a student takes on each device.
+
+    Args:
+        net: the student.
+        strategy: how it is spread.
+        precision: 32-true, bf16-mixed or bf16-true.
+        batch: sentences on each device.
+        tokens: of a sentence, as they are read; None = the student's whole context.
+        shard: devices that hold one copy of the weights among them (fsdp2, hsdp, fsdp).
+        recompute: of so many blocks one is computed again (`Transformer.recompute`); 0 = none.
+        fused: whether norms are one kernel, as on GPUs, or several operations.
+    """
+    spread = strategy not in (StrategyName.single, StrategyName.ddp)
+    kept = 2 if precision == "bf16-true" else FLOAT  # bytes of a weight
+    used = FLOAT if precision == "32-true" else 2  # e
+    block, outside, codebook = _counts(net)
+    parts = shard if spread else 1
+    whole = net.layers * block + outside
+    here = -(-whole // parts)
+    n = batch * (tokens or net.context)
+    # Weights that come in bfloat16 fit the activations, for which alone norms have a kernel.
+    fused = fused and (used == kept or spread)
+    return Memory(
+        weights=here * kept + codebook * kept,
+        gradients=here * kept,
+        optimizer=2 * here * kept,
+        copies=_gathered(block, outside, used) if spread else whole * (used if used < kept else 0),
+        activations=_activations(net, n, used, kept, recompute, fused),
+        logits=LOGITS_COPIES * FLOAT * min(n * net.vocab_size, LOGITS_HELD),
+        again=n * _again(net, used, fused, recompute) if recompute else 0,
+    )
+
+
+def _counts(net: TransformerConfig) -> tuple[int, int, int]:
+    """Parameters of one block and outside the blocks, and numbers in the codebook."""
+    with torch.device("meta"):
+        model = Transformer(replace(net, layers=1))
+    block = sum(p.numel() for p in model.blocks.parameters())
+    codebook = model.embed.codebook.numel() if isinstance(model.embed, CodebookEmbedding) else 0
+    return block, model.parameter_count() - block, codebook
+
+
+def _gathered(block: int, outside: int, used: int) -> int:
+    """Whole weights under a strategy that spreads them.
+
+    Those outside the blocks from the beginning of a step to its end; two blocks', since the next
+    comes while one computes; and the gradients of one of each, summed in float32.
+    """
+    return used * (2 * outside + 3 * block) + FLOAT * max(block, outside)
+
+
+def _norm(width: int, e: int, fused: bool) -> int:
+    """Bytes a row that a norm leaves.
+
+    Its input, and one number; without a kernel the input and the result, both in float32.
+    """
+    return FLOAT + (e * width if fused else 2 * FLOAT * width)
+
+
+def _block(net: TransformerConfig, e: int, fused: bool) -> int:
+    """Bytes a token that a block leaves for its backward pass."""
+    c = net.width
+    attention = 6 * e * c + FLOAT * net.heads  # q, k, v with the storage of all three, the result
+    if net.qk_norm:
+        attention += 2 * net.heads * _norm(net.head_width, e, fused)
+    mlp = 4 * e * net.inner  # gate, its SiLU, up, the product
+    return 2 * (_norm(c, e, fused) + e * c) + attention + mlp
+
+
+def _again(net: TransformerConfig, e: int, fused: bool, recompute: int) -> int:
+    """Bytes a token of a block that is computed again, and of two gradients within it."""
+    # Where a later block is not computed again, what that one had kept is gone by then.
+    last = (net.layers - 1) % recompute == 0
+    return 2 * e * net.inner + (_block(net, e, fused) if last else 0)
+
+
+def _activations(
+    net: TransformerConfig, n: int, e: int, kept: int, recompute: int, fused: bool
+) -> int:
+    """What the blocks, the embedding, the last norm and the loss leave for the backward pass."""
+    c = net.width
+    again = -(-net.layers // recompute) if recompute else 0
+    blocks = (net.layers - again) * _block(net, e, fused) + again * e * c
+    embedding = e * net.codebook_dim if net.embedding is Embedding.codebook else 0
+    # The loss leaves the gradients of the hidden states and of the head, and casts the head.
+    rows = n * (blocks + embedding + _norm(c, e, fused) + 2 * e * c)
+    return rows + net.vocab_size * c * (FLOAT + kept + (e if e < kept else 0))

@@ -1,0 +1,209 @@
+"""Two processes do what one does, whatever the strategy, and go on with each other's runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from delvm.data import manifest, shards
+from delvm.interop import sharded
+from delvm.interop.checkpoints import load_student
+from delvm.training import strategies
+from delvm.training.config import StrategyName
+from delvm.training.memory import memory
+from delvm.training.run import train
+from tests.training.ranks import CLIP, SINGLE, SPREAD, STOP, config, tied
+from tests.training.runs import N, V, curve
+
+EXACT = {"abs": 1e-5, "rel": 0}
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory) -> Path:
+    """Token shards of pairs and of clips of three, enough of either."""
+    root = tmp_path_factory.mktemp("mixture")
+    manifest.write_codebook(root, torch.randn(V, 8, generator=torch.manual_seed(0)), "f" * 16)
+    for task, pictures in (("pose", 2), ("clips", 3)):
+        for split, count in (("train", 192), ("val", 9)):  # 9 do not divide evenly
+            plan = manifest.plan_tokens(
+                manifest.plan_pairs(split, task, source="s", seed=0, image_size=8),
+                count, tokens_per_image=N, vocab_size=V, fingerprint="f" * 16,
+            )  # fmt: skip
+            plan.pictures = pictures
+
+            def ids(start, stop, k=pictures):
+                first = np.random.default_rng(start).integers(0, V, (stop - start, 1, N))
+                yield np.concatenate([(first + i) % V for i in range(k)], axis=1)
+
+            shards.write_tokens(root, plan, ids)
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(mixture, tmp_path_factory, root) -> Path:
+    """All runs in one folder: those of two processes as `ranks` has them, those of one here."""
+    folder = tmp_path_factory.mktemp("runs")
+    stopped = config(mixture, SINGLE, 1)
+    stopped.trainer.stop_at = STOP
+    train(stopped, folder / "one_two")
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "tests.training.ranks"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, str(mixture), str(folder)],
+        cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stderr.count("train student: 20/20") == 5, "one of the processes tells"
+    train(config(mixture, SINGLE, 1), folder / "one")
+    train(config(mixture, SINGLE, 1, 4, student=tied()), folder / "one_tied")
+    low = config(mixture, SINGLE, 1, 4)
+    low.trainer.precision = "bf16-mixed"
+    train(low, folder / "one_bf16")
+    train(config(mixture, SINGLE, 1, resume="auto"), folder / "two_one")
+    return folder
+
+
+def last_steps(folder: Path, name: str, steps: int) -> list[float]:
+    return curve(folder, name)[-steps:]
+
+
+@pytest.mark.parametrize("strategy", SPREAD)
+@pytest.mark.parametrize(
+    "figure", ["train/loss", "train/grad_norm", "val/loss", "val/clips/target_acc", "val/pose/ppl"]
+)
+def test_two_processes_log_what_one_does(runs, strategy, figure):
+    wanted = curve(runs / "one", figure)
+    assert len(wanted) == (20 if figure.startswith("train") else 2)
+    assert curve(runs / strategy, figure) == pytest.approx(wanted, **EXACT)
+
+
+@pytest.mark.parametrize("strategy", SPREAD)
+def test_two_processes_learn_what_one_does(runs, strategy):
+    ours, theirs = (load_student(runs / name) for name in (strategy, "one"))
+    assert ours.tokenizer_fingerprint == "f" * 16
+    ids = torch.randint(0, V, (4, 24), generator=torch.manual_seed(0))
+    torch.testing.assert_close(ours(ids), theirs(ids), atol=1e-5, rtol=0)
+    for name, weight in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], weight, atol=1e-4, rtol=0)
+
+
+def test_a_tied_head_gets_the_gradients_of_both_its_uses(runs):
+    for figure in ("train/loss", "train/grad_norm"):
+        wanted = curve(runs / "one_tied", figure)
+        assert curve(runs / "tied", figure) == pytest.approx(wanted, **EXACT)
+
+
+def test_weights_that_travel_in_bfloat16_train_as_well(runs):
+    wanted = curve(runs / "one_bf16", "train/loss")
+    found = curve(runs / "bf16", "train/loss")
+    assert found == pytest.approx(wanted, abs=2e-3) and found != wanted
+
+
+def test_gradients_are_clipped_by_the_norm_of_the_whole_in_every_process(runs):
+    first, second = (json.loads((runs / f"norms_{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    for name in SPREAD:
+        logged, after = np.array(first[name]).T
+        assert len(logged) == 20 and logged.min() > 2 * CLIP
+        assert after == pytest.approx(CLIP, rel=1e-4)
+        assert logged.tolist() == pytest.approx(curve(runs / name, "train/grad_norm"))
+
+
+def test_each_process_holds_its_part_and_no_more(runs, mixture):
+    net = config(mixture, SINGLE, 1).student.net
+    for name in SPREAD:
+        shard = 2 if name == "fsdp2" else 1
+        told = memory(net, StrategyName(name), "32-true", 4, shard=shard)
+        for rank in (0, 1):
+            states, gradients = json.loads((runs / f"held_{rank}.json").read_text())[name]
+            assert states == pytest.approx(told.optimizer, rel=0.01)
+            assert gradients == pytest.approx(told.gradients, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["two_two", "two_one", "one_two"])
+def test_a_run_is_gone_on_with_by_as_many_processes_as_there_are(runs, name):
+    """Seven steps by so many, the other thirteen by so many: the same batches, the same steps."""
+    left = 20 - STOP
+    for figure in ("train/loss", "train/grad_norm"):
+        wanted = last_steps(runs / "one", figure, left)
+        assert last_steps(runs / name, figure, left) == pytest.approx(wanted, **EXACT)
+    (wanted,) = last_steps(runs / "one", "val/loss", 1)
+    assert last_steps(runs / name, "val/loss", 1) == [pytest.approx(wanted, **EXACT)]
+    assert len(curve(runs / name, "train/loss")) == 20  # no step is done twice, none left out
+
+
+def test_a_run_leaves_its_checkpoints_and_nothing_else(runs):
+    for name in ("fsdp2", "two_two", "two_one", "one_two"):
+        found = {path.name for path in (runs / name / "checkpoints").iterdir()}
+        assert "last.ckpt" in found and all(each.endswith(".ckpt") for each in found), found
+        assert not any(each.startswith(".") for each in found), found
+    parts = {path.name for path in (runs / "fsdp2" / "checkpoints" / "last.ckpt").iterdir()}
+    assert parts == {".metadata", "__0_0.distcp", "__1_0.distcp", "meta.pt"}
+    # what the other kind had written was replaced
+    assert (runs / "one_two" / "checkpoints" / "last.ckpt").is_dir()
+    assert (runs / "two_one" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_checkpoint_in_parts_is_a_student(runs):
+    exported = load_student(runs / "fsdp2").state_dict()
+    read = load_student(runs / "fsdp2" / "checkpoints" / "last.ckpt")
+    assert read.tokenizer_fingerprint == "f" * 16
+    assert all(torch.equal(read.state_dict()[key], exported[key]) for key in exported)
+
+
+def test_gradients_that_are_scaled_up_are_clipped_as_they_are():
+    """As under 16-mixed, where a fused optimizer would take the scale out only in its step."""
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale((weight * torch.tensor([3.0, 4.0])).sum()).backward()
+    trainer = SimpleNamespace(
+        precision_plugin=SimpleNamespace(scaler=scaler), strategy=SimpleNamespace(model=None)
+    )
+    norm = strategies.clip(trainer, optimizer, 1.0)
+    assert norm.item() == pytest.approx(5.0)
+    assert weight.grad is not None and weight.grad.tolist() == pytest.approx([0.6, 0.8])
+    scaler.step(optimizer)
+    assert weight.tolist() == pytest.approx([-1e-3, -1e-3], rel=1e-3)  # a step was taken
+
+
+def test_a_checkpoint_takes_a_place_whole(tmp_path):
+    """A folder takes the place of a folder, of a file, and a file that of a folder."""
+    path, part = tmp_path / "last.ckpt", tmp_path / ".last.ckpt.part"
+    for number, folder in enumerate((True, True, False, False, True)):
+        if folder:
+            part.mkdir()
+        (part / "number" if folder else part).write_text(str(number))
+        strategies._put(part, path)
+        assert (path / "number" if folder else path).read_text() == str(number)
+        assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
+    strategy, path = strategies.FSDP2(1, 1, None, None), tmp_path / "last.ckpt"
+
+    def save(number: float) -> None:
+        state = {"state_dict": {"model.a": torch.full((3,), number)}, "global_step": number}
+        strategy.save_checkpoint(state, path)
+
+    save(1.0)
+    write = strategies.dcp.save
+
+    def full(state: dict[str, object], **rest: object) -> None:
+        write(state, **rest)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(strategies.dcp, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(2.0)
+    assert sharded.read(path)["state_dict"]["model.a"].tolist() == [1.0] * 3
+    assert sharded.read_rest(path) == {"global_step": 1.0}
+    assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
