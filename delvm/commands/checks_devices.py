@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from delvm.errors import UserError
+from delvm.models.attention import Backend
 from delvm.models.precision import has_bf16
 from delvm.training.config import (
     ShardedConfig,
@@ -48,7 +49,18 @@ def launched() -> Launch | None:
 
 def device_faults(cfg: TrainConfig) -> list[str]:
     """Every fault, one line each."""
-    return _hardware(cfg) + _processes(cfg) + _strategy(cfg)
+    return _hardware(cfg) + _attention(cfg) + _processes(cfg) + _strategy(cfg)
+
+
+def _attention(cfg: TrainConfig) -> list[str]:
+    """A way to compute attention against the hardware."""
+    cuda = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    if cfg.student.net.attention is not Backend.xformers or cuda:
+        return []
+    return [
+        "student.net.attention=xformers needs a GPU, "
+        f"trainer.accelerator={cfg.trainer.accelerator} has none: set student.net.attention=sdpa"
+    ]
 
 
 def refuse_sweep(cfg: TrainConfig) -> None:

@@ -36,9 +36,7 @@ def train_faults(cfg: TrainConfig) -> list[str]:
     if isinstance(cfg.module, TokenizerModule):
         return found + _architecture(VQGAN, cfg.tokenizer.net) + _tokenizer(cfg)
     assert isinstance(cfg.module, StudentModule)
-    if not 0 <= (share := cfg.module.misread) <= 1:
-        found.append(f"module.misread={share} is a share of the tokens: set it from 0 to 1")
-    found += _architecture(Transformer, cfg.student.net)
+    found += _students_losses(cfg.module) + _architecture(Transformer, cfg.student.net)
     return found + _against_tokenizer(cfg) + _teacher(cfg)
 
 
@@ -134,7 +132,7 @@ def _manifests(path: str, kind: str, found: list[str]) -> dict[str, Manifest]:
 def _tokenizer(cfg: TrainConfig) -> list[str]:
     if not isinstance(cfg.data, PicturesConfig):
         return ["module=tokenizer learns from pictures, data is sentences: set data=pixels"]
-    found = _losses(cfg)
+    found = _losses(cfg) + _idle(cfg)
     manifest = _any(_manifests(cfg.data.path, "pairs", found))
     side = cfg.tokenizer.net.resolution
     if manifest is not None and manifest.image_size != side:
@@ -142,6 +140,40 @@ def _tokenizer(cfg: TrainConfig) -> list[str]:
             f"image size {manifest.image_size} (pairs in {cfg.data.path}) != resolution {side} "
             f"(tokenizer): set tokenizer.net.resolution={manifest.image_size}"
         )
+    return found
+
+
+def _idle(cfg: TrainConfig) -> list[str]:
+    """What a tokenizer's training cannot do, or would not notice."""
+    trainer, found = cfg.trainer, []
+    if trainer.precision == "bf16-true":
+        found.append(
+            "trainer.precision=bf16-true and module=tokenizer, whose pictures and codes are "
+            "float32: set trainer.precision=bf16-mixed"
+        )
+    for name, idle in (("accumulate", 1), ("recompute", 0)):
+        if (value := getattr(trainer, name)) != idle:
+            found.append(
+                f"trainer.{name}={value} and module=tokenizer, which does without: "
+                f"set trainer.{name}={idle}"
+            )
+    return found
+
+
+def _students_losses(module: StudentModule) -> list[str]:
+    """Faults of a student's losses."""
+    found = at_least(
+        0, {"module.input_weight": module.input_weight, "module.z_loss": module.z_loss}
+    )
+    for name in ("label_smoothing", "misread"):
+        if not 0 <= (share := getattr(module, name)) <= 1:
+            found.append(f"module.{name}={share} is a share: set it from 0 to 1")
+    if isinstance(module, DistillationModule):
+        found += at_least(
+            0, {"module.gt_weight": module.gt_weight, "module.kd_weight": module.kd_weight}
+        )
+        if module.temperature <= 0:
+            found.append(f"module.temperature={module.temperature} is not above 0: set it to 1.0")
     return found
 
 

@@ -21,7 +21,7 @@ from delvm.errors import UserError
 from delvm.files import local
 from delvm.places import Place
 
-OPEN_SHARDS = 128  # a process, so that the system's usual limit of 1,024 files is far
+OPEN_SHARDS = 256  # of a stream, so that the system's usual limit of 1,024 files is far
 
 Index = TypeVar("Index")
 
@@ -29,7 +29,9 @@ Index = TypeVar("Index")
 class _Open(Generic[Index]):
     """The shards of one task, each opened and indexed when first asked for and kept a while."""
 
-    def __init__(self, root: Place, manifest: Manifest) -> None:
+    def __init__(self, root: Place, manifest: Manifest, keep: int = OPEN_SHARDS) -> None:
+        """Say where the shards are, and how many may be open at a time."""
+        self.keep = max(1, keep)
         self.folder = root / manifest.split / manifest.task
         self.manifest = manifest
         self._open: OrderedDict[int, tuple[int, Place, Index]] = OrderedDict()
@@ -54,7 +56,7 @@ class _Open(Generic[Index]):
             raise UserError(
                 f"{path} holds {count} examples, its manifest says {shard['count']}: make it again"
             )
-        if len(self._open) >= OPEN_SHARDS:
+        if len(self._open) >= self.keep:
             os.close(self._open.popitem(last=False)[1][0])
         self._open[number] = os.open(local(path), os.O_RDONLY), path, index
         return self._open[number]
@@ -93,8 +95,8 @@ class _Records(NamedTuple):
 class TokenAccess(_Open[_Records]):
     """Any example of one task's token shards."""
 
-    def __init__(self, root: Place, manifest: Manifest) -> None:
-        super().__init__(root, manifest)
+    def __init__(self, root: Place, manifest: Manifest, keep: int = OPEN_SHARDS) -> None:
+        super().__init__(root, manifest, keep)
         assert manifest.tokens_per_image is not None and manifest.vocab_size is not None
         self.tokens = manifest.pictures * manifest.tokens_per_image  # an example
         self.vocab_size = manifest.vocab_size

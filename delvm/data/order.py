@@ -14,9 +14,11 @@ within the files of a window, as a disk or the page cache would have it.
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from hashlib import blake2b
 
 import numpy as np
 
+from delvm.data.manifest import Manifest
 from delvm.errors import UserError, did_you_mean
 
 CYCLE = 65_536  # items after which the turns repeat: shares are kept to 1 / 65,536
@@ -54,6 +56,13 @@ def shares(weights: Mapping[str, float], tasks: Sequence[str]) -> dict[str, floa
                 f"to 0, or to {total / CYCLE:.3g} or more"
             )
     return {task: weight / total for task, weight in chosen.items()}
+
+
+def shape(manifest: Manifest) -> str:
+    """What of a task's shards its order depends on: examples, and how they lie in shards."""
+    counts = [shard["count"] for shard in manifest.shards]
+    digest = blake2b(repr(counts).encode(), digest_size=4).hexdigest()
+    return f"{manifest.count} x {manifest.pictures} in {len(counts)} ({digest})"
 
 
 class Turns:

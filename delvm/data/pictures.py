@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from delvm import tasks
-from delvm.data.access import PictureAccess
+from delvm.data.access import OPEN_SHARDS, PictureAccess
 from delvm.data.augment import augment
 from delvm.data.examples import Example
 from delvm.data.manifest import load_manifests
-from delvm.data.order import WINDOW, Shuffle, Turns
+from delvm.data.order import WINDOW, Shuffle, Turns, shape
 from delvm.data.shards import read_examples
 from delvm.places import place
 
@@ -54,7 +54,7 @@ class Pictures(Dataset[dict[str, Any]]):
         self.tasks = sorted(self.manifests)
         self.turns = Turns(dict.fromkeys(self.tasks, 1 / len(self.tasks)))
         chosen = [self.manifests[task] for task in self.tasks]
-        self.access = [PictureAccess(self.root, manifest) for manifest in chosen]
+        self.access = [PictureAccess(self.root, m, OPEN_SHARDS // len(chosen)) for m in chosen]
         self.shuffles = [
             Shuffle(
                 m.task, [m.pictures * shard["count"] for shard in m.shards], seed, config.window
@@ -73,7 +73,7 @@ class Pictures(Dataset[dict[str, Any]]):
         return {
             "seed": self.seed,
             "window": self.config.window,
-            "counts": {task: self.manifests[task].count for task in self.tasks},
+            "shards": {task: shape(self.manifests[task]) for task in self.tasks},
         }
 
     def mixture(self, until: int) -> dict[str, float]:

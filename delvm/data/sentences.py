@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from delvm.data.access import TokenAccess
+from delvm.data.access import OPEN_SHARDS, TokenAccess
 from delvm.data.manifest import Manifest, load_manifests
-from delvm.data.order import WINDOW, Shuffle, Turns, shares
+from delvm.data.order import WINDOW, Shuffle, Turns, shape, shares
 from delvm.data.shards import read_tokens
 from delvm.errors import UserError
 from delvm.places import Place, place
@@ -76,7 +76,7 @@ class Sentences(Dataset[dict[str, Any]]):
             Shuffle(m.task, [shard["count"] for shard in m.shards], seed, config.window)
             for m in chosen
         ]
-        self.access = [TokenAccess(self.root, manifest) for manifest in chosen]
+        self.access = [TokenAccess(self.root, m, OPEN_SHARDS // len(chosen)) for m in chosen]
         # By the number of a task among the chosen ones: its number among all, its pictures.
         self._numbers = np.array([self.tasks.index(task) for task in self.shares])
         self._pictures = np.array([manifest.pictures for manifest in chosen])
@@ -100,7 +100,7 @@ class Sentences(Dataset[dict[str, Any]]):
             "images_per_sentence": self.config.images,
             "window": self.config.window,
             "shares": dict(self.shares),
-            "counts": {task: self.manifests[task].count for task in self.shares},
+            "shards": {task: shape(self.manifests[task]) for task in self.shares},
         }
 
     def mixture(self, until: int) -> dict[str, float]:

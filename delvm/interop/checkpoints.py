@@ -203,6 +203,8 @@ def _build(description: dict[str, Any], place: Path) -> VQGAN | Transformer:
     if unknown := sorted(set(values) - known):
         raise UserError(f"{place}: unknown keys in the {kind} config: {', '.join(unknown)}")
     values |= {k: ENUMS[k](v) for k, v in values.items() if k in ENUMS}
+    if "attention" in values:  # what computed it in training need not work where it is loaded
+        values["attention"] = Backend.auto
     try:
         config = schema(**values)
         if isinstance(config, VQGANConfig):

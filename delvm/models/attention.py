@@ -54,9 +54,13 @@ class Documents:
 
     def __init__(self, numbers: Tensor) -> None:
         """Take the number of each token's document, (B, T); those of one document lie together."""
+        self.numbers = numbers
         self.begins = F.pad(numbers[:, 1:] != numbers[:, :-1], (1, 0), value=True)
-        same = numbers[:, :, None] == numbers[:, None, :]
-        self.mask = same.tril()[:, None]  # (B, 1, T, T) bool: who sees whom
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Who sees whom, (B, 1, T, T) bool."""
+        return (self.numbers[:, :, None] == self.numbers[:, None, :]).tril()[:, None]
 
     @property
     def positions(self) -> Tensor:

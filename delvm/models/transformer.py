@@ -9,7 +9,7 @@ Notation:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -185,6 +185,13 @@ class Transformer(nn.Module):
         if codebook is not None and isinstance(self.embed, CodebookEmbedding):
             self.embed.codebook.copy_(codebook)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Transformer":
+        """Move or cast, as `nn.Module` does; angles stay float32, or late positions would blur."""
+        super()._apply(fn, recurse)
+        c = self.config
+        self.rotary = rotary_table(c.context, c.head_width, c.rope_base).to(self.rotary.device)
+        return self
+
     def init_weights(self) -> None:
         """Draw the initial weights, all in one place.
 
@@ -279,8 +286,8 @@ class Transformer(nn.Module):
     def flops_per_token(self, length: int) -> int:
         """Floating-point operations that training takes a token, forward and backward.
 
-        Six a weight of each matrix, and six a layer, channel and visible token (of ``length``
-        tokens, half on average) for attention; what is computed again is not counted.
+        Six a weight of each matrix, and in each layer twelve a channel and visible token (half of
+        ``length`` on average) for attention; what is computed again is not counted.
         """
         c = self.config
         blocks = c.layers * (4 * c.width**2 + 3 * c.width * c.inner)
@@ -303,6 +310,9 @@ def _check(c: TransformerConfig, codebook: Tensor | None) -> None:
         faults.append(
             f"head width {c.head_width} (width / heads) is odd: rotary halves need an even one"
         )
+    for name in ("dropout", "drop_path"):
+        if not 0 <= (share := getattr(c, name)) < 1:
+            faults.append(f"{name} {share} is no share below 1")
     if codebook is not None and tuple(codebook.shape) != (c.vocab_size, c.codebook_dim):
         faults.append(
             f"codebook {tuple(codebook.shape)} is not (vocab_size {c.vocab_size}, "

@@ -11,6 +11,7 @@ import random
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -24,7 +25,9 @@ from delvm.files import remove
 from delvm.interop.checkpoints import peek
 
 # What every checkpoint of ours has; of a torn one, not even the list of its keys can be read.
-_KEYS = {"delvm", "global_step", "state_dict"}
+KEYS = {"delvm", "global_step", "state_dict"}
+# Seconds within which signals count as one: Ctrl-C comes from the terminal and from torchrun.
+ONE_SIGNAL = 2.0
 
 
 def steps_kept(folder: Path) -> list[Path]:
@@ -45,7 +48,7 @@ def newest_whole(folder: Path) -> Path | None:
         except UserError as error:
             print(f"resume: passed over, {error}", file=sys.stderr, flush=True)
             continue
-        if isinstance(found, dict) and found.keys() >= _KEYS:
+        if isinstance(found, dict) and found.keys() >= KEYS:
             return path
         print(f"resume: passed over, {path} is not whole", file=sys.stderr, flush=True)
     return None
@@ -54,8 +57,8 @@ def newest_whole(folder: Path) -> Path | None:
 class Checkpoints(L.Callback):
     """Writes checkpoints, whole or not at all, and keeps the newest few and the best.
 
-    Listed after whatever has a state to be kept, and before a moving average of the weights,
-    which takes their place at the end.
+    Listed after whatever has a state to be kept, a moving average of the weights among them. It
+    saves before such an average takes the weights' place, at the end of training.
     """
 
     def __init__(self, folder: Path, every: int | None, keep: int) -> None:
@@ -87,23 +90,25 @@ class Checkpoints(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         loss = trainer.callback_metrics.get("val/loss")
-        better = loss is not None and (self.best is None or float(loss) < self.best[0])
+        number = loss is not None and bool(torch.isfinite(loss))
+        better = number and (self.best is None or float(loss) < self.best[0])
         if better and loss is not None:
             self.best = float(loss), trainer.global_step
         if better or not self.every:
-            self.save(trainer)
+            self.save(trainer, again=better)
 
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Save where the run ends: the stream is one epoch, whatever ends it."""
         self.save(trainer)
 
-    def save(self, trainer: L.Trainer) -> None:
-        """Write the checkpoint of this step, if it is not there yet.
+    def save(self, trainer: L.Trainer, again: bool = False) -> None:
+        """Write the checkpoint of this step, if it is not there yet or is to be written again.
 
         Raises:
             UserError: The disk is full, or there may not be written; those before it are intact.
         """
         step = trainer.global_step
-        if step == self._saved:
+        if step == self._saved and not again:
             return
         path = self.folder / f"step={step:06d}.ckpt"
         part = self.folder / f".{path.name}.part"  # the same in every process
@@ -113,7 +118,8 @@ class Checkpoints(L.Callback):
             trainer.save_checkpoint(part)
             if trainer.is_global_zero:
                 _sync(part)
-                remove(path)  # of a step that is trained again, after a torn one
+                if path.is_dir():  # whose place no other folder takes by itself
+                    remove(path)
                 os.replace(part, path)
         except OSError as error:
             if trainer.is_global_zero:
@@ -204,7 +210,11 @@ class CleanStop(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+        self.signal: signal.Signals | None = None  # that this process was told
+        self.stopped = False  # whether any process was, and so all of them stop
+        self._heard = 0.0
+        self._process = os.getpid()
+        self._step = 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -220,14 +230,23 @@ class CleanStop(L.Callback):
                 signal.signal(number, handler)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker that reads data: it ends with its process
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        now = time.monotonic()
+        if self.signal is not None and now - self._heard < ONE_SIGNAL:
+            return
         if self.signal is not None:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+        self.signal, self._heard = signal.Signals(number), now
         said = f"train: {self.signal.name}: saving after this step; once more ends it at once"
         print(f"\n{said}", file=sys.stderr, flush=True)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Take the signals back from Lightning, which would raise in the middle of a step."""
+        self._step = trainer.global_step
         with contextlib.suppress(ValueError):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._hear)
@@ -235,9 +254,13 @@ class CleanStop(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
+        if trainer.global_step == self._step:  # in the middle of a step of several batches
+            return
+        self._step = trainer.global_step
         told = self.signal is not None
         if trainer.world_size > 1:  # all ranks stop at one step, though one alone has been told
             told = trainer.strategy.reduce_boolean_decision(told, all=False)
+        self.stopped = self.stopped or told
         trainer.should_stop = trainer.should_stop or told
 
     def check(self, folder: Path, step: int, total: int) -> None:
@@ -246,9 +269,10 @@ class CleanStop(L.Callback):
         Raises:
             Interrupted: With the step, and how to go on.
         """
-        if self.signal is not None and step < total:
+        if self.stopped and step < total:
+            by = self.signal.name if self.signal is not None else "another process"
             raise Interrupted(
-                f"stopped by {self.signal.name} at step {step:,} of {total:,}, saved in "
+                f"stopped by {by} at step {step:,} of {total:,}, saved in "
                 f"{folder / 'checkpoints'}: go on with resume=auto",
-                self.signal,
+                self.signal or signal.SIGTERM,
             )

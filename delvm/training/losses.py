@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LOGITS_HELD = 1 << 23  # 32 MB in float32
 
@@ -52,7 +53,8 @@ def token_weights(is_target: Tensor, input_weight: float, document: Tensor | Non
         is_target: (B, T), from `targets`.
         document: (B, T), from `documents`; None = one document a sentence.
     """
-    weights = torch.where(is_target[:, 1:], 1.0, input_weight)
+    # In float32 whatever the default is, since they are summed.
+    weights = input_weight + (1 - input_weight) * is_target[:, 1:].float()
     return weights if document is None else weights * (document[:, 1:] == document[:, :-1])
 
 
@@ -163,6 +165,7 @@ class _OverLogits(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         to_hidden, to_weight = ctx.saved_tensors
         return slope * to_hidden, slope * to_weight, None, None, None

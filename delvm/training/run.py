@@ -15,7 +15,7 @@ from delvm.data.manifest import read_codebook
 from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
 from delvm.errors import UserError
-from delvm.interop.checkpoints import describe, load_student, load_tokenizer, peek
+from delvm.interop.checkpoints import describe, load_student, load_tokenizer
 from delvm.models.precision import has_bf16
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
@@ -28,7 +28,7 @@ from delvm.training.callbacks import (
     TakeBatch,
     TrainingProgress,
 )
-from delvm.training.checkpoints import Checkpoints, CleanStop, Randomness, newest_whole
+from delvm.training.checkpoints import Checkpoints, CleanStop, Randomness
 from delvm.training.config import (
     DistillationModule,
     StudentModule,
@@ -40,11 +40,9 @@ from delvm.training.data import PictureData, SentenceData
 from delvm.training.guard import Guard
 from delvm.training.logs import close, loggers
 from delvm.training.pictures import DrawReconstructions
+from delvm.training.resume import FREE, check_resumed, checkpoint_of, typed
 from delvm.training.student import DistillationTraining, StudentTraining
 from delvm.training.tokenizer import TokenizerTraining
-
-# keys of a network's config that say how it is trained, not what it computes
-_FREE = ("init", "dropout", "drop_path", "context", "attention", "commitment_cost")
 
 
 def train(config: TrainConfig, folder: Path) -> Path:
@@ -64,12 +62,12 @@ def train(config: TrainConfig, folder: Path) -> Path:
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     L.seed_everything(config.seed, verbose=False)
-    resume = _checkpoint(config, folder)
+    resume = checkpoint_of(config, folder)
     # A resumed run has weights of its own.
     module, data = build(replace(config, start=None) if resume else config)
     model = module.model
     if resume is not None:
-        _check_checkpoint(resume, module)
+        check_resumed(resume, module, config)
     kind = "tokenizer" if isinstance(model, VQGAN) else "student"
     stop = CleanStop()
     trainer = _trainer(config, folder, _callbacks(config, folder, module, data, stop), resume)
@@ -80,6 +78,7 @@ def train(config: TrainConfig, folder: Path) -> Path:
                 block.compile()
     if resume is None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        (folder / "skipped.jsonl").unlink(missing_ok=True)
     failed = True
     try:
         with stop.listening():
@@ -110,7 +109,6 @@ def _callbacks(
         LearningRate(),
         TrainingProgress(config.module.name, data),
         stop,
-        Checkpoints(folder, c.save_every, c.keep),
     ]
     if isinstance(config.module, TokenizerModule) and isinstance(data, PictureData):
         callbacks.append(DrawReconstructions(data.shown(), folder / "pictures"))
@@ -118,7 +116,7 @@ def _callbacks(
             callbacks.append(EMAWeightAveraging(decay=config.module.average, use_buffers=False))
     if c.stop_at is not None:
         callbacks.append(StopAt(c.stop_at))
-    return callbacks
+    return [*callbacks, Checkpoints(folder, c.save_every, c.keep)]
 
 
 def build(
@@ -150,7 +148,8 @@ def build(
     assert tokens is not None
     rest: dict[str, Any] = {"tokens_per_image": tokens, "tasks": sentences.tasks}
     rest["trained"] = list(sentences.train.shares)
-    rest["packed"] = any(m.pictures == 1 for m in sentences.train.manifests.values())
+    kinds = [manifest.pictures for manifest in sentences.train.manifests.values()]
+    rest["packed"] = 1 in kinds or bool((sentences.val.pictures == 1).any())
     if not isinstance(part, DistillationModule):
         return StudentTraining(student, part, config.optim, **rest), sentences
     if config.teacher.checkpoint is None:
@@ -162,7 +161,23 @@ def build(
             f"{teacher.tokenizer_fingerprint}, {data.path} holds those of "
             f"{student.tokenizer_fingerprint}: set data.path=PATH"
         )
+    _check_teacher(teacher, student, data.images * tokens)
     return DistillationTraining(student, teacher, part, optim=config.optim, **rest), sentences
+
+
+def _check_teacher(teacher: Transformer, student: Transformer, length: int) -> None:
+    """Refuse a teacher that cannot read the student's sentences."""
+    theirs, ours = teacher.config, student.config
+    if theirs.vocab_size != ours.vocab_size:
+        raise UserError(
+            f"vocab_size {theirs.vocab_size} (teacher) != {ours.vocab_size} (student): "
+            "set teacher.checkpoint=PATH to one of the same tokenizer"
+        )
+    if theirs.context < length:
+        raise UserError(
+            f"a sentence is {length} tokens, the teacher's context {theirs.context}: set "
+            "data.pairs_per_sentence lower, or teacher.checkpoint=PATH"
+        )
 
 
 def _student(config: TrainConfig, data: SentencesConfig) -> Transformer:
@@ -195,20 +210,15 @@ def _begin(model: VQGAN | Transformer, trained: VQGAN | Transformer, start: str)
     """Give a new network the weights of a trained one, which must be the same function of them."""
     kind = "tokenizer" if isinstance(model, VQGAN) else "student"
     ours, theirs = (describe(each)["config"] for each in (model, trained))
-    if odd := sorted(key for key in ours if ours[key] != theirs[key] and key not in _FREE):
+    if odd := sorted(key for key in ours if ours[key] != theirs[key] and key not in FREE):
         raise UserError(
             "; ".join(
-                f"{key} {_typed(theirs[key])} (start={start}) != {_typed(ours[key])} ({kind}): "
-                f"set {kind}.net.{key}={_typed(theirs[key])}"
+                f"{key} {typed(theirs[key])} (start={start}) != {typed(ours[key])} ({kind}): "
+                f"set {kind}.net.{key}={typed(theirs[key])}"
                 for key in odd
             )
         )
     model.load_state_dict(trained.state_dict())
-
-
-def _typed(value: object) -> str:
-    """A value as it is typed in an override."""
-    return "null" if value is None else str(value).replace(" ", "")
 
 
 def _made(kind: Any, *parts: Any) -> Any:
@@ -254,52 +264,6 @@ def precision(config: TrainerConfig) -> str:
     if config.accelerator != "cpu" and torch.cuda.is_available():
         return "bf16-mixed" if has_bf16("cuda") else "16-mixed"
     return "bf16-mixed" if has_bf16("cpu") else "32-true"
-
-
-def _checkpoint(config: TrainConfig, folder: Path) -> str | None:
-    """The checkpoint to resume from, None to start anew.
-
-    Raises:
-        UserError: there is none, or starting anew would mix two runs in one folder.
-    """
-    resume, written = config.resume, folder / "checkpoints"
-    if resume is None:
-        if written.exists() and not config.overwrite:
-            raise UserError(
-                f"{folder} holds a run already: set resume=auto to go on with it, "
-                "overwrite=true to replace it, or output=PATH"
-            )
-        return None
-    if resume == "auto":
-        newest = newest_whole(folder)
-        return None if newest is None else str(newest)
-    path = Path(resume)
-    if path.exists():
-        return str(path)
-    raise UserError(f"checkpoint not found: {path} (set resume=PATH, or resume=auto)")
-
-
-def _check_checkpoint(file: str, module: TokenizerTraining | StudentTraining) -> None:
-    """Refuse to resume from what is no checkpoint of such a run.
-
-    Raises:
-        UserError: it is damaged, not ours, or of another network.
-    """
-    found = peek(Path(file))
-    if not isinstance(found, dict) or not {"delvm", "global_step", "state_dict"} <= found.keys():
-        raise UserError(f"resume={file} is no checkpoint of `delvm train`: set resume=PATH or null")
-    theirs, ours = (each.get("config", {}) for each in (found["delvm"], describe(module.model)))
-    # What a checkpoint does not say was added to the networks since, and is as it was by default.
-    odd = sorted(key for key in theirs if theirs[key] != ours.get(key) and key not in _FREE)
-    differ = [f"{key} {_typed(theirs[key])} != {_typed(ours.get(key))}" for key in odd]
-    if not odd:
-        names = found["state_dict"].keys() ^ module.state_dict().keys()
-        differ = sorted({name.split(".")[0] for name in names})
-    if differ:
-        raise UserError(
-            f"resume={file} is of another network than this run's ({', '.join(differ)}): set "
-            "output=PATH for a new run, or the values that the checkpoint has"
-        )
 
 
 def _quiet() -> None:

@@ -7,6 +7,7 @@ weights are gathered while the block computes. Each then writes its own part of 
 """
 
 import atexit
+import errno
 import os
 import shutil
 from collections.abc import Iterable
@@ -208,7 +209,14 @@ class AnyCheckpoint(TorchCheckpointIO):
     ) -> None:
         """Write a file, whole or not at all, also where a checkpoint in parts stands."""
         part = Path(path).with_name(f".{Path(path).name}.part")
-        super().save_checkpoint(checkpoint, part, storage_options)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        # Not Lightning's way, which goes through the system's folder for temporary files: that may
+        # be full, or on another disk, and keeps what a killed process has written.
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:  # torch's writer of archives, when the file takes no more
+            raise error.__cause__ or OSError(errno.EIO, str(error)) from error
         _put(part, Path(path))
 
     def load_checkpoint(

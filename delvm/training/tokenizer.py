@@ -119,6 +119,11 @@ class TokenizerTraining(L.LightningModule):
         real, false = self.adversary(pixels).float(), self.adversary(drawn).float()
         loss = hinge(real, false)
         self.manual_backward(loss)
+        if self.guard is not None:
+            norm = nn.utils.get_total_norm(
+                weight.grad for weight in self.adversary.parameters() if weight.grad is not None
+            )
+            self.guard.passes(norm, self)
         optimizer.step()
         self._schedulers()[1].step()
         self.log_dict(

@@ -26,6 +26,10 @@ ALONE = {
     "set student.net.codebook_dim=32",
     "data.pairs_per_sentence=5": "a sentence of 10 pictures is 640 tokens (10 x 64), and the "
     "student's context is 512: set student.net.context=640 or data.pairs_per_sentence=4",
+    "student.net.drop_path=1.0": "student.net: drop_path 1.0 is no share below 1",
+    "student.net.attention=xformers": "student.net.attention=xformers needs a GPU, "
+    "trainer.accelerator=cpu has none: set student.net.attention=sdpa",
+    "module.label_smoothing=2": "module.label_smoothing=2.0 is a share: set it from 0 to 1",
     "student.net.heads=7": "student.net: heads 7 do not divide width 256",
     "trainer.precision=16-mixed": "trainer.precision=16-mixed needs a GPU, "
     "trainer.accelerator=cpu has none: set trainer.precision=bf16-mixed",
@@ -45,7 +49,7 @@ ALONE = {
     "data.workers=-1": "data.workers=-1 is below 0: set data.workers=0 or more",
     "optim.lr=0": "optim.lr=0.0 is not above 0: set optim.lr=1.5e-4",
     "optim.warmup=1.5": "optim.warmup=1.5 is a share of the steps: set it from 0 to 1",
-    "module.misread=2": "module.misread=2.0 is a share of the tokens: set it from 0 to 1",
+    "module.misread=2": "module.misread=2.0 is a share: set it from 0 to 1",
     "trainer.devices=2": "strategy=single is one device, and trainer.devices=2 trainer.nodes=1: "
     "set strategy=ddp or strategy=fsdp2",
     "strategy.name=fsdp2": "strategy.name=fsdp2 in another group: set strategy=fsdp2",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from delvm.data import access, manifest, shards
+from delvm.data import manifest, shards
 from delvm.data.access import PictureAccess, TokenAccess
 from delvm.data.examples import Example
 from delvm.errors import UserError
@@ -49,10 +49,9 @@ def test_tokens_at_random_are_those_in_order(tokens):
     assert (out == whole[numbers]).all()
 
 
-def test_few_files_are_open_at_a_time(tokens, monkeypatch):
+def test_few_files_are_open_at_a_time(tokens):
     root, plan = tokens
-    monkeypatch.setattr(access, "OPEN_SHARDS", 1)
-    reader, out = TokenAccess(root, plan), np.empty((4, 33), np.uint16)
+    reader, out = TokenAccess(root, plan, keep=1), np.empty((4, 33), np.uint16)
     before = len(os.listdir("/proc/self/fd"))
     reader.read(np.array([0, 1, 0, 1]), np.array([5, 5, 6, 6]), out)
     assert len(os.listdir("/proc/self/fd")) == before + 1

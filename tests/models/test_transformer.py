@@ -191,7 +191,11 @@ def test_recomputed_blocks_give_the_same_gradients(every, packed):
     documents = torch.arange(9).expand(2, -1) // 4 if packed else None
     plain, wanted = gradients(model, ids, documents)
     model.recompute = every
+    calls = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda *_: calls.append(1))  # stops before it ends
     again, found = gradients(model, ids, documents)
+    assert len(calls) == 3 + len(range(0, 3, every))  # of three blocks, some once more
     assert torch.equal(plain, again)
     assert all(torch.allclose(wanted[name], found[name], atol=1e-6) for name in wanted)
 

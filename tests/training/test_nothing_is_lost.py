@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from delvm.data import manifest
 from delvm.data.sentences import Sentences
 from delvm.errors import Interrupted, UserError
 from delvm.interop.checkpoints import load_student, load_tokenizer
 from delvm.training import checkpoints
 from delvm.training.callbacks import TakeBatch
-from delvm.training.checkpoints import newest_whole, steps_kept
+from delvm.training.checkpoints import CleanStop, newest_whole, steps_kept
 from delvm.training.config import StudentModule, TrainerConfig
 from delvm.training.run import train
 from delvm.training.student import StudentTraining
@@ -109,6 +111,15 @@ def test_the_newest_few_and_the_best_stay(tokens, tmp_path):
     assert load_student(folder / "best.ckpt").config.dropout == 0.2
 
 
+def test_the_best_is_kept_where_both_saves_fall_on_one_step(tokens, tmp_path):
+    config = random_config(tokens)
+    config.trainer.save_every, config.trainer.val_every, config.trainer.max_steps = 4, 4, 4
+    train(config, tmp_path)
+    assert os.readlink(tmp_path / "checkpoints" / "best.ckpt") == "step=000004.ckpt"
+    found = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert found["callbacks"]["Checkpoints"]["best"][1] == 4
+
+
 def test_a_torn_checkpoint_is_passed_over(tokens, tmp_path, capsys, unbroken):
     config = random_config(tokens)
     config.trainer.stop_at, config.trainer.keep = 7, 3
@@ -142,6 +153,42 @@ def test_a_signal_saves_and_says_how_to_go_on(tokens, tmp_path, monkeypatch, unb
     config.resume = "auto"
     train(config, tmp_path)
     assert unbroken.equals(tmp_path)
+
+
+def test_a_signal_within_a_step_of_two_batches_lets_it_end(tokens, tmp_path, monkeypatch):
+    """Saved in its middle, the second half of the step would be lost."""
+
+    def halved(folder, told):
+        config = random_config(tokens)
+        config.trainer.accumulate, config.resume = 2, "auto"
+        plain = StudentTraining.training_step
+
+        def step(self, batch, index):
+            if told and index == 6:  # the first batch of the fourth step
+                os.kill(os.getpid(), signal.SIGTERM)
+            return plain(self, batch, index)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StudentTraining, "training_step", step)
+            train(config, folder)
+
+    halved(tmp_path / "whole", told=False)
+    with pytest.raises(Interrupted, match="at step 4 of 12"):
+        halved(tmp_path / "parted", told=True)
+    halved(tmp_path / "parted", told=False)
+    assert Run(tmp_path / "whole").equals(tmp_path / "parted")
+
+
+def test_a_worker_that_reads_data_ends_by_sigterm():
+    """Though it has inherited the handlers, which would have it live on."""
+    stop = CleanStop()
+    with stop.listening():
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGTERM and stop.signal is None
 
 
 def spoilt(monkeypatch, steps):
@@ -235,6 +282,33 @@ def test_what_is_logged_of_a_run(tokens, tmp_path):
     assert 0 < curve(tmp_path, "train/mfu")[-1] < 1
     assert curve(tmp_path, "train/memory_gib")[-1] > 0.1
     assert len(curve(tmp_path, "train/grad_norm")) == len(curve(tmp_path, "train/lr")) == STEPS
+
+
+def test_an_average_is_exact_over_two_jobs(pictures, tmp_path):
+    exported = []
+    for name, stops in {"whole": [None], "parted": [3, None]}.items():
+        for stop in stops:
+            config = tokenizer_config(pictures, steps=6, average=0.5)
+            config.trainer.stop_at, config.trainer.save_every = stop, 1
+            config.resume = "auto"
+            train(config, tmp_path / name)
+        exported.append(load_tokenizer(tmp_path / name).state_dict())
+    assert all(torch.equal(exported[0][key], exported[1][key]) for key in exported[0])
+    config = tokenizer_config(pictures, steps=7)
+    config.resume = "auto"
+    with pytest.raises(UserError, match="an average of the weights, this run asks for none"):
+        train(config, tmp_path / "whole")
+
+
+def test_a_run_does_not_go_on_with_other_ids(tokens, tmp_path):
+    train(student_config(tokens, steps=2), tmp_path / "run")
+    shutil.copytree(tokens, tmp_path / "tokens")
+    for file in (tmp_path / "tokens").rglob("manifest.json"):
+        file.write_text(file.read_text().replace("f" * 16, "e" * 16))
+    (tmp_path / "tokens" / "codebook.safetensors").unlink()
+    manifest.write_codebook(tmp_path / "tokens", torch.randn(16, 8), "e" * 16)
+    with pytest.raises(UserError, match="ids of tokenizer f{16}, data.path holds those of e{16}"):
+        train(student_config(tmp_path / "tokens", steps=4, resume="auto"), tmp_path / "run")
 
 
 def test_recomputing_changes_no_weight(tokens, tmp_path, unbroken):
