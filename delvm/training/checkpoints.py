@@ -90,10 +90,11 @@ class Checkpoints(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         loss = trainer.callback_metrics.get("val/loss")
-        number = loss is not None and bool(torch.isfinite(loss))
-        better = number and (self.best is None or float(loss) < self.best[0])
+        better = loss is not None and bool(torch.isfinite(loss))
         if better and loss is not None:
-            self.best = float(loss), trainer.global_step
+            better = self.best is None or float(loss) < self.best[0]
+            if better:
+                self.best = float(loss), trainer.global_step
         if better or not self.every:
             self.save(trainer, again=better)
 
