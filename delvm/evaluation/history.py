@@ -10,8 +10,12 @@ from delvm.errors import UserError
 History = dict[str, list[tuple[int, float]]]
 
 
-def read_history(path: Path) -> History:
+def read_history(path: Path, finite: bool = True) -> History:
     """Read what Lightning's CSVLogger wrote: a column a metric, blank where it was not logged.
+
+    Args:
+        path: a metrics.csv.
+        finite: whether points that are no number are left out.
 
     Raises:
         UserError: The file is missing, has no column "step", or holds no numbers.
@@ -36,7 +40,7 @@ def read_history(path: Path) -> History:
                 raise UserError(
                     f"loss history {path}, line {number}: {value!r} is no number"
                 ) from None
-            if math.isfinite(point[1]):
+            if math.isfinite(point[1]) or not finite:
                 history.setdefault(name, []).append(point)
     return {name: sorted(points) for name, points in history.items()}
 
