@@ -1,6 +1,7 @@
 """A sweep: one job for each combination of values, or for each trial of a search."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,19 +60,24 @@ def _told(cfg: DictConfig) -> Iterator[None]:
         launcher = str(cfg.hydra.runtime.choices["hydra/launcher"])
         if launcher == "basic":
             raise
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"hydra/launcher={launcher} ended with {type(error).__name__}: {reason[:300]}: what is "
-            "done stays; set resume=auto to go on, or hydra/launcher=basic to run here"
+            f"hydra/launcher={launcher} ended with {type(error).__name__}: {_reason(error)}: what "
+            "is done stays; set resume=auto to go on, or hydra/launcher=basic to run here"
         ) from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("sqlalchemy", "optuna"):
             raise
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"hydra.sweeper.storage={cfg.hydra.sweeper.storage} cannot be used: {reason[:300]}: "
+            f"hydra.sweeper.storage={cfg.hydra.sweeper.storage} cannot be used: {_reason(error)}: "
             "set it to sqlite:///FILE in a folder that is there"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line: where the error tells a traceback, its end."""
+    text = str(error)
+    told = re.findall(r"^\w[\w.]*(?:Error|Exception)\b.*", text, re.MULTILINE)
+    return " ".join((told[-1] if told else text).split())[:300]
 
 
 def _tell_best(folder: Path) -> None:

@@ -3,10 +3,8 @@
 import math
 from pathlib import Path
 
-from delvm.evaluation.history import read_history
+from delvm.evaluation.history import FIGURE, read_history
 from delvm.training.config import TrainConfig
-
-FIGURE = "val/loss"
 
 
 def run(cfg: TrainConfig) -> None:

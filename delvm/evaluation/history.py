@@ -6,6 +6,9 @@ from pathlib import Path
 
 from delvm.errors import UserError
 
+# What runs are compared by: the lower, the better.
+FIGURE = "val/loss"
+
 # name of a column -> its points (step, value), by step
 History = dict[str, list[tuple[int, float]]]
 
