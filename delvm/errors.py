@@ -3,6 +3,7 @@
 import difflib
 import errno
 from collections.abc import Iterable
+from typing import Any
 
 # What the system says of a path or a disk that the user can mend.
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -27,12 +28,19 @@ class Suspicious(UserError):
     exit_code = 3
 
 
+class Diverged(UserError):
+    """Training went where no number is: a mistake of one run, and a result of a search."""
+
+
 class Interrupted(UserError):
     """The work was stopped by a signal, after what was done had been saved: 128 + the signal."""
 
     def __init__(self, text: str, number: int) -> None:
         super().__init__(text)
         self.exit_code = 128 + number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Interrupted, (str(self), self.exit_code - 128)
 
 
 def mendable(error: OSError, where: object = None) -> Exception:

@@ -2,49 +2,26 @@
 
 import argparse
 import copy
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from delvm.commands import explain
+from delvm.commands import explain, sweeps
 from delvm.commands.checks import check
 from delvm.commands.help import config_dir, keys
+from delvm.commands.jobs import Halt, Job, refuse_extra, typed
 from delvm.commands.schema import register
 from delvm.errors import UserError, did_you_mean, mendable
-
-# Verbs of which each job of a sweep gets a folder of its own, below output.
-OWN_FOLDER = ("train", "evaluate", "inspect")
-
-
-def _job_name(overrides: str) -> str:
-    """A sweep job's folder: its overrides, made fit for a file name."""
-    return overrides.replace("/", "-")[:200] or "job"
-
-
-# At import, so that a launcher's worker processes have it too.
-OmegaConf.register_new_resolver("job_name", _job_name, replace=True)
-
-
-class _Halt(BaseException):
-    """Carries a job's error past Hydra, which would add lines to it and start the next job."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -107,7 +84,7 @@ def _hide_groups(loader: Any, names: set[str]) -> None:
 
 @contextmanager
 def _explained(verb: str) -> Iterator[None]:
-    """Turn what Hydra raises into one line; a job's own errors pass as `_Halt`."""
+    """Turn what Hydra raises into one line; a job's own errors pass as `Halt`."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
@@ -121,31 +98,6 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
     with read_write(cfg), open_dict(cfg):
         cfg.pop("hydra", None)
     return cfg
-
-
-def _refuse_extra(node: DictConfig, where: str = "") -> None:
-    """Refuse keys that ``+key=value`` put where the schema has no such field."""
-    schema = OmegaConf.get_type(node)
-    for key in node:
-        name = f"{where}{key!s}"
-        if is_dataclass(schema) and key not in schema.__dataclass_fields__:
-            raise UserError(explain.unknown_key(name, list(schema.__dataclass_fields__)))
-        value = None if OmegaConf.is_missing(node, key) else node._get_node(key)
-        if isinstance(value, DictConfig) and not value._is_none():
-            _refuse_extra(value, f"{name}.")
-
-
-def _typed(cfg: DictConfig) -> Any:
-    """The composed config as plain dataclasses.
-
-    Raises:
-        UserError: a key has no value yet, or is not in the schema.
-    """
-    _refuse_extra(cfg)
-    missing = OmegaConf.missing_keys(cfg)
-    if missing:
-        raise UserError(explain.missing(missing))
-    return OmegaConf.to_object(cfg)
 
 
 def compose(verb: str, overrides: Sequence[str] = ()) -> Any:
@@ -162,7 +114,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> Any:
         UserError: an override is unknown, of the wrong type, or missing.
     """
     with _session(verb) as hydra, _explained(verb):
-        return _typed(_without_hydra(_compose(hydra, verb, list(overrides))))
+        return typed(_without_hydra(_compose(hydra, verb, list(overrides))))
 
 
 def compose_partly(verb: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -184,46 +136,6 @@ def _compose(hydra: Any, verb: str, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def _job(verb: str, sweep: bool) -> Callable[[DictConfig], None]:
-    """What Hydra calls for each job."""
-    outputs: set[str] = set()
-
-    def job(raw: DictConfig) -> None:
-        cfg = _typed(raw)
-        if sweep and verb in OWN_FOLDER:
-            folder = Path(HydraConfig.get().runtime.output_dir)
-            here = Path.cwd()
-            cfg.output = str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
-        if cfg.output in outputs:
-            raise UserError(
-                f"two jobs of this sweep write to output={cfg.output}: name the swept key in it, "
-                "as output='outputs/seed_${seed}'"
-            )
-        outputs.add(cfg.output)
-        if sweep and verb == "train":
-            from delvm.commands.checks_devices import refuse_sweep
-
-            refuse_sweep(cfg)
-        check(verb, cfg)
-        import_module(f"delvm.commands.{verb}").run(cfg)
-
-    def guarded(raw: DictConfig) -> None:
-        name = ""
-        if sweep:
-            hydra = HydraConfig.get()
-            name = f"job {hydra.job.num}"
-            print(f"{name}: {' '.join(hydra.overrides.task)}", file=sys.stderr, flush=True)
-        try:
-            job(raw)
-        except Exception as error:
-            told = mendable(error) if isinstance(error, OSError) else error
-            if name and isinstance(told, UserError):
-                told.args = (f"{name}: {told}",)
-            raise _Halt(told) from error
-
-    return guarded
-
-
 def start(verb: str, argv: Sequence[str]) -> None:
     """Run a verb with its arguments.
 
@@ -237,16 +149,8 @@ def start(verb: str, argv: Sequence[str]) -> None:
     try:
         with _session(verb) as hydra:
             _dispatch(hydra, verb, args, overrides)
-    except _Halt as halt:
+    except Halt as halt:
         raise halt.error from halt.error.__cause__
-
-
-def _named_by_what_varies(overrides: list[str]) -> str:
-    """The setting of Hydra that leaves what all jobs share out of their folders' names."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    shared = [each.key_or_group for each in parsed if not each.is_sweep_override()]
-    listed = ",".join(f"'{key}'" for key in ("output", *shared))
-    return f"hydra.job.config.override_dirname.exclude_keys=[{listed}]"
 
 
 def _dispatch(hydra: Any, verb: str, args: argparse.Namespace, overrides: list[str]) -> None:
@@ -257,15 +161,14 @@ def _dispatch(hydra: Any, verb: str, args: argparse.Namespace, overrides: list[s
         sweep = args.multirun and not args.cfg
         cfg = None if sweep else _compose(hydra, verb, overrides)
         if cfg is None or (cfg.hydra.mode is RunMode.MULTIRUN and not args.cfg):
-            settings = [_named_by_what_varies(overrides), "hydra.mode=MULTIRUN"]
-            hydra.multirun(verb, _job(verb, sweep=True), [*overrides, *settings])
+            sweeps.run(hydra, verb, overrides)
             return
         if args.cfg:
-            _refuse_extra(_without_hydra(cfg))
+            refuse_extra(_without_hydra(cfg))
             hydra.show_cfg(verb, overrides, args.cfg, args.package, args.resolve)
             return
-        plain = _typed(_without_hydra(cfg))
+        plain = typed(_without_hydra(cfg))
     # Checked before Hydra makes the run folder: a mistake leaves nothing behind.
     check(verb, plain)
     with _explained(verb):
-        hydra.run(verb, _job(verb, sweep=False), overrides)
+        hydra.run(verb, Job(verb), overrides)

@@ -10,6 +10,7 @@ from delvm.commands.schema import (
     EncodeConfig,
     EvaluateConfig,
     ExportConfig,
+    GatherConfig,
     GenerateConfig,
     InspectConfig,
     PrepareConfig,
@@ -42,6 +43,7 @@ def faults(verb: str, cfg: Any) -> list[str]:
     checks: dict[str, Callable[[Any], list[str]]] = {
         "prepare": _prepare,
         "encode": _encode,
+        "gather": _gather,
         "generate": _generate,
         "evaluate": _evaluate,
         "inspect": _inspect,
@@ -101,6 +103,20 @@ def _sampling(cfg: GenerateConfig | EvaluateConfig) -> list[str]:
                 f"{key}={value} does nothing at temperature=0, which takes the likeliest token: "
                 f"set temperature=1 or {key}=null"
             )
+    return found
+
+
+def _gather(cfg: GatherConfig) -> list[str]:
+    # Imported here, as is all that reads results.
+    from delvm.evaluation.runs import is_table
+
+    found, output = [], Path(cfg.output)
+    if not Path(cfg.input).is_dir():
+        found.append(f"input={cfg.input} is no folder: set it to one that holds runs")
+    if output.is_dir():
+        found.append(f"output={cfg.output} is a folder: set output={output / 'runs.csv'}")
+    elif output.exists() and not is_table(output):
+        found.append(f"output={cfg.output} is there and no table of runs: set output=FILE.csv")
     return found
 
 

@@ -44,6 +44,14 @@ VERBS = {
             "delvm train experiment=student_shapes_64 student=tiny optim.lr=3e-4",
             "delvm train module=distillation teacher.checkpoint=outputs/teacher/last.ckpt",
             "delvm train -m experiment=student_shapes_64 student=tiny,small",
+            "delvm train experiment=student_shapes_64 sweep=optuna output=outputs/search",
+        ),
+    ),
+    "gather": Verb(
+        "put the runs below a folder into one table: what differs, and how they did",
+        (
+            "delvm gather input=outputs/student output=outputs/student.csv",
+            "delvm gather input=outputs/search output=search.csv",
         ),
     ),
     "generate": Verb(

@@ -14,6 +14,16 @@ from delvm.commands import help
 from delvm.errors import UserError, did_you_mean, nearest
 
 EXAMPLES = {"prompt": "FOLDER", "query": "PICTURE", "teacher.checkpoint": "PATH"}
+# Group of Hydra -> what packages add to it.
+_PLUGINS = {
+    "hydra/launcher": {
+        "joblib": "hydra-joblib-launcher",
+        "submitit_local": "hydra-submitit-launcher",
+        "submitit_slurm": "hydra-submitit-launcher",
+    },
+    "hydra/sweeper": {"optuna": "hydra-optuna-sweeper"},
+    "hydra/sweeper/sampler": {"tpe": "hydra-optuna-sweeper"},
+}
 _WORDS = {
     int: "a whole number",
     float: "a number",
@@ -99,7 +109,8 @@ def _file(error: Exception) -> str:
     """The config file at fault, where it is not the verb's own that names what is overridden."""
     text = str(error)
     file = text.split("'")[1] if text.startswith("In '") else ""
-    return f"{file}.yaml: " if "/" in file else ""
+    # Hydra's own file names what it was told to override.
+    return f"{file}.yaml: " if "/" in file and file != "hydra/config" else ""
 
 
 def _unreadable(error: OverrideParseException) -> str:
@@ -116,6 +127,11 @@ def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if not group or error.options is None:
         return " ".join(str(error).split("\nConfig search path")[0].split())
+    if option in _PLUGINS.get(group, {}):
+        return (
+            f"{group}={option} needs {_PLUGINS[group][option]}, which is not installed: "
+            "`pip install 'delvm[scale]'`"
+        )
     return f"unknown option {group}={option}: {did_you_mean(option, error.options)}"
 
 

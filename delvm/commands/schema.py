@@ -106,6 +106,19 @@ class EncodeConfig:
 
 
 @dataclass
+class GatherConfig:
+    """Put the training runs below a folder into one table.
+
+    Attributes:
+        input: folder of a sweep, or any above runs.
+        output: a CSV file; one that is no such table is not replaced.
+    """
+
+    input: str = MISSING
+    output: str = MISSING
+
+
+@dataclass
 class GenerateConfig:
     """Prompt a student with pairs and draw the answers to queries.
 
@@ -262,6 +275,7 @@ Groups = dict[str, dict[str, type]]
 _LIGHT: dict[str, tuple[type, Groups]] = {
     "prepare": (PrepareConfig, {"source": {"shapes": ShapesSource, **SOURCES}}),
     "encode": (EncodeConfig, {"balance": {"balance": BalanceConfig}, "engine": {**ENGINES}}),
+    "gather": (GatherConfig, {}),
     "generate": (GenerateConfig, {}),
     "evaluate": (EvaluateConfig, {}),
     "inspect": (InspectConfig, {}),

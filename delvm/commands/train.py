@@ -1,7 +1,9 @@
 """`delvm train`: train a tokenizer or a student, or distil a teacher into a student."""
 
+import math
 from pathlib import Path
 
+from delvm.evaluation.history import FIGURE, read_history
 from delvm.training.config import TrainConfig
 
 
@@ -20,3 +22,14 @@ def run(cfg: TrainConfig) -> None:
         raise
     if is_first():
         print(f"weights: {weights}")
+
+
+def figure(cfg: TrainConfig) -> float | None:
+    """The lowest validation loss of a run, which a search minimises.
+
+    Infinite where none was a number, None where there was no validation.
+    """
+    path = Path(cfg.output) / "metrics.csv"
+    points = read_history(path, finite=False).get(FIGURE, []) if path.exists() else []
+    finite = [value for _, value in points if math.isfinite(value)]
+    return min(finite, default=math.inf if points else None)

@@ -6,12 +6,19 @@ from pathlib import Path
 
 from delvm.errors import UserError
 
+# What runs are compared by: the lower, the better.
+FIGURE = "val/loss"
+
 # name of a column -> its points (step, value), by step
 History = dict[str, list[tuple[int, float]]]
 
 
-def read_history(path: Path) -> History:
+def read_history(path: Path, finite: bool = True) -> History:
     """Read what Lightning's CSVLogger wrote: a column a metric, blank where it was not logged.
+
+    Args:
+        path: a metrics.csv.
+        finite: whether points that are no number are left out.
 
     Raises:
         UserError: The file is missing, has no column "step", or holds no numbers.
@@ -36,7 +43,7 @@ def read_history(path: Path) -> History:
                 raise UserError(
                     f"loss history {path}, line {number}: {value!r} is no number"
                 ) from None
-            if math.isfinite(point[1]):
+            if math.isfinite(point[1]) or not finite:
                 history.setdefault(name, []).append(point)
     return {name: sorted(points) for name, points in history.items()}
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from delvm.errors import UserError
+from delvm.errors import Diverged
 from delvm.training.data import StreamData
 
 
@@ -51,7 +51,7 @@ class Guard(L.Callback):
         """Whether a step may be taken; if not, the gradients are dropped, so that nothing moves.
 
         Raises:
-            UserError: this has gone on for too long.
+            Diverged: this has gone on for too long.
         """
         if bool(torch.isfinite(norm)):
             self._in_a_row = 0
@@ -70,7 +70,7 @@ class Guard(L.Callback):
         with self.report.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line | {"examples": examples}) + "\n")
         if self._in_a_row >= self.limit:
-            raise UserError(
+            raise Diverged(
                 f"the gradient was not finite for {self.limit} steps in a row, up to step {step}: "
                 f"the checkpoints are from before, {self.report} names the examples; lower "
                 "optim.lr, or set trainer.precision=32-true, and resume=auto"

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from delvm.commands import app, encode, evaluate, prepare, train
+from delvm.commands import app, encode, evaluate, jobs, prepare, train
 from delvm.errors import UserError
 
 
@@ -17,7 +17,8 @@ def recorded(monkeypatch, verb, fail_at=None):
             raise UserError("this one cannot be done")
 
     monkeypatch.setattr(verb, "run", run)
-    monkeypatch.setattr(app, "check", lambda verb, cfg: None)
+    for module in (app, jobs):
+        monkeypatch.setattr(module, "check", lambda verb, cfg: None)
     return seen
 
 

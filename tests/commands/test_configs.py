@@ -13,6 +13,7 @@ from delvm.commands.schema import (
     EncodeConfig,
     EvaluateConfig,
     ExportConfig,
+    GatherConfig,
     GenerateConfig,
     InspectConfig,
     PrepareConfig,
@@ -30,6 +31,7 @@ CONF = config_dir()
 GIVEN = {
     "generate": ["prompt=a", "query=b"],
     "convert": ["input=a", "output=b"],
+    "gather": ["input=a", "output=b"],
     "export": ["checkpoint=a", "format=llama", "output=b"],
 }  # values that have no default
 OPTIONS = [
@@ -53,6 +55,7 @@ def test_every_file_is_reached():
         ("prepare", PrepareConfig),
         ("encode", EncodeConfig),
         ("train", TrainConfig),
+        ("gather", GatherConfig),
         ("generate", GenerateConfig),
         ("evaluate", EvaluateConfig),
         ("inspect", InspectConfig),

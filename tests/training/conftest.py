@@ -4,31 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from delvm.data import manifest, shards
 from delvm.data.examples import Example
 from tests.data.shard_makers import write_examples
-from tests.training.runs import N, V
+from tests.training.runs import write_ids
 
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory) -> Path:
     """Token shards of a task that can be learnt: the target is the input, one id further."""
     root = tmp_path_factory.mktemp("tokens")
-    torch.manual_seed(0)
-    manifest.write_codebook(root, torch.randn(V, 8), "f" * 16)
-    for split, count in (("train", 256), ("val", 8)):
-        plan = manifest.plan_tokens(
-            manifest.plan_pairs(split, "pose", source="s", seed=0, image_size=8),
-            count, tokens_per_image=N, vocab_size=V, fingerprint="f" * 16,
-        )  # fmt: skip
-
-        def ids(start, stop):
-            inputs = np.random.default_rng(start).integers(0, V, (stop - start, 1, N))
-            yield np.concatenate((inputs, (inputs + 1) % V), axis=1)
-
-        shards.write_tokens(root, plan, ids)
+    write_ids(root)
     return root
 
 

@@ -1,8 +1,13 @@
 """Small training runs, for tests: their configs, and their curves."""
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from delvm.data import manifest, shards
 from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
 from delvm.models.transformer import Init, TransformerConfig
@@ -19,6 +24,23 @@ from delvm.training.config import (
 
 N, V = 4, 16  # tokens a picture, codes
 TOKENIZER = VQGANConfig(16, 3, 32, [1, 1], 1, [], True, 32, 32, 8, patch_size=2)
+
+
+def write_ids(root: Path) -> None:
+    """Token shards of a task that can be learnt: the target is the input, one id further."""
+    torch.manual_seed(0)
+    manifest.write_codebook(root, torch.randn(V, 8), "f" * 16)
+    for split, count in (("train", 256), ("val", 8)):
+        plan = manifest.plan_tokens(
+            manifest.plan_pairs(split, "pose", source="s", seed=0, image_size=8),
+            count, tokens_per_image=N, vocab_size=V, fingerprint="f" * 16,
+        )  # fmt: skip
+
+        def ids(start: int, stop: int) -> Iterator[np.ndarray]:
+            inputs = np.random.default_rng(start).integers(0, V, (stop - start, 1, N))
+            yield np.concatenate((inputs, (inputs + 1) % V), axis=1)
+
+        shards.write_tokens(root, plan, ids)
 
 
 def student_config(tokens: Path, steps: int = 3, **changes: object) -> TrainConfig:
