@@ -22,8 +22,8 @@ def of_config(verb: str, *overrides: str) -> list[str]:
 ALONE = {
     "student.net.vocab_size=512": "codebook size 1024 (tokenizer) != vocab_size 512 (student): "
     "set student.net.vocab_size=1024",
-    "student.net.codebook_dim=16": "code width 32 (tokenizer) != codebook_dim 16 (student): "
-    "set student.net.codebook_dim=32",
+    "student.net.codebook_dim=16": "code width 8 (tokenizer) != codebook_dim 16 (student): "
+    "set student.net.codebook_dim=8",
     "data.pairs_per_sentence=5": "a sentence of 10 pictures is 640 tokens (10 x 64), and the "
     "student's context is 512: set student.net.context=640 or data.pairs_per_sentence=4",
     "student.net.drop_path=1.0": "student.net: drop_path 1.0 is no share below 1",
