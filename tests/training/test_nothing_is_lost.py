@@ -44,6 +44,8 @@ def random_config(tokens, workers=0, **changes):
 
 def _killed(config, folder, step):
     """Train until the batch of a step has been seen, then die as by kill -9."""
+    # Workers are to be children of this process, so that they notice its end and go too.
+    multiprocessing.set_start_method("fork", force=True)
     plain = TakeBatch.on_train_batch_end
 
     def die(self, trainer, *rest):
