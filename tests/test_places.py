@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from delvm.data.corpus import prepare
@@ -15,8 +16,11 @@ from delvm.data.encoding import encode
 from delvm.data.engines.process import Processes
 from delvm.data.manifest import load_manifests, read_codebook
 from delvm.data.parts import read_rejects
+from delvm.data.pictures import Pictures, PicturesConfig
+from delvm.data.sentences import Sentences, SentencesConfig
 from delvm.data.shards import read_examples, read_tokens
 from delvm.errors import UserError
+from delvm.evaluation.inspection import inspect
 from delvm.files import atomic_path, local, read_json, write_json, write_text
 from delvm.places import Remote, place
 from tests.data.corpus_makers import FakeSource, FakeTokenizer, Makes, contents
@@ -201,3 +205,20 @@ def test_the_verbs_take_urls(store, capsys):
     assert "not found: run `delvm prepare output=memory://" in capsys.readouterr().err
     assert cli.main(["encode", f"input={store}/t", f"output={store}//t/"]) == 2
     assert "input and output are both" in capsys.readouterr().err
+
+
+def test_streams_and_looks_from_a_store_are_those_of_a_folder(store, tmp_path):
+    for root in (tmp_path, store):
+        prepare(FakeSource(), root / "pairs", shard_size=4)
+        encode(root / "pairs", root / "tokens", FakeTokenizer(), "abc")
+    numbers = np.arange(12)
+    sentences, pictures = [], []
+    for root in map(str, (tmp_path, store)):
+        config = SentencesConfig(path=f"{root}/tokens", pairs_per_sentence=2)
+        sentences.append(Sentences(config, seed=0)[numbers]["ids"])
+        pictures.append(Pictures(PicturesConfig(path=f"{root}/pairs"), seed=0)[numbers]["pixels"])
+    assert torch.equal(*sentences) and torch.equal(*pictures)
+    looks = [inspect(root / "pairs", None, output=tmp_path / f"look{n}", pictures=2)
+             for n, root in enumerate((tmp_path, store))]  # fmt: skip
+    near, far = ({k: v for k, v in look.items() if k != "root"} for look in looks)
+    assert near["splits"] == far["splits"] and near["kind"] == "pairs"

@@ -130,9 +130,9 @@ def _evaluate(cfg: EvaluateConfig) -> list[str]:
     from delvm import tasks
 
     for task in cfg.tasks:
-        if task not in tasks.NAMES and not (Path(cfg.input) / "test" / task).is_dir():
+        if task not in tasks.NAMES and not (place(cfg.input) / "test" / task).is_dir():
             found.append(f"unknown task '{task}': {did_you_mean(task, tasks.NAMES)}")
-    if not Path(cfg.input).is_dir():
+    if not place(cfg.input).is_dir():
         found.append(f"input={cfg.input} not found: run `delvm prepare output={cfg.input}`")
     if cfg.subject is Subject.tokenizer and cfg.students:
         found.append(
@@ -179,6 +179,6 @@ def _export(cfg: ExportConfig) -> list[str]:
 
 def _inspect(cfg: InspectConfig) -> list[str]:
     found = at_least(1, {"pictures": cfg.pictures})
-    if not Path(cfg.input).is_dir():
+    if not place(cfg.input).is_dir():
         found.append(f"input={cfg.input} not found: run `delvm encode output={cfg.input}`")
     return found

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from delvm.commands.devices import pick
 from delvm.commands.schema import EvaluateConfig, Subject
+from delvm.places import place
 
 
 def run(cfg: EvaluateConfig) -> None:
@@ -21,7 +22,7 @@ def _tokenizer(cfg: EvaluateConfig) -> None:
     from delvm.interop.checkpoints import load_tokenizer
 
     evaluate(
-        Path(cfg.input),
+        place(cfg.input),
         load_tokenizer(cfg.tokenizer, pick(cfg.device)),
         output=Path(cfg.output),
         tasks=cfg.tasks or None,
@@ -43,7 +44,7 @@ def _students(cfg: EvaluateConfig) -> None:
     students = cfg.students or {"student": "shapes"}
     places = {"tokenizer": cfg.tokenizer, **students}
     evaluate(
-        Path(cfg.input),
+        place(cfg.input),
         load_tokenizer(cfg.tokenizer, device),
         {name: load_student(path, device) for name, path in students.items()},
         output=Path(cfg.output),

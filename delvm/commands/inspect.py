@@ -5,6 +5,7 @@ from pathlib import Path
 from delvm.commands.devices import pick
 from delvm.commands.schema import InspectConfig
 from delvm.errors import Suspicious
+from delvm.places import place
 
 
 def run(cfg: InspectConfig) -> None:
@@ -17,7 +18,7 @@ def run(cfg: InspectConfig) -> None:
     from delvm.evaluation.inspection import inspect, kind_of
     from delvm.interop.checkpoints import load_tokenizer
 
-    root, output = Path(cfg.input), Path(cfg.output)
+    root, output = place(cfg.input), Path(cfg.output)
     tokens = kind_of(root) == "tokens"
     tokenizer = load_tokenizer(cfg.tokenizer, pick(cfg.device)) if tokens else None
     report = inspect(root, tokenizer, output=output, pictures=cfg.pictures, seed=cfg.seed)

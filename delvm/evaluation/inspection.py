@@ -24,6 +24,7 @@ from delvm.evaluation.prompts import decode
 from delvm.files import atomic_path, write_json
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.vqgan import VQGAN
+from delvm.places import Place
 from delvm.progress import Progress
 
 TOO_FREQUENT = 0.2  # one code's share of the tokens of a side
@@ -64,7 +65,7 @@ def sides(pictures: int) -> tuple[str, ...]:
 
 
 def inspect(
-    root: Path, tokenizer: VQGAN | None, *, output: Path, pictures: int = 8, seed: int = 0
+    root: Place, tokenizer: VQGAN | None, *, output: Path, pictures: int = 8, seed: int = 0
 ) -> dict[str, Any]:
     """Look at every split and task of a root of shards.
 
@@ -108,7 +109,7 @@ def inspect(
     return report
 
 
-def _faults(root: Path, kind: str, splits: list[str]) -> list[str]:
+def _faults(root: Place, kind: str, splits: list[str]) -> list[str]:
     """What training would refuse of a split as a whole."""
     faults = []
     for split in splits:
@@ -119,7 +120,7 @@ def _faults(root: Path, kind: str, splits: list[str]) -> list[str]:
     return faults
 
 
-def kind_of(root: Path) -> str:
+def kind_of(root: Place) -> str:
     """Whether a root holds "pairs" or "tokens", by the first manifest that can be read.
 
     Raises:
@@ -135,10 +136,14 @@ def kind_of(root: Path) -> str:
     )
 
 
-def _folders(root: Path) -> list[tuple[str, str]]:
+def _folders(root: Place) -> list[tuple[str, str]]:
     """Each (split, task) that a root has a finished folder for."""
+    names = sorted(each.name for each in root.iterdir() if each.is_dir())
     return [
-        (path.parent.parent.name, path.parent.name) for path in sorted(root.glob(f"*/*/{MANIFEST}"))
+        (split, task)
+        for split in names
+        for task in sorted(each.name for each in (root / split).iterdir())
+        if (root / split / task / MANIFEST).exists()
     ]
 
 
@@ -150,7 +155,7 @@ def _chosen(manifest: Manifest, pictures: int, seed: int) -> list[int]:
 
 
 def _look_at_pairs(
-    root: Path, manifest: Manifest, output: Path, pictures: int, seed: int
+    root: Place, manifest: Manifest, output: Path, pictures: int, seed: int
 ) -> dict[str, Any]:
     split, task = manifest.split, manifest.task
     chosen = set(_chosen(manifest, pictures, seed))
@@ -173,7 +178,7 @@ def _counts(manifest: Manifest) -> dict[str, Any]:
 
 
 def _look_at_tokens(
-    root: Path, manifest: Manifest, tokenizer: VQGAN, output: Path, pictures: int, seed: int
+    root: Place, manifest: Manifest, tokenizer: VQGAN, output: Path, pictures: int, seed: int
 ) -> tuple[dict[str, Any], list[str]]:
     """Facts on a folder of token shards, and what is suspicious about it."""
     c, split, task = tokenizer.config, manifest.split, manifest.task
@@ -210,7 +215,7 @@ def _look_at_tokens(
 
 
 def _records(
-    root: Path, manifest: Manifest, wanted: set[int], shown: list[np.ndarray]
+    root: Place, manifest: Manifest, wanted: set[int], shown: list[np.ndarray]
 ) -> Iterator[np.ndarray]:
     """The records (n, k, N) of a folder; those examples that are ``wanted`` go to ``shown``."""
     first = 0

@@ -7,7 +7,6 @@ Notation:
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from delvm.data.order import generator
 from delvm.data.shards import read_examples
 from delvm.errors import UserError
 from delvm.models.vqgan import VQGAN
+from delvm.places import Place
 
 # Example pairs come from the first of the validation pairs; this bounds the memory.
 POOL = 512
@@ -87,7 +87,7 @@ class Prompts:
             yield slice(start, min(start + size, len(self)))
 
 
-def check(root: Path, tasks: list[str], resolution: int, *, queries: int, pairs: int) -> None:
+def check(root: Place, tasks: list[str], resolution: int, *, queries: int, pairs: int) -> None:
     """Refuse, before any work, what the shards cannot give.
 
     Raises:
@@ -99,7 +99,7 @@ def check(root: Path, tasks: list[str], resolution: int, *, queries: int, pairs:
         for task in tasks:
             if task not in manifests:
                 raise UserError(
-                    f"no task '{task}' in {Path(root) / split}, only {', '.join(manifests)}: "
+                    f"no task '{task}' in {root / split}, only {', '.join(manifests)}: "
                     f"set tasks=[{','.join(manifests)}]"
                 )
             _check_manifest(manifests[task], resolution, needed, name)
@@ -120,7 +120,14 @@ def _check_manifest(manifest: Manifest, resolution: int, needed: int, name: str)
 
 
 def draw(
-    root: Path, task: str, tokenizer: VQGAN, *, queries: int, pairs: int, seed: int, batch_size: int
+    root: Place,
+    task: str,
+    tokenizer: VQGAN,
+    *,
+    queries: int,
+    pairs: int,
+    seed: int,
+    batch_size: int,
 ) -> Prompts:
     """The first `queries` test pairs, each with `pairs` validation pairs drawn for it alone.
 

@@ -31,6 +31,7 @@ from delvm.evaluation.reconstruction_report import page
 from delvm.files import atomic_path, write_json, write_text
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.vqgan import VQGAN
+from delvm.places import Place
 from delvm.progress import Progress
 from delvm.tasks import metrics
 
@@ -76,7 +77,7 @@ class Side:
 
 
 def run(
-    input: Path,
+    input: Place,
     tokenizer: VQGAN,
     *,
     output: Path,
@@ -142,7 +143,7 @@ def _fixed(tokenizer: VQGAN) -> dict[str, Any]:
     }
 
 
-def _chosen(root: Path, names: list[str] | None, side: int, queries: int) -> list[str]:
+def _chosen(root: Place, names: list[str] | None, side: int, queries: int) -> list[str]:
     manifests = load_manifests(root, "test", "pairs")
     if missing := sorted(set(names or []) - set(manifests)):
         raise UserError(
@@ -165,7 +166,7 @@ def _chosen(root: Path, names: list[str] | None, side: int, queries: int) -> lis
 
 
 def _measure(
-    root: Path,
+    root: Place,
     chosen: list[str],
     tokenizer: VQGAN,
     queries: int,

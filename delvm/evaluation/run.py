@@ -22,6 +22,7 @@ from delvm.inference.prompt import check_belongs
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
+from delvm.places import Place, place
 from delvm.progress import Progress
 
 UNKNOWN_ORIGIN = "origin not stated"
@@ -49,7 +50,7 @@ class _Settings:
 
 
 def run(
-    input: Path,
+    input: Place,
     tokenizer: VQGAN,
     students: Students,
     *,
@@ -106,7 +107,7 @@ def run(
     return metrics
 
 
-def _chosen(root: Path, names: list[str] | None) -> list[str]:
+def _chosen(root: Place, names: list[str] | None) -> list[str]:
     """The tasks to evaluate, each once, trained ones first; UserError for an unknown one.
 
     Examples that are no pairs, such as clips, are left out, or refused where they are asked for.
@@ -135,7 +136,7 @@ def _check(asked: _Settings, chosen: list[str], tokenizer: VQGAN, students: Stud
             raise UserError(f"{name}={value} is below 1: set {name}=1 or more")
     if not students:
         raise UserError("no students to evaluate: set students.NAME=PATH")
-    root, side = Path(asked.input), tokenizer.config.resolution
+    root, side = place(asked.input), tokenizer.config.resolution
     prompting.check(root, chosen, side, queries=asked.queries, pairs=asked.pairs)
     for name, student in students.items():
         _check_student(name, student, tokenizer, asked.pairs)
@@ -167,7 +168,7 @@ def _measure(
     with Progress(len(chosen) * asked.queries * len(students), "evaluate", "answers") as bar:
         for task in chosen:
             prompts = prompting.draw(
-                Path(asked.input),
+                place(asked.input),
                 task,
                 tokenizer,
                 queries=asked.queries,
