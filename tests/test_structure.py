@@ -25,6 +25,7 @@ SOURCES = [
 # part of delvm -> the parts it may import; commands, at the end, may import all.
 BASE = {"errors", "places", "files", "progress"}
 ALLOWED = {
+    "allocator": set(),
     "errors": set(),
     "places": {"errors"},
     "files": {"errors", "places"},

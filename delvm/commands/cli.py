@@ -159,8 +159,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(page(config_dir(), words[0]), end="")
         else:
+            from delvm.allocator import keep_freed
             from delvm.commands import app
 
+            keep_freed()
             app.start(words[0], words[1:])
         sys.stdout.flush()
     except UserError as error:

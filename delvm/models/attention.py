@@ -13,16 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from delvm.models.blockwise import blockwise
+
+HALF = (torch.bfloat16, torch.float16)
+
 
 class Backend(Enum):
-    """What computes attention: torch, or xformers on a GPU.
+    """What computes attention: torch, xformers on a GPU, or large products on a processor.
 
     ``auto`` is xformers for packed documents where it works, since it skips what lies between
-    them, and torch for everything else.
+    them; blockwise on a processor in half precision, where torch's is slow; else torch.
     """
 
     auto = "auto"
     sdpa = "sdpa"
+    blockwise = "blockwise"
     xformers = "xformers"
 
 
@@ -65,8 +70,13 @@ class Documents:
     @property
     def positions(self) -> Tensor:
         """The place of each token in its document, (B, T) int64."""
+        return torch.arange(self.begins.shape[1], device=self.begins.device) - self.starts
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """The place in its row at which the document of each token begins, (B, T) int64."""
         places = torch.arange(self.begins.shape[1], device=self.begins.device)
-        return places - torch.where(self.begins, places, 0).cummax(dim=1).values
+        return torch.where(self.begins, places, 0).cummax(dim=1).values
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -136,31 +146,37 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, c // self.heads).unbind(2)
         if self.qk_norm:
             q, k = self.norm_q(q), self.norm_k(k)
-        q, k = rotate(q, table), rotate(k, table)
+        q, k = (rotate(x, table).to(v.dtype) for x in (q, k))  # autocast leaves norms in float32
         dropout = self.dropout if self.training else 0.0
         if cache is not None:
             y = attend_cached(q, k, v, cache, layer)
-        elif chosen(self.backend, documents, q) is Backend.xformers:
-            y = attend_xformers(q, k, v, documents, dropout)
         else:
-            y = attend(q, k, v, documents, dropout)
+            backend = chosen(self.backend, documents, q, dropout)
+            y = ATTEND[backend](q, k, v, documents, dropout)
         return self.out(y.reshape(b, t, c))
 
 
-def chosen(backend: Backend, documents: Documents | None, q: Tensor) -> Backend:
+def chosen(backend: Backend, documents: Documents | None, q: Tensor, dropout: float) -> Backend:
     """The backend that `Backend.auto` means for these queries.
 
     Raises:
-        ValueError: xformers was asked for and does not work here.
+        ValueError: what was asked for does not work here.
     """
-    if backend is Backend.xformers and not works(q.device, q.dtype):
+    if backend is Backend.auto:
+        if q.device.type == "cpu" and q.dtype in HALF and not dropout:
+            return Backend.blockwise
+        packed = documents is not None and works(q.device, q.dtype)
+        return Backend.xformers if packed else Backend.sdpa
+    if backend is Backend.xformers:
+        fits = works(q.device, q.dtype)
+    else:
+        fits = backend is Backend.sdpa or (q.device.type == "cpu" and not dropout)
+    if not fits:
         raise ValueError(
-            f"attention=xformers does not work on {q.device.type} in {q.dtype}: set "
-            "student.net.attention=sdpa"
+            f"attention={backend.value} does not work on {q.device.type} in {q.dtype} with "
+            f"dropout {dropout}: set student.net.attention=sdpa"
         )
-    if backend is Backend.auto and documents is not None and works(q.device, q.dtype):
-        return Backend.xformers
-    return Backend.sdpa if backend is Backend.auto else backend
+    return backend
 
 
 @cache
@@ -198,6 +214,20 @@ def attend_xformers(
     bias = ops.fmha.attn_bias.BlockDiagonalCausalMask.from_seqlens(documents.lengths)
     rows = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v))  # (1, B T, H, D)
     return ops.memory_efficient_attention(*rows, attn_bias=bias, p=dropout).view_as(q)
+
+
+def attend_blockwise(
+    q: Tensor, k: Tensor, v: Tensor, documents: Documents | None, dropout: float
+) -> Tensor:
+    """Attention by large products on a processor; q, k, v and the result (B, T, H, D)."""
+    return blockwise(q, k, v, None if documents is None else documents.starts)
+
+
+ATTEND = {
+    Backend.sdpa: attend,
+    Backend.blockwise: attend_blockwise,
+    Backend.xformers: attend_xformers,
+}
 
 
 def attend_cached(q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache, layer: int) -> Tensor:

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOGITS_HELD = 1 << 23  # 32 MB in float32
+LOGITS_HELD = 1 << 23  # logits that are there at once, in the precision of products
+# Of those, what has a loss taken at once, in float32: what a processor's cache holds.
+LOSSES_HELD = {"cpu": 1 << 20}
 
 
 def targets(pictures: Tensor, length: int, tokens_per_image: int) -> Tensor:
@@ -114,7 +116,7 @@ def over_logits(
 
     A stretch of rows at a time gets its logits, their loss, and at once the gradients too, so that
     the backward pass has nothing left to do but scale them. Products are taken in autocast's
-    precision where it is on, losses in float32.
+    precision where it is on, losses in float32, a few rows at a time.
 
     Args:
         hidden: (n, C).
@@ -144,21 +146,18 @@ class _OverLogits(torch.autograd.Function):
         learning = any(ctx.needs_input_grad[:2])
         matrix = weight.to(dtype)
         total = hidden.new_zeros((), dtype=torch.float32)
-        to_hidden = torch.empty_like(hidden) if learning else None
-        to_weight = torch.zeros_like(weight, dtype=torch.float32) if learning else None
+        to_hidden = torch.empty_like(hidden) if learning else hidden
+        to_weight: Tensor | None = None
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             states = hidden[part].to(dtype)
-            logits = (states @ matrix.T).float()
-            with torch.enable_grad():
-                value = loss(logits.requires_grad_(learning), part)
-            total += value.detach()
-            if to_hidden is None or to_weight is None:
-                continue
-            (slope,) = torch.autograd.grad(value, logits)
-            slope = slope.to(dtype)
-            to_hidden[part] = slope @ matrix
-            to_weight += slope.T @ states
+            logits = states @ matrix.T
+            total += _to_slopes(logits, loss, start, learning)
+            if learning:
+                to_hidden[part] = logits @ matrix
+                added = logits.T @ states
+                # Summed in float32, as half precision would lose the small ones.
+                to_weight = added.float() if to_weight is None else to_weight.add_(added)
         if learning:
             assert to_weight is not None
             ctx.save_for_backward(to_hidden, to_weight.to(weight.dtype))
@@ -167,5 +166,24 @@ class _OverLogits(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        to_hidden, to_weight = ctx.saved_tensors
-        return slope * to_hidden, slope * to_weight, None, None, None
+        # In place: they are as large as the head, and nobody else's.
+        to_hidden, to_weight = (each.mul_(slope) for each in ctx.saved_tensors)
+        return to_hidden, to_weight, None, None, None
+
+
+def _to_slopes(
+    logits: Tensor, loss: Callable[[Tensor, slice], Tensor], start: int, learning: bool
+) -> Tensor:
+    """The loss of logits (m, V), which are rows ``start`` on; they become its gradient in place."""
+    total = logits.new_zeros((), dtype=torch.float32)
+    held = LOSSES_HELD.get(logits.device.type, LOGITS_HELD)
+    rows = max(1, held // logits.shape[1])
+    for first, few in enumerate(logits.split(rows)):
+        begin = start + first * rows
+        exact = few.float().detach().requires_grad_(learning)
+        with torch.enable_grad():
+            value = loss(exact, slice(begin, begin + len(few)))
+        total += value.detach()
+        if learning:
+            few.copy_(torch.autograd.grad(value, exact)[0])
+    return total

@@ -15,11 +15,11 @@ import torch
 
 from delvm.models.transformer import CodebookEmbedding, Embedding, Transformer, TransformerConfig
 from delvm.training.config import StrategyName
-from delvm.training.losses import LOGITS_HELD
+from delvm.training.losses import LOGITS_HELD, LOSSES_HELD
 
 FLOAT = 4
-# Copies of the logits that are held: they, their log-softmax, and the gradients of both.
-LOGITS_COPIES = 4
+# What a loss makes of logits in float32: their log-softmax, and the gradients of both.
+LOSS_COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def memory(
     tokens: int | None = None,
     shard: int = 1,
     recompute: int = 0,
-    fused: bool = True,
+    gpu: bool = True,
 ) -> Memory:
     """What a step of training a student takes on each device.
 
@@ -73,7 +73,8 @@ def memory(
         tokens: of a sentence, as they are read; None = the student's whole context.
         shard: devices that hold one copy of the weights among them (fsdp2, hsdp, fsdp).
         recompute: of so many blocks one is computed again (`Transformer.recompute`); 0 = none.
-        fused: whether norms are one kernel, as on GPUs, or several operations.
+        gpu: whether on GPUs, where a norm is one kernel; on processors it is several operations,
+            and attention in half precision is `delvm.models.blockwise`.
     """
     spread = strategy not in (StrategyName.single, StrategyName.ddp)
     kept = 2 if precision == "bf16-true" else FLOAT  # bytes of a weight
@@ -84,15 +85,15 @@ def memory(
     here = -(-whole // parts)
     n = batch * (tokens or net.context)
     # Weights that come in bfloat16 fit the activations, for which alone norms have a kernel.
-    fused = fused and (used == kept or spread)
+    fused = gpu and (used == kept or spread)
     return Memory(
         weights=here * kept + codebook * kept,
         gradients=here * kept,
         optimizer=2 * here * kept,
         copies=_gathered(block, outside, used) if spread else whole * (used if used < kept else 0),
-        activations=_activations(net, n, used, kept, recompute, fused),
-        logits=LOGITS_COPIES * FLOAT * min(n * net.vocab_size, LOGITS_HELD),
-        again=n * _again(net, used, fused, recompute) if recompute else 0,
+        activations=_activations(net, n, used, kept, recompute, fused, gpu),
+        logits=_logits(n * net.vocab_size, used, gpu),
+        again=n * _again(net, used, fused, gpu, recompute) if recompute else 0,
     )
 
 
@@ -122,30 +123,39 @@ def _norm(width: int, e: int, fused: bool) -> int:
     return FLOAT + (e * width if fused else 2 * FLOAT * width)
 
 
-def _block(net: TransformerConfig, e: int, fused: bool) -> int:
+def _logits(every: int, e: int, gpu: bool) -> int:
+    """Bytes of the logits that are there at once, of as many in all, and of their losses."""
+    there = min(every, LOGITS_HELD)
+    exact = min(there, LOSSES_HELD.get("cuda" if gpu else "cpu", LOGITS_HELD))
+    return e * there + FLOAT * exact * (LOSS_COPIES + (e < FLOAT))
+
+
+def _block(net: TransformerConfig, e: int, fused: bool, gpu: bool) -> int:
     """Bytes a token that a block leaves for its backward pass."""
     c = net.width
-    attention = 6 * e * c + FLOAT * net.heads  # q, k, v with the storage of all three, the result
+    attention = 4 * e * c  # q, k, v and the result
+    if gpu or e == FLOAT:  # torch's: with the storage that q, k and v came in
+        attention += 2 * e * c + FLOAT * net.heads
     if net.qk_norm:
         attention += 2 * net.heads * _norm(net.head_width, e, fused)
     mlp = 4 * e * net.inner  # gate, its SiLU, up, the product
     return 2 * (_norm(c, e, fused) + e * c) + attention + mlp
 
 
-def _again(net: TransformerConfig, e: int, fused: bool, recompute: int) -> int:
+def _again(net: TransformerConfig, e: int, fused: bool, gpu: bool, recompute: int) -> int:
     """Bytes a token of a block that is computed again, and of two gradients within it."""
     # Where a later block is not computed again, what that one had kept is gone by then.
     last = (net.layers - 1) % recompute == 0
-    return 2 * e * net.inner + (_block(net, e, fused) if last else 0)
+    return 2 * e * net.inner + (_block(net, e, fused, gpu) if last else 0)
 
 
 def _activations(
-    net: TransformerConfig, n: int, e: int, kept: int, recompute: int, fused: bool
+    net: TransformerConfig, n: int, e: int, kept: int, recompute: int, fused: bool, gpu: bool
 ) -> int:
     """What the blocks, the embedding, the last norm and the loss leave for the backward pass."""
     c = net.width
     again = -(-net.layers // recompute) if recompute else 0
-    blocks = (net.layers - again) * _block(net, e, fused) + again * e * c
+    blocks = (net.layers - again) * _block(net, e, fused, gpu) + again * e * c
     embedding = e * net.codebook_dim if net.embedding is Embedding.codebook else 0
     # The loss leaves the gradients of the hidden states and of the head, and casts the head.
     rows = n * (blocks + embedding + _norm(c, e, fused) + 2 * e * c)

@@ -92,7 +92,7 @@ def measured(net: TransformerConfig, precision: str, recompute: int) -> tuple[in
 @pytest.mark.parametrize("recompute", [0, 1, 2])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 def test_a_step_takes_what_is_told(precision, recompute):
-    told = memory(NET, StrategyName.single, precision, BATCH, recompute=recompute, fused=False)
+    told = memory(NET, StrategyName.single, precision, BATCH, recompute=recompute, gpu=False)
     kept, forward, most = measured(NET, precision, recompute)
     assert told.weights + told.gradients + told.optimizer == pytest.approx(kept, rel=0.01)
     # what the loss adds comes after the forward pass, and copies are counted apart
@@ -113,7 +113,7 @@ def test_a_step_takes_what_is_told(precision, recompute):
 )
 def test_whatever_the_student(changes):
     net = replace(NET, **changes)
-    told = memory(net, StrategyName.single, "32-true", BATCH, fused=False)
+    told = memory(net, StrategyName.single, "32-true", BATCH, gpu=False)
     _, _, most = measured(net, "32-true", 0)
     assert 0.99 * most < told.total < (1 + TENTH) * most
 
