@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-# The faults of touching 64 MB that had been touched before, given back and asked for again.
+# The faults of touching 64 MB that had been touched before, given back and asked for again. Until
+# glibc 2.38 an aligned block finds its place again only after some calls.
 PROBE = """
 import resource
 import torch
@@ -14,7 +15,7 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(16 << 20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(min(faults() for _ in range(8)))  # a fit is found after a few
+print(min(faults() for _ in range(20)))
 """
 KEEP = "from delvm.allocator import keep_freed; kept = keep_freed()\n"
 CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"

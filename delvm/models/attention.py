@@ -111,6 +111,19 @@ class KeyValueCache:
         return self.buffer[layer, 0, :, :, :end], self.buffer[layer, 1, :, :, :end]
 
 
+class Norm(nn.RMSNorm):
+    """RMSNorm (Zhang and Sennrich 2019), in the precision of what comes in whatever autocast wants.
+
+    torch's kernel adds up in float32 in any case. Given a float32 input or weight for autocast's
+    sake, it would keep float32 copies of the activations for the backward pass.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.weight.to(x.dtype)
+            return F.rms_norm(x, list(self.normalized_shape), weight, self.eps)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; one matrix makes q, k and v."""
 
@@ -129,8 +142,8 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
         if qk_norm is not None:  # Henry et al. 2020; Dehghani et al. 2023
-            self.norm_q = nn.RMSNorm(width // heads, eps=qk_norm)
-            self.norm_k = nn.RMSNorm(width // heads, eps=qk_norm)
+            self.norm_q = Norm(width // heads, eps=qk_norm)
+            self.norm_k = Norm(width // heads, eps=qk_norm)
         self.qk_norm = qk_norm is not None
 
     def forward(
@@ -146,7 +159,7 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, c // self.heads).unbind(2)
         if self.qk_norm:
             q, k = self.norm_q(q), self.norm_k(k)
-        q, k = (rotate(x, table).to(v.dtype) for x in (q, k))  # autocast leaves norms in float32
+        q, k = rotate(q, table), rotate(k, table)
         dropout = self.dropout if self.training else 0.0
         if cache is not None:
             y = attend_cached(q, k, v, cache, layer)

@@ -18,7 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from delvm.models.attention import Attention, Backend, Documents, KeyValueCache, rotary_table
+from delvm.models.attention import (
+    Attention,
+    Backend,
+    Documents,
+    KeyValueCache,
+    Norm,
+    rotary_table,
+)
 from delvm.models.tokens import TokenSpace
 
 
@@ -102,10 +109,10 @@ class Block(nn.Module):
     def __init__(self, c: TransformerConfig, depth: float) -> None:
         """Build a block that lies at a depth in [0, 1] of the network."""
         super().__init__()
-        self.norm1 = nn.RMSNorm(c.width, eps=c.norm_eps)
+        self.norm1 = Norm(c.width, eps=c.norm_eps)
         qk_norm = c.norm_eps if c.qk_norm else None
         self.attention = Attention(c.width, c.heads, c.bias, c.dropout, qk_norm, c.attention)
-        self.norm2 = nn.RMSNorm(c.width, eps=c.norm_eps)
+        self.norm2 = Norm(c.width, eps=c.norm_eps)
         self.mlp = MLP(c.width, c.inner)
         self.dropout = nn.Dropout(c.dropout)
         self.drop_path = depth * c.drop_path
@@ -173,7 +180,7 @@ class Transformer(nn.Module):
         )
         depths = torch.linspace(0, 1, c.layers, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(c, depth) for depth in depths)
-        self.norm = nn.RMSNorm(c.width, eps=c.norm_eps)
+        self.norm = Norm(c.width, eps=c.norm_eps)
         self.head = nn.Linear(c.width, c.vocab_size, bias=False)
         if c.embedding is Embedding.tied and isinstance(self.embed, nn.Embedding):
             self.embed.weight = self.head.weight

@@ -106,6 +106,12 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float, inverse: b
     return temperature**2 * (p.exp() * (p - q)).sum(-1)
 
 
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """What products with a weight are taken in: autocast's precision, or else the weight's."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
 def over_logits(
     hidden: Tensor,
     weight: Tensor,
@@ -127,8 +133,7 @@ def over_logits(
     Returns:
         A number, differentiable in hidden and weight.
     """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    dtype = product_dtype(weight)
     rows = max(1, held // len(weight))
     return _OverLogits.apply(hidden, weight, loss, rows, dtype)
 

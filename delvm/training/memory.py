@@ -84,16 +84,14 @@ def memory(
     whole = net.layers * block + outside
     here = -(-whole // parts)
     n = batch * (tokens or net.context)
-    # Weights that come in bfloat16 fit the activations, for which alone norms have a kernel.
-    fused = gpu and (used == kept or spread)
     return Memory(
         weights=here * kept + codebook * kept,
         gradients=here * kept,
         optimizer=2 * here * kept,
         copies=_gathered(block, outside, used) if spread else whole * (used if used < kept else 0),
-        activations=_activations(net, n, used, kept, recompute, fused, gpu),
+        activations=_activations(net, n, used, kept, recompute, gpu),
         logits=_logits(n * net.vocab_size, used, gpu),
-        again=n * _again(net, used, fused, gpu, recompute) if recompute else 0,
+        again=n * _again(net, used, gpu, recompute) if recompute else 0,
     )
 
 
@@ -115,12 +113,12 @@ def _gathered(block: int, outside: int, used: int) -> int:
     return used * (2 * outside + 3 * block) + FLOAT * max(block, outside)
 
 
-def _norm(width: int, e: int, fused: bool) -> int:
+def _norm(width: int, e: int, gpu: bool) -> int:
     """Bytes a row that a norm leaves.
 
     Its input, and one number; without a kernel the input and the result, both in float32.
     """
-    return FLOAT + (e * width if fused else 2 * FLOAT * width)
+    return FLOAT + (e * width if gpu else 2 * FLOAT * width)
 
 
 def _logits(every: int, e: int, gpu: bool) -> int:
@@ -130,33 +128,33 @@ def _logits(every: int, e: int, gpu: bool) -> int:
     return e * there + FLOAT * exact * (LOSS_COPIES + (e < FLOAT))
 
 
-def _block(net: TransformerConfig, e: int, fused: bool, gpu: bool) -> int:
+def _block(net: TransformerConfig, e: int, gpu: bool) -> int:
     """Bytes a token that a block leaves for its backward pass."""
     c = net.width
     attention = 4 * e * c  # q, k, v and the result
     if gpu or e == FLOAT:  # torch's: with the storage that q, k and v came in
         attention += 2 * e * c + FLOAT * net.heads
     if net.qk_norm:
-        attention += 2 * net.heads * _norm(net.head_width, e, fused)
+        attention += 2 * net.heads * _norm(net.head_width, e, gpu)
     mlp = 4 * e * net.inner  # gate, its SiLU, up, the product
-    return 2 * (_norm(c, e, fused) + e * c) + attention + mlp
+    return 2 * (_norm(c, e, gpu) + e * c) + attention + mlp
 
 
-def _again(net: TransformerConfig, e: int, fused: bool, gpu: bool, recompute: int) -> int:
+def _again(net: TransformerConfig, e: int, gpu: bool, recompute: int) -> int:
     """Bytes a token of a block that is computed again, and of two gradients within it."""
     # Where a later block is not computed again, what that one had kept is gone by then.
     last = (net.layers - 1) % recompute == 0
-    return 2 * e * net.inner + (_block(net, e, fused, gpu) if last else 0)
+    return 2 * e * net.inner + (_block(net, e, gpu) if last else 0)
 
 
 def _activations(
-    net: TransformerConfig, n: int, e: int, kept: int, recompute: int, fused: bool, gpu: bool
+    net: TransformerConfig, n: int, e: int, kept: int, recompute: int, gpu: bool
 ) -> int:
     """What the blocks, the embedding, the last norm and the loss leave for the backward pass."""
     c = net.width
     again = -(-net.layers // recompute) if recompute else 0
-    blocks = (net.layers - again) * _block(net, e, fused, gpu) + again * e * c
+    blocks = (net.layers - again) * _block(net, e, gpu) + again * e * c
     embedding = e * net.codebook_dim if net.embedding is Embedding.codebook else 0
     # The loss leaves the gradients of the hidden states and of the head, and casts the head.
-    rows = n * (blocks + embedding + _norm(c, e, fused) + 2 * e * c)
+    rows = n * (blocks + embedding + _norm(c, e, gpu) + 2 * e * c)
     return rows + net.vocab_size * c * (FLOAT + kept + (e if e < kept else 0))

@@ -276,7 +276,6 @@ def _quiet() -> None:
         ".*your dataloader is not resumable.*",  # its place is kept by the data module
         ".*smaller than the logging interval.*",
         ".*recommended to use .self.log.*sync_dist=True.*",  # what all processes have alike
-        ".*Mismatch dtype between input and weight.*",  # of RMSNorm under autocast
     ):
         warnings.filterwarnings("ignore", text)
     for part in ("fabric", "pytorch"):

@@ -4,6 +4,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from delvm.training.losses import (
     documents,
     misread,
     over_logits,
+    product_dtype,
     targets,
     token_weights,
 )
@@ -189,6 +191,8 @@ class DistillationTraining(StudentTraining):
         with torch.no_grad():
             # The teacher reads what is true, also where the student misreads.
             guide = self.teacher.hidden(batch["ids"][:, :-1], documents=document).flatten(0, 1)
+            head = self.teacher.head.weight
+            head = head.to(product_dtype(head))  # once, not for each few rows
         told = {
             "train/loss": hidden.new_zeros(()).float(),
             "train/kd": hidden.new_zeros(()).float(),
@@ -198,7 +202,7 @@ class DistillationTraining(StudentTraining):
         def part(logits: Tensor, rows: slice) -> Tensor:
             truth = (self.truth(logits, targets[rows]) * weights[rows]).sum()
             with torch.no_grad():
-                teacher = self.teacher.head(guide[rows]).float()
+                teacher = F.linear(guide[rows], head).float()
             kd = distillation(logits, teacher, c.temperature, inverse)
             kd = (kd * weights[rows]).sum()
             told["train/loss"] += truth.detach()

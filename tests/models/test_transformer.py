@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from delvm.models.attention import Backend, Documents
+from delvm.models.attention import Backend, Documents, Norm
 from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "internlm_hf"
@@ -257,3 +257,17 @@ def test_xformers_equals_torch(packed):
     documents = torch.arange(16, device="cuda").expand(2, -1) // 5 if packed else None
     ours, torchs = (model(ids, documents=documents).float() for model in models)
     assert torch.allclose(ours, torchs, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_stays_in_its_inputs_precision(dtype):
+    torch.manual_seed(0)
+    norm = Norm(64, eps=1e-5)
+    torch.nn.init.normal_(norm.weight)
+    x = 3 * torch.randn(2, 5, 64)
+    wanted = x * norm.weight / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = norm(x.to(dtype))
+    assert found.dtype == dtype
+    rounding = 1e-6 if dtype == torch.float32 else 2**-6
+    assert torch.allclose(found.float(), wanted, rtol=rounding, atol=rounding)

@@ -88,7 +88,6 @@ def measured(net: TransformerConfig, precision: str, recompute: int) -> tuple[in
     return kept, forward, live.most
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 @pytest.mark.parametrize("recompute", [0, 1, 2])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 def test_a_step_takes_what_is_told(precision, recompute):
