@@ -9,8 +9,8 @@ from torch import Tensor
 from delvm.data.images import fit, to_images, to_pixels
 from delvm.errors import UserError
 from delvm.inference.sampling import generate
-from delvm.interop.fingerprint import fingerprint
-from delvm.models.transformer import CodebookEmbedding, Transformer
+from delvm.interop.fingerprint import fingerprint, may_carry
+from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
 
 Picture = Image.Image
@@ -114,10 +114,7 @@ def check_belongs(tokenizer: VQGAN, student: Transformer) -> None:
     codes, known = tokenizer.config.num_embeddings, student.space.codes
     if codes != known:
         raise UserError(f"num_embeddings {codes} (tokenizer) != {known} codes (student): {remedy}")
-    if not theirs and isinstance(student.embed, CodebookEmbedding):
-        own, codebook = student.embed.codebook, tokenizer.codebook.to(student.embed.codebook)
-        # One of the two may have been stored in half precision.
-        if own.shape != codebook.shape or not torch.allclose(own, codebook, rtol=1e-2, atol=1e-6):
-            raise UserError(
-                f"the codes of tokenizer {mine} are not those that this student carries: {remedy}"
-            )
+    if not theirs and not may_carry(student, tokenizer.codebook):
+        raise UserError(
+            f"the codes of tokenizer {mine} are not those that this student carries: {remedy}"
+        )

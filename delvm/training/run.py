@@ -16,6 +16,7 @@ from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
 from delvm.errors import UserError
 from delvm.interop.checkpoints import describe, load_student, load_tokenizer
+from delvm.interop.fingerprint import may_carry
 from delvm.models.precision import has_bf16
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
@@ -155,14 +156,25 @@ def build(
     if config.teacher.checkpoint is None:
         raise UserError("a distillation needs a teacher: set teacher.checkpoint=PATH")
     teacher = load_student(config.teacher.checkpoint)
-    if teacher.tokenizer_fingerprint != student.tokenizer_fingerprint:
-        raise UserError(
-            f"teacher {config.teacher.checkpoint} was trained on ids of tokenizer "
-            f"{teacher.tokenizer_fingerprint}, {data.path} holds those of "
-            f"{student.tokenizer_fingerprint}: set data.path=PATH"
-        )
+    _check_ids(teacher, f"teacher {config.teacher.checkpoint}", data.path)
     _check_teacher(teacher, student, data.images * tokens)
     return DistillationTraining(student, teacher, part, optim=config.optim, **rest), sentences
+
+
+def _check_ids(trained: Transformer, name: str, data: str) -> None:
+    """Refuse a network that was trained on ids of another tokenizer than the data's.
+
+    Networks of other projects do not name theirs: they are told by the codes they carry, and
+    believed where they carry none.
+    """
+    codebook, ours = read_codebook(place(data))
+    theirs = trained.tokenizer_fingerprint
+    if theirs != ours if theirs else not may_carry(trained, codebook):
+        whose = f"tokenizer {theirs}" if theirs else "a tokenizer with other codes"
+        raise UserError(
+            f"{name} was trained on ids of {whose}, {data} holds those of {ours}: set "
+            "data.path=PATH"
+        )
 
 
 def _check_teacher(teacher: Transformer, student: Transformer, length: int) -> None:
@@ -188,12 +200,7 @@ def _student(config: TrainConfig, data: SentencesConfig) -> Transformer:
     if config.start is not None:
         trained = _started("student", config.start)
         assert isinstance(trained, Transformer)
-        if trained.tokenizer_fingerprint != fingerprint:
-            raise UserError(
-                f"start={config.start} was trained on ids of tokenizer "
-                f"{trained.tokenizer_fingerprint}, {data.path} holds those of {fingerprint}: "
-                "set data.path=PATH"
-            )
+        _check_ids(trained, f"start={config.start}", data.path)
         _begin(student, trained, config.start)
     return student
 

@@ -58,6 +58,7 @@ class StudentTraining(L.LightningModule):
         self.packed = packed
         self.guard: Guard | None = None
         self.sums = torch.zeros(0)
+        self.told: list[dict[str, Tensor]] = []  # figures of each batch of a step
 
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, FSDP2):
@@ -103,7 +104,7 @@ class StudentTraining(L.LightningModule):
         # Divided afterwards, since gradients of single tokens would vanish in half precision. By
         # what all ranks have, since the mean over ranks is to be that over all tokens.
         loss = over_logits(hidden, self.model.head.weight, part) / mean_over_ranks(weights.sum())
-        self.log("train/loss", loss.detach(), sync_dist=True)
+        self.told.append({"train/loss": loss.detach()})
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -142,6 +143,10 @@ class StudentTraining(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        # Once a step, which may be of several batches.
+        means = {k: torch.stack([each[k] for each in self.told]).mean() for k in self.told[0]}
+        self.told.clear()
+        self.log_dict(means, sync_dist=True)
         # Lightning's own clipping refuses fused optimizers under mixed precision
         norm = clip(self.trainer, optimizer, gradient_clip_val)
         if self.guard is not None:
@@ -211,5 +216,5 @@ class DistillationTraining(StudentTraining):
 
         tokens = mean_over_ranks(weights.sum())
         loss = over_logits(hidden, self.model.head.weight, part) / tokens
-        self.log_dict({name: total / tokens for name, total in told.items()}, sync_dist=True)
+        self.told.append({name: total / tokens for name, total in told.items()})
         return loss

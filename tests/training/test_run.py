@@ -8,8 +8,9 @@ import torch
 
 from delvm.data import manifest, shards
 from delvm.data.pictures import PicturesConfig
+from delvm.data.sentences import SentencesConfig
 from delvm.errors import UserError
-from delvm.interop.checkpoints import load_student, load_tokenizer
+from delvm.interop.checkpoints import load_student, load_tokenizer, save_model
 from delvm.training.config import (
     DistillationModule,
     LoggerConfig,
@@ -86,13 +87,48 @@ def test_distillation_towards_itself_is_free(tokens, tmp_path):
     )
     module, _ = build(config)
     module.model.load_state_dict(load_student(teacher).state_dict())
-    logged: dict[str, torch.Tensor] = {}
-    module.log_dict = logged.update
     loss = module.training_step(
         {"ids": torch.randint(0, V, (4, 16)), "pictures": torch.full((4,), 2)}, 0
     )
-    assert logged["train/kd"].item() == pytest.approx(0, abs=1e-6)
-    assert loss.item() == pytest.approx(logged["train/loss"].item())
+    (told,) = module.told
+    assert told["train/kd"].item() == pytest.approx(0, abs=1e-6)
+    assert loss.item() == pytest.approx(told["train/loss"].item())
+
+
+@pytest.mark.parametrize(
+    ("mark", "codes", "refused"),
+    [
+        ("", 1.0, ""),  # of another project, with the codes of these shards
+        ("", 1.1, "a tokenizer with other codes"),
+        ("e" * 16, 1.0, "tokenizer e{16}"),
+    ],
+)
+def test_a_teacher_is_known_by_its_tokenizer_or_its_codes(tokens, tmp_path, mark, codes, refused):
+    teacher = load_student(train(student_config(tokens, steps=1), tmp_path))
+    teacher.tokenizer_fingerprint = mark
+    teacher.embed.codebook *= codes
+    save_model(teacher, tmp_path / "teacher")
+    config = student_config(
+        tokens, module=DistillationModule(), teacher=TeacherConfig(str(tmp_path / "teacher"))
+    )
+    if not refused:
+        assert build(config)[0].teacher.tokenizer_fingerprint == ""
+        return
+    with pytest.raises(UserError, match=f"ids of {refused}, .* holds those of f{{16}}: set data"):
+        build(config)
+
+
+def test_the_loss_of_a_step_is_that_of_all_its_batches(tokens, tmp_path):
+    whole = student_config(tokens, steps=4)
+    parts = student_config(tokens, steps=4)
+    assert isinstance(parts.data, SentencesConfig)
+    parts.data = replace(parts.data, batch_size=parts.data.batch_size // 2)
+    parts.trainer.accumulate = 2
+    for config, name in ((whole, "whole"), (parts, "parts")):
+        config.trainer.log_every = 1
+        train(config, tmp_path / name)
+    wanted, found = (curve(tmp_path / name, "train/loss") for name in ("whole", "parts"))
+    assert len(found) == 4 and found == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize(
