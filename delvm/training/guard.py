@@ -1,7 +1,7 @@
 """Steps whose gradient is not finite are skipped, counted and told; a run of them ends a run."""
 
 import json
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ class Guard(L.Callback):
             limit: steps in a row after which the run ends.
         """
         self.data, self.report, self.limit = data, report, limit
-        self.skipped = self._in_a_row = 0
+        self.skipped = 0
+        self._in_a_row: Counter[str] = Counter()
         self._seen: deque[int] = deque()  # of each batch of this step, the number after its last
 
     def state_dict(self) -> dict[str, Any]:
@@ -47,18 +48,23 @@ class Guard(L.Callback):
     ) -> None:
         self._seen.append(batch["until"])
 
-    def passes(self, norm: Tensor, module: L.LightningModule) -> bool:
+    def passes(self, norm: Tensor, module: L.LightningModule, whose: str = "model") -> bool:
         """Whether a step may be taken; if not, the gradients are dropped, so that nothing moves.
+
+        Args:
+            norm: of the gradients.
+            module: that is trained.
+            whose: gradients they are, where an adversary has steps of its own.
 
         Raises:
             Diverged: this has gone on for too long.
         """
         if bool(torch.isfinite(norm)):
-            self._in_a_row = 0
+            self._in_a_row[whose] = 0
             return True
         drop_gradients(module)
         self.skipped += 1
-        self._in_a_row += 1
+        self._in_a_row[whose] += 1
         step = module.global_step
         size = self.data.config.batch_size
         examples = [
@@ -69,10 +75,10 @@ class Guard(L.Callback):
         line = {"step": step, "rank": module.global_rank, "norm": str(float(norm))}
         with self.report.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line | {"examples": examples}) + "\n")
-        if self._in_a_row >= self.limit:
+        if self._in_a_row[whose] >= self.limit:
             raise Diverged(
-                f"the gradient was not finite for {self.limit} steps in a row, up to step {step}: "
-                f"the checkpoints are from before, {self.report} names the examples; lower "
+                f"the gradient of the {whose} was not finite for {self.limit} steps in a row, up to "
+                f"step {step}: the checkpoints are from before, {self.report} names the examples; lower "
                 "optim.lr, or set trainer.precision=32-true, and resume=auto"
             )
         return False

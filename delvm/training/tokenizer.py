@@ -123,7 +123,7 @@ class TokenizerTraining(L.LightningModule):
             norm = nn.utils.get_total_norm(
                 weight.grad for weight in self.adversary.parameters() if weight.grad is not None
             )
-            self.guard.passes(norm, self)
+            self.guard.passes(norm, self, "adversary")
         optimizer.step()
         self._schedulers()[1].step()
         self.log_dict(

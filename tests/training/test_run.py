@@ -9,8 +9,9 @@ import torch
 from delvm.data import manifest, shards
 from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
-from delvm.errors import UserError
+from delvm.errors import Diverged, UserError
 from delvm.interop.checkpoints import load_student, load_tokenizer, save_model
+from delvm.training import tokenizer as tokenizer_module
 from delvm.training.config import (
     DistillationModule,
     LoggerConfig,
@@ -170,6 +171,15 @@ def test_every_logger_gets_the_pictures_and_each_run_is_its_own(pictures, tmp_pa
         assert {file.name.split("_")[0] for file in media} == {"reconstructions", "codes"}
         (events,) = (tmp_path / name / "tensorboard").glob("*tfevents*")
         assert b"val/reconstructions" in events.read_bytes()
+
+
+def test_an_adversary_that_is_no_number_for_ever_ends_the_run(pictures, tmp_path, monkeypatch):
+    """Though every step of the tokenizer between its own is fine."""
+    monkeypatch.setattr(tokenizer_module, "hinge", lambda real, false: torch.nan * real.sum())
+    config = tokenizer_config(pictures, 8, adversarial=0.5, adversarial_start=0)
+    config.module.discriminator_layers, config.trainer.max_skipped = 1, 3
+    with pytest.raises(Diverged, match="gradient of the adversary was not finite for 3 steps"):
+        train(config, tmp_path)
 
 
 def test_an_adversary_learns_from_its_start_on(pictures, tmp_path):
