@@ -77,9 +77,9 @@ class Guard(L.Callback):
             file.write(json.dumps(line | {"examples": examples}) + "\n")
         if self._in_a_row[whose] >= self.limit:
             raise Diverged(
-                f"the gradient of the {whose} was not finite for {self.limit} steps in a row, up to "
-                f"step {step}: the checkpoints are from before, {self.report} names the examples; lower "
-                "optim.lr, or set trainer.precision=32-true, and resume=auto"
+                f"the gradient of the {whose} was not finite for {self.limit} steps in a row, up "
+                f"to step {step}: the checkpoints are from before, {self.report} names the "
+                "examples; lower optim.lr, or set trainer.precision=32-true, and resume=auto"
             )
         return False
 
