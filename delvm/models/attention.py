@@ -15,14 +15,12 @@ from torch import Tensor, nn
 
 from delvm.models.blockwise import blockwise
 
-HALF = (torch.bfloat16, torch.float16)
-
 
 class Backend(Enum):
     """What computes attention: torch, xformers on a GPU, or large products on a processor.
 
     ``auto`` is xformers for packed documents where it works, since it skips what lies between
-    them; blockwise on a processor in half precision, where torch's is slow; else torch.
+    them; blockwise on a processor in bfloat16, where torch's is slow; else torch.
     """
 
     auto = "auto"
@@ -176,7 +174,7 @@ def chosen(backend: Backend, documents: Documents | None, q: Tensor, dropout: fl
         ValueError: what was asked for does not work here.
     """
     if backend is Backend.auto:
-        if q.device.type == "cpu" and q.dtype in HALF and not dropout:
+        if q.device.type == "cpu" and q.dtype is torch.bfloat16 and not dropout:
             return Backend.blockwise
         packed = documents is not None and works(q.device, q.dtype)
         return Backend.xformers if packed else Backend.sdpa

@@ -1,4 +1,4 @@
-"""Causal attention on a processor in half precision, a block of queries at a time.
+"""Causal attention on a processor in bfloat16, a block of queries at a time.
 
 torch's own attention there multiplies small tiles, at a tenth to a sixth of the processor's speed.
 Here each product is a large one over all heads. The backward pass computes a block's weights again

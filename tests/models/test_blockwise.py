@@ -109,9 +109,10 @@ def test_a_compiled_student_in_bfloat16_has_the_gradients_of_torchs_attention():
             assert (each[name] - wanted).norm() < 0.03 * wanted.norm(), name
 
 
-def test_auto_takes_it_in_half_precision_on_a_processor_alone():
+def test_auto_takes_it_in_bfloat16_on_a_processor_alone():
     q = torch.zeros(1, 2, 1, 4)
     assert chosen(Backend.auto, None, q, 0.0) is Backend.sdpa
+    assert chosen(Backend.auto, None, q.half(), 0.0) is Backend.sdpa  # slower in large products
     assert chosen(Backend.auto, None, q.bfloat16(), 0.0) is Backend.blockwise
     assert chosen(Backend.auto, None, q.bfloat16(), 0.1) is Backend.sdpa
     assert chosen(Backend.blockwise, None, q, 0.0) is Backend.blockwise
