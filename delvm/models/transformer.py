@@ -10,6 +10,7 @@ Notation:
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
 
@@ -156,13 +157,16 @@ class Transformer(nn.Module):
 
     rotary: Tensor
 
-    def __init__(self, config: TransformerConfig, codebook: Tensor | None = None) -> None:
-        """Build the model and draw its initial weights from torch's global generator.
+    def __init__(
+        self, config: TransformerConfig, codebook: Tensor | None = None, *, later: bool = False
+    ) -> None:
+        """Build the model and draw its initial weights, seeded by torch's global generator.
 
         Args:
             config: the architecture.
             codebook: (V, d), the tokenizer's; kept frozen, needed with ``embedding: codebook``
                 unless weights are loaded afterwards.
+            later: leave the blocks without storage, and the weights to `fill`.
 
         Raises:
             ValueError: the architecture contradicts itself or the codebook.
@@ -171,6 +175,7 @@ class Transformer(nn.Module):
         c = config
         _check(c, codebook)
         self.config = c
+        self.seed = int(torch.randint(2**62, (), device="cpu"))  # of the initial weights
         self.tokenizer_fingerprint = ""  # of the tokenizer whose ids this model was trained on
         self.space = TokenSpace(c.vocab_size)  # all ids are pictures, unless a checkpoint says more
         self.embed: nn.Module = (
@@ -179,7 +184,8 @@ class Transformer(nn.Module):
             else nn.Embedding(c.vocab_size, c.width)
         )
         depths = torch.linspace(0, 1, c.layers, device="cpu").tolist()
-        self.blocks = nn.ModuleList(Block(c, depth) for depth in depths)
+        with torch.device("meta") if later else nullcontext():
+            self.blocks = nn.ModuleList(Block(c, depth) for depth in depths)
         self.norm = Norm(c.width, eps=c.norm_eps)
         self.head = nn.Linear(c.width, c.vocab_size, bias=False)
         if c.embedding is Embedding.tied and isinstance(self.embed, nn.Embedding):
@@ -188,7 +194,9 @@ class Transformer(nn.Module):
         self.recompute = 0
         table = rotary_table(c.context, c.head_width, c.rope_base)
         self.register_buffer("rotary", table, persistent=False)
-        self.init_weights()
+        if not later and not self.head.weight.is_meta:
+            for _ in self.fill():
+                pass
         if codebook is not None and isinstance(self.embed, CodebookEmbedding):
             self.embed.codebook.copy_(codebook)
 
@@ -199,18 +207,22 @@ class Transformer(nn.Module):
         self.rotary = rotary_table(c.context, c.head_width, c.rope_base).to(self.rotary.device)
         return self
 
-    def init_weights(self) -> None:
-        """Draw the initial weights, all in one place.
+    def fill(self) -> Iterator[nn.Module]:
+        """Draw the initial weights, all in one place; yield each block with its own, then all.
+
+        Blocks get their storage here if they have none, so that whoever spreads them over
+        processes holds one whole block at a time.
 
         ``reference`` is what the reference's code does (DESIGN, section 3): note that it scales
         the *up* projection by depth, and the down projection not at all.
         """
-        if self.head.weight.is_meta:  # there is nothing to fill
-            return
         c = self.config
+        draws = torch.Generator().manual_seed(self.seed)
         reference = c.init is Init.reference
         for number, block in enumerate(self.blocks, start=1):
             assert isinstance(block, Block)
+            if block.mlp.up.weight.is_meta:
+                block.to_empty(device="cpu")
             if reference:
                 deep = 0.006 / math.sqrt(2 * number)
                 stds = {"qkv": 0.006, "out": deep, "gate": 0.006, "up": deep, "down": 0.0015}
@@ -219,18 +231,22 @@ class Transformer(nn.Module):
                 stds = {"qkv": 0.02, "out": deep, "gate": 0.02, "up": 0.02, "down": deep}
             for name, module in block.named_modules():
                 if isinstance(module, nn.Linear):
-                    nn.init.normal_(module.weight, std=stds[name.rsplit(".", 1)[-1]])
+                    std = stds[name.rsplit(".", 1)[-1]]
+                    nn.init.normal_(module.weight, std=std, generator=draws)
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
+                elif isinstance(module, Norm):
+                    nn.init.ones_(module.weight)
+            yield block
         end = 0.0052 if reference else 0.02
-        nn.init.normal_(self.head.weight, std=end)
+        nn.init.normal_(self.head.weight, std=end, generator=draws)
         if isinstance(self.embed, CodebookEmbedding):
             # an ordinary start wants unit-variance inputs whatever the scale of the codes is
-            nn.init.normal_(
-                self.embed.project.weight, std=end if reference else c.codebook_dim**-0.5
-            )
+            std = end if reference else c.codebook_dim**-0.5
+            nn.init.normal_(self.embed.project.weight, std=std, generator=draws)
         elif isinstance(self.embed, nn.Embedding):
-            nn.init.normal_(self.embed.weight, std=end)
+            nn.init.normal_(self.embed.weight, std=end, generator=draws)
+        yield self
 
     def hidden(
         self, ids: Tensor, cache: KeyValueCache | None = None, documents: Tensor | None = None

@@ -32,6 +32,7 @@ from delvm.training.callbacks import (
 from delvm.training.checkpoints import Checkpoints, CleanStop, Randomness
 from delvm.training.config import (
     DistillationModule,
+    StrategyName,
     StudentModule,
     TokenizerModule,
     TrainConfig,
@@ -195,7 +196,10 @@ def _check_teacher(teacher: Transformer, student: Transformer, length: int) -> N
 def _student(config: TrainConfig, data: SentencesConfig) -> Transformer:
     net = config.student.net
     codebook, fingerprint = read_codebook(place(data.path))
-    student = _made(Transformer, net, codebook if net.embedding is Embedding.codebook else None)
+    codes = codebook if net.embedding is Embedding.codebook else None
+    # Filled where it is spread (`FSDP2.shard`), or each process of a node would hold all of it.
+    later = config.strategy.name in (StrategyName.fsdp2, StrategyName.hsdp) and not config.start
+    student = _made(Transformer, net, codes, later=later)
     student.tokenizer_fingerprint = fingerprint
     if config.start is not None:
         trained = _started("student", config.start)
@@ -228,9 +232,9 @@ def _begin(model: VQGAN | Transformer, trained: VQGAN | Transformer, start: str)
     model.load_state_dict(trained.state_dict())
 
 
-def _made(kind: Any, *parts: Any) -> Any:
+def _made(kind: Any, *parts: Any, **options: Any) -> Any:
     try:
-        return kind(*parts)
+        return kind(*parts, **options)
     except ValueError as error:  # a net that contradicts itself is the user's to mend
         raise UserError(str(error)) from None
 

@@ -175,9 +175,11 @@ class FSDP2(_CheckpointInParts, ModelParallelStrategy):
         policy = MixedPrecisionPolicy(
             param_dtype=self.gather, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-        for block in model.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+        # A model without storage is filled a block at a time: no process ever holds all of it.
+        empty = next(model.blocks.parameters()).is_meta
+        parts = model.fill() if empty else iter((*model.blocks, model))
+        for part in parts:
+            fully_shard(part, mesh=mesh, mp_policy=policy)
         # Losses ask for hidden states, and multiply by the head themselves. The weights outside
         # the blocks stay gathered from there to the end of the backward pass.
         register_fsdp_forward_method(model, "hidden")

@@ -155,6 +155,26 @@ def test_the_compiled_network_has_the_plain_ones_gradients():
             assert (found.grad - wanted.grad).norm() < 0.05 * wanted.grad.norm()
 
 
+@pytest.mark.parametrize("embedding", list(Embedding))
+def test_weights_drawn_later_are_the_same(embedding):
+    """A block at a time, each with its storage only then."""
+    config = TransformerConfig(40, 32, 3, 4, context=8, codebook_dim=8, embedding=embedding)
+    codebook = torch.randn(40, 8) if embedding is Embedding.codebook else None
+    torch.manual_seed(3)
+    wanted = Transformer(config, codebook).state_dict()
+    torch.manual_seed(3)
+    model = Transformer(config, codebook, later=True)
+    parts = []
+    for part in model.fill():
+        parts.append(part)
+        storage = [not next(block.parameters()).is_meta for block in model.blocks]
+        assert storage == [len(parts) > place for place in range(3)]
+    assert parts == [*model.blocks, model]
+    found = model.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_documents_are_read_one_at_a_time():
     """Packed in one row, each gives what it gives alone: they see nothing of each other."""
     torch.manual_seed(0)

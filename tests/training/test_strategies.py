@@ -18,7 +18,7 @@ from delvm.interop.checkpoints import load_student
 from delvm.training import strategies
 from delvm.training.config import StrategyName
 from delvm.training.memory import memory
-from delvm.training.run import train
+from delvm.training.run import build, train
 from tests.training.ranks import CLIP, SINGLE, SPREAD, STOP, config, tied
 from tests.training.runs import N, V, curve
 
@@ -125,6 +125,13 @@ def test_each_process_holds_its_part_and_no_more(runs, mixture):
             states, gradients = json.loads((runs / f"held_{rank}.json").read_text())[name]
             assert states == pytest.approx(told.optimizer, rel=0.01)
             assert gradients == pytest.approx(told.gradients, rel=0.01)
+
+
+def test_no_process_builds_the_whole_student(mixture):
+    for name, strategy in {"single": SINGLE, **SPREAD}.items():
+        module, _ = build(config(mixture, strategy, 1 if name == "single" else 2))
+        empty = {weight.is_meta for weight in module.model.blocks.parameters()}
+        assert empty == {name in ("fsdp2", "hsdp")}
 
 
 @pytest.mark.parametrize("name", ["two_two", "two_one", "one_two"])
