@@ -10,27 +10,30 @@ import os
 
 # The variable that says it to a process that starts, mallopt's number for the same, the value.
 _OPTIONS = (
-    ("MALLOC_MMAP_MAX_", -4, 0),
-    ("MALLOC_TRIM_THRESHOLD_", -1, 2**31 - 1),
+    ("MALLOC_MMAP_MAX_", -4, 0),  # no block is mapped by itself
+    ("MALLOC_TRIM_THRESHOLD_", -1, -1),  # the heap is never trimmed
 )
 
 
 def keep_freed() -> bool:
-    """Keep freed memory in this process and in those that it starts, for the next tensor.
+    """Keep what the main thread frees in this process and those that it starts, for later tensors.
 
-    Does nothing where the environment already says one of the two, or the C library has no
-    ``mallopt``. A process holds on to the most that it has needed so far.
+    Does nothing where the environment already says something of this, or where the C library has
+    no ``mallopt``. A process then never shrinks; before glibc 2.38, which finds the place of an
+    aligned block only after some tries, it may grow to more than it needs.
 
     Returns:
         Whether it was done.
     """
-    if any(name in os.environ for name, _, _ in _OPTIONS):
+    said = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if said or any(name in os.environ for name, _, _ in _OPTIONS):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
         return False
     for name, number, value in _OPTIONS:
-        mallopt(number, value)
+        if not mallopt(number, value):
+            return False
         os.environ[name] = str(value)
     return True

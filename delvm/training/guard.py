@@ -54,7 +54,7 @@ class Guard(L.Callback):
         Args:
             norm: of the gradients.
             module: that is trained.
-            whose: gradients they are, where an adversary has steps of its own.
+            whose: what has these gradients; an adversary has steps of its own.
 
         Raises:
             Diverged: this has gone on for too long.

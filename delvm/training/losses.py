@@ -131,7 +131,7 @@ def over_logits(
         held: logits that are there at once, at most.
 
     Returns:
-        A number, differentiable in hidden and weight.
+        A number, differentiable in hidden and weight, once.
     """
     dtype = product_dtype(weight)
     rows = max(1, held // len(weight))
@@ -164,7 +164,8 @@ class _OverLogits(torch.autograd.Function):
                 # Summed in float32, as half precision would lose the small ones.
                 to_weight = added.float() if to_weight is None else to_weight.add_(added)
         if learning:
-            assert to_weight is not None
+            if to_weight is None:  # there are no rows
+                to_weight = torch.zeros_like(weight, dtype=torch.float32)
             ctx.save_for_backward(to_hidden, to_weight.to(weight.dtype))
         return total
 

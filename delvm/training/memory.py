@@ -6,7 +6,7 @@ and what a driver takes (1 to 2 GB) comes on top.
 
 Notation:
     C width    I inner width of the MLP    H heads    V vocabulary    d width of a code
-    n tokens of a batch on one device    e bytes of a number in which products are taken
+    n tokens of a batch on one device
 """
 
 from dataclasses import dataclass, replace
@@ -63,7 +63,7 @@ def memory(
     recompute: int = 0,
     gpu: bool = True,
 ) -> Memory:
-    """What a step of training a student takes on each device.
+    """What a step of training a student takes on each device; masks of dropout are not counted.
 
     Args:
         net: the student.
@@ -84,14 +84,18 @@ def memory(
     whole = net.layers * block + outside
     here = -(-whole // parts)
     n = batch * (tokens or net.context)
+    # Under autocast an embedding of one's own hands on float32, and so do all blocks after it.
+    wide = net.embedding is not Embedding.codebook and used < kept and not spread
+    held = _Held(used, FLOAT if wide else used, gpu)
+    cast = net.vocab_size * net.width * (used if used < kept else 0)  # of the head, by the loss
     return Memory(
         weights=here * kept + codebook * kept,
         gradients=here * kept,
         optimizer=2 * here * kept,
         copies=_gathered(block, outside, used) if spread else whole * (used if used < kept else 0),
-        activations=_activations(net, n, used, kept, recompute, gpu),
-        logits=_logits(n * net.vocab_size, used, gpu),
-        again=n * _again(net, used, gpu, recompute) if recompute else 0,
+        activations=_activations(net, n, held, recompute) + cast,
+        logits=_logits(net, n, held),
+        again=n * _again(net, held, recompute) if recompute else 0,
     )
 
 
@@ -113,48 +117,66 @@ def _gathered(block: int, outside: int, used: int) -> int:
     return used * (2 * outside + 3 * block) + FLOAT * max(block, outside)
 
 
-def _norm(width: int, e: int, gpu: bool) -> int:
+@dataclass(frozen=True)
+class _Held:
+    """In what numbers, and where.
+
+    Attributes:
+        e: bytes of a number in which products are taken.
+        r: of one that a block hands on to the next.
+        gpu: as of `memory`.
+    """
+
+    e: int
+    r: int
+    gpu: bool
+
+
+def _norm(width: int, r: int, gpu: bool) -> int:
     """Bytes a row that a norm leaves.
 
     Its input, and one number; without a kernel the input and the result, both in float32.
     """
-    return FLOAT + (e * width if gpu else 2 * FLOAT * width)
+    return FLOAT + (r * width if gpu else 2 * FLOAT * width)
 
 
-def _logits(every: int, e: int, gpu: bool) -> int:
-    """Bytes of the logits that are there at once, of as many in all, and of their losses."""
-    there = min(every, LOGITS_HELD)
-    exact = min(there, LOSSES_HELD.get("cuda" if gpu else "cpu", LOGITS_HELD))
-    return e * there + FLOAT * exact * (LOSS_COPIES + (e < FLOAT))
+def _logits(net: TransformerConfig, n: int, h: _Held) -> int:
+    """Bytes of the logits that are there at once, and of what is made of them.
+
+    First that is their losses, a few at a time in float32; then what they add to the head's
+    gradient.
+    """
+    there = min(n * net.vocab_size, LOGITS_HELD)
+    exact = min(there, LOSSES_HELD.get("cuda" if h.gpu else "cpu", LOGITS_HELD))
+    losses = FLOAT * exact * (LOSS_COPIES + (h.e < FLOAT))
+    return h.e * there + max(losses, h.e * net.vocab_size * net.width)
 
 
-def _block(net: TransformerConfig, e: int, gpu: bool) -> int:
+def _block(net: TransformerConfig, h: _Held) -> int:
     """Bytes a token that a block leaves for its backward pass."""
-    c = net.width
+    c, e = net.width, h.e
     attention = 4 * e * c  # q, k, v and the result
-    if gpu or e == FLOAT:  # torch's: with the storage that q, k and v came in
+    if h.gpu or e == FLOAT or net.dropout:  # torch's: with the storage that q, k and v came in
         attention += 2 * e * c + FLOAT * net.heads
     if net.qk_norm:
-        attention += 2 * net.heads * _norm(net.head_width, e, gpu)
+        attention += 2 * net.heads * _norm(net.head_width, e, h.gpu)
     mlp = 4 * e * net.inner  # gate, its SiLU, up, the product
-    return 2 * (_norm(c, e, gpu) + e * c) + attention + mlp
+    return 2 * (_norm(c, h.r, h.gpu) + e * c) + attention + mlp
 
 
-def _again(net: TransformerConfig, e: int, gpu: bool, recompute: int) -> int:
+def _again(net: TransformerConfig, h: _Held, recompute: int) -> int:
     """Bytes a token of a block that is computed again, and of two gradients within it."""
     # Where a later block is not computed again, what that one had kept is gone by then.
     last = (net.layers - 1) % recompute == 0
-    return 2 * e * net.inner + (_block(net, e, gpu) if last else 0)
+    return 2 * h.e * net.inner + (_block(net, h) if last else 0)
 
 
-def _activations(
-    net: TransformerConfig, n: int, e: int, kept: int, recompute: int, gpu: bool
-) -> int:
+def _activations(net: TransformerConfig, n: int, h: _Held, recompute: int) -> int:
     """What the blocks, the embedding, the last norm and the loss leave for the backward pass."""
     c = net.width
     again = -(-net.layers // recompute) if recompute else 0
-    blocks = (net.layers - again) * _block(net, e, gpu) + again * e * c
-    embedding = e * net.codebook_dim if net.embedding is Embedding.codebook else 0
-    # The loss leaves the gradients of the hidden states and of the head, and casts the head.
-    rows = n * (blocks + embedding + _norm(c, e, gpu) + 2 * e * c)
-    return rows + net.vocab_size * c * (FLOAT + kept + (e if e < kept else 0))
+    blocks = (net.layers - again) * _block(net, h) + again * h.r * c
+    embedding = h.e * net.codebook_dim if net.embedding is Embedding.codebook else 0
+    # The loss leaves the gradients of the hidden states and of the head.
+    rows = n * (blocks + embedding + _norm(c, h.r, h.gpu) + 2 * h.r * c)
+    return rows + FLOAT * net.vocab_size * c

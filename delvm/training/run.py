@@ -170,7 +170,8 @@ def _check_ids(trained: Transformer, name: str, data: str) -> None:
     """
     codebook, ours = read_codebook(place(data))
     theirs = trained.tokenizer_fingerprint
-    if theirs != ours if theirs else not may_carry(trained, codebook):
+    fits = theirs == ours if theirs else may_carry(trained, codebook)
+    if not fits:
         whose = f"tokenizer {theirs}" if theirs else "a tokenizer with other codes"
         raise UserError(
             f"{name} was trained on ids of {whose}, {data} holds those of {ours}: set "

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from delvm.allocator import keep_freed
 from delvm.models.precision import has_bf16, peak_flops
@@ -124,7 +125,7 @@ _state: dict[str, Any] = {}  # of such a process
 
 
 def _begin(name: str, size: Size) -> None:
-    import transformers  # noqa: F401  # in all of them, so that its own size cancels
+    import torch._inductor.compile_fx  # noqa: F401  # in all of them, as LlamaForCausalLM is
 
     if name != "theirs":
         keep_freed()
@@ -146,8 +147,9 @@ def _high_water() -> float:
 
 
 def ours(size: Size, compiled: bool = True) -> Callable[[Tensor], Tensor]:
-    """loss(ids (B, T + 1)) of our student."""
-    model = Transformer(size.config).train()
+    """loss(ids (B, T)) of our student, of each id after the first."""
+    c = size.config
+    model = Transformer(c, torch.randn(c.vocab_size, c.codebook_dim)).train()
     if compiled:
         for block in model.blocks:
             block.compile()
@@ -167,9 +169,10 @@ def ours(size: Size, compiled: bool = True) -> Callable[[Tensor], Tensor]:
 
 
 def theirs(size: Size) -> Callable[[Tensor], Tensor]:
-    """loss(ids (B, T + 1)) of transformers' model of that size."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """The same of transformers' model of that size.
 
+    Its table of embeddings is frozen, as our codebook is, so that as much is trained.
+    """
     c = size.config
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -178,10 +181,11 @@ def theirs(size: Size) -> Callable[[Tensor], Tensor]:
             max_position_embeddings=c.context, rms_norm_eps=c.norm_eps, use_cache=False,
         )
     ).train()  # fmt: skip
+    model.model.embed_tokens.requires_grad_(False)
 
     def loss(ids: Tensor) -> Tensor:
-        known = ids[:, :-1]  # shifted inside, which leaves one token less to be predicted
-        return model(input_ids=known, labels=known).loss
+        # Their own shift would compute the logits after the last id as well, and drop them.
+        return model(input_ids=ids[:, :-1], shift_labels=ids[:, 1:], labels=ids[:, 1:]).loss
 
     loss.model = model  # type: ignore[attr-defined]
     return loss
@@ -190,15 +194,17 @@ def theirs(size: Size) -> Callable[[Tensor], Tensor]:
 def step_of(loss: Any, size: Size) -> Callable[[], float]:
     """A step of training: forward, backward, AdamW."""
     model: nn.Module = loss.model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    ids = torch.randint(0, size.config.vocab_size, (size.rows, size.length + 1))
+    learned = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
+    drawn = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, size.config.vocab_size, (size.rows, size.length + 1), generator=drawn)
 
     def step() -> float:
         start = time.perf_counter()
         with torch.autocast("cpu", DTYPE):
             value = loss(ids)
         value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return time.perf_counter() - start

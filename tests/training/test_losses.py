@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from delvm.training import losses
 from delvm.training.losses import (
     cross_entropy,
     distillation,
@@ -69,10 +70,19 @@ def test_distillation_is_zero_between_equals():
     assert distillation(logits, logits, 1.0, False).tolist() == pytest.approx([0] * 6)
 
 
+def test_a_loss_of_no_rows_is_zero():
+    hidden, weight = torch.randn(0, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    loss = over_logits(hidden, weight, lambda logits, rows: logits.sum())
+    loss.backward()
+    assert loss == 0 and weight.grad.count_nonzero() == 0 and hidden.grad.shape == (0, 4)
+
+
 @pytest.mark.parametrize("held", [1, 7 * 11, 10**9])
+@pytest.mark.parametrize("exact", [1 << 20, 2 * 11])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_loss_in_parts_is_the_loss_of_all_logits(held, smoothing):
+def test_a_loss_in_parts_is_the_loss_of_all_logits(held, exact, smoothing, monkeypatch):
     """Value and both gradients, to 1e-6 of float32."""
+    monkeypatch.setitem(losses.LOSSES_HELD, "cpu", exact)
     torch.manual_seed(0)
     hidden, weight = torch.randn(23, 16), torch.randn(11, 16)
     targets, weights = torch.randint(0, 11, (23,)), torch.rand(23)

@@ -110,10 +110,11 @@ def test_a_step_takes_what_is_told(precision, recompute):
     ],
     ids=str,
 )
-def test_whatever_the_student(changes):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_whatever_the_student(changes, precision):
     net = replace(NET, **changes)
-    told = memory(net, StrategyName.single, "32-true", BATCH, gpu=False)
-    _, _, most = measured(net, "32-true", 0)
+    told = memory(net, StrategyName.single, precision, BATCH, gpu=False)
+    _, _, most = measured(net, precision, 0)
     assert 0.99 * most < told.total < (1 + TENTH) * most
 
 
