@@ -30,6 +30,7 @@ from delvm.training.callbacks import (
     TrainingProgress,
 )
 from delvm.training.checkpoints import Checkpoints, CleanStop, Randomness
+from delvm.training.compiling import compile_blocks
 from delvm.training.config import (
     DistillationModule,
     StrategyName,
@@ -76,8 +77,7 @@ def train(config: TrainConfig, folder: Path) -> Path:
     if isinstance(model, Transformer):
         model.recompute = config.trainer.recompute
         if config.trainer.compile:
-            for block in model.blocks:
-                block.compile()
+            compile_blocks(model)
     if resume is None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         (folder / "skipped.jsonl").unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from delvm.allocator import keep_freed
 from delvm.models.precision import has_bf16, peak_flops
 from delvm.models.transformer import Transformer, TransformerConfig
+from delvm.training.compiling import compile_blocks
 from delvm.training.losses import cross_entropy, over_logits
 from experiments.bench.frame import Row
 
@@ -151,8 +152,7 @@ def ours(size: Size, compiled: bool = True) -> Callable[[Tensor], Tensor]:
     c = size.config
     model = Transformer(c, torch.randn(c.vocab_size, c.codebook_dim)).train()
     if compiled:
-        for block in model.blocks:
-            block.compile()
+        compile_blocks(model)
 
     def loss(ids: Tensor) -> Tensor:
         hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
@@ -185,7 +185,8 @@ def theirs(size: Size) -> Callable[[Tensor], Tensor]:
 
     def loss(ids: Tensor) -> Tensor:
         # Their own shift would compute the logits after the last id as well, and drop them.
-        return model(input_ids=ids[:, :-1], shift_labels=ids[:, 1:], labels=ids[:, 1:]).loss
+        after = ids[:, 1:].contiguous()
+        return model(input_ids=ids[:, :-1], labels=after, shift_labels=after).loss
 
     loss.model = model  # type: ignore[attr-defined]
     return loss
