@@ -2,6 +2,6 @@
 
 import sys
 
-from delvm.commands.cli import main
+from delvm.commands.cli import entry
 
-sys.exit(main())
+sys.exit(entry())

@@ -178,3 +178,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
+
+
+def entry() -> int:
+    """`main` of a process of its own: the console script."""
+    code = main()
+    if "delvm.training.strategies" in sys.modules:
+        from delvm.training.strategies import leave
+
+        leave(code)
+    return code

@@ -8,8 +8,10 @@ weights are gathered while the block computes. Each then writes its own part of 
 
 import atexit
 import errno
+import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -69,7 +71,7 @@ def strategy(config: TrainConfig, precision: str) -> str | Strategy:
     c, world = config.strategy, config.trainer.world
     if c.name is StrategyName.single:
         return "auto"
-    atexit.register(_leave)
+    atexit.register(_disconnect)
     if c.name is StrategyName.ddp:
         return DDPStrategy(
             process_group_backend=c.backend,
@@ -297,8 +299,22 @@ def export(trainer: L.Trainer, model: VQGAN | Transformer, folder: Path) -> None
     trainer.strategy.barrier()
 
 
-def _leave() -> None:
-    """End the connections to other processes, whose threads may otherwise abort this one's exit."""
+def leave(code: int) -> None:
+    """End this process now with an exit code if it is one of several; its work is done.
+
+    Threads of the connections may abort an orderly end ("terminate called without an active
+    exception"), and torchrun would call a finished run failed.
+    """
+    if dist.is_available() and dist.is_initialized():
+        _disconnect()
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _disconnect() -> None:
+    """End the connections to other processes, where `leave` is not reached."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

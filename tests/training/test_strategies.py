@@ -165,6 +165,39 @@ def test_a_checkpoint_in_parts_is_a_student(runs):
     assert all(torch.equal(read.state_dict()[key], exported[key]) for key in exported)
 
 
+def test_the_command_under_torchrun(mixture, tmp_path, root):
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "delvm", "train", "module=student",
+             "student=tiny", "tokenizer=shapes_f8_32", "data=sentences", f"data.path={mixture}",
+             f"output={tmp_path / 'run'}", "data.batch_size=2", "data.images_per_sentence=6",
+             f"tokenizer.net.num_embeddings={V}", "tokenizer.net.quantized_embed_dim=8",
+             "tokenizer.net.resolution=8", "tokenizer.net.channel_mult=[1]", "student.net.layers=1",
+             "trainer.max_steps=2", "trainer.devices=2", "strategy=fsdp2"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words], cwd=root, capture_output=True,
+        text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stderr.count("train student: 2/2") == 1
+    assert load_student(tmp_path / "run").config.layers == 1
+
+
+def test_one_of_several_processes_ends_with_its_code_and_all_it_said(tmp_path):
+    script = """
+import sys
+from torch import distributed
+from delvm.training.strategies import leave
+leave(5)  # nobody else is there yet
+print("alone")
+distributed.init_process_group("gloo", f"file://{sys.argv[1]}", rank=0, world_size=1)
+print("said", end="")
+leave(3)
+print("never")
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "alone\nsaid")
+
+
 def test_gradients_that_are_scaled_up_are_clipped_as_they_are():
     """As under 16-mixed, where a fused optimizer would take the scale out only in its step."""
     weight = nn.Parameter(torch.zeros(2))
