@@ -117,6 +117,7 @@ class Norm(nn.RMSNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., C), each row over the root of its mean square, times the weights."""
         with torch.autocast(x.device.type, enabled=False):
             weight = self.weight.to(x.dtype)
             return F.rms_norm(x, list(self.normalized_shape), weight, self.eps)

@@ -87,13 +87,12 @@ def memory(
     # Under autocast an embedding of one's own hands on float32, and so do all blocks after it.
     wide = net.embedding is not Embedding.codebook and used < kept and not spread
     held = _Held(used, FLOAT if wide else used, gpu)
-    cast = net.vocab_size * net.width * (used if used < kept else 0)  # of the head, by the loss
     return Memory(
         weights=here * kept + codebook * kept,
         gradients=here * kept,
         optimizer=2 * here * kept,
         copies=_gathered(block, outside, used) if spread else whole * (used if used < kept else 0),
-        activations=_activations(net, n, held, recompute) + cast,
+        activations=_activations(net, n, held, recompute),
         logits=_logits(net, n, held),
         again=n * _again(net, held, recompute) if recompute else 0,
     )

@@ -9,6 +9,7 @@ from delvm.models import blockwise as module
 from delvm.models.attention import Backend, Documents, attend, chosen
 from delvm.models.blockwise import blockwise
 from delvm.models.transformer import Transformer, TransformerConfig
+from delvm.training.compiling import compile_blocks
 
 
 def drawn(length: int, dtype: torch.dtype, rows: int = 2, heads: int = 3, width: int = 16):
@@ -112,8 +113,7 @@ def test_a_compiled_student_in_bfloat16_has_the_gradients_of_torchs_attention():
             torch.randn(40, 8),
         ).train()
         if compiled:
-            for block in model.blocks:
-                block.compile()
+            compile_blocks(model)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(ids[:, :-1], documents=documents)
             F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten()).backward()
