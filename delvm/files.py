@@ -69,21 +69,25 @@ def remove_tree(path: Place) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def cache_folder() -> Path:
+    """Where stays what can be made again: ``$DELVM_CACHE``, by default ``~/.cache/delvm``."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delvm"
+    return Path(os.environ.get("DELVM_CACHE") or default)
+
+
 def local(path: Place) -> Path:
     """A file of this machine with what is at ``path``: itself, or a copy of what a store holds.
 
-    Copies stay in ``$DELVM_CACHE`` (by default ``~/.cache/delvm``), each fetched once, and again
-    when the store has another version; nothing removes them.
+    Copies stay in `cache_folder`, each fetched once, and again when the store has another version;
+    nothing removes them.
 
     Raises:
         FileNotFoundError: the store has no such file.
     """
     if isinstance(path, Path):
         return path
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delvm"
-    cache = Path(os.environ.get("DELVM_CACHE") or default)
     digest = hashlib.sha256(f"{path.url} {path.version()}".encode()).hexdigest()
-    copy = cache / digest[:2] / f"{digest[2:32]}-{path.name}"
+    copy = cache_folder() / digest[:2] / f"{digest[2:32]}-{path.name}"
     if not copy.exists():
         with atomic_path(copy) as part:
             path.get(part)

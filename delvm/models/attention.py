@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delvm.models.blockwise import blockwise
+from delvm.models import blockwise
 
 
 class Backend(Enum):
-    """What computes attention: torch, xformers on a GPU, or large products on a processor.
+    """What computes attention: torch, xformers on a GPU, or ours in bfloat16 on a processor.
 
     ``auto`` is xformers for packed documents where it works, since it skips what lies between
     them; blockwise on a processor in bfloat16, where torch's is slow; else torch.
@@ -175,20 +175,26 @@ def chosen(backend: Backend, documents: Documents | None, q: Tensor, dropout: fl
         ValueError: what was asked for does not work here.
     """
     if backend is Backend.auto:
-        if q.device.type == "cpu" and q.dtype is torch.bfloat16 and not dropout:
+        if _is_blockwise(q, dropout):
             return Backend.blockwise
         packed = documents is not None and works(q.device, q.dtype)
         return Backend.xformers if packed else Backend.sdpa
     if backend is Backend.xformers:
         fits = works(q.device, q.dtype)
     else:
-        fits = backend is Backend.sdpa or (q.device.type == "cpu" and not dropout)
+        fits = backend is Backend.sdpa or _is_blockwise(q, dropout)
     if not fits:
         raise ValueError(
             f"attention={backend.value} does not work on {q.device.type} in {q.dtype} with "
             f"dropout {dropout}: set student.net.attention=sdpa"
         )
     return backend
+
+
+def _is_blockwise(q: Tensor, dropout: float) -> bool:
+    """Whether `Backend.blockwise` computes this."""
+    fits = q.device.type == "cpu" and q.dtype is torch.bfloat16 and not dropout
+    return fits and blockwise.works()
 
 
 @cache
@@ -231,8 +237,8 @@ def attend_xformers(
 def attend_blockwise(
     q: Tensor, k: Tensor, v: Tensor, documents: Documents | None, dropout: float
 ) -> Tensor:
-    """Attention by large products on a processor; q, k, v and the result (B, T, H, D)."""
-    return blockwise(q, k, v, None if documents is None else documents.starts)
+    """Attention by `delvm.models.blockwise`; q, k, v and the result (B, T, H, D)."""
+    return blockwise.blockwise(q, k, v, None if documents is None else documents.starts)
 
 
 ATTEND = {

@@ -4,7 +4,9 @@ Notation:
     B batch    T tokens    V vocabulary    N tokens a picture
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,9 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOGITS_HELD = 1 << 23  # logits that are there at once, in the precision of products
-# Of those, what has a loss taken at once, in float32: what a processor's cache holds.
+BYTES_HELD = 1 << 25  # of logits that are there at once, in the precision of products
+# Of those, how many have their loss taken at once, in float32: what a processor's cache holds.
 LOSSES_HELD = {"cpu": 1 << 20}
+
+# loss(logits (m, V) float32, *columns of those rows, *whole) -> sums over the rows, () or (f,):
+# what is learned, and behind it figures that are only told.
+Loss = Callable[..., Tensor]
 
 
 def targets(pictures: Tensor, length: int, tokens_per_image: int) -> Tensor:
@@ -106,6 +112,51 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float, inverse: b
     return temperature**2 * (p.exp() * (p - q)).sum(-1)
 
 
+def next_tokens(
+    logits: Tensor, targets: Tensor, weights: Tensor, *, label_smoothing: float, z_loss: float
+) -> Tensor:
+    """Weighed sum () of `cross_entropy` over some rows: a `Loss`.
+
+    Args:
+        logits, targets: as there.
+        weights: (n,), from `token_weights`.
+        label_smoothing, z_loss: as there.
+    """
+    return (cross_entropy(logits, targets, label_smoothing, z_loss) * weights).sum()
+
+
+def guided(
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    guide: Tensor,
+    head: Tensor,
+    *,
+    truth: Loss,
+    gt_weight: float,
+    kd_weight: float,
+    temperature: float,
+    inverse: bool,
+) -> Tensor:
+    """What a student learns from a teacher as well as from the truth: a `Loss`.
+
+    Args:
+        logits, targets, weights: as for `next_tokens`.
+        guide: (n, C) hidden states of the teacher.
+        head: (V, C), its head.
+        truth: the loss without the teacher.
+        gt_weight, kd_weight: weights of that loss and of `distillation`.
+        temperature, inverse: as for `distillation`.
+
+    Returns:
+        (3,): both together, the loss without the teacher, and `distillation`.
+    """
+    teacher = F.linear(guide, head).float()
+    kd = (distillation(logits, teacher, temperature, inverse) * weights).sum()
+    plain = truth(logits, targets, weights)
+    return torch.stack((gt_weight * plain + kd_weight * kd, plain, kd))
+
+
 def product_dtype(weight: Tensor) -> torch.dtype:
     """What products with a weight are taken in: autocast's precision, or else the weight's."""
     device = weight.device.type
@@ -115,10 +166,14 @@ def product_dtype(weight: Tensor) -> torch.dtype:
 def over_logits(
     hidden: Tensor,
     weight: Tensor,
-    loss: Callable[[Tensor, slice], Tensor],
-    held: int = LOGITS_HELD,
+    loss: Loss,
+    columns: Sequence[Tensor] = (),
+    whole: Sequence[Tensor] = (),
+    *,
+    held: int = BYTES_HELD,
+    compiled: bool = False,
 ) -> Tensor:
-    """Sum of a loss over the logits ``hidden @ weight.T``, which are never all there at once.
+    """Sums of a loss over the logits ``hidden @ weight.T``, which are never all there at once.
 
     A stretch of rows at a time gets its logits, their loss, and at once the gradients too, so that
     the backward pass has nothing left to do but scale them. Products are taken in autocast's
@@ -127,26 +182,26 @@ def over_logits(
     Args:
         hidden: (n, C).
         weight: (V, C), of the head.
-        loss: loss(logits (m, V) float32, which rows they are) -> a sum over those rows.
-        held: logits that are there at once, at most.
+        loss: what is summed; it keeps no state.
+        columns: what the loss reads of each row, (n, ...) each.
+        whole: what it reads of all rows alike.
+        held: bytes of logits that are there at once, at most.
+        compiled: whether the loss and its gradient go through torch.compile, which makes one
+            operation of them; ``loss`` is then the same object each time.
 
     Returns:
-        A number, differentiable in hidden and weight, once.
+        The sums, as the loss gives them. The first is differentiable in hidden and weight, once.
     """
     dtype = product_dtype(weight)
-    rows = max(1, held // len(weight))
-    return _OverLogits.apply(hidden, weight, loss, rows, dtype)
+    rows = max(1, held // (len(weight) * dtype.itemsize))
+    few = _Few(loss, tuple(columns), tuple(whole), compiled)
+    return _OverLogits.apply(hidden, weight, few, rows, dtype)
 
 
 class _OverLogits(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        loss: Callable[[Tensor, slice], Tensor],
-        rows: int,
-        dtype: torch.dtype,
+        ctx: Any, hidden: Tensor, weight: Tensor, few: "_Few", rows: int, dtype: torch.dtype
     ) -> Tensor:
         learning = any(ctx.needs_input_grad[:2])
         matrix = weight.to(dtype)
@@ -157,7 +212,7 @@ class _OverLogits(torch.autograd.Function):
             part = slice(start, start + rows)
             states = hidden[part].to(dtype)
             logits = states @ matrix.T
-            total += _to_slopes(logits, loss, start, learning)
+            total = total + few.to_slopes(logits, start, learning)
             if learning:
                 to_hidden[part] = logits @ matrix
                 added = logits.T @ states
@@ -173,23 +228,48 @@ class _OverLogits(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         # In place: they are as large as the head, and nobody else's.
-        to_hidden, to_weight = (each.mul_(slope) for each in ctx.saved_tensors)
+        to_hidden, to_weight = (each.mul_(slope.flatten()[0]) for each in ctx.saved_tensors)
         return to_hidden, to_weight, None, None, None
 
 
-def _to_slopes(
-    logits: Tensor, loss: Callable[[Tensor, slice], Tensor], start: int, learning: bool
+@dataclass(frozen=True)
+class _Few:
+    """The loss of a few rows at a time, as of `over_logits`."""
+
+    loss: Loss
+    columns: tuple[Tensor, ...]
+    whole: tuple[Tensor, ...]
+    compiled: bool
+
+    def to_slopes(self, logits: Tensor, start: int, learning: bool) -> Tensor:
+        """The sums of logits (m, V), rows ``start`` on; they become the first's gradient."""
+        total = logits.new_zeros((), dtype=torch.float32)
+        held = LOSSES_HELD.get(logits.device.type, logits.numel())
+        rows = max(1, held // logits.shape[1])
+        take = _compiled() if self.compiled else _take
+        for first, few in enumerate(logits.split(rows)):
+            begin = start + first * rows
+            columns = [each[begin : begin + len(few)] for each in self.columns]
+            total = total + take(self.loss, few, columns, self.whole, learning)
+        return total
+
+
+def _take(
+    loss: Loss, few: Tensor, columns: Sequence[Tensor], whole: Sequence[Tensor], learning: bool
 ) -> Tensor:
-    """The loss of logits (m, V), which are rows ``start`` on; they become its gradient in place."""
-    total = logits.new_zeros((), dtype=torch.float32)
-    held = LOSSES_HELD.get(logits.device.type, LOGITS_HELD)
-    rows = max(1, held // logits.shape[1])
-    for first, few in enumerate(logits.split(rows)):
-        begin = start + first * rows
-        exact = few.float().detach().requires_grad_(learning)
-        with torch.enable_grad():
-            value = loss(exact, slice(begin, begin + len(few)))
-        total += value.detach()
-        if learning:
-            few.copy_(torch.autograd.grad(value, exact)[0])
-    return total
+    """The sums of a few logits, which become the gradient of the first in place."""
+    if not learning:
+        return loss(few.float(), *columns, *whole)
+
+    def first(exact: Tensor) -> tuple[Tensor, Tensor]:
+        sums = loss(exact, *columns, *whole)
+        return sums.flatten()[0], sums
+
+    slopes, sums = torch.func.grad(first, has_aux=True)(few.float())
+    few.copy_(slopes)
+    return sums
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(_take)

@@ -15,7 +15,7 @@ import torch
 
 from delvm.models.transformer import CodebookEmbedding, Embedding, Transformer, TransformerConfig
 from delvm.training.config import StrategyName
-from delvm.training.losses import LOGITS_HELD, LOSSES_HELD
+from delvm.training.losses import BYTES_HELD, LOSSES_HELD
 
 FLOAT = 4
 # What a loss makes of logits in float32: their log-softmax, and the gradients of both.
@@ -145,8 +145,8 @@ def _logits(net: TransformerConfig, n: int, h: _Held) -> int:
     First that is their losses, a few at a time in float32; then what they add to the head's
     gradient.
     """
-    there = min(n * net.vocab_size, LOGITS_HELD)
-    exact = min(there, LOSSES_HELD.get("cuda" if h.gpu else "cpu", LOGITS_HELD))
+    there = min(n * net.vocab_size, BYTES_HELD // h.e)
+    exact = min(there, LOSSES_HELD.get("cuda" if h.gpu else "cpu", there))
     losses = FLOAT * exact * (LOSS_COPIES + (h.e < FLOAT))
     return h.e * there + max(losses, h.e * net.vocab_size * net.width)
 
@@ -154,9 +154,9 @@ def _logits(net: TransformerConfig, n: int, h: _Held) -> int:
 def _block(net: TransformerConfig, h: _Held) -> int:
     """Bytes a token that a block leaves for its backward pass."""
     c, e = net.width, h.e
-    attention = 4 * e * c  # q, k, v and the result
+    attention = 4 * e * c + FLOAT * net.heads  # q, k, v and the result; a number a query
     if h.gpu or e == FLOAT or net.dropout:  # torch's: with the storage that q, k and v came in
-        attention += 2 * e * c + FLOAT * net.heads
+        attention += 2 * e * c
     if net.qk_norm:
         attention += 2 * net.heads * _norm(net.head_width, e, h.gpu)
     mlp = 4 * e * net.inner  # gate, its SiLU, up, the product

@@ -78,6 +78,7 @@ def train(config: TrainConfig, folder: Path) -> Path:
         model.recompute = config.trainer.recompute
         if config.trainer.compile:
             compile_blocks(model)
+            module.compiled = True
     if resume is None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         (folder / "skipped.jsonl").unlink(missing_ok=True)

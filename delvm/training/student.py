@@ -1,10 +1,10 @@
 """LightningModules that train a student on sentences: alone, or from a teacher."""
 
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -13,10 +13,11 @@ from delvm.models.transformer import Transformer
 from delvm.training.config import Direction, DistillationModule, OptimConfig, StudentModule
 from delvm.training.guard import Guard
 from delvm.training.losses import (
-    cross_entropy,
-    distillation,
+    Loss,
     documents,
+    guided,
     misread,
+    next_tokens,
     over_logits,
     product_dtype,
     targets,
@@ -56,6 +57,10 @@ class StudentTraining(L.LightningModule):
         self.tokens_per_image, self.tasks = tokens_per_image, tasks
         self.trained = [number for number, task in enumerate(tasks) if task in trained]
         self.packed = packed
+        self.compiled = False  # the loss; the model is compiled by itself
+        self.summed: Loss = partial(
+            next_tokens, label_smoothing=loss.label_smoothing, z_loss=loss.z_loss
+        )
         self.guard: Guard | None = None
         self.sums = torch.zeros(0)
         self.told: list[dict[str, Tensor]] = []  # figures of each batch of a step
@@ -89,21 +94,17 @@ class StudentTraining(L.LightningModule):
             known = misread(known, is_target[:, :-1], self.tokens_per_image, c.misread, vocab)
         return known, token_weights(is_target, c.input_weight, document), _known(document)
 
-    def truth(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Next-token loss (n,) of logits (n, V) against ids (n,)."""
-        return cross_entropy(logits, targets, self.loss.label_smoothing, self.loss.z_loss)
-
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         known, weights, document = self.read(batch)
         targets, weights = batch["ids"][:, 1:].flatten(), weights.flatten()
         hidden = self.model.hidden(known, documents=document).flatten(0, 1)
-
-        def part(logits: Tensor, rows: slice) -> Tensor:
-            return (self.truth(logits, targets[rows]) * weights[rows]).sum()
-
+        columns = (targets, weights)
+        total = over_logits(
+            hidden, self.model.head.weight, self.summed, columns, compiled=self.compiled
+        )
         # Divided afterwards, since gradients of single tokens would vanish in half precision. By
         # what all ranks have, since the mean over ranks is to be that over all tokens.
-        loss = over_logits(hidden, self.model.head.weight, part) / mean_over_ranks(weights.sum())
+        loss = total / mean_over_ranks(weights.sum())
         self.told.append({"train/loss": loss.detach()})
         return loss
 
@@ -178,6 +179,14 @@ class DistillationTraining(StudentTraining):
         self, model: Transformer, teacher: Transformer, loss: DistillationModule, **rest: Any
     ) -> None:
         super().__init__(model, loss, **rest)
+        self.summed = partial(
+            guided,
+            truth=self.summed,
+            gt_weight=loss.gt_weight,
+            kd_weight=loss.kd_weight,
+            temperature=loss.temperature,
+            inverse=loss.direction is Direction.inverse,
+        )
         teacher.eval().requires_grad_(False)
         self._teacher = [teacher]  # in a list: its weights belong to no checkpoint of the student
 
@@ -190,7 +199,7 @@ class DistillationTraining(StudentTraining):
         self.teacher.to(self.device)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        c, (known, weights, document) = self.loss, self.read(batch)
+        known, weights, document = self.read(batch)
         targets, weights = batch["ids"][:, 1:].flatten(), weights.flatten()
         hidden = self.model.hidden(known, documents=document).flatten(0, 1)
         with torch.no_grad():
@@ -198,23 +207,16 @@ class DistillationTraining(StudentTraining):
             guide = self.teacher.hidden(batch["ids"][:, :-1], documents=document).flatten(0, 1)
             head = self.teacher.head.weight
             head = head.to(product_dtype(head))  # once, not for each few rows
-        told = {
-            "train/loss": hidden.new_zeros(()).float(),
-            "train/kd": hidden.new_zeros(()).float(),
-        }
-        inverse = c.direction is Direction.inverse
-
-        def part(logits: Tensor, rows: slice) -> Tensor:
-            truth = (self.truth(logits, targets[rows]) * weights[rows]).sum()
-            with torch.no_grad():
-                teacher = F.linear(guide[rows], head).float()
-            kd = distillation(logits, teacher, c.temperature, inverse)
-            kd = (kd * weights[rows]).sum()
-            told["train/loss"] += truth.detach()
-            told["train/kd"] += kd.detach()
-            return c.gt_weight * truth + c.kd_weight * kd
-
-        tokens = mean_over_ranks(weights.sum())
-        loss = over_logits(hidden, self.model.head.weight, part) / tokens
-        self.told.append({name: total / tokens for name, total in told.items()})
+        # Everything in sums, divided afterwards as of a student alone.
+        sums = over_logits(
+            hidden,
+            self.model.head.weight,
+            self.summed,
+            (targets, weights, guide),
+            (head,),
+            compiled=self.compiled,
+        )
+        loss, *told = sums / mean_over_ranks(weights.sum())
+        told = [each.detach() for each in told]
+        self.told.append(dict(zip(("train/loss", "train/kd"), told, strict=True)))
         return loss

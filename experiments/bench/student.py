@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from delvm.allocator import keep_freed
 from delvm.models.precision import has_bf16, peak_flops
 from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.training.compiling import compile_blocks
-from delvm.training.losses import cross_entropy, over_logits
+from delvm.training.losses import next_tokens, over_logits
 from experiments.bench.frame import Row
 
 DTYPE = torch.bfloat16
@@ -153,16 +154,19 @@ def ours(size: Size, compiled: bool = True) -> Callable[[Tensor], Tensor]:
     model = Transformer(c, torch.randn(c.vocab_size, c.codebook_dim)).train()
     if compiled:
         compile_blocks(model)
+    summed = partial(next_tokens, label_smoothing=0.0, z_loss=0.0)
 
     def loss(ids: Tensor) -> Tensor:
         hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
         targets = ids[:, 1:].flatten()
-        summed = over_logits(
+        total = over_logits(
             hidden,
             model.head.weight,
-            lambda logits, part: cross_entropy(logits, targets[part]).sum(),
+            summed,
+            (targets, torch.ones(len(targets))),
+            compiled=compiled,
         )
-        return summed / len(targets)
+        return total / len(targets)
 
     loss.model = model  # type: ignore[attr-defined]
     return loss

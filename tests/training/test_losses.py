@@ -1,6 +1,7 @@
 """Losses against loops, and the schedule."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from delvm.training.losses import (
     cross_entropy,
     distillation,
     documents,
+    guided,
     misread,
+    next_tokens,
     over_logits,
     targets,
     token_weights,
@@ -72,32 +75,60 @@ def test_distillation_is_zero_between_equals():
 
 def test_a_loss_of_no_rows_is_zero():
     hidden, weight = torch.randn(0, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
-    loss = over_logits(hidden, weight, lambda logits, rows: logits.sum())
+    loss = over_logits(hidden, weight, torch.sum)
     loss.backward()
     assert loss == 0 and weight.grad.count_nonzero() == 0 and hidden.grad.shape == (0, 4)
 
 
-@pytest.mark.parametrize("held", [1, 7 * 11, 10**9])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("held", [1, 4 * 7 * 11, 10**9])
 @pytest.mark.parametrize("exact", [1 << 20, 2 * 11])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_loss_in_parts_is_the_loss_of_all_logits(held, exact, smoothing, monkeypatch):
+def test_a_loss_in_parts_is_the_loss_of_all_logits(held, exact, smoothing, compiled, monkeypatch):
     """Value and both gradients, to 1e-6 of float32."""
     monkeypatch.setitem(losses.LOSSES_HELD, "cpu", exact)
     torch.manual_seed(0)
     hidden, weight = torch.randn(23, 16), torch.randn(11, 16)
-    targets, weights = torch.randint(0, 11, (23,)), torch.rand(23)
+    columns = targets, weights = torch.randint(0, 11, (23,)), torch.rand(23)
+    part = partial(next_tokens, label_smoothing=smoothing, z_loss=0.01)
     found = []
     for whole in (True, False):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-
-        def part(logits, rows):
-            return (cross_entropy(logits, targets[rows], smoothing, 0.01) * weights[rows]).sum()
-
-        loss = part(h @ w.T, slice(None)) if whole else over_logits(h, w, part, held)
+        if whole:
+            each = cross_entropy(h @ w.T, targets, smoothing, 0.01)
+            loss = (each * weights).sum()
+        else:
+            loss = over_logits(h, w, part, columns, held=held, compiled=compiled)
         (3 * loss / weights.sum()).backward()
         found.append((loss.detach(), h.grad, w.grad))
     for plain, ours in zip(*found, strict=True):
         assert torch.allclose(plain, ours, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_teachers_loss_in_parts_tells_what_it_is_made_of(compiled):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(23, 16), torch.randn(11, 16)
+    columns = torch.randint(0, 11, (23,)), torch.rand(23), torch.randn(23, 6)
+    head = torch.randn(11, 6)
+    part = partial(
+        guided,
+        truth=partial(next_tokens, label_smoothing=0.0, z_loss=0.0),
+        gt_weight=0.3, kd_weight=0.7, temperature=2.0, inverse=False,
+    )  # fmt: skip
+    found = []
+    for whole in (True, False):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        if whole:
+            truth = (cross_entropy(h @ w.T, columns[0]) * columns[1]).sum()
+            kd = (distillation(h @ w.T, columns[2] @ head.T, 2.0, False) * columns[1]).sum()
+            sums = torch.stack((0.3 * truth + 0.7 * kd, truth, kd))
+        else:
+            sums = over_logits(h, w, part, columns, (head,), held=300, compiled=compiled)
+        sums[0].backward()
+        found.append((sums.detach(), h.grad, w.grad))
+    for plain, ours in zip(*found, strict=True):
+        assert torch.allclose(plain, ours, rtol=1e-5, atol=1e-5)
 
 
 def test_a_loss_in_parts_under_autocast_has_float32_sums():
@@ -105,18 +136,20 @@ def test_a_loss_in_parts_under_autocast_has_float32_sums():
     hidden, weight = torch.randn(64, 32), (0.1 * torch.randn(50, 32)).requires_grad_()
     targets = torch.randint(0, 50, (64,))
 
-    def part(logits, rows):
+    def part(logits, targets):
         assert logits.dtype == torch.float32
-        return cross_entropy(logits, targets[rows]).sum()
+        return cross_entropy(logits, targets).sum()
 
     with torch.autocast("cpu", torch.bfloat16):
-        loss = over_logits(hidden.requires_grad_(), weight, part, 500)
+        loss = over_logits(hidden.requires_grad_(), weight, part, (targets,), held=1000)
     loss.backward()
     plain = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     assert loss.item() == pytest.approx(plain.item(), rel=5e-3)
     assert weight.grad.dtype == hidden.grad.dtype == torch.float32
     with torch.no_grad():
-        assert over_logits(hidden, weight, part).item() == pytest.approx(plain.item(), rel=1e-5)
+        assert over_logits(hidden, weight, part, (targets,)).item() == pytest.approx(
+            plain.item(), rel=1e-5
+        )
 
 
 def test_schedule():
