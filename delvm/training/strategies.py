@@ -278,10 +278,17 @@ def clip(trainer: L.Trainer, optimizer: Optimizer, limit: float | None) -> Tenso
     if isinstance(model, FullyShardedDataParallel):
         return model.clip_grad_norm_(most)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    return scale_down(weights, most)
+
+
+def scale_down(weights: list[nn.Parameter], most: float) -> Tensor:
+    """Scale the gradients of weights down to a norm of at most ``most``; return what it was."""
     norm = nn.utils.get_total_norm(weight.grad for weight in weights if weight.grad is not None)
     if isinstance(norm, DTensor):  # each process has the norm of its parts
         norm = norm.full_tensor()
-    nn.utils.clip_grads_with_norm_(weights, most, norm)
+    # On a processor there is no need to multiply all by 1; a GPU would wait to know its norm.
+    if norm.device.type != "cpu" or not norm <= most:
+        nn.utils.clip_grads_with_norm_(weights, most, norm)
     return norm
 
 

@@ -29,6 +29,7 @@ from delvm.models.precision import has_bf16, peak_flops
 from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.training.compiling import compile_blocks
 from delvm.training.losses import next_tokens, over_logits
+from delvm.training.strategies import scale_down
 from experiments.bench.frame import Row
 
 DTYPE = torch.bfloat16
@@ -197,8 +198,9 @@ def theirs(size: Size) -> Callable[[Tensor], Tensor]:
 
 
 def step_of(loss: Any, size: Size) -> Callable[[], float]:
-    """A step of training: forward, backward, AdamW."""
+    """A step of training: forward, backward, clipping, AdamW."""
     model: nn.Module = loss.model
+    clip = scale_down if isinstance(model, Transformer) else nn.utils.clip_grad_norm_
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
     drawn = torch.Generator().manual_seed(0)
@@ -209,7 +211,7 @@ def step_of(loss: Any, size: Size) -> Callable[[], float]:
         with torch.autocast("cpu", DTYPE):
             value = loss(ids)
         value.backward()
-        nn.utils.clip_grad_norm_(learned, 1.0)
+        clip(learned, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return time.perf_counter() - start
