@@ -25,7 +25,8 @@ def library(source: Path) -> ctypes.CDLL:
     made stays in `delvm.files.cache_folder`.
 
     Raises:
-        OSError: there is no compiler, it failed, or the library cannot be loaded or written.
+        OSError: there is no compiler, it failed, or the library cannot be loaded or written; or
+            another user has put it there.
     """
     torchs = Path(torch.__file__).parent
     compiler = shlex.split(os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), "g++"))
@@ -42,4 +43,7 @@ def library(source: Path) -> ctypes.CDLL:
                 faults = [line for line in done.stderr.splitlines() if "error" in line]
                 reason = faults[0] if faults else f"exit code {done.returncode}"
                 raise OSError(f"{' '.join(compiler)} cannot compile {source.name}: {reason}")
+    # A folder that several people write to could hold anybody's code under this name.
+    if made.stat().st_uid != os.getuid():
+        raise OSError(f"{made} belongs to another user: set DELVM_CACHE to a folder of your own")
     return ctypes.CDLL(str(made))

@@ -1,5 +1,6 @@
 """C++ that is compiled at its first use."""
 
+import os
 import subprocess
 
 import pytest
@@ -36,6 +37,13 @@ def test_a_fault_of_the_compiler_is_one_line_and_leaves_nothing(source, tmp_path
         native.library(source)
     assert "\n" not in str(told.value)
     assert list((tmp_path / "cache" / "native").iterdir()) == []
+
+
+def test_a_library_of_another_user_is_not_loaded(source, monkeypatch):
+    native.library(source)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(OSError, match="belongs to another user: set DELVM_CACHE"):
+        native.library(source)
 
 
 @pytest.mark.skipif(not has_bf16("cpu"), reason="this processor has no bfloat16")

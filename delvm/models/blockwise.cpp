@@ -18,6 +18,7 @@
 #include <exception>
 #include <limits>
 #include <memory>
+#include <utility>
 
 namespace {
 
@@ -52,7 +53,7 @@ inline float widened(Half x) {
   return y;
 }
 
-inline Half rounded(float x) {  // to the nearest, ties to even; infinite and NaN stay so
+inline Half rounded(float x) {  // to the nearest, ties to even; infinite and what is no number stay
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return static_cast<Half>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
@@ -343,14 +344,15 @@ class Head {
 
 }  // namespace
 
-// Both return whether they computed. All tensors are (B, T, H, D) but for starts (B, T; or null),
-// sums (N, T) and packed (2, N, P, D).
+// Both return whether they computed. All tensors are (B, T, H, D) but for starts (B, T; or null)
+// and sums (N, T).
 extern "C" bool delvm_attend(const Half* q, const Half* k, const Half* v, const int64_t* starts,
-                             Half* out, float* sums, Half* packed, int64_t b, int64_t t, int64_t h,
-                             int64_t d) {
+                             Half* out, float* sums, int64_t b, int64_t t, int64_t h, int64_t d) {
   if (!able()) return false;
   Shape s{b, t, h, d};
-  Forward all{s, q, k, v, starts, out, sums, packed, packed + s.heads() * s.padded() * d};
+  int64_t size = s.heads() * s.padded() * d;
+  auto packed = room<Half>(2 * size);
+  Forward all{s, q, k, v, starts, out, sums, packed.get(), packed.get() + size};
 #pragma omp parallel
   {
 #pragma omp for schedule(dynamic)

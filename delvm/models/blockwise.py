@@ -20,8 +20,6 @@ from delvm import native
 from delvm.models.precision import has_bf16
 from delvm.progress import say
 
-BLOCK = 64  # tokens, of blockwise.cpp
-
 
 def blockwise(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:
     """Causal attention; q, k, v and the result are (B, T, H, D) bfloat16, D even.
@@ -30,7 +28,15 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> 
         q, k, v: queries, keys and values.
         starts: (B, T) int64, where in its row the document of each token begins; documents do not
             see each other. None = each row is one.
+
+    Raises:
+        ValueError: they are of another kind, or do not fit each other.
     """
+    if q.dtype is not torch.bfloat16 or q.shape[-1] % 2 or not q.shape == k.shape == v.shape:
+        told = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (q, k, v))
+        raise ValueError(f"blockwise takes (B, T, H, D) bfloat16, D even, three alike: {told}")
+    if starts is not None and (starts.shape != q.shape[:2] or starts.dtype is not torch.int64):
+        raise ValueError(f"starts are {tuple(starts.shape)} {starts.dtype}, not (B, T) int64")
     if not q.numel():
         return torch.empty_like(q)
     return _attend(q.contiguous(), k.contiguous(), v.contiguous(), starts)[0]
@@ -74,10 +80,9 @@ def _call(name: str, shape: torch.Size, *tensors: Tensor | None) -> None:
 @torch.library.custom_op("delvm::blockwise", mutates_args=())
 def _attend(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
     """The result (B, T, H, D), and the logarithm (N, T) of each query's sum."""
-    b, t, h, d = q.shape
+    b, t, h, _ = q.shape
     out, sums = torch.empty_like(q), q.new_empty(b * h, t, dtype=torch.float32)
-    packed = q.new_empty(2 * b * h * d * -(-t // BLOCK) * BLOCK)
-    _call("delvm_attend", q.shape, q, k, v, _as_read(starts), out, sums, packed)
+    _call("delvm_attend", q.shape, q, k, v, _as_read(starts), out, sums)
     return out, sums
 
 
@@ -110,13 +115,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> tuple[Tensor, T
 
 @_slopes.register_fake
 def _(
-    slope: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    starts: Tensor | None,
-    out: Tensor,
-    sums: Tensor,
+    slope: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 

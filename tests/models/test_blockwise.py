@@ -129,9 +129,20 @@ def test_tensors_that_are_not_contiguous():
 
 
 def test_of_nothing_comes_nothing():
-    q = torch.zeros(0, 5, 2, 4)
+    q = torch.zeros(0, 5, 2, 4).bfloat16()
     starts = torch.zeros(0, 5, dtype=torch.int64)
     assert blockwise(q, q, q, starts).shape == blockwise(q, q, q).shape == q.shape
+
+
+def test_what_does_not_fit_is_refused():
+    q, starts = torch.zeros(1, 5, 2, 4).bfloat16(), torch.zeros(1, 5, dtype=torch.int64)
+    odd, few = torch.zeros(1, 5, 2, 3).bfloat16(), q[:, :4]
+    for tensors in ((q.float(), q.float(), q.float()), (odd, odd, odd), (q, few, few)):
+        with pytest.raises(ValueError, match="bfloat16, D even, three alike"):
+            blockwise(*tensors)
+    for wrong in (starts.int(), starts[:, :4]):
+        with pytest.raises(ValueError, match="starts are"):
+            blockwise(q, q, q, wrong)
 
 
 @needed

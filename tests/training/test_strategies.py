@@ -214,6 +214,23 @@ def test_gradients_that_are_scaled_up_are_clipped_as_they_are():
     assert weight.tolist() == pytest.approx([-1e-3, -1e-3], rel=1e-3)  # a step was taken
 
 
+@pytest.mark.parametrize("size", [0.5, 5.0, float("nan"), float("inf")])
+def test_gradients_are_scaled_as_torch_does_it(size):
+    """Whether there is anything to scale or not: a norm below the limit, above, and none."""
+    weights = [nn.Parameter(torch.zeros(3)) for _ in range(4)]
+    for weight in weights:
+        weight.grad = torch.tensor([0.0, size, 0.0]) / 2
+    ours, torchs = weights[:2], weights[2:]
+    assert alike(strategies.scale_down(ours, 1.0), nn.utils.clip_grad_norm_(torchs, 1.0))
+    for a, b in zip(ours, torchs, strict=True):
+        assert a.grad is not None and b.grad is not None and alike(a.grad, b.grad)
+
+
+def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two results are the same, with what is no number in the same places."""
+    return torch.allclose(a, b, rtol=1e-6, atol=0, equal_nan=True)
+
+
 def test_a_checkpoint_takes_a_place_whole(tmp_path):
     """A folder takes the place of a folder, of a file, and a file that of a folder."""
     path, part = tmp_path / "last.ckpt", tmp_path / ".last.ckpt.part"
