@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from delvm.errors import UserError
+from delvm.models import blockwise
 from delvm.models.attention import Backend
-from delvm.models.precision import has_bf16
+from delvm.models.precision import compute_dtype, has_bf16, settled
 from delvm.training.config import (
     ShardedConfig,
     StrategyName,
@@ -53,13 +54,28 @@ def device_faults(cfg: TrainConfig) -> list[str]:
 
 
 def _attention(cfg: TrainConfig) -> list[str]:
-    """A way to compute attention against the hardware."""
+    """A way to compute attention against the hardware, the precision and dropout."""
     cuda = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    if cfg.student.net.attention is not Backend.xformers or cuda:
+    device = f"trainer.accelerator={cfg.trainer.accelerator}"
+    if cfg.student.net.attention is Backend.xformers and not cuda:
+        return [
+            f"student.net.attention=xformers needs a GPU, {device} has none: "
+            "set student.net.attention=sdpa"
+        ]
+    if cfg.student.net.attention is not Backend.blockwise:
         return []
+    found, kind = [], settled(cfg.trainer.precision, cfg.trainer.accelerator)
+    if cuda:
+        found.append(f"is for processors, and {device} has a GPU")
+    elif compute_dtype(kind) is not torch.bfloat16:
+        found.append(f"computes in bfloat16, and trainer.precision is {kind}")
+    elif not blockwise.works():
+        found.append("does not work on this machine")
+    if cfg.student.net.dropout:
+        found.append(f"has no dropout, and student.net.dropout={cfg.student.net.dropout}")
     return [
-        "student.net.attention=xformers needs a GPU, "
-        f"trainer.accelerator={cfg.trainer.accelerator} has none: set student.net.attention=sdpa"
+        f"student.net.attention=blockwise {fault}: set student.net.attention=sdpa"
+        for fault in found
     ]
 
 

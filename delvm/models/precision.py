@@ -15,6 +15,20 @@ def has_bf16(device: str) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
+def settled(precision: str, accelerator: str) -> str:
+    """One of Lightning's precisions; ``auto`` is bf16-mixed where the hardware multiplies in bf16.
+
+    Args:
+        precision: what is asked for.
+        accelerator: cpu, gpu or auto.
+    """
+    if precision != "auto":
+        return precision
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if has_bf16("cuda") else "16-mixed"
+    return "bf16-mixed" if has_bf16("cpu") else "32-true"
+
+
 def compute_dtype(precision: str) -> torch.dtype:
     """What matrices are multiplied in under one of Lightning's precisions ("bf16-mixed")."""
     kinds = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}

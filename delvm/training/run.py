@@ -17,7 +17,7 @@ from delvm.data.sentences import SentencesConfig
 from delvm.errors import UserError
 from delvm.interop.checkpoints import describe, load_student, load_tokenizer
 from delvm.interop.fingerprint import may_carry
-from delvm.models.precision import has_bf16
+from delvm.models.precision import settled
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.places import place
@@ -37,7 +37,6 @@ from delvm.training.config import (
     StudentModule,
     TokenizerModule,
     TrainConfig,
-    TrainerConfig,
 )
 from delvm.training.data import PictureData, SentenceData
 from delvm.training.guard import Guard
@@ -246,15 +245,16 @@ def _trainer(
 ) -> L.Trainer:
     c = config.trainer
     manual = isinstance(config.module, TokenizerModule)
+    precision: Any = settled(c.precision, c.accelerator)
     return L.Trainer(
         default_root_dir=folder,
         max_steps=c.max_steps,
         accelerator=c.accelerator,
         devices=c.devices,
         num_nodes=c.nodes,
-        strategy=strategies.strategy(config, precision(c)),
+        strategy=strategies.strategy(config, precision),
         plugins=strategies.plugins(config),
-        precision=precision(c),  # type: ignore[arg-type]
+        precision=precision,
         accumulate_grad_batches=1 if manual else c.accumulate,
         gradient_clip_val=None if manual else config.optim.clip,
         val_check_interval=min(c.val_every, c.max_steps) * (1 if manual else c.accumulate),
@@ -268,15 +268,6 @@ def _trainer(
         enable_checkpointing=False,  # `Checkpoints` writes them
         callbacks=callbacks,
     )
-
-
-def precision(config: TrainerConfig) -> str:
-    """The precision asked for; ``auto`` is bf16-mixed where the hardware multiplies in bf16."""
-    if config.precision != "auto":
-        return config.precision
-    if config.accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if has_bf16("cuda") else "16-mixed"
-    return "bf16-mixed" if has_bf16("cpu") else "32-true"
 
 
 def _quiet() -> None:

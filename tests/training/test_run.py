@@ -11,6 +11,7 @@ from delvm.data.pictures import PicturesConfig
 from delvm.data.sentences import SentencesConfig
 from delvm.errors import Diverged, UserError
 from delvm.interop.checkpoints import load_student, load_tokenizer, save_model
+from delvm.models.precision import settled
 from delvm.training import tokenizer as tokenizer_module
 from delvm.training.config import (
     DistillationModule,
@@ -18,10 +19,9 @@ from delvm.training.config import (
     LoggerName,
     Perceptual,
     TeacherConfig,
-    TrainerConfig,
 )
 from delvm.training.data import PictureData
-from delvm.training.run import build, precision, train
+from delvm.training.run import build, train
 from tests.training.runs import TOKENIZER, N, V, curve, student_config, tokenizer_config
 
 
@@ -219,5 +219,5 @@ def test_faults(tokens, pictures, tmp_path):
 
 
 def test_precision_asked_for_is_kept():
-    assert precision(TrainerConfig(precision="32-true")) == "32-true"
-    assert precision(TrainerConfig(accelerator="cpu")) in ("32-true", "bf16-mixed")
+    assert settled("32-true", "auto") == "32-true"
+    assert settled("auto", "cpu") in ("32-true", "bf16-mixed")
