@@ -2,6 +2,6 @@
 
 import sys
 
-from delvm.commands.cli import entry
+from delvm.cli import entry
 
 sys.exit(entry())

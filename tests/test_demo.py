@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from delvm.commands.cli import VERBS
+from delvm.cli import VERBS
 from experiments.demo import run as demo
 
 

@@ -35,7 +35,7 @@ def test_a_verb_composes_in_an_empty_folder(wheel, tmp_path):
     place, empty = tmp_path / "site", tmp_path / "empty"
     zipfile.ZipFile(wheel).extractall(place)
     empty.mkdir()
-    code = "import sys, delvm.commands.cli as cli; print(cli.__file__); sys.exit(cli.main())"
+    code = "import sys, delvm.cli as cli; print(cli.__file__); sys.exit(cli.main())"
     done = subprocess.run(
         [sys.executable, "-c", code, "train", "experiment=demo_teacher", "--cfg", "job"],
         cwd=empty,

@@ -16,9 +16,9 @@ from delvm.commands.schema import (
     PrepareConfig,
     Subject,
 )
-from delvm.data.examples import SPLITS
+from delvm.data.types import SPLITS
 from delvm.errors import UserError, did_you_mean
-from delvm.places import place
+from delvm.storage import place
 
 
 def check(verb: str, cfg: Any) -> None:
@@ -43,7 +43,7 @@ def faults(verb: str, cfg: Any) -> list[str]:
     checks: dict[str, Callable[[Any], list[str]]] = {
         "prepare": _prepare,
         "encode": _encode,
-        "gather": _gather,
+        "runs": _gather,
         "generate": _generate,
         "evaluate": _evaluate,
         "inspect": _inspect,
@@ -108,7 +108,7 @@ def _sampling(cfg: GenerateConfig | EvaluateConfig) -> list[str]:
 
 def _gather(cfg: GatherConfig) -> list[str]:
     # Imported here, as is all that reads results.
-    from delvm.evaluation.runs import is_table
+    from delvm.evaluation.run_table import is_table
 
     found, output = [], Path(cfg.output)
     if not Path(cfg.input).is_dir():

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from delvm.errors import UserError
-from delvm.models import blockwise
 from delvm.models.attention import Backend
+from delvm.models.cpu import attention as blockwise
 from delvm.models.precision import compute_dtype, has_bf16, settled
 from delvm.training.config import (
     ShardedConfig,

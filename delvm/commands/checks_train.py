@@ -8,15 +8,15 @@ import torch
 
 from delvm.commands.checks import at_least
 from delvm.commands.checks_devices import device_faults
-from delvm.data.manifest import Manifest, load_manifests
-from delvm.data.order import shares
-from delvm.data.pictures import PicturesConfig
-from delvm.data.sentences import SentencesConfig, examples_per_sentence
+from delvm.data.datasets.images import PicturesConfig
+from delvm.data.datasets.sampler import shares
+from delvm.data.datasets.sentences import SentencesConfig, examples_per_sentence
+from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.errors import UserError, did_you_mean
-from delvm.interop.checkpoints import resolve
+from delvm.interop.load import resolve
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
-from delvm.places import place
+from delvm.storage import place
 from delvm.training.config import (
     WANTED_VGG,
     DistillationModule,

@@ -5,7 +5,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from delvm.commands.cli import VERBS
+from delvm.commands import VERBS
 from delvm.errors import UserError, did_you_mean
 
 _BASH = """_delvm() {

@@ -8,14 +8,20 @@ from pathlib import Path
 import numpy as np
 
 from delvm.commands.schema import ConvertConfig, Format
-from delvm.data.examples import SPLITS
-from delvm.data.manifest import MANIFEST, load_manifests, plan_pairs, plan_tokens, write_codebook
-from delvm.data.shards import read_tokens, write_tokens
+from delvm.data.shards.io import read_tokens, write_tokens
+from delvm.data.shards.manifest import (
+    MANIFEST,
+    load_manifests,
+    plan_pairs,
+    plan_tokens,
+    write_codebook,
+)
+from delvm.data.types import SPLITS
 from delvm.errors import UserError
-from delvm.interop.checkpoints import load_tokenizer
 from delvm.interop.fingerprint import fingerprint
+from delvm.interop.load import load_tokenizer
 from delvm.interop.token_files import read_internlm, read_lvm, write_internlm, write_lvm
-from delvm.models.tokens import TokenSpace
+from delvm.models.token_space import TokenSpace
 from delvm.progress import Progress, track
 
 SUFFIX = {Format.internlm_bin: ".bin", Format.lvm_jsonl: ".jsonl"}

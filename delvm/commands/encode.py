@@ -5,12 +5,12 @@ from pathlib import Path
 
 from delvm.commands.devices import pick
 from delvm.commands.schema import Device, EncodeConfig
-from delvm.data.encoding import Given, encode
-from delvm.data.engines.base import Factory
-from delvm.data.engines.local import Local, local_rank
+from delvm.data.encode.encode import Given, encode
+from delvm.data.encode.executors.base import Factory
+from delvm.data.encode.executors.local import Local, local_rank
 from delvm.errors import UserError
-from delvm.interop.checkpoints import load_tokenizer
 from delvm.interop.fingerprint import fingerprint
+from delvm.interop.load import load_tokenizer
 from delvm.models.precision import has_bf16
 from delvm.models.vqgan import VQGAN
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from delvm.commands.devices import pick
 from delvm.commands.schema import EvaluateConfig, Subject
-from delvm.places import place
+from delvm.storage import place
 
 
 def run(cfg: EvaluateConfig) -> None:
@@ -19,7 +19,7 @@ def run(cfg: EvaluateConfig) -> None:
 
 def _tokenizer(cfg: EvaluateConfig) -> None:
     from delvm.evaluation.reconstruction import run as evaluate
-    from delvm.interop.checkpoints import load_tokenizer
+    from delvm.interop.load import load_tokenizer
 
     evaluate(
         place(cfg.input),
@@ -37,8 +37,8 @@ def _tokenizer(cfg: EvaluateConfig) -> None:
 
 def _students(cfg: EvaluateConfig) -> None:
     # Imported here: torch takes seconds, which a mistake in the config need not wait for.
-    from delvm.evaluation.run import run as evaluate
-    from delvm.interop.checkpoints import load_student, load_tokenizer
+    from delvm.evaluation.students import run as evaluate
+    from delvm.interop.load import load_student, load_tokenizer
 
     device = pick(cfg.device)
     students = cfg.students or {"student": "shapes"}
@@ -75,7 +75,7 @@ def history(weights: str) -> Path | None:
 
 def origin(weights: str) -> str:
     """Where weights come from, in the report's words."""
-    from delvm.interop.checkpoints import SHIPPED
+    from delvm.interop.load import SHIPPED
 
     shipped = not Path(weights).exists() and (SHIPPED / weights).is_dir()
     return f"weights that ship with DeLVM: {weights}" if shipped else weights

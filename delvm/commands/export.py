@@ -6,8 +6,8 @@ import torch
 
 from delvm.commands.schema import ExportConfig, ExportFormat
 from delvm.errors import UserError
-from delvm.interop import internlm_hf, llama, open_muse
-from delvm.interop.checkpoints import load_student, load_tokenizer, resolve
+from delvm.interop.formats import internlm_hf, llama, open_muse
+from delvm.interop.load import load_student, load_tokenizer, resolve
 
 STUDENTS = {ExportFormat.llama: llama.write, ExportFormat.internlm_hf: internlm_hf.write}
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from delvm.commands.devices import pick
 from delvm.commands.schema import GenerateConfig
-from delvm.data.images import contact_sheet, fit, open_image
+from delvm.data.image_io import contact_sheet, fit, open_image
 from delvm.errors import UserError
-from delvm.files import atomic_path
-from delvm.inference.folder import find_queries, read_prompt
+from delvm.inference.prompt_folder import find_queries, read_prompt
+from delvm.storage import atomic_path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ROWS = 16  # queries on one contact sheet
@@ -76,8 +76,8 @@ def run(cfg: GenerateConfig) -> None:
     files = plan(cfg.query, cfg.output)
     pairs = read_prompt(cfg.prompt)
     # Imported here: a mistake above is told without waiting for torch.
-    from delvm.inference.prompt import Prompter
-    from delvm.interop.checkpoints import load_student, load_tokenizer
+    from delvm.inference.prompter import Prompter
+    from delvm.interop.load import load_student, load_tokenizer
 
     device = pick(cfg.device)
     prompter = Prompter(load_tokenizer(cfg.tokenizer, device), load_student(cfg.student, device))

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 import delvm
-from delvm.commands.cli import VERBS
+from delvm.commands import VERBS
 
 FLAGS = {
     "-h, --help": "this page",

@@ -5,7 +5,7 @@ from pathlib import Path
 from delvm.commands.devices import pick
 from delvm.commands.schema import InspectConfig
 from delvm.errors import Suspicious
-from delvm.places import place
+from delvm.storage import place
 
 
 def run(cfg: InspectConfig) -> None:
@@ -15,8 +15,8 @@ def run(cfg: InspectConfig) -> None:
         Suspicious: something is flagged.
     """
     # Imported here: torch takes seconds, which a mistake in the config need not wait for.
-    from delvm.evaluation.inspection import inspect, kind_of
-    from delvm.interop.checkpoints import load_tokenizer
+    from delvm.evaluation.shard_inspection import inspect, kind_of
+    from delvm.interop.load import load_tokenizer
 
     root, output = place(cfg.input), Path(cfg.output)
     tokens = kind_of(root) == "tokens"

@@ -3,11 +3,11 @@
 from dataclasses import asdict
 
 from delvm.commands.schema import PrepareConfig, ShapesSource
-from delvm.data.corpus import prepare
-from delvm.data.examples import Source
-from delvm.data.shapes import Shapes
+from delvm.data.prepare.prepare import prepare
 from delvm.data.sources.base import RawSource, SourceConfig
-from delvm.places import place
+from delvm.data.sources.shapes.source import Shapes
+from delvm.data.types import Source
+from delvm.storage import place
 
 
 def source_of(cfg: SourceConfig) -> Source:

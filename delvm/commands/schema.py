@@ -12,8 +12,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from delvm.data.augment import BalanceConfig
-from delvm.data.engines import ENGINES
-from delvm.data.engines.base import Engine
+from delvm.data.encode.executors import ENGINES
+from delvm.data.encode.executors.base import Engine
 from delvm.data.sources import SOURCES
 from delvm.data.sources.base import SourceConfig
 
@@ -275,7 +275,7 @@ Groups = dict[str, dict[str, type]]
 _LIGHT: dict[str, tuple[type, Groups]] = {
     "prepare": (PrepareConfig, {"source": {"shapes": ShapesSource, **SOURCES}}),
     "encode": (EncodeConfig, {"balance": {"balance": BalanceConfig}, "engine": {**ENGINES}}),
-    "gather": (GatherConfig, {}),
+    "runs": (GatherConfig, {}),
     "generate": (GenerateConfig, {}),
     "evaluate": (EvaluateConfig, {}),
     "inspect": (InspectConfig, {}),

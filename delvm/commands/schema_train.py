@@ -5,8 +5,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from delvm.data.pictures import PicturesConfig
-from delvm.data.sentences import SentencesConfig
+from delvm.data.datasets.images import PicturesConfig
+from delvm.data.datasets.sentences import SentencesConfig
 from delvm.training.config import (
     DistillationModule,
     LoggerConfig,

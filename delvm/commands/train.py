@@ -3,14 +3,14 @@
 import math
 from pathlib import Path
 
-from delvm.evaluation.history import FIGURE, read_history
+from delvm.evaluation.training_curves import FIGURE, read_history
 from delvm.training.config import TrainConfig
 
 
 def run(cfg: TrainConfig) -> None:
     """Train, and say where the weights are."""
     # Imported here: Lightning takes seconds, which a mistake in the config need not wait for.
-    from delvm.training.run import train
+    from delvm.training.fit import train
     from delvm.training.strategies import is_first
 
     try:

@@ -9,7 +9,7 @@ from enum import Enum
 import numpy as np
 from PIL import Image
 
-from delvm.data.examples import Example
+from delvm.data.types import Example
 from delvm.errors import UserError
 from delvm.tasks.derived import LUMA
 

@@ -18,21 +18,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from delvm.data.codes import CodeUse, draw_use
-from delvm.data.images import contact_sheet, to_images, to_pixels
-from delvm.data.manifest import load_manifests
-from delvm.data.shards import read_examples
+from delvm.data.codebook_usage import CodeUse, draw_use
+from delvm.data.image_io import contact_sheet, to_images, to_pixels
+from delvm.data.shards.io import read_examples
+from delvm.data.shards.manifest import load_manifests
 from delvm.errors import UserError
 from delvm.evaluation import bootstrap
-from delvm.evaluation.frechet import RFID
-from delvm.evaluation.inspection import sides
-from delvm.evaluation.prompts import decode, encode
-from delvm.evaluation.reconstruction_report import page
-from delvm.files import atomic_path, write_json, write_text
+from delvm.evaluation.fid import RFID
+from delvm.evaluation.query_set import decode, encode
+from delvm.evaluation.report.reconstruction_report import page
+from delvm.evaluation.shard_inspection import sides
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.vqgan import VQGAN
-from delvm.places import Place
 from delvm.progress import Progress
+from delvm.storage import Place, atomic_path, write_json, write_text
 from delvm.tasks import metrics
 
 SCORES = {"psnr": metrics.psnr, "ssim": metrics.ssim, "ms_ssim": metrics.ms_ssim}

@@ -25,8 +25,8 @@ import numpy as np
 
 from delvm import tasks
 from delvm.evaluation import baselines, bootstrap
-from delvm.evaluation.measure import Measured
-from delvm.files import atomic_path
+from delvm.evaluation.scoring import Measured
+from delvm.storage import atomic_path
 
 COLUMNS = ("task", "method", "metric", "mean", "low", "high", "n")
 SPANS = ("all", "answer")

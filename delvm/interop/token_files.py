@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from delvm.errors import UserError
-from delvm.files import atomic_path
-from delvm.models.tokens import TokenSpace
+from delvm.models.token_space import TokenSpace
+from delvm.storage import atomic_path
 
 # A line longer than this is no sample of any of the projects: 16 MiB, over a million tokens.
 LONGEST_LINE = 1 << 24

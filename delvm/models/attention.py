@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delvm.models import blockwise
+from delvm.models.cpu import attention as blockwise
 
 
 class Backend(Enum):
@@ -237,7 +237,7 @@ def attend_xformers(
 def attend_blockwise(
     q: Tensor, k: Tensor, v: Tensor, documents: Documents | None, dropout: float
 ) -> Tensor:
-    """Attention by `delvm.models.blockwise`; q, k, v and the result (B, T, H, D)."""
+    """Attention by `delvm.models.cpu.attention`; q, k, v and the result (B, T, H, D)."""
     return blockwise.blockwise(q, k, v, None if documents is None else documents.starts)
 
 

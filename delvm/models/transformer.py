@@ -27,7 +27,7 @@ from delvm.models.attention import (
     Norm,
     rotary_table,
 )
-from delvm.models.tokens import TokenSpace
+from delvm.models.token_space import TokenSpace
 
 
 class Embedding(Enum):

@@ -364,7 +364,7 @@ class VQGAN(nn.Module):
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != wanted:
             raise ValueError(
                 f"pixels {tuple(pixels.shape)} are not (B, {', '.join(map(str, wanted))}): scale "
-                f"and crop each picture with delvm.data.images.fit(picture, {c.resolution})"
+                f"and crop each picture with delvm.data.image_io.fit(picture, {c.resolution})"
             )
         if not pixels.numel():
             return

@@ -3,7 +3,10 @@
 import re
 
 from delvm.errors import UserError, did_you_mean
-from delvm.tasks import derived, general, masks, pose, poses, restoration, segmentation
+from delvm.tasks import derived, pose, restoration, segmentation
+from delvm.tasks import multi_pose as poses
+from delvm.tasks import sam_masks as masks
+from delvm.tasks import unpaired as general
 from delvm.tasks.base import Task
 
 TRAINED = ("segmentation", "pose", "derain", "deblur")

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from delvm.data.pictures import PicturesConfig
-from delvm.data.sentences import SentencesConfig
+from delvm.data.datasets.images import PicturesConfig
+from delvm.data.datasets.sentences import SentencesConfig
 from delvm.models.transformer import TransformerConfig
 from delvm.models.vqgan import VQGANConfig
 

@@ -74,7 +74,7 @@ def memory(
         shard: devices that hold one copy of the weights among them (fsdp2, hsdp, fsdp).
         recompute: of so many blocks one is computed again (`Transformer.recompute`); 0 = none.
         gpu: whether on GPUs, where a norm is one kernel; on processors it is several operations,
-            and attention in bfloat16 is `delvm.models.blockwise`.
+            and attention in bfloat16 is `delvm.models.cpu.attention`.
     """
     spread = strategy not in (StrategyName.single, StrategyName.ddp)
     kept = 2 if precision == "bf16-true" else FLOAT  # bytes of a weight

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from delvm.errors import UserError
-from delvm.interop.checkpoints import describe, peek
-from delvm.training.checkpoints import KEYS, newest_whole
+from delvm.interop.load import describe, peek
+from delvm.training.callbacks.checkpoint import KEYS, newest_whole
 from delvm.training.config import TokenizerModule, TrainConfig
 from delvm.training.student import StudentTraining
 from delvm.training.tokenizer import TokenizerTraining

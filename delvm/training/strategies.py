@@ -3,7 +3,7 @@
 Each process reads its own share of a batch. Under ``ddp`` each holds the whole model. Under the
 others it holds a part of each weight, of its gradient and of the optimizer's state; a block's
 weights are gathered while the block computes. Each then writes its own part of a checkpoint
-(`delvm.interop.sharded`), which can be gone on with by any number of processes.
+(`delvm.interop.sharded_checkpoint`), which can be gone on with by any number of processes.
 """
 
 import atexit
@@ -49,12 +49,12 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from delvm.files import remove
-from delvm.interop import sharded
-from delvm.interop.checkpoints import save_model
-from delvm.interop.weights import read_pickle
+from delvm.interop import sharded_checkpoint as sharded
+from delvm.interop.load import save_model
+from delvm.interop.weight_files import read_pickle
 from delvm.models.transformer import Block, Transformer
 from delvm.models.vqgan import VQGAN
+from delvm.storage import remove
 from delvm.training.config import Gather, ShardedConfig, StrategyName, TrainConfig
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

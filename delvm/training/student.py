@@ -8,10 +8,10 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from delvm.models.prediction import next_token
+from delvm.models.teacher_forcing import next_token
 from delvm.models.transformer import Transformer
+from delvm.training.callbacks.nonfinite_grad import Guard
 from delvm.training.config import Direction, DistillationModule, OptimConfig, StudentModule
-from delvm.training.guard import Guard
 from delvm.training.losses import (
     Loss,
     documents,
@@ -23,12 +23,12 @@ from delvm.training.losses import (
     targets,
     token_weights,
 )
-from delvm.training.schedule import build_optimizer
+from delvm.training.optim import build_optimizer
 from delvm.training.strategies import FSDP2, clip, mean_over_ranks
 
 
 class StudentTraining(L.LightningModule):
-    """Next-token training of a transformer on batches of `delvm.data.sentences.Sentences`."""
+    """Next-token training of a transformer on batches of `delvm.data.datasets.sentences`."""
 
     def __init__(
         self,

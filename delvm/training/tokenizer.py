@@ -9,16 +9,16 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from delvm.data.codes import perplexity
+from delvm.data.codebook_usage import perplexity
 from delvm.errors import UserError
-from delvm.interop.weights import read_tensors
+from delvm.interop.weight_files import read_tensors
 from delvm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge
 from delvm.models.perceptual import LPIPS, MSSSIM
 from delvm.models.vqgan import VQGAN
-from delvm.training.codebook import Codebook
+from delvm.training.callbacks.nonfinite_grad import Guard
+from delvm.training.codebook_ema import Codebook
 from delvm.training.config import WANTED_VGG, OptimConfig, Perceptual, TokenizerModule
-from delvm.training.guard import Guard
-from delvm.training.schedule import build_optimizer
+from delvm.training.optim import build_optimizer
 
 
 class TokenizerTraining(L.LightningModule):

@@ -19,16 +19,16 @@ import torch
 import delvm
 from delvm.commands.encode import Loaded
 from delvm.commands.schema import Device
-from delvm.data import photographs
 from delvm.data.augment import BalanceConfig
-from delvm.data.encoding import plan_job
-from delvm.data.engines.base import Factory
-from delvm.data.engines.process import Processes
-from delvm.data.examples import Example, in_parts
-from delvm.data.images import to_pixels
-from delvm.data.manifest import plan_pairs
-from delvm.data.parts import finish_parts, start_parts, write_part
-from delvm.data.pieces import Job, Piece, encode_piece
+from delvm.data.encode.encode import plan_job
+from delvm.data.encode.executors.base import Factory
+from delvm.data.encode.executors.processes import Processes
+from delvm.data.encode.shard_task import Job, Piece, encode_piece
+from delvm.data.image_io import to_pixels
+from delvm.data.prepare.chunks import finish_parts, start_parts, write_part
+from delvm.data.shards.manifest import plan_pairs
+from delvm.data.sources.shapes import photographs
+from delvm.data.types import Example, in_parts
 from delvm.models.vqgan import VQGAN, VQGANConfig
 from experiments.bench.frame import Row, medians
 

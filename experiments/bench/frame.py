@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from delvm.errors import UserError
-from delvm.files import write_json
+from delvm.storage import write_json
 
 _GOAL = re.compile(r"(ours|ratio) (<=|>=|<|>) ([0-9.]+)")
 _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}

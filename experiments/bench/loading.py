@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from delvm.data import manifest, shards
-from delvm.data.order import Numbers
-from delvm.data.sentences import Sentences, SentencesConfig
+from delvm.data.datasets.sampler import Numbers
+from delvm.data.datasets.sentences import Sentences, SentencesConfig
+from delvm.data.shards import io as shards
+from delvm.data.shards import manifest
 from delvm.interop.token_files import write_internlm
-from delvm.models.tokens import TokenSpace
+from delvm.models.token_space import TokenSpace
 from experiments.bench.frame import Row
 
 N, V, PAIRS, BATCH = 256, 8192, 4, 16  # tokens an image, codes, pairs a sentence, sentences

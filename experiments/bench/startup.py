@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from delvm.data import manifest, shards
+from delvm.data.shards import io as shards
+from delvm.data.shards import manifest
 from experiments.bench.frame import Row, medians
 
 REPEATS = 9

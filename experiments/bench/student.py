@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from delvm.allocator import keep_freed
+from delvm.models.cpu.malloc import keep_freed
 from delvm.models.precision import has_bf16, peak_flops
 from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.training.compiling import compile_blocks

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import delvm
-from delvm.data import photographs
-from delvm.data.images import to_pixels
+from delvm.data.image_io import to_pixels
+from delvm.data.sources.shapes import photographs
 from delvm.models.precision import has_bf16
 from delvm.models.vqgan import VQGAN, Quantizer, VQGANConfig
 from delvm.tasks.metrics import psnr

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from delvm.files import write_json
 from delvm.progress import clock
+from delvm.storage import write_json
 
 # Name of a stage, which is the folder it fills below OUT, and its command.
 STAGES = (

@@ -9,9 +9,9 @@ from PIL import Image
 
 import delvm
 from delvm import tasks
-from delvm.data.images import contact_sheet
-from delvm.data.shapes import Shapes
-from delvm.files import atomic_path
+from delvm.data.image_io import contact_sheet
+from delvm.data.sources.shapes.source import Shapes
+from delvm.storage import atomic_path
 
 EXAMPLES, ANSWERS = Path("examples"), Path("docs/answers.png")
 PAIRS, QUERY = 3, 3

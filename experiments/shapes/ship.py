@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from delvm.interop.checkpoints import SHIPPED, load_student, load_tokenizer, save_model
 from delvm.interop.fingerprint import fingerprint
+from delvm.interop.load import SHIPPED, load_student, load_tokenizer, save_model
 from delvm.models.vqgan import VQGAN
 
 LIMIT = 12_000_000  # bytes, tokenizer and student together

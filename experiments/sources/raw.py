@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from skimage.segmentation import felzenszwalb
 
-from delvm.data import people, photographs
-from delvm.data.images import fit
+from delvm.data.image_io import fit
+from delvm.data.sources.shapes import people, photographs
 from delvm.tasks import pose, restoration
 from experiments.sources.layouts import (
     jpeg,

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from delvm.commands import cli
-from delvm.data.images import contact_sheet
-from delvm.data.shards import read_examples
+from delvm import cli
+from delvm.data.image_io import contact_sheet
+from delvm.data.shards.io import read_examples
 from delvm.errors import UserError
-from delvm.files import atomic_path
+from delvm.storage import atomic_path
 from experiments.sources.raw import RAW
 
 SHEET = Path("docs/sources.png")

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delvm.files import atomic_path, write_json
 from delvm.progress import clock
+from delvm.storage import atomic_path, write_json
 
 HERE = Path(__file__).parent
 OUT = Path("outputs/tokenizer_settings")

@@ -8,9 +8,9 @@ import torch
 
 from delvm.commands.app import compose
 from delvm.commands.checks import check, faults
-from delvm.data.examples import Example
+from delvm.data.types import Example
 from delvm.errors import UserError
-from delvm.models import blockwise
+from delvm.models.cpu import attention as blockwise
 from tests.data.shard_makers import write_examples
 
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 import delvm as package
+from delvm.cli import VERBS
 from delvm.commands import app, prepare
-from delvm.commands.cli import VERBS
 from delvm.commands.help import config_dir
 from delvm.errors import UserError
 
@@ -85,7 +85,7 @@ def test_unknown_flags(delvm):
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys\nfrom delvm.commands.cli import main\n"
+        "import sys\nfrom delvm.cli import main\n"
         "assert main(['--help']) == 0\n"
         "heavy = {'torch', 'hydra', 'omegaconf', 'numpy', 'PIL', 'lightning', 'yaml'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
@@ -132,7 +132,7 @@ def test_ctrl_c_is_130(delvm, monkeypatch, tmp_path):
 
 def test_ctrl_c_inside_lightning_is_130(delvm, monkeypatch, tmp_path):
     from delvm.commands import train
-    from delvm.training import run as training
+    from delvm.training import fit as training
 
     def interrupted(config, folder):
         try:

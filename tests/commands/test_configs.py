@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from delvm.cli import VERBS
 from delvm.commands.app import compose
-from delvm.commands.cli import VERBS
 from delvm.commands.help import config_dir, groups, options, page
 from delvm.commands.schema import (
     ConvertConfig,
@@ -20,10 +20,10 @@ from delvm.commands.schema import (
     ShapesSource,
 )
 from delvm.data.augment import Balance, BalanceConfig
-from delvm.data.pictures import PicturesConfig
-from delvm.data.sentences import SentencesConfig
-from delvm.data.shapes import Shapes
+from delvm.data.datasets.images import PicturesConfig
+from delvm.data.datasets.sentences import SentencesConfig
 from delvm.data.sources import SOURCES
+from delvm.data.sources.shapes.source import Shapes
 from delvm.models.transformer import Init, TransformerConfig
 from delvm.training.config import Direction, DistillationModule, TokenizerModule, TrainConfig
 
@@ -31,7 +31,7 @@ CONF = config_dir()
 GIVEN = {
     "generate": ["prompt=a", "query=b"],
     "convert": ["input=a", "output=b"],
-    "gather": ["input=a", "output=b"],
+    "runs": ["input=a", "output=b"],
     "export": ["checkpoint=a", "format=llama", "output=b"],
 }  # values that have no default
 OPTIONS = [
@@ -55,7 +55,7 @@ def test_every_file_is_reached():
         ("prepare", PrepareConfig),
         ("encode", EncodeConfig),
         ("train", TrainConfig),
-        ("gather", GatherConfig),
+        ("runs", GatherConfig),
         ("generate", GenerateConfig),
         ("evaluate", EvaluateConfig),
         ("inspect", InspectConfig),

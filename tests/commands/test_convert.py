@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from delvm.data.shards import read_tokens
-from delvm.interop.checkpoints import save_model
+from delvm.data.shards.io import read_tokens
+from delvm.interop.load import save_model
 from delvm.models.vqgan import VQGAN, VQGANConfig
 
 GOLDEN = Path(__file__).parents[1] / "data/golden/token_files"

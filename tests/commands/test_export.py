@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from delvm.interop import llama
-from delvm.interop import weights as files
-from delvm.interop.checkpoints import load_student, load_tokenizer, save_model
+from delvm.interop import weight_files as files
 from delvm.interop.fingerprint import fingerprint
-from delvm.models.tokens import TokenSpace
+from delvm.interop.formats import llama
+from delvm.interop.load import load_student, load_tokenizer, save_model
+from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Embedding, Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
 
@@ -89,7 +89,7 @@ def test_it_is_written_whole_or_not_at_all(delvm, weights, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "out")
 
-    monkeypatch.setattr("delvm.interop.llama.write_json", full)
+    monkeypatch.setattr("delvm.interop.formats.llama.write_json", full)
     code, _, err = delvm(*words)
     assert code == 2 and "No space left" in err
     assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from delvm.commands.generate import plan
-from delvm.data.images import open_image
-from delvm.inference.prompt import Prompter
-from delvm.interop.checkpoints import load_student, load_tokenizer, save_model
+from delvm.data.image_io import open_image
+from delvm.inference.prompter import Prompter
+from delvm.interop.load import load_student, load_tokenizer, save_model
 from delvm.models.vqgan import VQGAN
 
 

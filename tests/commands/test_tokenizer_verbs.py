@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from delvm.commands import encode
-from delvm.data.examples import Example
+from delvm.data.types import Example
 from delvm.errors import Suspicious
 from delvm.models.vqgan import VQGAN
 from tests.data.shard_makers import write_examples

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from delvm.data import shards
-from delvm.data.examples import Example, in_parts
-from delvm.data.images import to_pixels
-from delvm.data.shards import read_tokens
+from delvm.data.image_io import to_pixels
+from delvm.data.shards import io as shards
+from delvm.data.shards.io import read_tokens
+from delvm.data.types import Example, in_parts
 from delvm.errors import UserError
 
 PART = 4

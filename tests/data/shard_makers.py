@@ -6,10 +6,10 @@ import tarfile
 import numpy as np
 import torch
 
-from delvm.data.examples import Example, in_parts
-from delvm.data.manifest import plan_pairs, plan_tokens, write_codebook
-from delvm.data.parts import finish_parts, pending_parts, start_parts, write_part
-from delvm.data.shards import write_tokens
+from delvm.data.prepare.chunks import finish_parts, pending_parts, start_parts, write_part
+from delvm.data.shards.io import write_tokens
+from delvm.data.shards.manifest import plan_pairs, plan_tokens, write_codebook
+from delvm.data.types import Example, in_parts
 
 SETTINGS = {"source": "fake", "seed": 0, "image_size": 8}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from delvm.data.augment import LABEL_COLOURS, Balance, BalanceConfig, Jitter, augment, plan
-from delvm.data.examples import Example
+from delvm.data.types import Example
 from delvm.errors import UserError
 
 COUNTS = {"segmentation": 10, "pose": 4, "derain": 1}

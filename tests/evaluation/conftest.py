@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from delvm.data.examples import Example
-from delvm.data.images import to_pixels
-from delvm.data.shards import read_examples
-from delvm.models.tokens import TokenSpace
+from delvm.data.image_io import to_pixels
+from delvm.data.shards.io import read_examples
+from delvm.data.types import Example
+from delvm.models.token_space import TokenSpace
 from tests.data.shard_makers import write_examples
 
 SIDE, BLOCK = 16, 4

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from delvm.data.images import to_pixels
-from delvm.data.shards import read_examples
+from delvm.data.image_io import to_pixels
+from delvm.data.shards.io import read_examples
 from delvm.errors import UserError
-from delvm.evaluation.frechet import RFID
+from delvm.evaluation.fid import RFID
 from delvm.evaluation.reconstruction import COLUMNS, run
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from delvm.errors import UserError
-from delvm.inference.prompt import Prompter
+from delvm.inference.prompter import Prompter
 from delvm.inference.sampling import generate
-from delvm.interop import internlm_hf
-from delvm.interop.checkpoints import load_student, load_tokenizer, save_model
-from delvm.interop.weights import read_folder
+from delvm.interop.formats import internlm_hf
+from delvm.interop.load import load_student, load_tokenizer, save_model
+from delvm.interop.weight_files import read_folder
 from delvm.models.transformer import Embedding, Transformer
 from tests.interop.raw_checkpoint import GOLDEN, stages, with_config, write
 

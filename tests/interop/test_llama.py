@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from delvm.errors import UserError
 from delvm.inference.sampling import generate
-from delvm.interop import llama
-from delvm.interop.checkpoints import describe, load_student, save_model
-from delvm.models.tokens import TokenSpace
+from delvm.interop.formats import llama
+from delvm.interop.load import describe, load_student, save_model
+from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
 
 CODES, IDS = 8192, 8292  # of LVM: 100 ids beyond the codes

@@ -14,9 +14,10 @@ import yaml
 from safetensors.torch import save_file
 
 from delvm.errors import UserError
-from delvm.interop import open_muse, weights
-from delvm.interop.checkpoints import load_tokenizer
+from delvm.interop import weight_files as weights
 from delvm.interop.fingerprint import fingerprint
+from delvm.interop.formats import open_muse
+from delvm.interop.load import load_tokenizer
 from delvm.models.vqgan import VQGAN, VQGANConfig
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "muse_vqgan"

@@ -9,7 +9,7 @@ import pytest
 
 from delvm.errors import UserError
 from delvm.interop.token_files import read_internlm, read_lvm, write_internlm, write_lvm
-from delvm.models.tokens import TokenSpace
+from delvm.models.token_space import TokenSpace
 
 GOLDEN = Path(__file__).parents[1] / "data/golden/token_files"
 BIN, JSONL = GOLDEN / "derain/train.bin", GOLDEN / "dataset.jsonl"

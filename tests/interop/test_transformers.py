@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from delvm.inference.sampling import generate
-from delvm.interop import llama
-from delvm.interop.checkpoints import load_student
-from delvm.models.tokens import TokenSpace
+from delvm.interop.formats import llama
+from delvm.interop.load import load_student
+from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Init, Transformer, TransformerConfig
 from tests.interop.raw_checkpoint import stages, write
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from delvm.data import people
+from delvm.data.sources.shapes import people
 from delvm.tasks import pose
 
 

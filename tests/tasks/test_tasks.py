@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from delvm import tasks
-from delvm.data.shapes import Shapes
+from delvm.data.sources.shapes.source import Shapes
 from delvm.errors import UserError
 
 

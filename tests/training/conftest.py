@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from delvm.data.examples import Example
+from delvm.data.types import Example
 from tests.data.shard_makers import write_examples
 from tests.training.runs import write_ids
 

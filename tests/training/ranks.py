@@ -20,7 +20,7 @@ from delvm.training.config import (
     StudentModule,
     TrainConfig,
 )
-from delvm.training.run import train
+from delvm.training.fit import train
 from delvm.training.strategies import leave
 from delvm.training.student import StudentTraining
 from tests.training.runs import V, student_config

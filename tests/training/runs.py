@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from delvm.data import manifest, shards
-from delvm.data.pictures import PicturesConfig
-from delvm.data.sentences import SentencesConfig
+from delvm.data.datasets.images import PicturesConfig
+from delvm.data.datasets.sentences import SentencesConfig
+from delvm.data.shards import io as shards
+from delvm.data.shards import manifest
 from delvm.models.transformer import Init, TransformerConfig
 from delvm.models.vqgan import VQGANConfig
 from delvm.training.config import (

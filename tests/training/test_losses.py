@@ -19,7 +19,7 @@ from delvm.training.losses import (
     targets,
     token_weights,
 )
-from delvm.training.schedule import warmup_cosine
+from delvm.training.optim import warmup_cosine
 
 
 def test_weights_alternate_by_picture():

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from delvm.errors import UserError
-from delvm.interop.checkpoints import load_student, load_tokenizer, save_model
+from delvm.interop.load import load_student, load_tokenizer, save_model
 from delvm.models.transformer import TransformerConfig
 from delvm.training.config import (
     OptimConfig,
     StudentConfig,
 )
-from delvm.training.run import build, train
+from delvm.training.fit import build, train
 from delvm.training.student import StudentTraining
 from tests.training.runs import V, curve, student_config, tokenizer_config
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from delvm.data import manifest, shards
-from delvm.interop import sharded
-from delvm.interop.checkpoints import load_student
+from delvm.data.shards import io as shards
+from delvm.data.shards import manifest
+from delvm.interop import sharded_checkpoint as sharded
+from delvm.interop.load import load_student
 from delvm.training import strategies
 from delvm.training.config import StrategyName
+from delvm.training.fit import build, train
 from delvm.training.memory import memory
-from delvm.training.run import build, train
 from tests.training.ranks import CLIP, SINGLE, SPREAD, STOP, config, tied
 from tests.training.runs import N, V, curve
 

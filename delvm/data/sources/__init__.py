@@ -1,7 +1,7 @@
 """Readers of raw data sets in their true formats, one file each.
 
 A reader is the dataclass of its config (`conf/source/NAME.yaml`) with the methods of
-`delvm.data.examples.Source`.
+`delvm.data.types.Source`.
 """
 
 from delvm.data.sources.base import SourceConfig
@@ -10,7 +10,7 @@ from delvm.data.sources.derived import Derived
 from delvm.data.sources.gopro import GoPro
 from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion
-from delvm.data.sources.paired import Paired
+from delvm.data.sources.paired_folders import Paired
 from delvm.data.sources.rain13k import Rain13K
 from delvm.data.sources.sa1b import SA1B
 from delvm.data.sources.video import HdVila, Video

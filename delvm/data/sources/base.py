@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from delvm.data.examples import SPLITS, Example, Part, Reject, in_parts
-from delvm.data.images import fit, open_image
+from delvm.data.image_io import fit, open_image
+from delvm.data.types import SPLITS, Example, Part, Reject, in_parts
 from delvm.errors import UserError, did_you_mean
 
 FILES_A_PART = 1000

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from delvm.data.examples import Example, Part, Reject
-from delvm.data.images import fit, open_image
+from delvm.data.image_io import fit, open_image
+from delvm.data.sources._io.coco_json import ORDER, PLACES, Person, Photo, read_annotations
 from delvm.data.sources.base import (
     Box,
     RawSource,
@@ -22,9 +22,10 @@ from delvm.data.sources.base import (
     middle_square,
     rejected,
 )
-from delvm.data.sources.coco import ORDER, PLACES, Person, Photo, read_annotations
+from delvm.data.types import Example, Part, Reject
 from delvm.errors import UserError
-from delvm.tasks import Task, pose, poses
+from delvm.tasks import Task, pose
+from delvm.tasks import multi_pose as poses
 
 # The data set's own splits, and what they are here: its test split has no annotations.
 NATURAL = {"train": "train", "val": "test"}

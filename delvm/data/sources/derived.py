@@ -6,10 +6,10 @@ from functools import cached_property
 
 import numpy as np
 
-from delvm.data.examples import Example, Part, Reject
 from delvm.data.sources.base import RawSource
 from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion
+from delvm.data.types import Example, Part, Reject
 from delvm.errors import UserError, did_you_mean
 from delvm.tasks import derived
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from delvm.data.examples import Reject
-from delvm.data.sources.pairs import Pair, PairSource, files_in, match
+from delvm.data.sources.paired_base import Pair, PairSource, files_in, match
+from delvm.data.types import Reject
 from delvm.errors import UserError
 
 

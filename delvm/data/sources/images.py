@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from delvm.data.examples import Example, Part, Reject
 from delvm.data.sources.base import (
     RawSource,
     check_split,
@@ -17,6 +16,7 @@ from delvm.data.sources.base import (
     pictures_in,
     rejected,
 )
+from delvm.data.types import Example, Part, Reject
 from delvm.errors import UserError
 
 

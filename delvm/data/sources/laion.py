@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from delvm.data.examples import Example, Part, Reject
-from delvm.data.images import fit, open_image
+from delvm.data.image_io import fit, open_image
+from delvm.data.sources._io.tar import members, tars_in
 from delvm.data.sources.base import PICTURES, RawSource, check_split, plain, rejected
-from delvm.data.sources.tars import members, tars_in
+from delvm.data.types import Example, Part, Reject
 from delvm.errors import UserError
 
 # What img2dataset writes beside a picture: its caption and what else is known of it.

@@ -11,8 +11,8 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from delvm.data.examples import Reject
-from delvm.data.sources.pairs import At, Pair, PairSource, files_in, match
+from delvm.data.sources.paired_base import At, Pair, PairSource, files_in, match
+from delvm.data.types import Reject
 from delvm.errors import UserError
 
 _SIDES = ("input", "target")

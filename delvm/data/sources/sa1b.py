@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from delvm.data.examples import Example, Part, Reject
-from delvm.data.images import fit, open_image
+from delvm.data.image_io import fit, open_image
+from delvm.data.sources._io.rle import read_runs
+from delvm.data.sources._io.tar import DAMAGE, content, damaged, scan, tars_in
 from delvm.data.sources.base import Box, RawSource, check_split, distinct, middle_square, rejected
-from delvm.data.sources.rle import read_runs
-from delvm.data.sources.tars import DAMAGE, content, damaged, scan, tars_in
+from delvm.data.types import Example, Part, Reject
 from delvm.errors import UserError
-from delvm.tasks import masks
+from delvm.tasks import sam_masks as masks
 
 CROPS = 6
 SUFFIXES = (".jpg", ".json")

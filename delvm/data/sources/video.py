@@ -10,9 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from delvm.data.examples import Example, Part, Reject
-from delvm.data.sources.base import PICTURES, RawSource, check_split, distinct, encoded
-from delvm.data.sources.frames import (
+from delvm.data.sources._io.video import (
     VIDEOS,
     Clip,
     clips_of,
@@ -20,6 +18,8 @@ from delvm.data.sources.frames import (
     frames_of_folder,
     natural,
 )
+from delvm.data.sources.base import PICTURES, RawSource, check_split, distinct, encoded
+from delvm.data.types import Example, Part, Reject
 from delvm.errors import UserError
 
 VIDEOS_A_PART = 100

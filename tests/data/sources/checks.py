@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from delvm.data.corpus import prepare
-from delvm.data.examples import SPLITS, Example, Reject
-from delvm.data.shards import read_examples
+from delvm.data.prepare.prepare import prepare
+from delvm.data.shards.io import read_examples
+from delvm.data.types import SPLITS, Example, Reject
 
 
 def read_all(source, split):

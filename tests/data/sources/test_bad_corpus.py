@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from delvm.commands import cli
-from delvm.data.parts import read_rejects
-from delvm.data.shards import read_examples
+from delvm import cli
+from delvm.data.prepare.chunks import read_rejects
+from delvm.data.shards.io import read_examples
 from tests.data.sources import bad_files
 from tests.data.sources.bad_files import BAD, GOOD, encoded, save, smooth
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from delvm.data.corpus import prepare
-from delvm.data.parts import read_rejects
-from delvm.data.shards import read_examples
+from delvm.data.prepare.chunks import read_rejects
+from delvm.data.prepare.prepare import prepare
+from delvm.data.shards.io import read_examples
 from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion
-from delvm.data.sources.paired import Paired
+from delvm.data.sources.paired_folders import Paired
 from delvm.errors import Suspicious
 from tests.data.sources import bad_files
 from tests.data.sources.bad_files import BAD, GOOD, encoded, smooth

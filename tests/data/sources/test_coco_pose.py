@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from delvm.data import people
-from delvm.data.sources import coco
+from delvm.data.sources._io import coco_json as coco
 from delvm.data.sources.coco_pose import CocoPose, square_about
+from delvm.data.sources.shapes import people
 from delvm.errors import UserError
-from delvm.tasks import pose, poses
+from delvm.tasks import multi_pose as poses
+from delvm.tasks import pose
 from experiments.sources.layouts import COCO_KEYPOINTS, write_annotations, write_coco
 from tests.data.sources import bad_files
 from tests.data.sources.bad_files import smooth

@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delvm.data import corpus
-from delvm.data.corpus import prepare
-from delvm.data.images import fit
+from delvm.data.image_io import fit
+from delvm.data.prepare import prepare as corpus
+from delvm.data.prepare.prepare import prepare
 from delvm.data.sources.gopro import GoPro
-from delvm.data.sources.paired import Paired
+from delvm.data.sources.paired_folders import Paired
 from delvm.data.sources.rain13k import Rain13K, store_keys
 from delvm.errors import UserError
 from tests.data.sources.bad_files import encoded, save, smooth

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delvm.commands import cli
-from delvm.data import people
-from delvm.data.shards import read_examples
+from delvm import cli
+from delvm.data.shards.io import read_examples
+from delvm.data.sources.shapes import people
 from experiments.sources import layouts
 from tests.data.sources import bad_files
 from tests.data.sources.bad_files import save, smooth

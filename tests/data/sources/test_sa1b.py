@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from delvm.data.images import fit, open_image
-from delvm.data.sources.rle import read_runs
+from delvm.data.image_io import fit, open_image
+from delvm.data.sources._io.rle import read_runs
 from delvm.data.sources.sa1b import SA1B
 from delvm.errors import UserError
-from delvm.tasks import masks
+from delvm.tasks import sam_masks as masks
 from experiments.sources.layouts import jpeg, rle, sa1b_json, write_sa1b, write_tar
 from tests.data.sources import bad_files
 from tests.data.sources.bad_files import smooth

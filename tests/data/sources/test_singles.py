@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delvm.data.images import fit
+from delvm.data.image_io import fit
 from delvm.data.sources.derived import Derived
 from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delvm.data import photographs
-from delvm.data.images import fit
-from delvm.data.sources import frames
-from delvm.data.sources.frames import Clip, clips_of, scene_distance
+from delvm.data.image_io import fit
+from delvm.data.sources._io import video as frames
+from delvm.data.sources._io.video import Clip, clips_of, scene_distance
+from delvm.data.sources.shapes import photographs
 from delvm.data.sources.video import HdVila, Video
 from delvm.errors import UserError
 from experiments.sources.layouts import write_frames, write_video

@@ -1,0 +1,18 @@
+"""`delvm runs`: the training runs below a folder in one table."""
+
+from pathlib import Path
+
+from delvm.commands.schema import GatherConfig
+from delvm.evaluation.run_table import gather, shown, write_table
+from delvm.progress import say
+
+
+def run(cfg: GatherConfig) -> None:
+    """Write the table, show the means of it, and say which runs lack something."""
+    runs, output = gather(Path(cfg.input)), Path(cfg.output)
+    write_table(runs, output)
+    print("\n".join(shown(runs)))
+    print(f"table: {output}, {len(runs)} run{'s' if len(runs) != 1 else ''}")
+    for each in runs:
+        for fault in each.faults:
+            say(f"runs: {each.name}: {fault}")

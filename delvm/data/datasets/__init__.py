@@ -1,0 +1,1 @@
+"""Datasets of sentences and images, and the order in which they come."""

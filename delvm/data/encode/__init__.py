@@ -1,0 +1,1 @@
+"""The work of `delvm encode`: image shards to token shards."""

@@ -1,0 +1,1 @@
+"""The work of `delvm prepare`: a source's examples to image shards."""

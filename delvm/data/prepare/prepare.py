@@ -1,0 +1,150 @@
+"""The work behind `delvm prepare`: the examples of a source become shards of pictures."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+from PIL import Image
+
+from delvm.data.image_io import contact_sheet
+from delvm.data.prepare.chunks import REJECTS, finish_parts, pending_parts, start_parts, write_part
+from delvm.data.shards.io import read_examples
+from delvm.data.shards.manifest import (
+    Manifest,
+    load_manifests,
+    plan_pairs,
+)
+from delvm.data.types import SPLITS, Example, Part, Reject, Source, check_splits
+from delvm.errors import Suspicious, UserError
+from delvm.progress import Progress, say, say_kept
+from delvm.storage import Place, atomic_path, place
+
+SHEET_PICTURES = 6  # of each task on the contact sheet
+
+
+def prepare(
+    source: Source,
+    output: Place,
+    splits: Sequence[str] = SPLITS,
+    *,
+    shard_size: int = 1000,
+    max_reject_fraction: float = 0.05,
+    overwrite: bool = False,
+) -> list[Manifest]:
+    """Write the examples of a source as shards of pictures, and a contact sheet of them.
+
+    Run again after a kill, it continues at the first unfinished part; run again after the source
+    has grown, it reads the new parts.
+
+    Args:
+        source: Where the examples come from.
+        output: Root of the shards, ROOT/SPLIT/TASK.
+        splits: Any of "train", "val", "test".
+        shard_size: Examples a shard, at most.
+        max_reject_fraction: Of a task's raw items.
+        overwrite: Replace folders made with other settings.
+
+    Raises:
+        UserError: Unknown split, or a finished folder made with other settings.
+        Suspicious: More was rejected than allowed; what has been written stays.
+    """
+    output = place(output)
+    check_splits(splits)
+    jobs = [
+        (_plan_examples(source, split, task, shard_size), parts)
+        for split in splits
+        for task, parts in source.parts(split).items()
+        if parts
+    ]
+    if not jobs:
+        raise UserError(f"source {source.name} has nothing for splits=[{','.join(splits)}]")
+    todo = [pending_parts(output, made, parts, overwrite) for made, parts in jobs]
+    manifests = []
+    with _parts_progress(output, jobs, todo) as bar:
+        for (made, parts), left in zip(jobs, todo, strict=True):
+            if left:
+                start_parts(output, made, parts, overwrite)
+            for part in left:
+                examples = source.read(made.split, made.task, part)
+                write_part(output, made, part, _counted(examples, bar, made))
+            manifests.append(finish_parts(output, made, parts))
+            _check_rejects(output, manifests[-1], max_reject_fraction)
+    # A data set may have no test split, or nothing in it.
+    shown = [manifest.split for manifest in manifests if manifest.count] or [manifests[-1].split]
+    write_contact_sheet(output, "test" if "test" in shown else shown[-1])
+    return manifests
+
+
+def _plan_examples(source: Source, split: str, task: str, shard_size: int) -> Manifest:
+    return plan_pairs(
+        split,
+        task,
+        source=source.name,
+        seed=source.seed,
+        image_size=source.size,
+        settings=source.settings(split, task),
+        shard_size=shard_size,
+    )
+
+
+def _counted(
+    examples: Iterable[Example | Reject], bar: Progress, made: Manifest
+) -> Iterator[Example | Reject]:
+    """The same, counted on the bar: by examples where it is known how many there are."""
+    name = f"{made.split}/{made.task}"
+    for example in examples:
+        yield example
+        bar.update(int(bar.unit == "examples"), name)
+    bar.update(int(bar.unit == "parts"), name)
+
+
+def _check_rejects(output: Place, manifest: Manifest, most: float) -> None:
+    """Say how much was left out, and stop where it is too much."""
+    if not manifest.rejected:
+        return
+    folder = output / manifest.split / manifest.task
+    share = manifest.rejected / (manifest.rejected + manifest.count)
+    said = (
+        f"{manifest.rejected:,} of {manifest.rejected + manifest.count:,} raw items rejected "
+        f"({share:.1%}), listed in {folder / REJECTS}"
+    )
+    if share > most or not manifest.count:
+        raise Suspicious(
+            f"{manifest.split}/{manifest.task}: {said}: more than max_reject_fraction={most}; "
+            "what has been written is valid"
+        )
+    say(f"prepare: {manifest.split}/{manifest.task}: {said}")
+
+
+def _parts_progress(
+    output: Place, jobs: list[tuple[Manifest, list[Part]]], todo: list[list[Part]]
+) -> Progress:
+    """A bar over what is pending; says what is kept or continued from an earlier run."""
+    kept = []
+    for (made, parts), left in zip(jobs, todo, strict=True):
+        name = f"{made.split}/{made.task}"
+        if not left:
+            kept.append(name)
+        elif len(left) < len(parts):
+            done = f"{len(parts) - len(left):,} of {len(parts):,} parts are there"
+            say(f"prepare: continuing {output}/{name}, {done}")
+    say_kept("prepare", output, kept)
+    pending = [part for left in todo for part in left]
+    if all(part.count for part in pending):
+        return Progress(sum(part.count for part in pending), "prepare", "examples")
+    return Progress(len(pending), "prepare", "parts")
+
+
+def write_contact_sheet(root: Place, split: str) -> Place:
+    """Write ROOT/contact_sheet.png: the first examples of each task of a split."""
+    manifests = load_manifests(root, split, "pairs")
+    rows = []
+    for task in manifests:
+        pictures = (p for example in read_examples(root, split, task) for p in example.pictures)
+        rows.append([Image.fromarray(p) for p in itertools.islice(pictures, SHEET_PICTURES)])
+    paired = all(manifest.pictures == 2 for manifest in manifests.values())
+    titles = ["input", "target"] * (SHEET_PICTURES // 2) if paired else None
+    sheet = contact_sheet(rows, titles, row_titles=list(manifests))
+    path = place(root) / "contact_sheet.png"
+    with atomic_path(path) as part:
+        sheet.save(part)
+    return path

@@ -1,0 +1,1 @@
+"""Shards: manifests, writing, reading front to back, and random access."""

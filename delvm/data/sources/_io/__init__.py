@@ -1,0 +1,1 @@
+"""Readers that sources share: tar archives, videos, RLE masks, COCO JSON."""

@@ -1,0 +1,1 @@
+"""The procedural corpus, on photographs that ship inside packages."""

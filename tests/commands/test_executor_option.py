@@ -1,0 +1,61 @@
+"""`delvm encode engine=...`, whole."""
+
+import numpy as np
+import pytest
+
+from delvm.commands.encode import Loaded
+from delvm.commands.schema import Device
+from delvm.data.types import Example
+from delvm.errors import UserError
+from delvm.interop.fingerprint import fingerprint
+from delvm.interop.load import load_tokenizer
+from tests.data.corpus_makers import contents
+from tests.data.shard_makers import write_examples
+
+
+@pytest.fixture
+def words(tmp_path, weights, monkeypatch, root):
+    """Arguments of encode for two tasks of 16 px."""
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    rng = np.random.default_rng(0)
+    for task in ("derain", "pose"):
+        drawn = rng.integers(0, 256, (6, 2, 16, 16, 3), dtype=np.uint8)
+        made = [Example(f"{i}", task, tuple(both)) for i, both in enumerate(drawn)]
+        write_examples(tmp_path / "pairs", "test", task, made, source="s", seed=0, image_size=16)
+    return ["encode", "input=pairs", "splits=[test]", f"tokenizer={weights / 'tokenizer'}"]
+
+
+def test_processes_write_what_one_process_writes(delvm, words, tmp_path):
+    assert delvm(*words, "output=a")[0] == 0
+    code, out, err = delvm(*words, "output=b", "engine=process", "engine.workers=1")
+    assert (code, out.splitlines()[0]) == (0, "test: derain 6, pose 6 pairs")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert "encode: test/pose/000000.tar: 6 pairs in" in err and "12/12 pairs" in err
+
+
+def test_a_damaged_shard_is_one_line_and_code_2(delvm, words, tmp_path):
+    (tmp_path / "pairs/test/pose/000000.tar").write_bytes(b"x" * 700)
+    code, out, err = delvm(*words, "output=b", "engine=process", "engine.workers=1")
+    lines = [line for line in err.splitlines() if line.startswith("delvm: ")]
+    assert code == 2 and len(lines) == 1 and "Traceback" not in err
+    assert "pairs/test/pose/000000.tar is damaged" in lines[0] and "delete it" in lines[0]
+    assert (tmp_path / "b/test/derain/manifest.json").exists()  # what was done stays
+
+
+def test_settings_of_engines_are_checked(delvm, words):
+    code, _, err = delvm(*words, "engine=process", "engine.workers=-1")
+    assert code == 2 and "engine.workers=-1 is below 0: set engine.workers=0 or more" in err
+    code, _, err = delvm(*words, "engine=submitit", "engine.cpus=0")
+    assert code == 2 and "engine.cpus=0 is below 1" in err
+    code, _, err = delvm(*words, "engine=proces")
+    assert code == 2 and "did you mean 'process'?" in err
+    code, _, err = delvm(*words, "engine=ray", "engine.folder=x")
+    assert code == 2 and "unknown key 'engine.folder'" in err
+
+
+def test_a_worker_refuses_another_tokenizer(weights):
+    path = str(weights / "tokenizer")
+    mark = fingerprint(load_tokenizer(path))
+    assert Loaded(path, Device.cpu, False, mark)(3).fast is False
+    with pytest.raises(UserError, match=rf"is {mark} here, the job was planned with abc: set"):
+        Loaded(path, Device.cpu, False, "abc")(0)

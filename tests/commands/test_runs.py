@@ -1,0 +1,44 @@
+"""`delvm runs`, whole."""
+
+from pathlib import Path
+
+from tests.evaluation.test_run_table import made
+
+
+def test_a_sweep_becomes_a_table(delvm, tmp_path):
+    made(tmp_path / "runs/seed=0", "seed: 0\n")
+    made(tmp_path / "runs/seed=1", "seed: 1\n", None)
+    code, out, err = delvm("runs", "input=runs", "output=tables/a.csv")
+    assert code == 0
+    assert out.splitlines()[0].split() == [
+        *("run", "seed", "step", "best", "step", "last", "val/loss", "best", "val/loss"),
+        *("best", "val/acc"),
+    ]
+    assert out.splitlines()[-1] == "table: tables/a.csv, 2 runs"
+    assert err == "runs: seed=1: loss history not found: runs/seed=1/metrics.csv\n"
+    lines = Path("tables/a.csv").read_text().splitlines()
+    assert [line.split(",")[:3] for line in lines] == [
+        ["run", "seed", "step"],
+        ["seed=0", "0", "7"],
+        ["seed=1", "1", ""],
+    ]
+    # A table is replaced by a newer one.
+    made(tmp_path / "runs/seed=2", "seed: 2\n")
+    assert delvm("runs", "input=runs", "output=tables/a.csv")[0] == 0
+    assert len(Path("tables/a.csv").read_text().splitlines()) == 4
+
+
+def test_mistakes(delvm, tmp_path):
+    made(tmp_path / "runs", "seed: 0\n")
+    Path("empty").mkdir()
+    Path("thesis.csv").write_text("years,of,work\n")
+    for words, message in (
+        ((), "missing values for input, output"),
+        (("input=none", "output=a.csv"), "input=none is no folder"),
+        (("input=empty", "output=a.csv"), "no runs in empty"),
+        (("input=runs", "output=empty"), "output=empty is a folder: set output=empty/runs.csv"),
+        (("input=runs", "output=thesis.csv"), "output=thesis.csv is there and no table of runs"),
+    ):
+        code, out, err = delvm("runs", *words)
+        assert (code, out, err.count("\n")) == (2, "", 1) and message in err, err
+    assert Path("thesis.csv").read_text() == "years,of,work\n" and not Path("a.csv").exists()

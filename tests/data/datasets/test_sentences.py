@@ -1,0 +1,223 @@
+"""Sentences: what is in them, in which order, and who gets which."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from delvm.data.datasets.sentences import Sentences, SentencesConfig, validation_sentences
+from delvm.data.shards import io as shards
+from delvm.data.shards import manifest
+from delvm.errors import UserError
+from delvm.training.datamodules import SentenceData
+
+TOKENS = 4
+COUNTS = {"derain": 11, "images": 24, "segmentation": 40, "video": 10}
+KINDS = {"derain": 2, "images": 1, "segmentation": 2, "video": 3}
+OFFSET = {task: 500 * number for number, task in enumerate(COUNTS)}
+
+
+def write(root, tasks):
+    """Token shards whose ids tell task, example and picture: each picture is one id."""
+    manifest.write_codebook(root, torch.randn(2000, 2), "f" * 16)
+    for split, scale in (("train", 1), ("val", 2)):
+        for task in tasks:
+            k = KINDS[task]
+            plan = manifest.plan_tokens(
+                manifest.plan_pairs(split, task, source="s", seed=0, image_size=8),
+                COUNTS[task] // scale,
+                tokens_per_image=TOKENS,
+                vocab_size=2000,
+                fingerprint="f" * 16,
+            )
+            plan.pictures = k
+
+            def ids(start, stop, task=task, k=k):
+                first = OFFSET[task] + k * np.arange(start, stop)
+                pictures = first[:, None] + np.arange(k)
+                yield np.repeat(pictures[:, :, None], TOKENS, axis=2).astype(np.uint16)
+
+            shards.write_tokens(root, plan, ids)
+
+
+@pytest.fixture
+def root(tmp_path):
+    write(tmp_path, ("derain", "segmentation"))
+    return tmp_path
+
+
+def config(root, **changes):
+    return SentencesConfig(**({"path": str(root), "pairs_per_sentence": 3} | changes))
+
+
+def take(data, count, start=0):
+    """(ids, number of the task) of the sentences from start on."""
+    batch = data[np.arange(start, start + count)]
+    assert batch["until"] == start + count
+    return list(zip(batch["ids"].tolist(), batch["task"].tolist(), strict=True))
+
+
+def examples_of(sentence, task):
+    """First id of each example, having checked that its pictures are whole and in order."""
+    pictures = np.array(sentence).reshape(-1, KINDS[task], TOKENS)
+    assert (pictures == pictures[:, :, :1]).all()
+    assert (pictures[:, :, 0] == pictures[:, :1, 0] + np.arange(KINDS[task])).all()
+    assert (pictures // 500 == OFFSET[task] // 500).all()
+    return pictures[:, 0, 0].tolist()
+
+
+def test_a_sentence_is_whole_pairs_of_one_task(root):
+    data = Sentences(config(root), seed=0)
+    for ids, number in take(data, 50):
+        assert len(ids) == 3 * 2 * TOKENS
+        assert len(examples_of(ids, data.tasks[number])) == 3
+
+
+@pytest.mark.parametrize(("images", "held"), [(6, (3, 6, 3, 2)), (12, (6, 12, 6, 4))])
+def test_every_kind_of_example_in_one_mixture(tmp_path, images, held):
+    """Pairs, clips of three and single pictures, in sentences of one length."""
+    write(tmp_path, COUNTS)
+    data = Sentences(config(tmp_path, images_per_sentence=images), seed=0)
+    seen = {task: [] for task in COUNTS}
+    for ids, number in take(data, 80):
+        task = data.tasks[number]
+        found = examples_of(ids, task)
+        assert len(found) == dict(zip(COUNTS, held, strict=True))[task]
+        seen[task] += found
+    for task, count in COUNTS.items():  # each once, before any comes twice
+        every = [OFFSET[task] + KINDS[task] * n for n in range(count)]
+        assert sorted(seen[task][:count]) == every
+    kinds = data[np.arange(4)]["pictures"].tolist()
+    assert sorted(kinds) == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("window", [1, 32])
+def test_each_pair_comes_once_an_epoch(root, window):
+    data = Sentences(config(root, pairs_per_sentence=1, window=window), seed=0)
+    taken = [(ids, data.tasks[n]) for ids, n in take(data, 80)]
+    firsts = [f for ids, task in taken if task != "derain" for f in examples_of(ids, task)]
+    assert sorted(firsts) == list(range(1000, 1080, 2))
+    assert firsts != sorted(firsts)
+
+
+def test_pairs_are_redrawn_each_epoch(root):
+    data = Sentences(config(root, weights={"segmentation": 1.0}, pairs_per_sentence=4), seed=0)
+    sentences = [frozenset(examples_of(ids, "segmentation")) for ids, _ in take(data, 20)]
+    assert data.epoch == 10
+    assert set(sentences[:10]) != set(sentences[10:])
+    assert set.union(*map(set, sentences[:10])) == set.union(*map(set, sentences[10:]))
+
+
+def test_order_is_a_function_of_the_seed(root):
+    assert take(Sentences(config(root), 1), 30) == take(Sentences(config(root), 1), 30)
+    assert take(Sentences(config(root), 1), 30) != take(Sentences(config(root), 2), 30)
+
+
+def test_a_batch_is_its_sentences_one_by_one(root):
+    data = Sentences(config(root), 0)
+    assert take(data, 40, 7) == [take(data, 1, n)[0] for n in range(7, 47)]
+
+
+def test_mixture_is_exact_over_an_epoch(root):
+    weights = {"segmentation": 0.99, "derain": 0.01}
+    data = Sentences(config(root, weights=weights), 0)
+    counts = Counter(data.tasks[n] for _, n in take(data, 10_000))
+    assert counts["derain"] == pytest.approx(100, abs=1)
+
+
+class _Trainer:
+    def __init__(self, rank, ranks):
+        self.global_rank, self.world_size = rank, ranks
+
+
+def module(root, rank=0, ranks=1, state=None, **changes):
+    """The data module of a rank, as Lightning would have it."""
+    data = SentenceData(config(root, **({"batch_size": 4} | changes)), seed=0)
+    data.trainer = _Trainer(rank, ranks)
+    if state is not None:
+        data.load_state_dict(state)
+    return data
+
+
+def pull(data, batches):
+    """Train on so many batches: the sentences seen."""
+    seen = []
+    loader = iter(data.train_dataloader())
+    for _ in range(batches):
+        batch = next(loader)
+        data.take(batch)
+        seen += [tuple(ids) for ids in batch["ids"].tolist()]
+    return seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_goes_on_with_the_batch_that_would_have_come(root, workers):
+    whole = pull(module(root), 12)
+    first = module(root, workers=workers)
+    assert pull(first, 5) == whole[:20]  # workers have read further: that does not count
+    again = module(root, workers=2 - workers, state=first.state_dict())
+    assert pull(again, 7) == whole[20:]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (2, 2)])
+def test_resume_with_another_number_of_ranks(root, before, after):
+    """Nothing is lost and nothing comes twice when the run goes on elsewhere."""
+    whole = pull(module(root), 18)
+    first = [module(root, rank, before) for rank in range(before)]
+    seen = [pull(rank, 6 // before) for rank in first]
+    states = [rank.state_dict() for rank in first]
+    assert all(state == states[0] for state in states)  # any rank's will do
+    rest = [module(root, rank, after, states[0]) for rank in range(after)]
+    seen += [pull(rank, 12 // after) for rank in rest]
+    assert sorted(sum(seen, [])) == sorted(whole)
+
+
+def test_resume_with_another_batch_size(root):
+    whole = pull(module(root), 12)
+    first = module(root)
+    pull(first, 5)
+    assert pull(module(root, batch_size=7, state=first.state_dict()), 4) == whole[20:48]
+
+
+def test_resume_refuses_another_order(root):
+    state = module(root).state_dict()
+    with pytest.raises(UserError, match="images_per_sentence 6 != 4.*start=PATH"):
+        module(root, pairs_per_sentence=2, state=state)
+    with pytest.raises(UserError, match="shares"):
+        module(root, weights={"derain": 1.0}, state=state)
+
+
+def test_validation_is_fixed_and_finite(root):
+    val = validation_sentences(config(root, val_pairs=9))
+    assert val.tasks == ["derain", "segmentation"]
+    assert val.ids.shape == (1 + 3, 3 * 2 * TOKENS)  # 5 and 9 pairs, 3 a sentence
+    assert val.task.tolist() == [0, 1, 1, 1] and val.pictures.tolist() == [2] * 4
+    assert torch.equal(val.ids, validation_sentences(config(root, val_pairs=9)).ids)
+
+
+def test_ranks_validate_each_sentence_once(root):
+    ranks = [module(root, rank, 3, val_pairs=9) for rank in range(3)]
+    shares = [list(rank.val_dataloader()) for rank in ranks]
+    assert len({sum(len(batch["ids"]) for batch in share) for share in shares}) == 1
+    counted = [
+        tuple(ids)
+        for share in shares
+        for batch in share
+        for ids, task in zip(batch["ids"].tolist(), batch["task"].tolist(), strict=True)
+        if task >= 0
+    ]
+    assert sorted(counted) == sorted(map(tuple, ranks[0].val.ids.tolist()))
+
+
+def test_faults(root, tmp_path_factory):
+    with pytest.raises(UserError, match="did you mean 'derain'"):
+        Sentences(config(root, weights={"derian": 1.0}), 0)
+    with pytest.raises(UserError, match="data.pairs_per_sentence=11"):
+        Sentences(config(root, pairs_per_sentence=12), 0)
+    with pytest.raises(
+        UserError, match="'derain' is 2 pictures, a sentence 5: set data.images_per"
+    ):
+        Sentences(config(root, images_per_sentence=5), 0)
+    with pytest.raises(UserError, match="delvm encode"):
+        Sentences(config(tmp_path_factory.mktemp("empty")), 0)

@@ -1,0 +1,290 @@
+"""Engines: whoever writes the shards, and whatever dies meanwhile, the bytes are the same."""
+
+import re
+import socket
+import sys
+import threading
+from dataclasses import replace
+
+import pytest
+
+from delvm.data.augment import Balance, BalanceConfig
+from delvm.data.encode import encode as encoding
+from delvm.data.encode import shard_task as pieces
+from delvm.data.encode.encode import encode
+from delvm.data.encode.executors import ENGINES, base
+from delvm.data.encode.executors.local import Local
+from delvm.data.encode.executors.processes import Processes
+from delvm.data.encode.executors.ray import RayActors
+from delvm.data.encode.executors.submitit import SubmititJobs
+from delvm.data.encode.shard_task import ahead, decoded, spread
+from delvm.data.prepare.prepare import prepare
+from delvm.data.shards import io as shards
+from delvm.data.shards.manifest import load_manifests
+from delvm.errors import UserError
+from tests.data.corpus_makers import FakeSource, FakeTokenizer, Makes, contents, no_space
+
+# 16,384 tokens a picture: 32 pairs a shard.
+WIDE = Makes(tokens=1 << 14)
+SETTINGS = {"balance": BalanceConfig(Balance.augment, target=70), "batch_size": 8}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere_too(monkeypatch, root):
+    """Workers find the tests, and nobody is one of torchrun's."""
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    prepare(FakeSource(), folder / "pairs", shard_size=4)
+    return folder / "pairs"
+
+
+@pytest.fixture(scope="module")
+def whole(pairs):
+    """What an uninterrupted local run writes: 12 shards."""
+    run(pairs, pairs.parent / "whole", Local())
+    found = contents(pairs.parent / "whole")
+    assert sum(name.endswith(".tar") for name in found) == 12
+    return found
+
+
+def run(pairs, output, engine, makes=WIDE, **settings):
+    tokenizer = makes.plain()
+    return encode(
+        pairs, output, tokenizer, "abc", engine=engine, factory=makes, **SETTINGS | settings
+    )
+
+
+def engine_of(name, tmp_path, workers=1):
+    options = {"folder": str(tmp_path / "jobs"), "cluster": "local", "poll": 0.2}
+    return ENGINES[name](workers=workers, **options if name == "submitit" else {})
+
+
+# ---------------------------------------------------------------- the same bytes
+
+
+@pytest.mark.parametrize("name", ["process", "submitit"])
+def test_two_workers_write_what_one_process_writes(name, pairs, whole, tmp_path, capsys):
+    manifests = run(pairs, tmp_path / "t", engine_of(name, tmp_path, 2))
+    assert len(manifests) == 8 and contents(tmp_path / "t") == whole
+    err = capsys.readouterr().err
+    lines = re.findall(r"^encode: (\S+): ([\d,]+) pairs in \d+\.\d s, [\d,]+ images/s$", err, re.M)
+    assert len(lines) == 12 and ("train/pose/000002.tar", "6") in lines
+    assert "encode: 152/152 pairs" in err.splitlines()[-1]
+
+
+def test_a_dead_process_is_told_and_any_engine_goes_on(pairs, whole, tmp_path, capsys):
+    deadly = replace(WIDE, kill_once=str(tmp_path / "flag"))
+    with pytest.raises(UserError, match=r"worker encode-0 died with code -9 .*run the same again"):
+        run(pairs, tmp_path / "t", Processes(workers=1), deadly)
+    written = [name for name in contents(tmp_path / "t") if name.endswith("manifest.json")]
+    assert len(written) < 8
+    with pytest.raises(UserError, match="not finished: run `delvm encode"):
+        load_manifests(tmp_path / "t", "train", "tokens")
+    run(pairs, tmp_path / "t", Local())
+    assert contents(tmp_path / "t") == whole
+
+
+@pytest.fixture(scope="module")
+def ray(root):
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(root))
+        RayActors()._start(ray)  # as a run does where none is there
+        yield ray
+        ray.shutdown()
+
+
+def test_ray_survives_the_death_of_a_worker(ray, pairs, whole, tmp_path):
+    deadly = replace(WIDE, kill_once=str(tmp_path / "flag"))
+    run(pairs, tmp_path / "t", RayActors(workers=2, restarts=0), deadly)
+    assert (tmp_path / "flag").exists() and contents(tmp_path / "t") == whole
+
+
+def test_ray_has_nobody_left(ray, pairs, whole, tmp_path):
+    deadly = replace(WIDE, kill_once=str(tmp_path / "flag"))
+    with pytest.raises(UserError, match="all of Ray's workers died"):
+        run(pairs, tmp_path / "t", RayActors(workers=1, restarts=0), deadly)
+    with pytest.raises(UserError, match=r"engine.workers=99 of 1 cpus each, .* room for \d+: set"):
+        run(pairs, tmp_path / "t", RayActors(workers=99))
+    run(pairs, tmp_path / "t", Local())
+    assert contents(tmp_path / "t") == whole
+
+
+def test_ray_that_is_not_there(pairs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"engine=ray needs a .*pip install 'delvm\[scale\]'"):
+        run(pairs, tmp_path / "t", RayActors())
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match=r"engine=submitit needs .*pip install 'delvm\[scale\]'"):
+        run(pairs, tmp_path / "t", SubmititJobs())
+
+
+def test_a_cluster_that_is_not_there():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    with pytest.raises(UserError, match=rf"engine.address={address} cannot be used: .*: set eng"):
+        RayActors(address=address)._start(None)
+
+
+def test_slurm_that_is_not_there(pairs, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"engine.cluster=slurm cannot be used: .*srun.*: set"):
+        run(pairs, tmp_path / "t", SubmititJobs(folder=str(tmp_path / "jobs")))
+
+
+# ---------------------------------------------------------------- errors cross processes
+
+
+@pytest.mark.parametrize("name", ["process", "ray", "submitit"])
+def test_what_a_user_can_mend_is_one_line_from_every_engine(name, pairs, tmp_path, request):
+    if name == "ray":
+        request.getfixturevalue("ray")
+    with pytest.raises(UserError) as caught:
+        run(pairs, tmp_path / "t", engine_of(name, tmp_path), replace(WIDE, full=True))
+    said = str(caught.value)
+    assert said.startswith(f"No space left on device: {tmp_path}/t/train/derain/000000.tar: free")
+    assert "\n" not in said
+    assert not [*tmp_path.rglob("*.tar")] and not [*tmp_path.rglob("*.part*")]
+
+
+def test_what_workers_may_meet(pairs, tmp_path, monkeypatch):
+    damaged = tmp_path / "pairs"
+    prepare(FakeSource(), damaged, shard_size=4)
+    file = damaged / "train/derain/000001.tar"
+    file.write_bytes(file.read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"000001.tar is damaged .*: delete it, and run again"):
+        run(damaged, tmp_path / "t", Local())
+    file.unlink()
+    prepare(FakeSource(), damaged, shard_size=4)
+    run(damaged, tmp_path / "t", Local())
+    with pytest.raises(UserError, match="another tokenizer"):
+        run(pairs, tmp_path / "u", Local(), replace(WIDE, refuse="another tokenizer"))
+    monkeypatch.setattr(shards, "write_tar", no_space)
+    with pytest.raises(UserError, match="No space left .*what is done stays"):
+        run(pairs, tmp_path / "u", Local())
+
+
+class Impatient(Exception):
+    pass
+
+
+def test_who_leaves_off_leaves_nothing_half_written(pairs, whole, tmp_path):
+    """As with Ctrl-C, or when another worker has met an error."""
+    engine = Processes(workers=2, threads=1)
+    slow = replace(WIDE, seconds=0.2)
+
+    def report(count):
+        raise Impatient
+
+    job = encoding.plan_job(pairs, tmp_path / "t", slow.plain(), "abc", SETTINGS["balance"],
+                            ["train"], 8, 0)  # fmt: skip
+    with pytest.raises(Impatient):
+        list(engine.run(job, [pieces.Piece(0, n) for n in range(3)], slow, report))
+    assert (tmp_path / "t/train/derain").exists()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_fault_of_ours_keeps_its_traceback(pairs, tmp_path):
+    with pytest.raises(RuntimeError, match=r"in encode-0:\nTraceback"):
+        run(pairs, tmp_path / "t", Processes(workers=1), Makes(tokens=6))
+
+
+# ---------------------------------------------------------------- several started alike
+
+
+def test_ranks_share_the_shards_and_the_last_one_finishes(
+    pairs, whole, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(encoding, "LOOK", 0.01)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        finished = run(pairs, tmp_path / "t", Local())
+        there = [name for name in contents(tmp_path / "t") if name.endswith(".tar")]
+        assert len(there) == 6 * (rank + 1)
+        assert (len(finished) == 8) is (rank == 1)
+        assert ("others are still at work" in capsys.readouterr().err) is (rank == 0)
+    assert contents(tmp_path / "t") == whole
+
+
+def test_a_rank_waits_for_the_first(pairs, whole, tmp_path, monkeypatch):
+    """The second starts before the first, in a folder that holds something else."""
+    out = tmp_path / "t"
+    with pytest.raises(KeyboardInterrupt):
+        encode(pairs, out, FakeTokenizer(fail_at=0, tokens=WIDE.tokens), "abc", splits=["train"])
+    shares = {}
+    monkeypatch.setattr(encoding, "LOOK", 0.01)
+    monkeypatch.setattr(Local, "share", lambda self: shares[threading.current_thread().name])
+    threads = [
+        threading.Thread(target=run, args=(pairs, out, Local()), name=str(rank), daemon=True)
+        for rank in (1, 0)
+    ]
+    shares |= {str(rank): base.Share(rank, 2) for rank in (0, 1)}
+    threads[0].start()
+    threads[0].join(0.3)
+    assert threads[0].is_alive() and not (out / "train/pose/000000.tar").exists()
+    threads[1].start()
+    for thread in threads:
+        thread.join(20)
+    assert contents(out) == whole
+
+
+def test_a_rank_that_waits_in_vain(pairs, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(encoding, "PATIENCE", 0.0)
+    with pytest.raises(UserError, match="RANK=1 of WORLD_SIZE=2 waited 0 s for RANK=0"):
+        run(pairs, tmp_path / "t", Local())
+    with pytest.raises(UserError, match="WORLD_SIZE=2 and engine=process, which starts workers"):
+        run(pairs, tmp_path / "t", Processes())
+    with pytest.raises(UserError, match="overwrite=true with WORLD_SIZE=2: set"):
+        run(pairs, tmp_path / "t", Local(), overwrite=True)
+    for rank in ("2", "-1", "x", ""):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(UserError, match="set RANK from 0 to WORLD_SIZE - 1"):
+            run(pairs, tmp_path / "t", Local())
+
+
+# ---------------------------------------------------------------- reading ahead
+
+
+def test_reading_ahead_keeps_order_and_errors():
+    assert list(ahead(iter(range(9)))) == list(range(9))
+    assert list(ahead(iter([]))) == []
+
+    def broken():
+        yield 1
+        raise UserError("damaged")
+
+    items = ahead(broken())
+    assert next(items) == 1
+    with pytest.raises(UserError, match="damaged"):
+        next(items)
+
+
+def test_many_readers_keep_order_and_errors(pairs, whole, tmp_path, monkeypatch):
+    assert list(spread(lambda n: n * n, iter(range(50)), 4)) == [n * n for n in range(50)]
+    assert list(spread(str, iter([]), 2)) == []
+    with pytest.raises(UserError, match="damaged"):
+        list(decoded(iter([[lambda: 1], [broken_picture]]), 2))
+    monkeypatch.setattr(pieces, "_readers", lambda tokenizer: 3)  # as on a GPU
+    run(pairs, tmp_path / "t", Local())
+    assert contents(tmp_path / "t") == whole
+
+
+def broken_picture():
+    raise UserError("damaged")
+
+
+def test_reading_ahead_stops_where_it_is_left():
+    before, made = threading.active_count(), []
+    items = ahead(made.append(n) or n for n in range(1000))
+    assert next(items) == 0
+    items.close()
+    assert threading.active_count() == before and len(made) < 5

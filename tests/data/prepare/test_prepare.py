@@ -1,0 +1,174 @@
+"""Preparing a small corpus, with a source made for the test."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from delvm.data.encode.encode import encode
+from delvm.data.image_io import to_pixels
+from delvm.data.prepare.chunks import read_rejects
+from delvm.data.prepare.prepare import prepare
+from delvm.data.shards.io import read_examples
+from delvm.data.types import Part, Reject
+from delvm.errors import Suspicious, UserError
+from tests.data.corpus_makers import FakeSource, FakeTokenizer, contents, stored
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    prepare(FakeSource(), tmp_path / "pairs", shard_size=4)
+    return tmp_path / "pairs"
+
+
+# ---------------------------------------------------------------- prepare
+
+
+def test_prepare_writes_every_pair_of_every_split(tmp_path):
+    source = FakeSource()
+    manifests = prepare(source, tmp_path, shard_size=4)
+    assert [(m.split, m.task, m.count) for m in manifests] == [
+        ("train", "derain", 7),
+        ("train", "pose", 3),
+        *(("val", task, 2) for task in ("derain", "pose", "edges")),
+        *(("test", task, 2) for task in ("derain", "pose", "edges")),
+    ]
+    assert len(source.asked) == len(set(source.asked)) == 22
+    for manifest in manifests:
+        found = list(read_examples(tmp_path, manifest.split, manifest.task))
+        assert len(found) == manifest.count
+        for index, pair in enumerate(found):
+            wanted = FakeSource().pair(manifest.split, manifest.task, index)
+            assert np.array_equal(pair.input, wanted.input)
+            assert np.array_equal(pair.target, wanted.target)
+
+
+def test_prepare_draws_a_contact_sheet_of_every_task(pairs):
+    sheet = Image.open(pairs / "contact_sheet.png")
+    assert sheet.width > 4 * 128 and sheet.height > 3 * 128
+
+
+def test_prepare_again_keeps_what_is_there(tmp_path, capsys):
+    prepare(FakeSource(), tmp_path)
+    before, source = contents(tmp_path), FakeSource()
+    prepare(source, tmp_path)
+    assert source.asked == [] and contents(tmp_path) == before
+    assert "kept in" in capsys.readouterr().err
+
+
+def test_a_killed_prepare_ends_like_an_uninterrupted_one(tmp_path, capsys):
+    prepare(FakeSource(), tmp_path / "whole", shard_size=2)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(FakeSource(fail_at=5), tmp_path / "killed", shard_size=2)
+    source = FakeSource()
+    prepare(source, tmp_path / "killed", shard_size=2)
+    assert source.asked[0] == ("train", "derain", 4)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert "train/derain, 1 of 2 parts are there" in capsys.readouterr().err
+
+
+def test_a_source_that_has_grown_adds_its_new_parts(tmp_path, capsys):
+    class Smaller(FakeSource):
+        def parts(self, split):
+            return {task: parts[:1] for task, parts in super().parts(split).items()}
+
+    prepare(FakeSource(), tmp_path / "whole", ["train"], shard_size=4)
+    prepare(Smaller(), tmp_path / "grown", ["train"], shard_size=4)
+    source = FakeSource()
+    prepare(source, tmp_path / "grown", ["train"], shard_size=4)
+    assert source.asked == [("train", "derain", index) for index in (4, 5, 6)]
+    assert contents(tmp_path / "grown") == contents(tmp_path / "whole")
+    with pytest.raises(UserError, match="holds part 000001 of 3 examples, which is gone"):
+        prepare(Smaller(), tmp_path / "grown", ["train"], shard_size=4)
+
+
+def test_a_part_that_has_changed_since_a_kill_is_read_again(tmp_path):
+    class Smaller(FakeSource):
+        def parts(self, split):
+            return {"derain": [Part("000000", 3), Part("000001", 4)]}
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Smaller(fail_at=5), tmp_path, ["train"], shard_size=4)
+    assert (tmp_path / "train/derain/parts/000000.json").exists()
+    prepare(FakeSource(), tmp_path, ["train"], shard_size=4)
+    assert len(list(read_examples(tmp_path, "train", "derain"))) == 7
+
+
+@dataclass
+class Damaged(FakeSource):
+    """One in three items cannot be read."""
+
+    def read(self, split, task, part):
+        for example in super().read(split, task, part):
+            broken = int(example.key) % 3 == 1
+            yield Reject(f"raw/{example.key}.jpg", "truncated") if broken else example
+
+
+def test_rejects_are_listed_and_counted(tmp_path, capsys):
+    whole = tmp_path / "whole"
+    manifests = prepare(Damaged(), whole, ["train"], shard_size=4, max_reject_fraction=0.5)
+    assert [(m.task, m.count, m.rejected) for m in manifests] == [("derain", 5, 2), ("pose", 2, 1)]
+    rejects = read_rejects(whole / "train/derain")
+    assert rejects == [Reject(f"raw/00000{n}.jpg", "truncated") for n in (1, 4)]
+    assert "train/derain: 2 of 7 raw items rejected (28.6%)" in capsys.readouterr().err
+    assert len(list(read_examples(whole, "train", "derain"))) == 5
+    with pytest.raises(KeyboardInterrupt):
+        prepare(
+            Damaged(fail_at=5),
+            tmp_path / "killed",
+            ["train"],
+            shard_size=4,
+            max_reject_fraction=0.5,
+        )
+    prepare(Damaged(), tmp_path / "killed", ["train"], shard_size=4, max_reject_fraction=0.5)
+    assert contents(tmp_path / "killed") == contents(whole)
+
+
+def test_too_many_rejects_end_the_job_and_leave_what_is_done(tmp_path):
+    with pytest.raises(Suspicious, match=r"2 of 7 raw .* more than max_reject_fraction=0.1"):
+        prepare(Damaged(), tmp_path, ["train"], max_reject_fraction=0.1)
+    assert Suspicious.exit_code == 3
+    assert len(list(read_examples(tmp_path, "train", "derain"))) == 5
+
+
+@dataclass
+class Clips(FakeSource):
+    """Examples of three pictures."""
+
+    def pair(self, split, task, index):
+        example = super().pair(split, task, index)
+        return replace(example, pictures=(*example.pictures, example.input // 2))
+
+
+def test_examples_of_more_than_two_pictures(tmp_path):
+    (derain, _) = prepare(Clips(), tmp_path / "clips", ["train"])
+    assert derain.pictures == 3
+    found = list(read_examples(tmp_path / "clips", "train", "derain"))
+    wanted = Clips().pair("train", "derain", 6)
+    assert all(map(np.array_equal, found[6].pictures, wanted.pictures))
+    encode(tmp_path / "clips", tmp_path / "t", FakeTokenizer(), "abc", splits=["train"])
+    ids = stored(tmp_path / "t", "train", "derain")
+    assert ids.shape == (7, 3, 4)
+    with torch.inference_mode():
+        tokens = FakeTokenizer().encode(to_pixels(list(wanted.pictures)))
+    assert np.array_equal(ids[6], tokens)
+
+
+def test_prepare_with_other_settings_touches_nothing(pairs):
+    before, source = contents(pairs), FakeSource(seed=1)
+    with pytest.raises(UserError, match="seed=0, asked for is seed=1: set overwrite=true"):
+        prepare(source, pairs, shard_size=4)
+    assert source.asked == [] and contents(pairs) == before
+    prepare(source, pairs, shard_size=4, overwrite=True)
+    assert len(source.asked) == 22
+
+
+def test_unknown_splits_and_sizes_are_refused(tmp_path):
+    with pytest.raises(UserError, match="unknown split 'tset': did you mean 'test'"):
+        prepare(FakeSource(), tmp_path, ["tset"])
+    with pytest.raises(UserError, match="no splits given: set splits="):
+        prepare(FakeSource(), tmp_path, [])
+    with pytest.raises(UserError, match="shard_size=0 is below 1"):
+        prepare(FakeSource(), tmp_path, shard_size=0)

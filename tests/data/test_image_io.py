@@ -1,0 +1,221 @@
+"""Opening every odd kind of picture, and tensors and sheets made of pictures."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from delvm.data import image_io as images
+from delvm.data.image_io import contact_sheet, fit, open_image, to_images, to_pixels
+from delvm.errors import UserError
+
+
+def save(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+def solid(mode, colour, size=(6, 4)):
+    return Image.new(mode, size, colour)
+
+
+def noise(size=(6, 4), seed=0):
+    shape = (size[1], size[0], 3)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+def test_rgb_png_is_returned_as_it_is_from_path_and_bytes(tmp_path):
+    picture = noise()
+    path = save(tmp_path / "a.png", picture)
+    for file in (path, str(path), path.read_bytes()):
+        opened = open_image(file)
+        assert opened.mode == "RGB"
+        assert np.array_equal(np.asarray(opened), np.asarray(picture))
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    for name in ("a.png", "a.tif"):
+        opened = open_image(save(tmp_path / name, Image.fromarray(values)))
+        assert np.asarray(opened)[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_float_picture_is_read_when_its_range_is_known(tmp_path):
+    good = save(tmp_path / "a.tif", Image.fromarray(np.array([[0, 0.5, 1]], dtype=np.float32)))
+    assert np.asarray(open_image(good))[0, :, 1].tolist() == [0, 128, 255]
+    bad = save(tmp_path / "b.tif", Image.fromarray(np.array([[0, 300]], dtype=np.float32)))
+    with pytest.raises(UserError, match=r"0\.\.300 of mode F are outside 0\.\.1"):
+        open_image(bad)
+    nan = save(tmp_path / "c.tif", Image.fromarray(np.array([[0, np.nan]], dtype=np.float32)))
+    with pytest.raises(UserError, match="nan"):
+        open_image(nan)
+
+
+def test_alpha_is_laid_on_black(tmp_path):
+    half = open_image(save(tmp_path / "a.png", solid("RGBA", (200, 100, 50, 128))))
+    assert np.abs(np.asarray(half)[0, 0].astype(int) - [100, 50, 25]).max() <= 1
+    grey = open_image(save(tmp_path / "b.png", solid("LA", (200, 0))))
+    assert np.asarray(grey).max() == 0
+
+
+def test_palette_with_a_transparent_colour(tmp_path):
+    picture = solid("P", 1)
+    picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    picture.putpixel((0, 0), 2)
+    opened = np.asarray(open_image(save(tmp_path / "a.png", picture, transparency=1)))
+    assert opened[0, 0].tolist() == [0, 255, 0]
+    assert opened[1, 1].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "wanted"),
+    [("L", 77, (77, 77, 77)), ("1", 1, (255, 255, 255)), ("CMYK", (0, 255, 255, 0), (255, 0, 0))],
+)
+def test_other_modes_become_rgb(tmp_path, mode, colour, wanted):
+    opened = open_image(save(tmp_path / "a.tif", solid(mode, colour)))
+    assert opened.getpixel((0, 0)) == wanted
+
+
+def test_cmyk_jpeg(tmp_path):
+    opened = open_image(save(tmp_path / "a.jpg", solid("CMYK", (0, 255, 255, 0)), quality=95))
+    assert np.abs(np.asarray(opened)[0, 0].astype(int) - [255, 0, 0]).max() < 12
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    picture = noise((6, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter clockwise when shown
+    opened = open_image(save(tmp_path / "a.png", picture, exif=exif))
+    assert opened.size == (4, 6)
+    assert np.array_equal(np.asarray(opened), np.rot90(np.asarray(picture), -1))
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [solid("RGB", colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    path = save(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    assert open_image(path).getpixel((2, 2)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not a picture"),
+        (b"<html><body>404 Not Found</body></html>", "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not a picture"),
+    ],
+)
+def test_what_is_no_picture_says_so(tmp_path, content, reason):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"a.jpg cannot be read as a picture: {reason}"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp", "bmp"])
+def test_truncated_files_say_so(tmp_path, suffix):
+    whole = save(tmp_path / f"a.{suffix}", noise((64, 64))).read_bytes()
+    half = tmp_path / f"half.{suffix}"
+    half.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="half.*cannot be read as a picture"):
+        open_image(half)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(UserError, match=r"picture not found: .*a\.png"):
+        open_image(tmp_path / "a.png")
+    with pytest.raises(UserError, match="is a folder"):
+        open_image(tmp_path)
+
+
+def png_header(width, height):
+    """A PNG that claims a size and holds no pixels."""
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [9_000, 10_000, 100_000])
+def test_decompression_bombs_are_refused_before_decoding(side):
+    with pytest.raises(UserError, match="bomb.png is too large.*limit is 80,000,000 pixels"):
+        open_image(png_header(side, side), "bomb.png")
+
+
+def test_the_pixel_limit_is_exact(monkeypatch):
+    buffer = io.BytesIO()
+    noise((6, 4)).save(buffer, "PNG")
+    monkeypatch.setattr(images, "MAX_PIXELS", 24)
+    assert open_image(buffer.getvalue()).size == (6, 4)
+    monkeypatch.setattr(images, "MAX_PIXELS", 23)
+    with pytest.raises(UserError, match="6 x 4 pixels"):
+        open_image(buffer.getvalue())
+
+
+def test_fit_keeps_a_fitting_picture_and_crops_the_middle():
+    square = noise((8, 8))
+    assert np.array_equal(np.asarray(fit(square, 8)), np.asarray(square))
+    wide = noise((12, 8))
+    assert np.array_equal(np.asarray(fit(wide, 8)), np.asarray(wide)[:, 2:10])
+    tall = noise((16, 30))
+    halved = tall.resize((8, 15), Image.Resampling.BILINEAR)
+    assert np.array_equal(np.asarray(fit(tall, 8)), np.asarray(halved)[3:11])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (100_000, 1), (7, 13)])
+def test_fit_takes_any_shape(size):
+    assert fit(Image.new("RGB", size, (9, 8, 7)), 16).size == (16, 16)
+    assert fit(Image.new("RGB", size, (9, 8, 7)), 16).getpixel((8, 8)) == (9, 8, 7)
+
+
+def test_pixels_and_pictures_round_trip_exactly():
+    pictures = [noise(seed=seed) for seed in range(3)]
+    pixels = to_pixels(pictures)
+    assert pixels.shape == (3, 3, 4, 6) and pixels.dtype == torch.float32
+    assert pixels[0, 2, 1, 5] == np.asarray(pictures[0])[1, 5, 2] / np.float32(255)
+    assert torch.equal(pixels, to_pixels([np.asarray(picture) for picture in pictures]))
+    for picture, back in zip(pictures, to_images(pixels), strict=True):
+        assert np.array_equal(np.asarray(picture), np.asarray(back))
+
+
+def test_to_images_rounds_half_up_and_clamps():
+    values = torch.tensor([-1.0, 0.5 / 255, 0.49 / 255, 254.5 / 255, 2.0])
+    picture = to_images(values.expand(1, 3, 1, 5))[0]
+    assert np.asarray(picture)[0, :, 0].tolist() == [0, 1, 0, 255, 255]
+
+
+def test_to_pixels_refuses_what_is_not_rgb_of_one_size():
+    with pytest.raises(ValueError, match="no pictures"):
+        to_pixels([])
+    with pytest.raises(ValueError, match=r"float64 \(4, 6, 3\)"):
+        to_pixels([np.zeros((4, 6, 3))])
+    with pytest.raises(ValueError, match=r"\(4, 6\)"):
+        to_pixels([solid("L", 1)])
+    with pytest.raises(ValueError, match="different sizes"):
+        to_pixels([noise((6, 4)), noise((4, 6))])
+    with pytest.raises(ValueError, match=r"\(3, 4, 6\)"):
+        to_images(torch.zeros(3, 4, 6))
+
+
+def test_contact_sheet_enlarges_without_smoothing():
+    tiny = Image.fromarray(np.array([[[255, 0, 0], [0, 0, 255]]] * 2, dtype=np.uint8))
+    sheet = np.asarray(contact_sheet([[tiny]], cell=64))
+    red, blue = ((sheet == colour).all(-1) for colour in ([255, 0, 0], [0, 0, 255]))
+    assert red.sum() == blue.sum() == 32 * 64
+
+
+def test_contact_sheet_titles_rows_and_odd_sizes():
+    rows = [[noise((300, 100)), noise((5, 9))], [noise((64, 64))]]
+    plain = contact_sheet(rows, cell=64)
+    titled = contact_sheet(rows, ["in", "a title much wider than its cell"], 64, ["one", "two"])
+    assert plain.size == (4 + 2 * 68, 4 + 2 * 68)
+    assert titled.width > plain.width and titled.height > plain.height
+    assert np.asarray(titled)[: titled.height - plain.height].min() < 100  # ink above the rows
+    assert contact_sheet([]).size[0] > 0

@@ -1,0 +1,132 @@
+"""Folders and checkpoints: what was written is read back, and what is not ours is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from delvm.errors import UserError
+from delvm.interop.fingerprint import fingerprint
+from delvm.interop.load import describe, load_student, load_tokenizer, save_model
+from delvm.models.transformer import Init, Transformer, TransformerConfig
+from delvm.models.vqgan import VQGAN, VQGANConfig
+
+
+@pytest.fixture
+def tokenizer() -> VQGAN:
+    torch.manual_seed(0)
+    config = VQGANConfig(16, 3, 32, [1, 1], 1, [], True, 32, num_embeddings=20)
+    config.quantized_embed_dim = 8
+    return VQGAN(config).eval()
+
+
+@pytest.fixture
+def student() -> Transformer:
+    torch.manual_seed(0)
+    config = TransformerConfig(20, 32, 2, 2, context=16, codebook_dim=8, init=Init.ordinary)
+    model = Transformer(config, torch.randn(20, 8)).eval()
+    model.tokenizer_fingerprint = "0123456789abcdef"
+    return model
+
+
+def test_tokenizer_folder(tokenizer, tmp_path):
+    save_model(tokenizer, tmp_path / "t")
+    again = load_tokenizer(tmp_path / "t")
+    pixels = torch.rand(2, 3, 16, 16)
+    assert torch.equal(again.encode(pixels), tokenizer.encode(pixels))
+    assert fingerprint(again) == fingerprint(tokenizer)
+    assert not again.training
+    assert (tmp_path / "t" / "model.safetensors").stat().st_mode & 0o044 == 0o044  # for all to read
+
+
+def test_student_folder(student, tmp_path):
+    save_model(student, tmp_path / "s")
+    again = load_student(tmp_path / "s")
+    ids = torch.randint(0, 20, (2, 16))
+    assert torch.equal(again(ids), student(ids))
+    assert again.tokenizer_fingerprint == "0123456789abcdef"
+    assert again.config == student.config
+
+
+def test_half_precision_is_stable(tokenizer, tmp_path):
+    """Weights rounded once keep their fingerprint: what ships is what tokens were made with."""
+    save_model(tokenizer, tmp_path / "a", torch.float16)
+    first = load_tokenizer(tmp_path / "a")
+    save_model(first, tmp_path / "b", torch.float16)
+    assert fingerprint(load_tokenizer(tmp_path / "b")) == fingerprint(first)
+    assert fingerprint(first) != fingerprint(tokenizer)
+    half, full = (tmp_path / "a" / "model.safetensors"), tmp_path / "full"
+    save_model(tokenizer, full)
+    assert half.stat().st_size < 0.6 * (full / "model.safetensors").stat().st_size
+
+
+def test_checkpoint(student, tmp_path):
+    weights = {f"model.{k}": v for k, v in student.state_dict().items()}
+    file = tmp_path / "last.ckpt"
+    torch.save({"state_dict": weights, "delvm": describe(student)}, file)
+    ids = torch.randint(0, 20, (1, 8))
+    assert torch.equal(load_student(file)(ids), student(ids))
+
+
+def test_run_folder(student, tmp_path):
+    save_model(student, tmp_path / "run" / "student")
+    assert load_student(tmp_path / "run").config == student.config
+
+
+def test_fingerprint_sees_weights_and_architecture(tokenizer):
+    before = fingerprint(tokenizer)
+    tokenizer.post_quant_conv.bias.data[0] += 1e-3
+    assert fingerprint(tokenizer) != before
+
+
+def edit(folder: Path, **values: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_other_kind_is_refused(student, tmp_path):
+    save_model(student, tmp_path / "s")
+    with pytest.raises(UserError, match="holds a student, not a tokenizer: set tokenizer=PATH"):
+        load_tokenizer(tmp_path / "s")
+
+
+def test_missing_path_names_what_ships():
+    with pytest.raises(UserError, match="student not found: nowhere.*set student=PATH"):
+        load_student("nowhere")
+
+
+def test_other_shapes_are_listed(student, tmp_path):
+    save_model(student, tmp_path / "s")
+    edit(tmp_path / "s", config=describe(student)["config"] | {"vocab_size": 21, "layers": 1})
+    with pytest.raises(UserError) as error:
+        load_student(tmp_path / "s")
+    assert "head.weight (20, 32) != (21, 32)" in str(error.value)
+    assert "unexpected: blocks.1." in str(error.value)
+
+
+def test_unknown_config_keys_are_listed(student, tmp_path):
+    save_model(student, tmp_path / "s")
+    edit(tmp_path / "s", config=describe(student)["config"] | {"experts": 8})
+    with pytest.raises(UserError, match="experts"):
+        load_student(tmp_path / "s")
+
+
+def test_pickles_with_code_are_refused(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    file = tmp_path / "trap.ckpt"
+    torch.save({"state_dict": {}, "delvm": Trap()}, file)
+    with pytest.raises(UserError, match="plain values: it asks for getattr, which is"):
+        load_student(file)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_torn_weights_are_refused(student, tmp_path):
+    save_model(student, tmp_path / "s")
+    file = tmp_path / "s" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="model.safetensors cannot be read"):
+        load_student(tmp_path / "s")

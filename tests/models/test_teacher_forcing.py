@@ -1,0 +1,41 @@
+"""Teacher-forced losses against a plain loop."""
+
+import pytest
+import torch
+
+from delvm.models import teacher_forcing as prediction
+from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
+
+
+@pytest.fixture
+def student() -> Transformer:
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        vocab_size=11,
+        width=16,
+        layers=2,
+        heads=2,
+        mlp_width=24,
+        context=20,
+        embedding=Embedding.own,
+        init=Init.ordinary,
+    )
+    return Transformer(config).eval()
+
+
+@pytest.mark.parametrize("held", [1 << 24, 11 * 7])
+def test_against_a_plain_loop(
+    student: Transformer, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction, "LOGITS", held)
+    ids = torch.randint(11, (3, 20), generator=torch.Generator().manual_seed(1))
+    found, hits = prediction.next_token(student, ids)
+    assert found.shape == hits.shape == (3, 19)
+    for row in range(3):
+        for at in range(19):
+            with torch.no_grad():
+                logits = student(ids[row : row + 1, : at + 1])[0, -1]
+            truth = ids[row, at + 1]
+            wanted = logits.logsumexp(-1) - logits[truth]
+            assert found[row, at].item() == pytest.approx(wanted.item(), abs=1e-4)
+            assert hits[row, at].item() == (logits.argmax() == truth).item()

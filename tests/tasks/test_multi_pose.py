@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from delvm import tasks
+from delvm.data.sources.shapes import people
+from delvm.tasks import multi_pose as poses
+from delvm.tasks import pose
+
+SIZE = 128
+
+
+def crowd(seed: int, scales: tuple[float, ...]) -> np.ndarray:
+    """A person in each column of the picture, (n, 18, 2)."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for number, scale in enumerate(scales):
+        points = people.keypoints(rng)
+        centre = np.nanmean(points, axis=0)
+        at = ((number + 0.5) / len(scales), 0.5)
+        found.append((points - centre) * scale + at)
+    return np.stack(found)
+
+
+def test_a_figure_alone_at_full_size_is_that_of_pose():
+    points = people.keypoints(np.random.default_rng(0))
+    drawn = poses.render(points[None], np.array([1.0]), SIZE)
+    assert (drawn == pose.render(points, SIZE)).all()
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 0.45), (0.4, 0.3, 0.3)])
+def test_parse_finds_every_figure(scales):
+    for seed in range(5):
+        figures = crowd(seed, scales)
+        found = poses.parse(poses.render(figures, np.array(scales), SIZE))
+        for keypoint in (4, 7, 10, 13):  # hands and feet lie apart from all else
+            places = found[keypoint]
+            away = np.linalg.norm(places[:, None] - figures[None, :, keypoint], axis=2)
+            assert len(places) == len(scales) and away.min(axis=0).max() < 0.03
+        assert not any(len(found[keypoint]) for keypoint in range(pose.BODY, 18))
+
+
+def test_scores():
+    figures, scales = crowd(0, (0.45, 0.45)), np.array([0.45, 0.45])
+    truth = poses.render(figures, scales, SIZE)
+    assert poses.f1(truth, truth) == 1
+    assert poses.f1(np.zeros_like(truth), truth) == 0
+    assert np.isnan(poses.f1(truth, np.zeros_like(truth)))
+    assert poses.f1(truth[:, ::-1], truth) < 0.5  # left is not right
+    one = poses.render(figures[:1], scales[:1], SIZE)
+    # All that is found is true, half of what is true is found; and the other way round.
+    assert poses.f1(one, truth) == pytest.approx(2 / 3, abs=0.03)
+    assert poses.f1(truth, one) == pytest.approx(2 / 3, abs=0.03)
+    blurred = Image.fromarray(truth).filter(ImageFilter.GaussianBlur(0.8))
+    assert poses.f1(np.asarray(blurred), truth) > 0.9
+
+
+def test_the_task_is_known_and_never_mirrored():
+    assert tasks.get("poses") is poses.TASK and not poses.TASK.flips
+    assert "poses" not in tasks.NAMES
+
+
+def test_pixels_are_scored_one_by_one():
+    pictures = np.stack([poses.render(crowd(n, (0.5,)), np.array([0.5]), SIZE) for n in (0, 1)])
+    truth = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+    scores = poses.TASK.score(torch.stack((truth[0], truth[0])), truth)
+    assert tuple(scores) == ("f1", "psnr", "ssim")
+    assert scores["f1"].tolist() == pytest.approx([1, poses.f1(pictures[0], pictures[1])])

@@ -1,0 +1,223 @@
+"""Shards in stores: what is written there and read back is what a folder of this machine holds."""
+
+import itertools
+import pickle
+import sys
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
+
+from delvm.data.datasets.images import Pictures, PicturesConfig
+from delvm.data.datasets.sentences import Sentences, SentencesConfig
+from delvm.data.encode.encode import encode
+from delvm.data.encode.executors.processes import Processes
+from delvm.data.prepare.chunks import read_rejects
+from delvm.data.prepare.prepare import prepare
+from delvm.data.shards.io import read_examples, read_tokens
+from delvm.data.shards.manifest import load_manifests, read_codebook
+from delvm.errors import UserError
+from delvm.evaluation.shard_inspection import inspect
+from delvm.storage import Remote, atomic_path, local, place, read_json, write_json, write_text
+from tests.data.corpus_makers import FakeSource, FakeTokenizer, Makes, contents
+from tests.data.prepare.test_prepare import Damaged
+
+_names = itertools.count()
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    """A new place in memory, and a cache of its own."""
+    monkeypatch.setenv("DELVM_CACHE", str(tmp_path / "cache"))
+    return Remote(f"memory://store{next(_names)}")
+
+
+def stored(root):
+    """{path below: bytes} of a root in memory."""
+    fs, path = fsspec.core.url_to_fs(root.url)
+    return {name.removeprefix(f"{path}/"): fs.cat_file(name) for name in sorted(fs.find(path))}
+
+
+# ---------------------------------------------------------------- places
+
+
+def test_what_is_a_place_of_this_machine():
+    assert place("outputs/a:b") == Path("outputs/a:b")
+    assert place("file:///a/b") == Path("/a/b") and place(Path("x")) == Path("x")
+    far = place("s3://bucket//a/")
+    assert isinstance(far, Remote) and str(far) == "s3://bucket/a" and place(far) is far
+    assert isinstance(place("simplecache::s3://bucket/a"), Remote)
+    assert (str(far / "b.tar"), (far / "b.tar").name, (far / "b.tar").stem) == (
+        "s3://bucket/a/b.tar",
+        "b.tar",
+        "b",
+    )
+    assert pickle.loads(pickle.dumps(far)) == far == far.resolve()
+
+
+def test_a_store_has_the_methods_of_a_folder(store):
+    assert not store.exists() and not store.is_dir() and [*store.iterdir()] == []
+    write_text(store / "a/b.json", "{}")
+    write_json(store / "a/.c.part.json", {"x": 1})
+    assert (store / "a").is_dir() and (store / "a/b.json").exists()
+    assert not (store / "a/b.json").is_dir()
+    assert [path.name for path in (store / "a").iterdir()] == [".c.part.json", "b.json"]
+    assert [*(store / "a").glob(".*.part*")] == [store / "a/.c.part.json"]
+    assert read_json(store / "a/.c.part.json", "x") == {"x": 1}
+    (store / "a/b.json").unlink()
+    (store / "a/b.json").unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError):
+        (store / "a/b.json").unlink()
+    with pytest.raises(UserError, match=r"x not found: memory://store\d+/a/b.json"):
+        read_json(store / "a/b.json", "x")
+    store.remove_tree()
+    store.remove_tree()
+    assert not store.exists()
+
+
+def test_what_fails_half_way_leaves_what_stood_there(store):
+    write_text(store / "a.txt", "old")
+    with pytest.raises(KeyboardInterrupt), atomic_path(store / "a.txt") as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert (store / "a.txt").read_text() == "old" and not part.exists()
+    assert stored(store).keys() == {"a.txt"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_where_files_grow_in_sight_they_are_put_beside_and_moved(store, monkeypatch, fails):
+    monkeypatch.setattr("delvm.storage._WHOLE", set())
+    write_text(store / "a.txt", "old")
+    put, seen = MemoryFileSystem.put_file, []
+
+    def half(self, here, there, **options):
+        put(self, here, there, **options)
+        seen.append((there.rpartition("/")[2], (store / "a.txt").read_text()))
+        if fails:
+            raise OSError("gone")
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", half)
+    if fails:
+        with pytest.raises(OSError, match="gone"):
+            write_text(store / "a.txt", "new")
+    else:
+        write_text(store / "a.txt", "new")
+    assert seen == [(".a.txt.part", "old")]
+    assert stored(store) == {"a.txt": b"old" if fails else b"new"}
+
+
+def test_a_copy_is_fetched_once_and_again_when_it_changes(store, monkeypatch):
+    fetched, get = [], MemoryFileSystem.get_file
+    monkeypatch.setattr(
+        MemoryFileSystem,
+        "get_file",
+        lambda *args, **kw: fetched.append(args[1]) or get(*args, **kw),
+    )
+    for text in ("one", "two"):
+        write_text(store / "a.txt", text)
+        assert [local(store / "a.txt").read_text() for _ in range(2)] == [text] * 2
+    assert len(fetched) == 2
+    assert local(Path("x")) == Path("x")
+    with pytest.raises(FileNotFoundError):
+        local(store / "b.txt")
+
+
+def test_stores_that_are_not_there(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="what://x cannot be reached: Protocol not known"):
+        place("what://x").exists()
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UserError, match="s3://x/.* cannot be reached: Install s3fs"):
+        prepare(FakeSource(), place("s3://x"))
+
+    def refuse(self, path, **options):
+        raise RuntimeError("no\ncredentials")
+
+    monkeypatch.setattr(MemoryFileSystem, "exists", refuse)
+    with pytest.raises(UserError, match="memory://x cannot be reached: no credentials"):
+        place("memory://x").exists()
+
+
+# ---------------------------------------------------------------- whole verbs
+
+
+def test_prepare_and_encode_in_a_store_write_the_bytes_of_a_folder(store, tmp_path):
+    prepare(FakeSource(), tmp_path / "pairs", shard_size=4)
+    encode(tmp_path / "pairs", tmp_path / "tokens", FakeTokenizer(), "abc")
+    prepare(FakeSource(), store / "pairs", shard_size=4)
+    encode(store / "pairs", store / "tokens", FakeTokenizer(), "abc")
+    assert stored(store / "pairs") == contents(tmp_path / "pairs")
+    assert stored(store / "tokens") == contents(tmp_path / "tokens")
+    far, near = (list(read_examples(root, "val", "pose")) for root in (store / "pairs",
+                 tmp_path / "pairs"))  # fmt: skip
+    assert [np.array_equal(a.input, b.input) for a, b in zip(far, near, strict=True)] == [True] * 2
+    ids = [np.concatenate(list(read_tokens(root / "tokens", "train", "derain")))
+           for root in (store, tmp_path)]  # fmt: skip
+    assert np.array_equal(*ids)
+    assert load_manifests(store / "tokens", "val", "tokens").keys() == {"derain", "edges", "pose"}
+    assert read_codebook(store / "tokens")[1] == "abc"
+
+
+def test_what_was_killed_in_a_store_is_continued(store, tmp_path, capsys):
+    settings = {"shard_size": 4, "max_reject_fraction": 0.5}
+    prepare(Damaged(), tmp_path / "pairs", ["train"], **settings)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Damaged(fail_at=5), store / "pairs", ["train"], **settings)
+    prepare(Damaged(), store / "pairs", ["train"], **settings)
+    assert stored(store / "pairs") == contents(tmp_path / "pairs")
+    assert len(read_rejects(store / "pairs/train/derain")) == 2
+    encode(tmp_path / "pairs", tmp_path / "tokens", FakeTokenizer(), "abc", splits=["train"])
+    with pytest.raises(KeyboardInterrupt):
+        encode(store / "pairs", store / "tokens", FakeTokenizer(fail_at=1), "abc", splits=["train"])
+    tokenizer = FakeTokenizer()
+    encode(store / "pairs", store / "tokens", tokenizer, "abc", splits=["train"])
+    assert len(tokenizer.batches) == 1 and "kept" not in capsys.readouterr().out
+    assert stored(store / "tokens") == contents(tmp_path / "tokens")
+    with pytest.raises(UserError, match="fingerprint=abc, asked for is fingerprint=def"):
+        encode(store / "pairs", store / "tokens", FakeTokenizer(), "def", splits=["train"])
+
+
+def test_a_file_url_is_a_folder(tmp_path):
+    prepare(FakeSource(), place(f"file://{tmp_path}/pairs"), ["val"], shard_size=4)
+    encode(f"file://{tmp_path}/pairs", f"file://{tmp_path}/t", FakeTokenizer(), "abc",
+           splits=["val"])  # fmt: skip
+    assert load_manifests(tmp_path / "t", "val", "tokens")["edges"].count == 2
+
+
+def test_memory_is_of_one_process(store):
+    prepare(FakeSource(), store / "pairs", ["val"])
+    with pytest.raises(UserError, match=r"memory://.* is in the memory of one process: set engine"):
+        encode(store / "pairs", store / "t", FakeTokenizer(), "abc", splits=["val"],
+               engine=Processes(workers=1), factory=Makes())  # fmt: skip
+
+
+def test_the_verbs_take_urls(store, capsys):
+    from delvm import cli
+
+    small = ["source.val=2", "source.test=2", "splits=[val]", f"output={store}/pairs"]
+    assert cli.main(["prepare", *small, "source.size=64"]) == 0
+    words = ["encode", f"input={store}/pairs", f"output={store}/t", "splits=[val]"]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    assert cli.main(["encode", f"input={store}/none", f"output={store}/t"]) == 2
+    assert "not found: run `delvm prepare output=memory://" in capsys.readouterr().err
+    assert cli.main(["encode", f"input={store}/t", f"output={store}//t/"]) == 2
+    assert "input and output are both" in capsys.readouterr().err
+
+
+def test_streams_and_looks_from_a_store_are_those_of_a_folder(store, tmp_path):
+    for root in (tmp_path, store):
+        prepare(FakeSource(), root / "pairs", shard_size=4)
+        encode(root / "pairs", root / "tokens", FakeTokenizer(), "abc")
+    numbers = np.arange(12)
+    sentences, pictures = [], []
+    for root in map(str, (tmp_path, store)):
+        config = SentencesConfig(path=f"{root}/tokens", pairs_per_sentence=2)
+        sentences.append(Sentences(config, seed=0)[numbers]["ids"])
+        pictures.append(Pictures(PicturesConfig(path=f"{root}/pairs"), seed=0)[numbers]["pixels"])
+    assert torch.equal(*sentences) and torch.equal(*pictures)
+    looks = [inspect(root / "pairs", None, output=tmp_path / f"look{n}", pictures=2)
+             for n, root in enumerate((tmp_path, store))]  # fmt: skip
+    near, far = ({k: v for k, v in look.items() if k != "root"} for look in looks)
+    assert near["splits"] == far["splits"] and near["kind"] == "pairs"
