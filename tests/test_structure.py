@@ -23,13 +23,14 @@ SOURCES = [
 ]
 
 # part of delvm -> the parts it may import; commands, at the end, may import all.
-BASE = {"errors", "storage", "progress"}
+BASE = {"errors", "storage", "progress", "legacy"}
 ALLOWED = {
     "errors": set(),
     "storage": {"errors"},
     "progress": set(),
-    "models": {"errors", "progress", "storage"},
-    "tasks": {"errors"},
+    "legacy": set(),
+    "models": BASE,
+    "tasks": {"errors", "legacy"},
     "data": BASE | {"tasks"},
     "interop": BASE | {"models"},
     "inference": BASE | {"models", "interop", "tasks", "data"},
