@@ -1,8 +1,8 @@
-"""Places that hold files: folders of this machine, and stores that are reached by a URL.
+"""Paths on local disk or in object stores, and atomic writes to either.
 
-Local places are plain `pathlib.Path`s. A `Remote` has those of their methods that shards need, over
-whatever fsspec reaches: s3://, gs://, memory:// (this process alone) and others. In such a store
-folders come and go with their files, and a file that is put appears whole or not at all.
+A local path is a plain `pathlib.Path`. A `RemotePath` has the methods of it that shards need, for
+whatever fsspec reaches: s3://, gs://, memory:// (one process only) and others. In such a store a
+directory exists as long as there is a file in it, and a file is written completely or not at all.
 """
 
 import fnmatch
@@ -23,19 +23,19 @@ from delvm.errors import UserError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^:]+)*://")
 # Stores in which a file is not seen before it is complete; elsewhere it is put beside and moved.
-_WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "memory"}
+_ATOMIC_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "memory"}
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _told(
-    method: Callable[Concatenate["Remote", P], T],
-) -> Callable[Concatenate["Remote", P], T]:
+def _wrap_errors(
+    method: Callable[Concatenate["RemotePath", P], T],
+) -> Callable[Concatenate["RemotePath", P], T]:
     """What a store's own library raises beside OSError is told in one line."""
 
     @functools.wraps(method)
-    def told(self: "Remote", *args: P.args, **kwargs: P.kwargs) -> T:
+    def told(self: "RemotePath", *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return method(self, *args, **kwargs)
         except (OSError, UserError):
@@ -48,7 +48,7 @@ def _told(
 
 
 @dataclass(frozen=True, order=True)
-class Remote:
+class RemotePath:
     """A file or a folder of a store, by its URL; pickles as that alone."""
 
     url: str
@@ -60,8 +60,8 @@ class Remote:
     def __str__(self) -> str:
         return self.url
 
-    def __truediv__(self, name: str) -> "Remote":
-        return Remote(f"{self.url}/{name}")
+    def __truediv__(self, name: str) -> "RemotePath":
+        return RemotePath(f"{self.url}/{name}")
 
     @property
     def name(self) -> str:
@@ -73,23 +73,23 @@ class Remote:
         """The name up to its last dot."""
         return Path(self.name).stem
 
-    def resolve(self) -> "Remote":
+    def resolve(self) -> "RemotePath":
         """Itself: a URL is absolute."""
         return self
 
-    @_told
+    @_wrap_errors
     def exists(self) -> bool:
         """Whether a file or a folder is there."""
         fs, path = self._open()
         return bool(fs.exists(path))
 
-    @_told
+    @_wrap_errors
     def is_dir(self) -> bool:
         """Whether anything lies below."""
         fs, path = self._open()
         return bool(fs.isdir(path))
 
-    @_told
+    @_wrap_errors
     def _names(self) -> list[str]:
         fs, path = self._open()
         try:
@@ -98,15 +98,15 @@ class Remote:
             return []
         return sorted({each.rstrip("/").rpartition("/")[2] for each in found})
 
-    def iterdir(self) -> Iterator["Remote"]:
+    def iterdir(self) -> Iterator["RemotePath"]:
         """What lies in a folder, in the order of the names; nothing where there is no folder."""
         return (self / name for name in self._names())
 
-    def glob(self, pattern: str) -> Iterator["Remote"]:
+    def glob(self, pattern: str) -> Iterator["RemotePath"]:
         """What lies in a folder and is called like a pattern without slashes."""
         return (each for each in self.iterdir() if fnmatch.fnmatchcase(each.name, pattern))
 
-    @_told
+    @_wrap_errors
     def read_text(self, encoding: str = "utf-8") -> str:
         """The whole text of a file."""
         fs, path = self._open()
@@ -115,7 +115,7 @@ class Remote:
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: a folder is there as soon as a file is put below it."""
 
-    @_told
+    @_wrap_errors
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove a file."""
         fs, path = self._open()
@@ -125,19 +125,19 @@ class Remote:
             if not missing_ok:
                 raise
 
-    @_told
+    @_wrap_errors
     def remove_tree(self) -> None:
         """Remove a folder and all below, if it is there."""
         fs, path = self._open()
         if fs.isdir(path):
             fs.rm(path, recursive=True)
 
-    @_told
+    @_wrap_errors
     def put(self, file: Path) -> None:
         """Make this a copy of a local file; whole or not at all."""
         fs, path = self._open()
         kinds = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-        if kinds & _WHOLE:
+        if kinds & _ATOMIC_STORES:
             fs.put_file(str(file), path)
             return
         folder, _, name = path.rpartition("/")
@@ -151,13 +151,13 @@ class Remote:
                 fs.rm_file(beside)
             raise
 
-    @_told
+    @_wrap_errors
     def get(self, file: Path) -> None:
         """Copy this to a local file."""
         fs, path = self._open()
         fs.get_file(path, str(file))
 
-    @_told
+    @_wrap_errors
     def version(self) -> str:
         """A name that changes whenever the file does."""
         fs, path = self._open()
@@ -179,33 +179,33 @@ class Remote:
         return fs, str(path)
 
 
-Place = Path | Remote
+StoragePath = Path | RemotePath
 
 
-def place(where: str | Path | Remote) -> Place:
+def as_path(where: str | Path | RemotePath) -> StoragePath:
     """A path of this machine, or a URL, as a place; file:// is a path of this machine."""
     if not isinstance(where, str):
         return where
     if where.startswith("file://"):
         return Path(where.removeprefix("file://"))
-    return Remote(where) if _URL.match(where) else Path(where)
+    return RemotePath(where) if _URL.match(where) else Path(where)
 
 
-def absolute(where: Place) -> Place:
+def absolute_path(where: StoragePath) -> StoragePath:
     """The same place for a process that works in another folder."""
-    return where if isinstance(where, Remote) else where.absolute()
+    return where if isinstance(where, RemotePath) else where.absolute()
 
 
 @contextmanager
-def atomic_path(path: str | Place) -> Iterator[Path]:
+def atomic_path(path: str | StoragePath) -> Iterator[Path]:
     """A temporary name beside ``path`` to write a file to.
 
     On success it is renamed to ``path``; on any failure it is removed and what stood at
     ``path`` before is untouched. The suffix is kept, since writers choose a format by it. For a
     file of a store it is a temporary file of this machine, which is put there on success.
     """
-    path = place(path)
-    if isinstance(path, Remote):
+    path = as_path(path)
+    if isinstance(path, RemotePath):
         with tempfile.TemporaryDirectory(prefix="delvm-") as folder:
             part = Path(folder) / path.name
             yield part
@@ -222,7 +222,7 @@ def atomic_path(path: str | Place) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_dir(path: str | Path) -> Iterator[Path]:
     """A temporary folder beside ``path``, renamed to ``path`` on success.
 
     A folder that stood there is replaced only once the new one is complete.
@@ -243,24 +243,24 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def remove_tree(path: Place) -> None:
+def remove_tree(path: StoragePath) -> None:
     """Remove a folder and all below, if it is there."""
-    if isinstance(path, Remote):
+    if isinstance(path, RemotePath):
         path.remove_tree()
     else:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def cache_folder() -> Path:
+def cache_dir() -> Path:
     """Where stays what can be made again: ``$DELVM_CACHE``, by default ``~/.cache/delvm``."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delvm"
     return Path(os.environ.get("DELVM_CACHE") or default)
 
 
-def local(path: Place) -> Path:
+def local_copy(path: StoragePath) -> Path:
     """A file of this machine with what is at ``path``: itself, or a copy of what a store holds.
 
-    Copies stay in `cache_folder`, each fetched once, and again when the store has another version;
+    Copies stay in `cache_dir`, each fetched once, and again when the store has another version;
     nothing removes them.
 
     Raises:
@@ -269,7 +269,7 @@ def local(path: Place) -> Path:
     if isinstance(path, Path):
         return path
     digest = hashlib.sha256(f"{path.url} {path.version()}".encode()).hexdigest()
-    copy = cache_folder() / digest[:2] / f"{digest[2:32]}-{path.name}"
+    copy = cache_dir() / digest[:2] / f"{digest[2:32]}-{path.name}"
     if not copy.exists():
         with atomic_path(copy) as part:
             path.get(part)
@@ -284,18 +284,18 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_text(path: str | Place, text: str) -> None:
+def write_text(path: str | StoragePath, text: str) -> None:
     """Write UTF-8 text whole or not at all."""
     with atomic_path(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | Place, value: Any) -> None:
+def write_json(path: str | StoragePath, value: Any) -> None:
     """Write JSON, indented and with a final newline, whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: str | Place, what: str) -> dict[str, Any]:
+def read_json(path: str | StoragePath, what: str) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
@@ -306,7 +306,7 @@ def read_json(path: str | Place, what: str) -> dict[str, Any]:
         UserError: the file is missing, is not JSON, or is not an object.
     """
     try:
-        value = json.loads(place(path).read_text(encoding="utf-8"))
+        value = json.loads(as_path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

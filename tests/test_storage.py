@@ -21,7 +21,15 @@ from delvm.data.shards.io import read_examples, read_tokens
 from delvm.data.shards.manifest import load_manifests, read_codebook
 from delvm.errors import UserError
 from delvm.evaluation.shard_inspection import inspect
-from delvm.storage import Remote, atomic_path, local, place, read_json, write_json, write_text
+from delvm.storage import (
+    RemotePath,
+    as_path,
+    atomic_path,
+    local_copy,
+    read_json,
+    write_json,
+    write_text,
+)
 from tests.data.corpus_makers import FakeSource, FakeTokenizer, Makes, contents
 from tests.data.prepare.test_prepare import Damaged
 
@@ -32,7 +40,7 @@ _names = itertools.count()
 def store(monkeypatch, tmp_path):
     """A new place in memory, and a cache of its own."""
     monkeypatch.setenv("DELVM_CACHE", str(tmp_path / "cache"))
-    return Remote(f"memory://store{next(_names)}")
+    return RemotePath(f"memory://store{next(_names)}")
 
 
 def stored(root):
@@ -45,11 +53,11 @@ def stored(root):
 
 
 def test_what_is_a_place_of_this_machine():
-    assert place("outputs/a:b") == Path("outputs/a:b")
-    assert place("file:///a/b") == Path("/a/b") and place(Path("x")) == Path("x")
-    far = place("s3://bucket//a/")
-    assert isinstance(far, Remote) and str(far) == "s3://bucket/a" and place(far) is far
-    assert isinstance(place("simplecache::s3://bucket/a"), Remote)
+    assert as_path("outputs/a:b") == Path("outputs/a:b")
+    assert as_path("file:///a/b") == Path("/a/b") and as_path(Path("x")) == Path("x")
+    far = as_path("s3://bucket//a/")
+    assert isinstance(far, RemotePath) and str(far) == "s3://bucket/a" and as_path(far) is far
+    assert isinstance(as_path("simplecache::s3://bucket/a"), RemotePath)
     assert (str(far / "b.tar"), (far / "b.tar").name, (far / "b.tar").stem) == (
         "s3://bucket/a/b.tar",
         "b.tar",
@@ -89,7 +97,7 @@ def test_what_fails_half_way_leaves_what_stood_there(store):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_where_files_grow_in_sight_they_are_put_beside_and_moved(store, monkeypatch, fails):
-    monkeypatch.setattr("delvm.storage._WHOLE", set())
+    monkeypatch.setattr("delvm.storage._ATOMIC_STORES", set())
     write_text(store / "a.txt", "old")
     put, seen = MemoryFileSystem.put_file, []
 
@@ -118,26 +126,26 @@ def test_a_copy_is_fetched_once_and_again_when_it_changes(store, monkeypatch):
     )
     for text in ("one", "two"):
         write_text(store / "a.txt", text)
-        assert [local(store / "a.txt").read_text() for _ in range(2)] == [text] * 2
+        assert [local_copy(store / "a.txt").read_text() for _ in range(2)] == [text] * 2
     assert len(fetched) == 2
-    assert local(Path("x")) == Path("x")
+    assert local_copy(Path("x")) == Path("x")
     with pytest.raises(FileNotFoundError):
-        local(store / "b.txt")
+        local_copy(store / "b.txt")
 
 
 def test_stores_that_are_not_there(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="what://x cannot be reached: Protocol not known"):
-        place("what://x").exists()
+        as_path("what://x").exists()
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UserError, match="s3://x/.* cannot be reached: Install s3fs"):
-        prepare(FakeSource(), place("s3://x"))
+        prepare(FakeSource(), as_path("s3://x"))
 
     def refuse(self, path, **options):
         raise RuntimeError("no\ncredentials")
 
     monkeypatch.setattr(MemoryFileSystem, "exists", refuse)
     with pytest.raises(UserError, match="memory://x cannot be reached: no credentials"):
-        place("memory://x").exists()
+        as_path("memory://x").exists()
 
 
 # ---------------------------------------------------------------- whole verbs
@@ -180,7 +188,7 @@ def test_what_was_killed_in_a_store_is_continued(store, tmp_path, capsys):
 
 
 def test_a_file_url_is_a_folder(tmp_path):
-    prepare(FakeSource(), place(f"file://{tmp_path}/pairs"), ["val"], shard_size=4)
+    prepare(FakeSource(), as_path(f"file://{tmp_path}/pairs"), ["val"], shard_size=4)
     encode(f"file://{tmp_path}/pairs", f"file://{tmp_path}/t", FakeTokenizer(), "abc",
            splits=["val"])  # fmt: skip
     assert load_manifests(tmp_path / "t", "val", "tokens")["edges"].count == 2

@@ -18,7 +18,7 @@ from delvm.commands.schema import (
 )
 from delvm.data.types import SPLITS
 from delvm.errors import UserError, did_you_mean
-from delvm.storage import place
+from delvm.storage import as_path
 
 
 def check(verb: str, cfg: Any) -> None:
@@ -85,9 +85,9 @@ def _encode(cfg: EncodeConfig) -> list[str]:
     named = {f"engine.{key}": value for key, value in asdict(cfg.engine).items()}
     found += at_least(0, _of(named, "workers", "threads", "restarts"))
     found += at_least(1, _of(named, "cpus", "timeout", "memory"))
-    if not place(cfg.input).is_dir():
+    if not as_path(cfg.input).is_dir():
         found.append(f"input={cfg.input} not found: run `delvm prepare output={cfg.input}`")
-    elif place(cfg.input).resolve() == place(cfg.output).resolve():
+    elif as_path(cfg.input).resolve() == as_path(cfg.output).resolve():
         found.append(f"input and output are both {cfg.input}: set output to another folder")
     return found
 
@@ -130,9 +130,9 @@ def _evaluate(cfg: EvaluateConfig) -> list[str]:
     from delvm import tasks
 
     for task in cfg.tasks:
-        if task not in tasks.NAMES and not (place(cfg.input) / "test" / task).is_dir():
+        if task not in tasks.NAMES and not (as_path(cfg.input) / "test" / task).is_dir():
             found.append(f"unknown task '{task}': {did_you_mean(task, tasks.NAMES)}")
-    if not place(cfg.input).is_dir():
+    if not as_path(cfg.input).is_dir():
         found.append(f"input={cfg.input} not found: run `delvm prepare output={cfg.input}`")
     if cfg.subject is Subject.tokenizer and cfg.students:
         found.append(
@@ -179,6 +179,6 @@ def _export(cfg: ExportConfig) -> list[str]:
 
 def _inspect(cfg: InspectConfig) -> list[str]:
     found = at_least(1, {"pictures": cfg.pictures})
-    if not place(cfg.input).is_dir():
+    if not as_path(cfg.input).is_dir():
         found.append(f"input={cfg.input} not found: run `delvm encode output={cfg.input}`")
     return found

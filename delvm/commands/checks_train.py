@@ -16,7 +16,7 @@ from delvm.errors import UserError, did_you_mean
 from delvm.interop.load import resolve
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
-from delvm.storage import place
+from delvm.storage import as_path
 from delvm.training.config import (
     WANTED_VGG,
     DistillationModule,
@@ -123,7 +123,7 @@ def _architecture(network: Any, net: Any) -> list[str]:
 def _manifests(path: str, kind: str, found: list[str]) -> dict[str, Manifest]:
     """The manifests of the training split by task, none where they cannot be read."""
     try:
-        return load_manifests(place(path), "train", kind)
+        return load_manifests(as_path(path), "train", kind)
     except UserError as error:
         found.append(f"data.path={path}: {error}")
         return {}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from delvm.commands.devices import pick
 from delvm.commands.schema import EvaluateConfig, Subject
-from delvm.storage import place
+from delvm.storage import as_path
 
 
 def run(cfg: EvaluateConfig) -> None:
@@ -22,7 +22,7 @@ def _tokenizer(cfg: EvaluateConfig) -> None:
     from delvm.interop.load import load_tokenizer
 
     evaluate(
-        place(cfg.input),
+        as_path(cfg.input),
         load_tokenizer(cfg.tokenizer, pick(cfg.device)),
         output=Path(cfg.output),
         tasks=cfg.tasks or None,
@@ -44,7 +44,7 @@ def _students(cfg: EvaluateConfig) -> None:
     students = cfg.students or {"student": "shapes"}
     places = {"tokenizer": cfg.tokenizer, **students}
     evaluate(
-        place(cfg.input),
+        as_path(cfg.input),
         load_tokenizer(cfg.tokenizer, device),
         {name: load_student(path, device) for name, path in students.items()},
         output=Path(cfg.output),

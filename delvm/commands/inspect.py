@@ -5,7 +5,7 @@ from pathlib import Path
 from delvm.commands.devices import pick
 from delvm.commands.schema import InspectConfig
 from delvm.errors import Suspicious
-from delvm.storage import place
+from delvm.storage import as_path
 
 
 def run(cfg: InspectConfig) -> None:
@@ -18,7 +18,7 @@ def run(cfg: InspectConfig) -> None:
     from delvm.evaluation.shard_inspection import inspect, kind_of
     from delvm.interop.load import load_tokenizer
 
-    root, output = place(cfg.input), Path(cfg.output)
+    root, output = as_path(cfg.input), Path(cfg.output)
     tokens = kind_of(root) == "tokens"
     tokenizer = load_tokenizer(cfg.tokenizer, pick(cfg.device)) if tokens else None
     report = inspect(root, tokenizer, output=output, pictures=cfg.pictures, seed=cfg.seed)

@@ -7,7 +7,7 @@ from delvm.data.prepare.prepare import prepare
 from delvm.data.sources.base import RawSource, SourceConfig
 from delvm.data.sources.shapes.source import Shapes
 from delvm.data.types import Source
-from delvm.storage import place
+from delvm.storage import as_path
 
 
 def source_of(cfg: SourceConfig) -> Source:
@@ -24,7 +24,7 @@ def run(cfg: PrepareConfig) -> None:
     """Write the shards, and say what was written."""
     manifests = prepare(
         source_of(cfg.source),
-        place(cfg.output),
+        as_path(cfg.output),
         cfg.splits,
         shard_size=cfg.shard_size,
         max_reject_fraction=cfg.max_reject_fraction,

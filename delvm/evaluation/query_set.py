@@ -19,7 +19,7 @@ from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.data.types import Example
 from delvm.errors import UserError
 from delvm.models.vqgan import VQGAN
-from delvm.storage import Place
+from delvm.storage import StoragePath
 
 # Example pairs come from the first of the validation pairs; this bounds the memory.
 POOL = 512
@@ -87,7 +87,9 @@ class Prompts:
             yield slice(start, min(start + size, len(self)))
 
 
-def check(root: Place, tasks: list[str], resolution: int, *, queries: int, pairs: int) -> None:
+def check(
+    root: StoragePath, tasks: list[str], resolution: int, *, queries: int, pairs: int
+) -> None:
     """Refuse, before any work, what the shards cannot give.
 
     Raises:
@@ -120,7 +122,7 @@ def _check_manifest(manifest: Manifest, resolution: int, needed: int, name: str)
 
 
 def draw(
-    root: Place,
+    root: StoragePath,
     task: str,
     tokenizer: VQGAN,
     *,

@@ -31,7 +31,7 @@ from delvm.evaluation.shard_inspection import sides
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.vqgan import VQGAN
 from delvm.progress import Progress
-from delvm.storage import Place, atomic_path, write_json, write_text
+from delvm.storage import StoragePath, atomic_path, write_json, write_text
 from delvm.tasks import metrics
 
 SCORES = {"psnr": metrics.psnr, "ssim": metrics.ssim, "ms_ssim": metrics.ms_ssim}
@@ -76,7 +76,7 @@ class Side:
 
 
 def run(
-    input: Place,
+    input: StoragePath,
     tokenizer: VQGAN,
     *,
     output: Path,
@@ -142,7 +142,7 @@ def _fixed(tokenizer: VQGAN) -> dict[str, Any]:
     }
 
 
-def _chosen(root: Place, names: list[str] | None, side: int, queries: int) -> list[str]:
+def _chosen(root: StoragePath, names: list[str] | None, side: int, queries: int) -> list[str]:
     manifests = load_manifests(root, "test", "pairs")
     if missing := sorted(set(names or []) - set(manifests)):
         raise UserError(
@@ -165,7 +165,7 @@ def _chosen(root: Place, names: list[str] | None, side: int, queries: int) -> li
 
 
 def _measure(
-    root: Place,
+    root: StoragePath,
     chosen: list[str],
     tokenizer: VQGAN,
     queries: int,

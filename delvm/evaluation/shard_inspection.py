@@ -24,7 +24,7 @@ from delvm.evaluation.query_set import decode
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.vqgan import VQGAN
 from delvm.progress import Progress
-from delvm.storage import Place, atomic_path, write_json
+from delvm.storage import StoragePath, atomic_path, write_json
 
 TOO_FREQUENT = 0.2  # one code's share of the tokens of a side
 CONSTANT = 0.01  # share of pictures that are one code all over
@@ -64,7 +64,7 @@ def sides(pictures: int) -> tuple[str, ...]:
 
 
 def inspect(
-    root: Place, tokenizer: VQGAN | None, *, output: Path, pictures: int = 8, seed: int = 0
+    root: StoragePath, tokenizer: VQGAN | None, *, output: Path, pictures: int = 8, seed: int = 0
 ) -> dict[str, Any]:
     """Look at every split and task of a root of shards.
 
@@ -108,7 +108,7 @@ def inspect(
     return report
 
 
-def _faults(root: Place, kind: str, splits: list[str]) -> list[str]:
+def _faults(root: StoragePath, kind: str, splits: list[str]) -> list[str]:
     """What training would refuse of a split as a whole."""
     faults = []
     for split in splits:
@@ -119,7 +119,7 @@ def _faults(root: Place, kind: str, splits: list[str]) -> list[str]:
     return faults
 
 
-def kind_of(root: Place) -> str:
+def kind_of(root: StoragePath) -> str:
     """Whether a root holds "pairs" or "tokens", by the first manifest that can be read.
 
     Raises:
@@ -135,7 +135,7 @@ def kind_of(root: Place) -> str:
     )
 
 
-def _folders(root: Place) -> list[tuple[str, str]]:
+def _folders(root: StoragePath) -> list[tuple[str, str]]:
     """Each (split, task) that a root has a finished folder for."""
     names = sorted(each.name for each in root.iterdir() if each.is_dir())
     return [
@@ -154,7 +154,7 @@ def _chosen(manifest: Manifest, pictures: int, seed: int) -> list[int]:
 
 
 def _look_at_pairs(
-    root: Place, manifest: Manifest, output: Path, pictures: int, seed: int
+    root: StoragePath, manifest: Manifest, output: Path, pictures: int, seed: int
 ) -> dict[str, Any]:
     split, task = manifest.split, manifest.task
     chosen = set(_chosen(manifest, pictures, seed))
@@ -177,7 +177,7 @@ def _counts(manifest: Manifest) -> dict[str, Any]:
 
 
 def _look_at_tokens(
-    root: Place, manifest: Manifest, tokenizer: VQGAN, output: Path, pictures: int, seed: int
+    root: StoragePath, manifest: Manifest, tokenizer: VQGAN, output: Path, pictures: int, seed: int
 ) -> tuple[dict[str, Any], list[str]]:
     """Facts on a folder of token shards, and what is suspicious about it."""
     c, split, task = tokenizer.config, manifest.split, manifest.task
@@ -214,7 +214,7 @@ def _look_at_tokens(
 
 
 def _records(
-    root: Place, manifest: Manifest, wanted: set[int], shown: list[np.ndarray]
+    root: StoragePath, manifest: Manifest, wanted: set[int], shown: list[np.ndarray]
 ) -> Iterator[np.ndarray]:
     """The records (n, k, N) of a folder; those examples that are ``wanted`` go to ``shown``."""
     first = 0

@@ -22,7 +22,7 @@ from delvm.interop.fingerprint import fingerprint
 from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.progress import Progress
-from delvm.storage import Place, atomic_path, place, write_json, write_text
+from delvm.storage import StoragePath, as_path, atomic_path, write_json, write_text
 
 UNKNOWN_ORIGIN = "origin not stated"
 Students = Mapping[str, Transformer]
@@ -49,7 +49,7 @@ class _Settings:
 
 
 def run(
-    input: Place,
+    input: StoragePath,
     tokenizer: VQGAN,
     students: Students,
     *,
@@ -106,7 +106,7 @@ def run(
     return metrics
 
 
-def _chosen(root: Place, names: list[str] | None) -> list[str]:
+def _chosen(root: StoragePath, names: list[str] | None) -> list[str]:
     """The tasks to evaluate, each once, trained ones first; UserError for an unknown one.
 
     Examples that are no pairs, such as clips, are left out, or refused where they are asked for.
@@ -135,7 +135,7 @@ def _check(asked: _Settings, chosen: list[str], tokenizer: VQGAN, students: Stud
             raise UserError(f"{name}={value} is below 1: set {name}=1 or more")
     if not students:
         raise UserError("no students to evaluate: set students.NAME=PATH")
-    root, side = place(asked.input), tokenizer.config.resolution
+    root, side = as_path(asked.input), tokenizer.config.resolution
     prompting.check(root, chosen, side, queries=asked.queries, pairs=asked.pairs)
     for name, student in students.items():
         _check_student(name, student, tokenizer, asked.pairs)
@@ -167,7 +167,7 @@ def _measure(
     with Progress(len(chosen) * asked.queries * len(students), "evaluate", "answers") as bar:
         for task in chosen:
             prompts = prompting.draw(
-                place(asked.input),
+                as_path(asked.input),
                 task,
                 tokenizer,
                 queries=asked.queries,

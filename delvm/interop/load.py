@@ -25,7 +25,7 @@ from delvm.models.attention import Backend
 from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
-from delvm.storage import atomic_folder, read_json, write_json
+from delvm.storage import atomic_dir, read_json, write_json
 
 FORMAT = "delvm-1"
 SHIPPED = Path(__file__).parent.parent / "weights"
@@ -63,7 +63,7 @@ def save_model(
     state = model.state_dict() if state is None else state
     # Copies: a tied embedding and its head share one tensor, which safetensors would refuse.
     tensors = {k: v.detach().to("cpu", dtype, copy=True) for k, v in state.items()}
-    with atomic_folder(folder) as part:
+    with atomic_dir(folder) as part:
         weights.write_tensors(part / "model.safetensors", tensors)
         write_json(part / "config.json", describe(model))
 

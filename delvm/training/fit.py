@@ -20,7 +20,7 @@ from delvm.interop.load import describe, load_student, load_tokenizer
 from delvm.models.precision import settled
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
-from delvm.storage import place
+from delvm.storage import as_path
 from delvm.training import strategies
 from delvm.training.callbacks.checkpoint import Checkpoints, CleanStop, Randomness
 from delvm.training.callbacks.nonfinite_grad import Guard
@@ -168,7 +168,7 @@ def _check_ids(trained: Transformer, name: str, data: str) -> None:
     Networks of other projects do not name theirs: they are told by the codes they carry, and
     believed where they carry none.
     """
-    codebook, ours = read_codebook(place(data))
+    codebook, ours = read_codebook(as_path(data))
     theirs = trained.tokenizer_fingerprint
     fits = theirs == ours if theirs else may_carry(trained, codebook)
     if not fits:
@@ -196,7 +196,7 @@ def _check_teacher(teacher: Transformer, student: Transformer, length: int) -> N
 
 def _student(config: TrainConfig, data: SentencesConfig) -> Transformer:
     net = config.student.net
-    codebook, fingerprint = read_codebook(place(data.path))
+    codebook, fingerprint = read_codebook(as_path(data.path))
     codes = codebook if net.embedding is Embedding.codebook else None
     # Filled where it is spread (`FSDP2.shard`), or each process of a node would hold all of it.
     later = config.strategy.name in (StrategyName.fsdp2, StrategyName.hsdp) and not config.start

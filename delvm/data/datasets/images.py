@@ -15,7 +15,7 @@ from delvm.data.shards.io import read_examples
 from delvm.data.shards.manifest import load_manifests
 from delvm.data.shards.random_access import OPEN_SHARDS, PictureAccess
 from delvm.data.types import Example
-from delvm.storage import place
+from delvm.storage import as_path
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Pictures(Dataset[dict[str, Any]]):
         Raises:
             UserError: no image shards there.
         """
-        self.root, self.seed, self.config = place(config.path), seed, config
+        self.root, self.seed, self.config = as_path(config.path), seed, config
         self.manifests = load_manifests(self.root, "train", "pairs")
         self.tasks = sorted(self.manifests)
         self.turns = Turns(dict.fromkeys(self.tasks, 1 / len(self.tasks)))
@@ -118,7 +118,7 @@ class Pictures(Dataset[dict[str, Any]]):
 def validation_pictures(config: PicturesConfig) -> Tensor:
     """The fixed validation pictures, (M, 3, H, H) uint8, of every task."""
     pictures: list[np.ndarray] = []
-    root = place(config.path)
+    root = as_path(config.path)
     for task in sorted(load_manifests(root, "val", "pairs")):
         for number, example in enumerate(read_examples(root, "val", task)):
             if number == config.val_pairs:

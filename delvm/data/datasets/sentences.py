@@ -18,7 +18,7 @@ from delvm.data.shards.io import read_tokens
 from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.data.shards.random_access import OPEN_SHARDS, TokenAccess
 from delvm.errors import UserError
-from delvm.storage import Place, place
+from delvm.storage import StoragePath, as_path
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Sentences(Dataset[dict[str, Any]]):
             UserError: no token shards there, an unknown task in the weights, no weight at all, or
                 a sentence that does not hold whole examples, or more than there are.
         """
-        self.root, self.seed, self.config = place(config.path), seed, config
+        self.root, self.seed, self.config = as_path(config.path), seed, config
         self.manifests = load_manifests(self.root, "train", "tokens")
         self.tasks = sorted(self.manifests)
         self.shares = shares(config.weights, self.tasks)
@@ -187,7 +187,7 @@ def validation_sentences(config: SentencesConfig) -> Validation:
     Raises:
         UserError: no token shards there, or a sentence that does not hold whole examples.
     """
-    root = place(config.path)
+    root = as_path(config.path)
     manifests = load_manifests(root, "val", "tokens")
     tasks = sorted(manifests)
     ids, numbers, pictures = [], [], []
@@ -205,7 +205,7 @@ def validation_sentences(config: SentencesConfig) -> Validation:
     )
 
 
-def _first(root: Place, manifest: Manifest, count: int) -> np.ndarray:
+def _first(root: StoragePath, manifest: Manifest, count: int) -> np.ndarray:
     """The first examples (n <= count, k * N) of a task."""
     found: list[np.ndarray] = []
     for record in read_tokens(root, manifest.split, manifest.task, manifest):

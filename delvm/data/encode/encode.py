@@ -24,7 +24,7 @@ from delvm.data.shards.manifest import (
 from delvm.data.types import SPLITS, check_splits
 from delvm.errors import UserError
 from delvm.progress import Progress, say, say_kept
-from delvm.storage import Place, place
+from delvm.storage import StoragePath, as_path
 
 PATIENCE = 600.0  # seconds that the processes of torchrun wait for the first of them
 LOOK = 0.5  # seconds between two looks
@@ -44,8 +44,8 @@ class Given:
 
 
 def encode(
-    input: str | Place,
-    output: str | Place,
+    input: str | StoragePath,
+    output: str | StoragePath,
     tokenizer: Tokenizer,
     fingerprint: str,
     *,
@@ -91,8 +91,8 @@ def encode(
             "output, or remove what is there"
         )
     job = plan_job(
-        place(input),
-        place(output),
+        as_path(input),
+        as_path(output),
         tokenizer,
         fingerprint,
         balance or BalanceConfig(),
@@ -193,8 +193,8 @@ def _wait_for_start(job: Job, share: Share) -> None:
 
 
 def plan_job(
-    input: Place,
-    output: Place,
+    input: StoragePath,
+    output: StoragePath,
     tokenizer: Tokenizer,
     fingerprint: str,
     balance: BalanceConfig,
@@ -222,7 +222,7 @@ def plan_job(
 
 
 def _plan_split(
-    input: Place,
+    input: StoragePath,
     split: str,
     tokenizer: Tokenizer,
     fingerprint: str,

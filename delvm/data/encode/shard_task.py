@@ -24,7 +24,7 @@ from delvm.data.image_io import to_pixels
 from delvm.data.shards.io import read_undecoded, write_token_shard
 from delvm.data.shards.manifest import Manifest
 from delvm.data.types import Example
-from delvm.storage import Place
+from delvm.storage import StoragePath
 
 AHEAD = 2  # batches that are read before they are asked for
 MOST_READERS = 8
@@ -66,8 +66,8 @@ class Job:
         batch_size: Examples a batch.
     """
 
-    input: Place
-    output: Place
+    input: StoragePath
+    output: StoragePath
     pairs: tuple[Manifest, ...]
     plans: tuple[Manifest, ...]
     batch_size: int
@@ -186,7 +186,9 @@ def spread(make: Callable[[S], T], items: Iterator[S], threads: int) -> Iterator
                 future.cancel()
 
 
-def balanced(root: Place, plan: Manifest, pairs: Manifest, start: int, stop: int) -> Iterator[Lazy]:
+def balanced(
+    root: StoragePath, plan: Manifest, pairs: Manifest, start: int, stop: int
+) -> Iterator[Lazy]:
     """Items start to stop of a balanced task: item i is pair i % count, copy i // count.
 
     Each comes as a call that decodes it, and makes the copy.

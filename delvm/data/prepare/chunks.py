@@ -25,13 +25,21 @@ from delvm.data.shards.io import Files, write_tar
 from delvm.data.shards.manifest import MANIFEST, UNFINISHED, Manifest, difference, member_names
 from delvm.data.types import Example, Part, Reject
 from delvm.errors import UserError
-from delvm.storage import Place, atomic_path, place, read_json, remove_tree, write_json, write_text
+from delvm.storage import (
+    StoragePath,
+    as_path,
+    atomic_path,
+    read_json,
+    remove_tree,
+    write_json,
+    write_text,
+)
 
 RESULTS, REJECTS = "parts", "rejects.jsonl"
 
 
 def pending_parts(
-    root: Place, plan: Manifest, parts: list[Part], overwrite: bool = False
+    root: StoragePath, plan: Manifest, parts: list[Part], overwrite: bool = False
 ) -> list[Part]:
     """The parts still to be read: all, those that a killed job left, new ones, or none.
 
@@ -44,7 +52,7 @@ def pending_parts(
     Raises:
         UserError: The folder is finished and was made with other settings.
     """
-    folder = place(root) / plan.split / plan.task
+    folder = as_path(root) / plan.split / plan.task
     if (folder / MANIFEST).exists():
         if overwrite:
             return parts
@@ -63,7 +71,7 @@ def pending_parts(
     return [part for part in parts if part.name not in done]
 
 
-def _check_same(folder: Place, found: Manifest, plan: Manifest, parts: list[Part]) -> None:
+def _check_same(folder: StoragePath, found: Manifest, plan: Manifest, parts: list[Part]) -> None:
     """Refuse a finished folder made with other settings; new parts are no other settings."""
     asked = {part.name: part.count for part in parts}
     made = {part["name"]: part["expected"] for part in found.parts}
@@ -78,7 +86,7 @@ def _check_same(folder: Place, found: Manifest, plan: Manifest, parts: list[Part
         raise UserError(f"{folder} {said}: set overwrite=true to replace it")
 
 
-def _whole_parts(folder: Place, found: Manifest) -> Iterator[str]:
+def _whole_parts(folder: StoragePath, found: Manifest) -> Iterator[str]:
     """Names of the parts of a finished folder whose shards are all there."""
     shards = iter(found.shards)
     for part in found.parts:
@@ -87,9 +95,11 @@ def _whole_parts(folder: Place, found: Manifest) -> Iterator[str]:
             yield part["name"]
 
 
-def start_parts(root: Place, plan: Manifest, parts: list[Part], overwrite: bool = False) -> None:
+def start_parts(
+    root: StoragePath, plan: Manifest, parts: list[Part], overwrite: bool = False
+) -> None:
     """Make a folder ready for `write_part`: what does not belong to the plan is removed."""
-    folder = place(root) / plan.split / plan.task
+    folder = as_path(root) / plan.split / plan.task
     todo = {part.name for part in pending_parts(root, plan, parts, overwrite)}
     done = [part.name for part in parts if part.name not in todo]
     results = folder / RESULTS
@@ -111,7 +121,7 @@ def start_parts(root: Place, plan: Manifest, parts: list[Part], overwrite: bool 
     plan.save(folder / UNFINISHED)
 
 
-def _reopen(folder: Place, done: list[str]) -> None:
+def _reopen(folder: StoragePath, done: list[str]) -> None:
     """Write the results of the parts of a finished folder anew, to add others to them."""
     manifest = Manifest.load(folder / MANIFEST)
     shards, rejects = iter(manifest.shards), iter(read_rejects(folder))
@@ -129,7 +139,7 @@ def _reopen(folder: Place, done: list[str]) -> None:
 
 
 def write_part(
-    root: Place, plan: Manifest, part: Part, examples: Iterable[Example | Reject]
+    root: StoragePath, plan: Manifest, part: Part, examples: Iterable[Example | Reject]
 ) -> dict[str, Any]:
     """Write the shards of one part, then its result; safe to call again, in any process.
 
@@ -141,7 +151,7 @@ def write_part(
         ValueError: An example of another task, size or number of pictures, or a key that cannot
             be a file's name or comes twice.
     """
-    folder = place(root) / plan.split / plan.task
+    folder = as_path(root) / plan.split / plan.task
     folder.mkdir(parents=True, exist_ok=True)
     accepted = _Accepted(plan, examples)
     stream = iter(accepted)
@@ -212,13 +222,13 @@ def _files(examples: Iterable[Example]) -> Iterator[Files]:
             yield f"{example.key}.{name}", buffer.getvalue()
 
 
-def finish_parts(root: Place, plan: Manifest, parts: list[Part]) -> Manifest:
+def finish_parts(root: StoragePath, plan: Manifest, parts: list[Part]) -> Manifest:
     """Turn the results of all the parts into the folder's manifest.
 
     Raises:
         ValueError: Parts whose examples have different numbers of pictures.
     """
-    folder = place(root) / plan.split / plan.task
+    folder = as_path(root) / plan.split / plan.task
     if (folder / MANIFEST).exists():
         return Manifest.load(folder / MANIFEST)
     results = [_result(folder, part.name) for part in parts]
@@ -250,11 +260,11 @@ def finish_parts(root: Place, plan: Manifest, parts: list[Part]) -> Manifest:
     return manifest
 
 
-def _result(folder: Place, name: str) -> dict[str, Any]:
+def _result(folder: StoragePath, name: str) -> dict[str, Any]:
     return read_json(folder / RESULTS / f"{name}.json", "result of a part")
 
 
-def read_rejects(folder: Place) -> list[Reject]:
+def read_rejects(folder: StoragePath) -> list[Reject]:
     """What a folder's source could make no example of."""
     path = folder / REJECTS
     if not path.exists():

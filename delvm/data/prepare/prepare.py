@@ -16,14 +16,14 @@ from delvm.data.shards.manifest import (
 from delvm.data.types import SPLITS, Example, Part, Reject, Source, check_splits
 from delvm.errors import Suspicious, UserError
 from delvm.progress import Progress, say, say_kept
-from delvm.storage import Place, atomic_path, place
+from delvm.storage import StoragePath, as_path, atomic_path
 
 SHEET_PICTURES = 6  # of each task on the contact sheet
 
 
 def prepare(
     source: Source,
-    output: Place,
+    output: StoragePath,
     splits: Sequence[str] = SPLITS,
     *,
     shard_size: int = 1000,
@@ -47,7 +47,7 @@ def prepare(
         UserError: Unknown split, or a finished folder made with other settings.
         Suspicious: More was rejected than allowed; what has been written stays.
     """
-    output = place(output)
+    output = as_path(output)
     check_splits(splits)
     jobs = [
         (_plan_examples(source, split, task, shard_size), parts)
@@ -97,7 +97,7 @@ def _counted(
     bar.update(int(bar.unit == "parts"), name)
 
 
-def _check_rejects(output: Place, manifest: Manifest, most: float) -> None:
+def _check_rejects(output: StoragePath, manifest: Manifest, most: float) -> None:
     """Say how much was left out, and stop where it is too much."""
     if not manifest.rejected:
         return
@@ -116,7 +116,7 @@ def _check_rejects(output: Place, manifest: Manifest, most: float) -> None:
 
 
 def _parts_progress(
-    output: Place, jobs: list[tuple[Manifest, list[Part]]], todo: list[list[Part]]
+    output: StoragePath, jobs: list[tuple[Manifest, list[Part]]], todo: list[list[Part]]
 ) -> Progress:
     """A bar over what is pending; says what is kept or continued from an earlier run."""
     kept = []
@@ -134,7 +134,7 @@ def _parts_progress(
     return Progress(len(pending), "prepare", "parts")
 
 
-def write_contact_sheet(root: Place, split: str) -> Place:
+def write_contact_sheet(root: StoragePath, split: str) -> StoragePath:
     """Write ROOT/contact_sheet.png: the first examples of each task of a split."""
     manifests = load_manifests(root, split, "pairs")
     rows = []
@@ -144,7 +144,7 @@ def write_contact_sheet(root: Place, split: str) -> Place:
     paired = all(manifest.pictures == 2 for manifest in manifests.values())
     titles = ["input", "target"] * (SHEET_PICTURES // 2) if paired else None
     sheet = contact_sheet(rows, titles, row_titles=list(manifests))
-    path = place(root) / "contact_sheet.png"
+    path = as_path(root) / "contact_sheet.png"
     with atomic_path(path) as part:
         sheet.save(part)
     return path

@@ -32,7 +32,7 @@ from delvm.data.shards.manifest import (
 )
 from delvm.data.types import Example
 from delvm.errors import UserError
-from delvm.storage import Place, atomic_path, local, place
+from delvm.storage import StoragePath, as_path, atomic_path, local_copy
 
 Files = tuple[str, bytes]  # a member of a tar: its name and what it holds
 
@@ -54,7 +54,7 @@ def write_tar(path: Path, members: Iterable[Files]) -> int:
 
 
 def write_tokens(
-    root: Place,
+    root: StoragePath,
     plan: Manifest,
     ids: Callable[[int, int], Iterable[np.ndarray]],
     overwrite: bool = False,
@@ -77,7 +77,7 @@ def write_tokens(
     return finish_tokens(root, plan)
 
 
-def start_tokens(root: Place, plan: Manifest, overwrite: bool = False) -> list[int]:
+def start_tokens(root: StoragePath, plan: Manifest, overwrite: bool = False) -> list[int]:
     """Make a folder ready for `write_token_shard`; one process does so before any writes.
 
     Returns:
@@ -86,7 +86,7 @@ def start_tokens(root: Place, plan: Manifest, overwrite: bool = False) -> list[i
     Raises:
         UserError: The folder is finished but was made with other settings.
     """
-    folder = place(root) / plan.split / plan.task
+    folder = as_path(root) / plan.split / plan.task
     todo = [shard["file"] for shard in pending(root, plan, overwrite)]
     if not started(root, plan) or ((folder / MANIFEST).exists() and overwrite):
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,9 +101,9 @@ def start_tokens(root: Place, plan: Manifest, overwrite: bool = False) -> list[i
     return missing_shards(root, plan)
 
 
-def started(root: Place, plan: Manifest) -> bool:
+def started(root: StoragePath, plan: Manifest) -> bool:
     """Whether a folder holds nothing but shards of a plan: some of them, or all and finished."""
-    folder = place(root) / plan.split / plan.task
+    folder = as_path(root) / plan.split / plan.task
     try:
         if (folder / MANIFEST).exists():
             return Manifest.load(folder / MANIFEST) == plan and not missing_shards(root, plan)
@@ -112,15 +112,15 @@ def started(root: Place, plan: Manifest) -> bool:
         return False
 
 
-def missing_shards(root: Place, plan: Manifest) -> list[int]:
+def missing_shards(root: StoragePath, plan: Manifest) -> list[int]:
     """The numbers of the shards that are not there."""
-    folder = place(root) / plan.split / plan.task
+    folder = as_path(root) / plan.split / plan.task
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return [number for number, shard in enumerate(plan.shards) if shard["file"] not in there]
 
 
 def write_token_shard(
-    root: Place, plan: Manifest, number: int, ids: Callable[[int, int], Iterable[np.ndarray]]
+    root: StoragePath, plan: Manifest, number: int, ids: Callable[[int, int], Iterable[np.ndarray]]
 ) -> None:
     """Write one shard of a plan; safe to call again, in any process.
 
@@ -141,13 +141,13 @@ def write_token_shard(
             np.save(buffer, record, allow_pickle=False)
             yield f"{first:09d}.ids.npy", buffer.getvalue()
 
-    with atomic_path(place(root) / plan.split / plan.task / shard["file"]) as part:
+    with atomic_path(as_path(root) / plan.split / plan.task / shard["file"]) as part:
         write_tar(part, members())
 
 
-def finish_tokens(root: Place, plan: Manifest) -> Manifest:
+def finish_tokens(root: StoragePath, plan: Manifest) -> Manifest:
     """Declare a folder finished, all of whose shards are there; safe to call again, anywhere."""
-    folder = place(root) / plan.split / plan.task
+    folder = as_path(root) / plan.split / plan.task
     if not (folder / MANIFEST).exists():
         plan.save(folder / MANIFEST)
     (folder / UNFINISHED).unlink(missing_ok=True)
@@ -205,7 +205,7 @@ def _regroup(
 
 
 def read_examples(
-    root: Place, split: str, task: str, start: int = 0, manifest: Manifest | None = None
+    root: StoragePath, split: str, task: str, start: int = 0, manifest: Manifest | None = None
 ) -> Iterator[Example]:
     """The examples of a task in order, from the `start`-th on.
 
@@ -219,7 +219,7 @@ def read_examples(
 
 
 def read_undecoded(
-    root: Place, split: str, task: str, start: int = 0, manifest: Manifest | None = None
+    root: StoragePath, split: str, task: str, start: int = 0, manifest: Manifest | None = None
 ) -> Iterator[Callable[[], Example]]:
     """The same, each as a call that decodes it, in whatever thread.
 
@@ -232,7 +232,7 @@ def read_undecoded(
         if start >= shard["count"]:
             start -= shard["count"]
             continue
-        path = place(root) / split / task / shard["file"]
+        path = as_path(root) / split / task / shard["file"]
         count = 0
         for key, files in _read_records(path, names):
             count += 1
@@ -242,7 +242,7 @@ def read_undecoded(
         _check_count(path, count, shard["count"])
 
 
-def _decode(path: Place, key: str, files: dict[str, bytes], manifest: Manifest) -> Example:
+def _decode(path: StoragePath, key: str, files: dict[str, bytes], manifest: Manifest) -> Example:
     shape = (manifest.image_size, manifest.image_size, 3)
     pictures = []
     for name in member_names(manifest.pictures):
@@ -254,7 +254,7 @@ def _decode(path: Place, key: str, files: dict[str, bytes], manifest: Manifest) 
 
 
 def read_tokens(
-    root: Place, split: str, task: str, manifest: Manifest | None = None
+    root: StoragePath, split: str, task: str, manifest: Manifest | None = None
 ) -> Iterator[np.ndarray]:
     """The records of a task in order: uint16 (n, k, N): k pictures an example.
 
@@ -265,7 +265,7 @@ def read_tokens(
     """
     manifest = manifest or _manifest(root, split, task, "tokens")
     for shard in manifest.shards:
-        path = place(root) / split / task / shard["file"]
+        path = as_path(root) / split / task / shard["file"]
         count = 0
         for key, files in _read_records(path, {"ids.npy"}):
             try:
@@ -282,20 +282,20 @@ def read_tokens(
         _check_count(path, count, shard["count"])
 
 
-def _manifest(root: Place, split: str, task: str, kind: str) -> Manifest:
+def _manifest(root: StoragePath, split: str, task: str, kind: str) -> Manifest:
     """The manifest of one task, through all the checks of its split."""
     manifests = load_manifests(root, split, kind)
     if task not in manifests:
-        raise UserError(f"no task '{task}' in {place(root) / split}, only {sorted(manifests)}")
+        raise UserError(f"no task '{task}' in {as_path(root) / split}, only {sorted(manifests)}")
     return manifests[task]
 
 
-def _check_count(path: Place, count: int, wanted: int) -> None:
+def _check_count(path: StoragePath, count: int, wanted: int) -> None:
     if count != wanted:
         raise UserError(f"{path} holds {count} examples, its manifest says {wanted}: make it again")
 
 
-def _read_records(path: Place, names: set[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _read_records(path: StoragePath, names: set[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, {name: bytes}) of a tar whose records hold exactly the `names`."""
     members = _read_members(path)
     for key, group in itertools.groupby(members, key=lambda member: member[0]):
@@ -305,7 +305,7 @@ def _read_records(path: Place, names: set[str]) -> Iterator[tuple[str, dict[str,
         yield key, files
 
 
-def _read_members(path: Place) -> Iterator[tuple[str, str, bytes]]:
+def _read_members(path: StoragePath) -> Iterator[tuple[str, str, bytes]]:
     """(key, name, bytes) of each member; nothing is ever unpacked to disk."""
     with reading(path):
         for tar, info, key, name in members(path):
@@ -318,13 +318,13 @@ def _read_members(path: Place) -> Iterator[tuple[str, str, bytes]]:
             yield key, name, data
 
 
-def members(path: Place) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str, str]]:
+def members(path: StoragePath) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str, str]]:
     """(tar, member, key, name) of each member KEY.NAME of a shard.
 
     Raises:
         UserError: The shard is missing or damaged, or a member is no plain file of such a name.
     """
-    with reading(path), tarfile.open(local(path), "r:") as tar:
+    with reading(path), tarfile.open(local_copy(path), "r:") as tar:
         for info in tar:
             parts = re.fullmatch(r"([\w-]+)\.([a-z0-9]+\.[a-z]+)", info.name)
             # A sparse member may claim a size that no disk holds.
@@ -334,7 +334,7 @@ def members(path: Place) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str
 
 
 @contextmanager
-def reading(path: Place) -> Iterator[None]:
+def reading(path: StoragePath) -> Iterator[None]:
     """Say in a line what is wrong with a shard."""
     try:
         yield

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from delvm.errors import UserError
-from delvm.storage import Place, atomic_path, local, place, read_json, write_json
+from delvm.storage import StoragePath, as_path, atomic_path, local_copy, read_json, write_json
 
 MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
 TOKENS_PER_RECORD = 65_536
@@ -71,12 +71,12 @@ class Manifest:
         """Raw items that no example could be made of."""
         return sum(part["rejected"] for part in self.parts)
 
-    def save(self, path: Place) -> None:
+    def save(self, path: StoragePath) -> None:
         """Write it as JSON, whole or not at all."""
         write_json(path, asdict(self))
 
     @classmethod
-    def load(cls, path: Place) -> "Manifest":
+    def load(cls, path: StoragePath) -> "Manifest":
         """Read and check a manifest.
 
         Raises:
@@ -193,13 +193,13 @@ def member_names(pictures: int) -> tuple[str, ...]:
     return tuple(f"{number:03d}.png" for number in range(pictures))
 
 
-def pending(root: Place, plan: Manifest, overwrite: bool = False) -> list[dict[str, Any]]:
+def pending(root: StoragePath, plan: Manifest, overwrite: bool = False) -> list[dict[str, Any]]:
     """The shards of a plan still to be written: all, those a killed job left, or none.
 
     Raises:
         UserError: The folder is finished but was made with other settings.
     """
-    folder = place(root) / plan.split / plan.task
+    folder = as_path(root) / plan.split / plan.task
     if (folder / MANIFEST).exists():
         if overwrite:
             return plan.shards
@@ -221,17 +221,17 @@ def difference(found: Manifest, plan: Manifest) -> str:
     return f"was made with {made}, asked for is {asked}"
 
 
-def load_manifests(root: Place, split: str, kind: str) -> dict[str, Manifest]:
+def load_manifests(root: StoragePath, split: str, kind: str) -> dict[str, Manifest]:
     """The manifests of a split by task, in the order of their names.
 
     Raises:
         UserError: None there (the message says what to run), shards of another kind, or token
             shards that do not go together.
     """
-    folder = place(root) / split
+    folder = as_path(root) / split
     made_by = MADE_BY[kind].format(root)
     manifests: dict[str, Manifest] = {}
-    found: list[Place] = [*folder.iterdir()] if folder.is_dir() else []
+    found: list[StoragePath] = [*folder.iterdir()] if folder.is_dir() else []
     for path in sorted(found, key=lambda each: each.name):
         if path.name.startswith(".") or not path.is_dir():
             continue
@@ -260,14 +260,14 @@ def load_manifests(root: Place, split: str, kind: str) -> dict[str, Manifest]:
 
 
 def write_codebook(
-    root: Place, codebook: Tensor, fingerprint: str, overwrite: bool = False
+    root: StoragePath, codebook: Tensor, fingerprint: str, overwrite: bool = False
 ) -> None:
     """Keep the codes (V, d) that ids stand for, so that a student can be trained on ids alone.
 
     Raises:
         UserError: The root holds another tokenizer's codes.
     """
-    path = place(root) / "codebook.safetensors"
+    path = as_path(root) / "codebook.safetensors"
     if path.exists():
         found = read_codebook(root)[1]
         if found == fingerprint:
@@ -283,17 +283,17 @@ def write_codebook(
         part.write_bytes(save({"codebook": codes}, metadata={"fingerprint": fingerprint}))
 
 
-def read_codebook(root: Place) -> tuple[Tensor, str]:
+def read_codebook(root: StoragePath) -> tuple[Tensor, str]:
     """The codes (V, d) float32 of a token root, and the fingerprint of their tokenizer.
 
     Raises:
         UserError: Missing, or not a codebook.
     """
-    path = place(root) / "codebook.safetensors"
+    path = as_path(root) / "codebook.safetensors"
     if not path.exists():
         raise UserError(f"codebook not found: {path}: run `{MADE_BY['tokens'].format(root)}`")
     try:
-        with safe_open(local(path), framework="pt") as file:
+        with safe_open(local_copy(path), framework="pt") as file:
             codebook, metadata = file.get_tensor("codebook"), file.metadata() or {}
             return codebook, metadata["fingerprint"]
     except (SafetensorError, KeyError, OSError) as error:

@@ -18,7 +18,7 @@ from delvm.data.image_io import open_image
 from delvm.data.shards.io import members
 from delvm.data.shards.manifest import Manifest, member_names
 from delvm.errors import UserError
-from delvm.storage import Place, local
+from delvm.storage import StoragePath, local_copy
 
 OPEN_SHARDS = 256  # of a stream, so that the system's usual limit of 1,024 files is far
 
@@ -28,18 +28,18 @@ Index = TypeVar("Index")
 class _Open(Generic[Index]):
     """The shards of one task, each opened and indexed when first asked for and kept a while."""
 
-    def __init__(self, root: Place, manifest: Manifest, keep: int = OPEN_SHARDS) -> None:
+    def __init__(self, root: StoragePath, manifest: Manifest, keep: int = OPEN_SHARDS) -> None:
         """Say where the shards are, and how many may be open at a time."""
         self.keep = max(1, keep)
         self.folder = root / manifest.split / manifest.task
         self.manifest = manifest
-        self._open: OrderedDict[int, tuple[int, Place, Index]] = OrderedDict()
+        self._open: OrderedDict[int, tuple[int, StoragePath, Index]] = OrderedDict()
 
-    def index(self, path: Place) -> tuple[int, Index]:
+    def index(self, path: StoragePath) -> tuple[int, Index]:
         """(number of examples, where they are) of a shard."""
         raise NotImplementedError
 
-    def shard(self, number: int) -> tuple[int, Place, Index]:
+    def shard(self, number: int) -> tuple[int, StoragePath, Index]:
         """(file descriptor, path, index) of a shard.
 
         Raises:
@@ -57,7 +57,7 @@ class _Open(Generic[Index]):
             )
         if len(self._open) >= self.keep:
             os.close(self._open.popitem(last=False)[1][0])
-        self._open[number] = os.open(local(path), os.O_RDONLY), path, index
+        self._open[number] = os.open(local_copy(path), os.O_RDONLY), path, index
         return self._open[number]
 
     def named(self, shards: np.ndarray, places: np.ndarray) -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ class _Records(NamedTuple):
 class TokenAccess(_Open[_Records]):
     """Any example of one task's token shards."""
 
-    def __init__(self, root: Place, manifest: Manifest, keep: int = OPEN_SHARDS) -> None:
+    def __init__(self, root: StoragePath, manifest: Manifest, keep: int = OPEN_SHARDS) -> None:
         super().__init__(root, manifest, keep)
         assert manifest.tokens_per_image is not None and manifest.vocab_size is not None
         self.tokens = manifest.pictures * manifest.tokens_per_image  # an example
@@ -126,7 +126,7 @@ class TokenAccess(_Open[_Records]):
                 "make it again, or look with `delvm inspect`"
             )
 
-    def index(self, path: Place) -> tuple[int, _Records]:
+    def index(self, path: StoragePath) -> tuple[int, _Records]:
         """Where the records of a shard are, each checked to be an array of ids."""
         k = self.manifest.pictures
         n = self.tokens // k
@@ -183,7 +183,7 @@ class PictureAccess(_Open[_Members]):
             raise UserError(f"{path}: {key}.{name} is {pixels.shape}, not {(side, side, 3)}")
         return key, pixels
 
-    def index(self, path: Place) -> tuple[int, _Members]:
+    def index(self, path: StoragePath) -> tuple[int, _Members]:
         """Where the pictures of a shard are."""
         names = member_names(self.manifest.pictures)
         keys: list[str] = []

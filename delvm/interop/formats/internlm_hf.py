@@ -14,7 +14,7 @@ from delvm.errors import UserError
 from delvm.interop import weight_files as weights
 from delvm.interop.formats import hf_decoder
 from delvm.models.transformer import Transformer
-from delvm.storage import atomic_folder, write_json
+from delvm.storage import atomic_dir, write_json
 
 CLASS = "InternLMForCausalLM"
 ROPE_BASE = 10000.0
@@ -64,6 +64,6 @@ def write(student: Transformer, folder: str | Path, dtype: torch.dtype = torch.f
     for layer in range(c.layers):  # the class keeps them among its weights
         name = f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"
         tensors[name] = hf_decoder.frequencies(c.head_width, c.rope_base)
-    with atomic_folder(folder) as part:
+    with atomic_dir(folder) as part:
         weights.write_tensors(part / "model.safetensors", tensors)
         write_json(part / "config.json", config)

@@ -16,7 +16,7 @@ from torch import Tensor
 from delvm.interop import weight_files as weights
 from delvm.interop.formats import hf_decoder
 from delvm.models.transformer import Transformer
-from delvm.storage import atomic_folder, write_json
+from delvm.storage import atomic_dir, write_json
 
 CLASS = "LlamaForCausalLM"
 LVM_CODES = 8192
@@ -80,6 +80,6 @@ def write(student: Transformer, folder: str | Path, dtype: torch.dtype = torch.f
         },
     }
     tensors = hf_decoder.write_weights(student, dtype)
-    with atomic_folder(folder) as part:
+    with atomic_dir(folder) as part:
         weights.write_tensors(part / "model.safetensors", tensors)
         write_json(part / "config.json", config)

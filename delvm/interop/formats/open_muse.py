@@ -15,7 +15,7 @@ from torch import Tensor
 from delvm.errors import UserError
 from delvm.interop import weight_files as weights
 from delvm.models.vqgan import VQGAN, VQGANConfig
-from delvm.storage import atomic_folder, write_json
+from delvm.storage import atomic_dir, write_json
 
 CLASS = "VQGANModel"
 # Fields of ours that the layout cannot express -> the only value that it can.
@@ -110,6 +110,6 @@ def write(tokenizer: VQGAN, folder: str | Path, dtype: torch.dtype = torch.float
         if (value := values.pop(name)) != only:
             raise UserError(f"open-muse has no {name}: {value} (tokenizer) != {only} (open-muse)")
     tensors = {k: v.detach().cpu().to(dtype) for k, v in tokenizer.state_dict().items()}
-    with atomic_folder(folder) as part:
+    with atomic_dir(folder) as part:
         weights.write_tensors(part / "model.safetensors", tensors)
         write_json(part / "config.json", {"_class_name": CLASS, "_version": "0.0.1"} | values)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from delvm.storage import atomic_path, cache_folder
+from delvm.storage import atomic_path, cache_dir
 
 COMPILERS = ("g++", "c++", "clang++")
 # The processors that multiply in bfloat16 all know these instructions, so that a folder shared by
@@ -22,7 +22,7 @@ def library(source: Path) -> ctypes.CDLL:
     """A C++ file as a loaded library that may call torch's; compiled once, in a few seconds.
 
     The compiler is ``$CXX``, by default the first of g++, c++ and clang++ that is there; what it
-    made stays in `delvm.storage.cache_folder`.
+    made stays in `delvm.storage.cache_dir`.
 
     Raises:
         OSError: there is no compiler, it failed, or the library cannot be loaded or written; or
@@ -32,7 +32,7 @@ def library(source: Path) -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), "g++"))
     parts = (source.read_bytes(), torch.__version__, torchs, compiler, FLAGS)
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:30]
-    made = cache_folder() / "native" / f"{source.stem}-{digest}.so"
+    made = cache_dir() / "native" / f"{source.stem}-{digest}.so"
     if not made.exists():
         with atomic_path(made) as part:
             files: tuple[str | Path, ...] = ("-o", part, source, "-isystem", torchs / "include")

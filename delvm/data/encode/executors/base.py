@@ -10,7 +10,7 @@ import torch
 
 from delvm.data.encode.shard_task import Done, Job, Piece, Report, Tokenizer, encode_piece
 from delvm.errors import UserError, mendable
-from delvm.storage import Remote, absolute
+from delvm.storage import RemotePath, absolute_path
 
 
 class Factory(Protocol):
@@ -134,9 +134,9 @@ def elsewhere(job: Job) -> Job:
         UserError: input or output is memory://.
     """
     for root in (job.input, job.output):
-        if isinstance(root, Remote) and root.url.startswith("memory:"):
+        if isinstance(root, RemotePath) and root.url.startswith("memory:"):
             raise UserError(f"{root} is in the memory of one process: set engine=local")
-    return replace(job, input=absolute(job.input), output=absolute(job.output))
+    return replace(job, input=absolute_path(job.input), output=absolute_path(job.output))
 
 
 def needs(package: str, engine: str) -> Any:
