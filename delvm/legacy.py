@@ -1,13 +1,99 @@
-"""Names that files on disk had in earlier versions, and the names that they have now.
+"""Names in files written by earlier versions, and the names that replaced them.
 
-One table a kind of file. Every reader applies its table, so old weights, checkpoints, manifests
-and runs keep loading; every writer writes the new names alone.
+This is the only table of aliases. There is one dict per kind of file, old name -> new name, and
+where the values of an enum were renamed as well, a second dict ``*_VALUES``: new key -> {old value:
+new value}. Readers apply them with `rename_keys`, so old weights, checkpoints, manifests and runs
+keep loading. Writers write new names only.
+
+A new name must never be an old name of the same table: applying a table twice changes nothing.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping
+from typing import Any, TypeAlias
+
+Keys: TypeAlias = Mapping[str, str]
+Values: TypeAlias = Mapping[str, Mapping[Any, Any]]
+
+# Fields of `VQGANConfig`: "config" in a tokenizer's config.json, and in its checkpoints.
+VQGAN_CONFIG: dict[str, str] = {}
+VQGAN_CONFIG_VALUES: dict[str, dict[Any, Any]] = {}
+
+# Fields of `TransformerConfig`: "config" in a student's config.json, and in its checkpoints.
+TRANSFORMER_CONFIG: dict[str, str] = {}
+TRANSFORMER_CONFIG_VALUES: dict[str, dict[Any, Any]] = {}
+
+# Fields of `TokenSpace`: "space" in a student's config.json, in its checkpoints, and under "delvm"
+# in the config.json of a Llama export.
+TOKEN_SPACE: dict[str, str] = {}
+
+# Lightning checkpoints: the keys at the top (a data module's state is under its class name), the
+# keys under "callbacks" (class names too), and buffers in "state_dict" and in the state that weight
+# averaging keeps. The weights of a network ("model.*") were never renamed.
+CHECKPOINT: dict[str, str] = {}
+CHECKPOINT_CALLBACKS: dict[str, str] = {}
+CHECKPOINT_STATE: dict[str, str] = {}
 
 
-def rename_keys(values: Mapping[str, Any], table: Mapping[str, str]) -> dict[str, Any]:
-    """The same mapping with old keys under their new names; other keys stay as they are."""
-    return {table.get(key, key): value for key, value in values.items()}
+def rename_keys(
+    values: Mapping[str, Any], keys: Keys, enum_values: Values | None = None
+) -> dict[str, Any]:
+    """Old keys, and old values of enums, under their new names; everything else stays as it is.
+
+    An old key stays where its new name is given too: the reader then refuses it as unknown.
+    """
+    renamed: dict[str, Any] = {}
+    for key, value in values.items():
+        new = keys.get(key, key)
+        taken = new != key and (new in values or new in renamed)
+        renamed[key if taken else new] = value
+    for key, table in (enum_values or {}).items():
+        if isinstance(value := renamed.get(key), Hashable) and value in table:
+            renamed[key] = table[value]
+    return renamed
+
+
+def restore_keys(
+    values: Mapping[str, Any], keys: Keys, enum_values: Values | None = None
+) -> dict[str, Any]:
+    """The inverse of `rename_keys`: for hashes that must not change when a name does."""
+    old_keys = {new: old for old, new in keys.items()}
+    restored = {}
+    for key, value in values.items():
+        old_values = {new: old for old, new in (enum_values or {}).get(key, {}).items()}
+        known = isinstance(value, Hashable) and value in old_values
+        restored[old_keys.get(key, key)] = old_values[value] if known else value
+    return restored
+
+
+def upgrade_model_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a model: its config.json, or what a checkpoint has under ``delvm``."""
+    upgraded = dict(metadata)
+    if isinstance(config := metadata.get("config"), Mapping):
+        upgraded["config"] = (
+            rename_keys(config, VQGAN_CONFIG, VQGAN_CONFIG_VALUES)
+            if metadata.get("kind") == "tokenizer"
+            else rename_keys(config, TRANSFORMER_CONFIG, TRANSFORMER_CONFIG_VALUES)
+        )
+    if isinstance(space := metadata.get("space"), Mapping):
+        upgraded["space"] = rename_keys(space, TOKEN_SPACE)
+    return upgraded
+
+
+def upgrade_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """A Lightning checkpoint under the names of this version.
+
+    Call it on what is read, before anything looks inside: to load the model, and to resume.
+    Tensors are shared with ``checkpoint``, not copied.
+    """
+    upgraded = rename_keys(checkpoint, CHECKPOINT)
+    if isinstance(metadata := upgraded.get("delvm"), Mapping):
+        upgraded["delvm"] = upgrade_model_metadata(metadata)
+    for name, table in (
+        ("callbacks", CHECKPOINT_CALLBACKS),
+        ("state_dict", CHECKPOINT_STATE),
+        ("current_model_state", CHECKPOINT_STATE),
+    ):
+        # Left alone where nothing changes: a state dict has attributes that a copy would lose.
+        if isinstance(state := upgraded.get(name), Mapping) and state.keys() & table.keys():
+            upgraded[name] = rename_keys(state, table)
+    return upgraded

@@ -11,11 +11,12 @@ for both.
 from dataclasses import asdict, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
+from delvm import legacy
 from delvm.errors import UserError
 from delvm.interop import sharded_checkpoint as sharded
 from delvm.interop import weight_files as weights
@@ -23,13 +24,12 @@ from delvm.interop.formats import internlm_checkpoint as internlm_raw
 from delvm.interop.formats import internlm_hf, llama, open_muse, taming
 from delvm.models.attention import Backend
 from delvm.models.token_space import TokenSpace
-from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
+from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
 from delvm.storage import atomic_dir, read_json, write_json
 
 FORMAT = "delvm-1"
 SHIPPED = Path(__file__).parent.parent / "weights"
-ENUMS: dict[str, type[Enum]] = {"attention": Backend, "embedding": Embedding, "init": Init}
 
 
 def describe(model: VQGAN | Transformer) -> dict[str, Any]:
@@ -138,7 +138,8 @@ def resolve(path: str | Path, kind: str) -> Path:
 
 def _read_folder(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if sharded.recognises(folder):
-        return _ours(sharded.read_rest(folder) | sharded.read(folder, "state_dict."), folder)
+        found = sharded.read_rest(folder) | sharded.read(folder, "state_dict.")
+        return _ours(legacy.upgrade_checkpoint(found), folder)
     if internlm_raw.recognises(folder):
         read = internlm_raw.read_student if kind == "student" else internlm_raw.read_tokenizer
         return read(folder)
@@ -154,13 +155,15 @@ def _read_folder(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Ten
             f"{folder}/config.json is neither of format {FORMAT!r}, nor an open-muse VQGAN's, nor "
             f"of {internlm_hf.CLASS} or {llama.CLASS}"
         )
-    return description, weights.read_tensors(folder / "model.safetensors")
+    return legacy.upgrade_model_metadata(description), weights.read_tensors(
+        folder / "model.safetensors"
+    )
 
 
 def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     checkpoint = weights.read_pickle(file)
     if isinstance(checkpoint, dict) and {"delvm", "state_dict"} <= checkpoint.keys():
-        return _ours(checkpoint, file)
+        return _ours(legacy.upgrade_checkpoint(checkpoint), file)
     if isinstance(checkpoint, dict) and taming.recognises(checkpoint):
         config, found = taming.read(file, checkpoint)
         return {"kind": "tokenizer", "config": config}, found
@@ -190,10 +193,12 @@ def peek(place: Path) -> Any:
         UserError: it cannot be read as tensors and plain values.
     """
     if not sharded.recognises(place):
-        return weights.read_pickle(place, lazy=True)
+        found = weights.read_pickle(place, lazy=True)
+        return legacy.upgrade_checkpoint(found) if isinstance(found, dict) else found
     lead = "state_dict."
-    found = {k.removeprefix(lead) for k in sharded.names(place) if k.startswith(lead)}
-    return sharded.read_rest(place) | {"state_dict": dict.fromkeys(found)}
+    names = {k.removeprefix(lead) for k in sharded.names(place) if k.startswith(lead)}
+    rest = sharded.read_rest(place) | {"state_dict": dict.fromkeys(names)}
+    return legacy.upgrade_checkpoint(rest)
 
 
 def _build(description: dict[str, Any], place: Path) -> VQGAN | Transformer:
@@ -205,11 +210,10 @@ def _build(description: dict[str, Any], place: Path) -> VQGAN | Transformer:
     known = {field.name for field in fields(schema)}
     if unknown := sorted(set(values) - known):
         raise UserError(f"{place}: unknown keys in the {kind} config: {', '.join(unknown)}")
-    values |= {k: ENUMS[k](v) for k, v in values.items() if k in ENUMS}
     if "attention" in values:  # what computed it in training need not work where it is loaded
         values["attention"] = Backend.auto
     try:
-        config = schema(**values)
+        config = schema(**_with_enums(schema, values))
         if isinstance(config, VQGANConfig):
             return VQGAN(config)
         student = Transformer(config)
@@ -219,6 +223,15 @@ def _build(description: dict[str, Any], place: Path) -> VQGAN | Transformer:
     if (space := description.get("space")) is not None:
         student.space = _space(space, student.config.vocab_size, place)
     return student
+
+
+def _with_enums(schema: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a config whose type is an enum, from their plain values."""
+    kinds = get_type_hints(schema)
+    return {
+        k: kinds[k](v) if isinstance(kinds[k], type) and issubclass(kinds[k], Enum) else v
+        for k, v in values.items()
+    }
 
 
 def _space(values: Any, vocab_size: int, place: Path) -> TokenSpace:

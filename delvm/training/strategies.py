@@ -52,6 +52,7 @@ from torch.optim import Optimizer
 from delvm.interop import sharded_checkpoint as sharded
 from delvm.interop.load import save_model
 from delvm.interop.weight_files import read_pickle
+from delvm.legacy import upgrade_checkpoint
 from delvm.models.transformer import Block, Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.storage import remove
@@ -127,7 +128,7 @@ class _CheckpointInParts(ParallelStrategy):
         assert self.model is not None
         path = Path(self.broadcast(checkpoint_path))
         if not sharded.recognises(path):
-            return self._load_whole(read_pickle(path, lazy=True))
+            return self._load_whole(upgrade_checkpoint(read_pickle(path, lazy=True)))
         weights = {"state_dict": get_model_state_dict(self.model)}
         sharded.load(weights, path)
         set_model_state_dict(self.model, weights["state_dict"])
@@ -135,7 +136,7 @@ class _CheckpointInParts(ParallelStrategy):
             state = {f"optimizer_{number}": get_optimizer_state_dict(self.model, optimizer)}
             sharded.load(state, path)
             set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{number}"])
-        return sharded.read_rest(path)
+        return upgrade_checkpoint(sharded.read_rest(path))
 
     def _load_whole(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         assert self.model is not None and self.lightning_module is not None
@@ -232,12 +233,15 @@ class AnyCheckpoint(TorchCheckpointIO):
             UserError: it is in parts, and damaged or hostile.
         """
         if not sharded.recognises(path):
-            return super().load_checkpoint(path, weights_only=weights_only)
+            found = super().load_checkpoint(path, weights_only=weights_only)
+            return upgrade_checkpoint(found)
         found = sharded.read(Path(path))
         states = [found[f"optimizer_{number}"] for number in range(len(found) - 1)]
         states = [_renamed(state, range(len(state["state"]))) for state in states]
         rest = sharded.read_rest(Path(path))
-        return {**rest, "state_dict": found["state_dict"], "optimizer_states": states}
+        return upgrade_checkpoint(
+            {**rest, "state_dict": found["state_dict"], "optimizer_states": states}
+        )
 
 
 def plugins(config: TrainConfig) -> list[Any]:

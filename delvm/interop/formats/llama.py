@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from delvm import legacy
 from delvm.interop import weight_files as weights
 from delvm.interop.formats import hf_decoder
 from delvm.models.transformer import Transformer
@@ -42,7 +43,9 @@ def read(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str
     tied = config.get("tie_word_embeddings") is True
     found = hf_decoder.read_weights(weights.read_folder(folder), ours, folder, tied)
     said = config.get("delvm")
-    description = {"space": space(config)} | (said if isinstance(said, dict) else {})
+    description = {"space": space(config)} | (
+        legacy.upgrade_model_metadata(said) if isinstance(said, dict) else {}
+    )
     return description | {"kind": "student", "config": ours}, found
 
 
