@@ -103,7 +103,7 @@ def entry() -> int:
     """`main` of a process of its own: the console script."""
     code = main()
     if "delvm.training.strategies" in sys.modules:
-        from delvm.training.strategies import leave
+        from delvm.training.strategies import exit_process
 
-        leave(code)
+        exit_process(code)
     return code

@@ -11,7 +11,7 @@ def run(cfg: TrainConfig) -> None:
     """Train, and say where the weights are."""
     # Imported here: Lightning takes seconds, which a mistake in the config need not wait for.
     from delvm.training.fit import train
-    from delvm.training.strategies import is_first
+    from delvm.training.strategies import is_rank_zero
 
     try:
         weights = train(cfg, Path(cfg.output))
@@ -20,7 +20,7 @@ def run(cfg: TrainConfig) -> None:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
-    if is_first():
+    if is_rank_zero():
         print(f"weights: {weights}")
 
 

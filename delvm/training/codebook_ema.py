@@ -1,108 +1,131 @@
-"""Keeping a codebook in use: moving averages of the features, and revival of dead codes."""
+"""Codebook updates outside the gradient: moving averages of features, and reset of dead codes."""
+
+from enum import Enum
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delvm.training.config import Revival
+
+class DeadCodeReset(Enum):
+    """Which feature of the batch a dead code is moved onto.
+
+    ``random``: any of them. ``error``: sampled by its squared distance to its code, as k-means++
+    seeds (Arthur and Vassilvitskii 2007), so that what is common and already well matched, such
+    as a black background, gets no more codes.
+    """
+
+    random = "random"
+    error = "error"
 
 
-class Codebook(nn.Module):
-    """State beside a codebook (V, d) while it is trained.
+class CodebookEMA(nn.Module):
+    """State kept alongside a codebook (V, d) while it is trained.
 
     With ``decay`` the codes follow moving averages of the features assigned to them (van den Oord
     et al. 2017, appendix A.1) instead of a gradient. A code that no feature was assigned to for
-    ``revive_after`` steps is moved onto a feature of the batch: any, or one drawn by its squared
-    distance to the code that it has, as k-means++ seeds (Arthur and Vassilvitskii 2007), so that
-    what is common and already matched, a black ground, gets no more codes. A ``decay`` of None
-    leaves codes to the gradient, a ``revive_after`` of None leaves dead codes alone.
+    ``dead_code_after`` steps is moved onto a feature of the batch.
     """
 
-    mass: Tensor  # (V,) moving average of how many features a step a code is given
-    total: Tensor  # (V, d) moving average of their sum
-    idle: Tensor  # (V,) steps since a code was last used
-    age: Tensor  # (V,) steps since a code was last moved by hand
-    started: Tensor
-    revived: Tensor  # codes moved onto a feature of the batch so far
+    cluster_size: Tensor  # (V,) moving average of the number of features assigned to a code
+    embed_avg: Tensor  # (V, d) moving average of their sum
+    steps_unused: Tensor  # (V,) steps since a code was last used
+    steps_since_reset: Tensor  # (V,) steps since a code was last moved onto a feature
+    initialized: Tensor  # () bool
+    num_reset: Tensor  # () codes moved onto a feature so far
 
     def __init__(
         self,
-        codes: Tensor,
+        codebook: Tensor,
         decay: float | None,
-        revive_after: int | None,
-        revive_by: Revival = Revival.chance,
+        dead_code_after: int | None,
+        dead_code_reset: DeadCodeReset | str = DeadCodeReset.random,
     ) -> None:
+        """
+        Args:
+            codebook: (V, d), updated in place.
+            decay: of the moving averages, in (0, 1); None leaves codes to the gradient.
+            dead_code_after: steps without use after which a code is moved; None = never.
+            dead_code_reset: which feature it is moved onto, a `DeadCodeReset` or its name.
+        """
         super().__init__()
-        self.codes, self.decay = [codes], decay
-        self.revive_after, self.revive_by = revive_after, revive_by
-        count = codes.shape[0]
-        self.register_buffer("mass", torch.zeros(count))
-        self.register_buffer("total", torch.zeros_like(codes))
-        self.register_buffer("idle", torch.full((count,), 1_000_000))  # never yet
-        self.register_buffer("age", torch.zeros(count, dtype=torch.long))
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-        # Not kept in checkpoints: a resumed run counts anew.
-        self.register_buffer("revived", torch.zeros((), dtype=torch.long), persistent=False)
+        self._codebook = [codebook]  # in a list: the tensor belongs to the tokenizer's state
+        self.decay, self.dead_code_after = decay, dead_code_after
+        self.dead_code_reset = DeadCodeReset(dead_code_reset)
+        size = codebook.shape[0]
+        self.register_buffer("cluster_size", torch.zeros(size))
+        self.register_buffer("embed_avg", torch.zeros_like(codebook))
+        self.register_buffer("steps_unused", torch.full((size,), 1_000_000))  # never used yet
+        self.register_buffer("steps_since_reset", torch.zeros(size, dtype=torch.long))
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        # Not kept in checkpoints: a resumed run counts from 0 again.
+        self.register_buffer("num_reset", torch.zeros((), dtype=torch.long), persistent=False)
 
-    def keep(self) -> None:
-        """Take the codes as they are for trained ones: averages go on from where they stand."""
-        (codes,) = self.codes
-        self.mass.fill_(1.0)
-        self.total.copy_(codes.detach())
-        self.idle.zero_()
-        self.started.fill_(True)
+    def init_from_codebook(self) -> None:
+        """Continue from a trained codebook: the averages begin with its codes as they are."""
+        (codebook,) = self._codebook
+        self.cluster_size.fill_(1.0)
+        self.embed_avg.copy_(codebook.detach())
+        self.steps_unused.zero_()
+        self.initialized.fill_(True)
 
     @torch.no_grad()
-    def update(self, z: Tensor, ids: Tensor) -> Tensor:
-        """Account for features z (M, d) that were assigned to codes ids (M,).
+    def update(self, features: Tensor, ids: Tensor) -> Tensor:
+        """Update the codebook from features (M, d) that were assigned to codes ids (M,).
 
         Returns:
-            the share of the codes used within the last 100 steps.
+            (): the fraction of the codes used within the last 100 steps.
         """
-        (codes,) = self.codes
-        if not self.started and self.decay is not None:
-            self._start(z, codes)
-            ids = torch.cdist(z, codes).argmin(1)
-        counts = torch.bincount(ids, minlength=len(codes)).float()
+        (codebook,) = self._codebook
+        if not self.initialized and self.decay is not None:
+            self._init_from_batch(features, codebook)
+            ids = torch.cdist(features, codebook).argmin(1)
+        counts = torch.bincount(ids, minlength=len(codebook)).float()
         if self.decay is not None:
-            totals = torch.zeros_like(codes).index_add_(0, ids, z)
-            self.mass.lerp_(counts, 1 - self.decay)
-            self.total.lerp_(totals, 1 - self.decay)
-            # a code moves only as far as it is used: an idle one keeps its place
-            alive = self.mass > 1e-3
-            codes[alive] = self.total[alive] / self.mass[alive, None]
-        self.age.add_(1)
-        self.idle.add_(1)[counts > 0] = 0
-        if self.revive_after is not None:
-            self._revive(z, ids, codes, self.revive_after)
-        return (self.idle < 100).float().mean()
+            sums = torch.zeros_like(codebook).index_add_(0, ids, features)
+            self.cluster_size.lerp_(counts, 1 - self.decay)
+            self.embed_avg.lerp_(sums, 1 - self.decay)
+            # a code moves only as far as it is used: an unused one stays where it is
+            alive = self.cluster_size > 1e-3
+            codebook[alive] = self.embed_avg[alive] / self.cluster_size[alive, None]
+        self.steps_since_reset.add_(1)
+        self.steps_unused.add_(1)[counts > 0] = 0
+        if self.dead_code_after is not None:
+            self._replace_dead_codes(features, ids, codebook, self.dead_code_after)
+        return (self.steps_unused < 100).float().mean()
 
-    def _start(self, z: Tensor, codes: Tensor) -> None:
-        """Put the codes onto features of the first batch, so that all begin within reach."""
-        codes.copy_(self._draw(z, len(codes)))
-        self.mass.fill_(1.0)
-        self.total.copy_(codes)
-        self.started.fill_(True)
+    def _init_from_batch(self, features: Tensor, codebook: Tensor) -> None:
+        """Move the codes onto features of the first batch, so that all begin within reach."""
+        codebook.copy_(self._sample_features(features, len(codebook)))
+        self.cluster_size.fill_(1.0)
+        self.embed_avg.copy_(codebook)
+        self.initialized.fill_(True)
 
-    def _revive(self, z: Tensor, ids: Tensor, codes: Tensor, after: int) -> None:
-        dead = ((self.idle >= after) & (self.age >= after)).nonzero().flatten()
+    def _replace_dead_codes(
+        self, features: Tensor, ids: Tensor, codebook: Tensor, after: int
+    ) -> None:
+        dead = (self.steps_unused >= after) & (self.steps_since_reset >= after)
+        dead = dead.nonzero().flatten()
         if len(dead):
-            by_error = self.revive_by is Revival.error
-            error = (z - F.embedding(ids, codes)).square().sum(1) if by_error else None
-            codes[dead] = self._draw(z, len(dead), error)
-            self.mass[dead] = 1.0
-            self.total[dead] = codes[dead]
-            self.age[dead] = 0
-            self.revived += len(dead)
+            by_error = self.dead_code_reset is DeadCodeReset.error
+            error = (features - F.embedding(ids, codebook)).square().sum(1) if by_error else None
+            codebook[dead] = self._sample_features(features, len(dead), error)
+            self.cluster_size[dead] = 1.0
+            self.embed_avg[dead] = codebook[dead]
+            self.steps_since_reset[dead] = 0
+            self.num_reset += len(dead)
 
-    def _draw(self, z: Tensor, count: int, weights: Tensor | None = None) -> Tensor:
-        """``count`` features of the batch, repeated with a little noise when it has fewer.
+    def _sample_features(
+        self, features: Tensor, count: int, weights: Tensor | None = None
+    ) -> Tensor:
+        """``count`` features of the batch, repeated with a little noise if it has fewer.
 
-        With ``weights`` (M,) >= 0 the first ones are the likelier to come, the more they weigh.
+        With ``weights`` (M,) >= 0 they are sampled with probabilities proportional to them.
         """
         if weights is None:
-            order = torch.randperm(len(z), device=z.device)
-        else:  # clamped, so that there are enough to draw when many weigh nothing
-            order = weights.clamp_min(1e-12).multinomial(min(count, len(z)))
+            order = torch.randperm(len(features), device=features.device)
+        else:  # clamped, so that there are enough to sample from when many weights are 0
+            order = weights.clamp_min(1e-12).multinomial(min(count, len(features)))
         order = order.repeat(-(-count // len(order)))[:count]
-        return z[order] + 1e-3 * z.std() * torch.randn(count, z.shape[1], device=z.device)
+        noise = torch.randn(count, features.shape[1], device=features.device)
+        return features[order] + 1e-3 * features.std() * noise

@@ -7,18 +7,13 @@ from delvm.data.datasets.images import PicturesConfig
 from delvm.data.datasets.sentences import SentencesConfig
 from delvm.models.transformer import TransformerConfig
 from delvm.models.vqgan import VQGANConfig
+from delvm.training.codebook_ema import DeadCodeReset
+from delvm.training.losses import KLDirection
 
 WANTED_VGG = (
     "set module.vgg_weights=PATH to a VGG16 with torchvision's names (vgg16-397923af.pth of "
     "download.pytorch.org/models), or module.distance=ms_ssim"
 )
-
-
-class Direction(Enum):
-    """Of the divergence: ``forward`` KL(teacher || student), ``inverse`` the other way round."""
-
-    forward = "forward"
-    inverse = "inverse"
 
 
 class LoggerName(Enum):
@@ -44,7 +39,7 @@ class StrategyName(Enum):
     fsdp = "fsdp"
 
 
-class Gather(Enum):
+class ParamDtype(Enum):
     """Numbers in which spread weights travel; auto is bfloat16 where products are taken in it."""
 
     auto = "auto"
@@ -57,13 +52,6 @@ class Perceptual(Enum):
 
     ms_ssim = "ms_ssim"
     lpips = "lpips"
-
-
-class Revival(Enum):
-    """Which feature a dead code is moved onto: any alike, or by its error as in k-means++."""
-
-    chance = "chance"
-    error = "error"
 
 
 @dataclass
@@ -110,7 +98,7 @@ class TokenizerModule(ModuleConfig):
     codebook: float = 1.0
     ema_decay: float | None = 0.99
     revive_after: int | None = 100
-    revive_by: Revival = Revival.chance
+    revive_by: DeadCodeReset = DeadCodeReset.random
     foreground: float = 0.0
 
 
@@ -147,7 +135,7 @@ class DistillationModule(StudentModule):
     gt_weight: float = 1.0
     kd_weight: float = 1.0
     temperature: float = 1.0
-    direction: Direction = Direction.forward
+    direction: KLDirection = KLDirection.forward
 
 
 @dataclass
@@ -261,7 +249,7 @@ class ShardedConfig(StrategyConfig):
 
     name: StrategyName = StrategyName.fsdp2
     shard: int | None = None
-    gather: Gather = Gather.auto
+    gather: ParamDtype = ParamDtype.auto
 
 
 @dataclass

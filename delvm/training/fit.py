@@ -22,16 +22,13 @@ from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.storage import as_path
 from delvm.training import strategies
-from delvm.training.callbacks.checkpoint import Checkpoints, CleanStop, Randomness
-from delvm.training.callbacks.nonfinite_grad import Guard
-from delvm.training.callbacks.reconstructions import DrawReconstructions
-from delvm.training.callbacks.throughput import (
-    CarryModel,
-    LearningRate,
-    StopAt,
-    TakeBatch,
-    TrainingProgress,
-)
+from delvm.training.callbacks.checkpoint import AtomicCheckpoint, GracefulShutdown, RNGState
+from delvm.training.callbacks.data_position import TrackDataPosition
+from delvm.training.callbacks.model_config import SaveModelConfig
+from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
+from delvm.training.callbacks.reconstructions import LogReconstructions
+from delvm.training.callbacks.stop_at_step import StopAtStep
+from delvm.training.callbacks.throughput import LearningRate, ThroughputMonitor
 from delvm.training.compiling import compile_blocks
 from delvm.training.config import (
     DistillationModule,
@@ -41,7 +38,7 @@ from delvm.training.config import (
     TrainConfig,
 )
 from delvm.training.datamodules import PictureData, SentenceData
-from delvm.training.loggers import close, loggers
+from delvm.training.loggers import build_loggers, finish_loggers
 from delvm.training.resume import FREE, check_resumed, checkpoint_of, typed
 from delvm.training.student import DistillationTraining, StudentTraining
 from delvm.training.tokenizer import TokenizerTraining
@@ -71,7 +68,7 @@ def train(config: TrainConfig, folder: Path) -> Path:
     if resume is not None:
         check_resumed(resume, module, config)
     kind = "tokenizer" if isinstance(model, VQGAN) else "student"
-    stop = CleanStop()
+    stop = GracefulShutdown()
     trainer = _trainer(config, folder, _callbacks(config, folder, module, data, stop), resume)
     if isinstance(model, Transformer):
         model.recompute = config.trainer.recompute
@@ -83,12 +80,12 @@ def train(config: TrainConfig, folder: Path) -> Path:
         (folder / "skipped.jsonl").unlink(missing_ok=True)
     failed = True
     try:
-        with stop.listening():
+        with stop.install_handlers():
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         failed = False
     finally:
-        close(trainer.loggers, failed)
-    stop.check(folder, trainer.global_step, config.trainer.max_steps)
+        finish_loggers(trainer.loggers, failed)
+    stop.raise_if_stopped(folder, trainer.global_step, config.trainer.max_steps)
     strategies.export(trainer, model, folder / kind)
     return folder / kind
 
@@ -98,27 +95,27 @@ def _callbacks(
     folder: Path,
     module: TokenizerTraining | StudentTraining,
     data: PictureData | SentenceData,
-    stop: CleanStop,
+    stop: GracefulShutdown,
 ) -> list[Callback]:
     """What happens beside the steps, in this order."""
     c = config.trainer
-    module.guard = Guard(data, folder / "skipped.jsonl", c.max_skipped)
+    module.grad_guard = SkipNonFiniteGrad(data, folder / "skipped.jsonl", c.max_skipped)
     callbacks: list[Callback] = [
-        TakeBatch(data),
-        module.guard,
-        Randomness(config.seed),
-        CarryModel(describe(module.model)),
+        TrackDataPosition(data),
+        module.grad_guard,
+        RNGState(config.seed),
+        SaveModelConfig(describe(module.model)),
         LearningRate(),
-        TrainingProgress(config.module.name, data),
+        ThroughputMonitor(config.module.name, data),
         stop,
     ]
     if isinstance(config.module, TokenizerModule) and isinstance(data, PictureData):
-        callbacks.append(DrawReconstructions(data.shown(), folder / "pictures"))
+        callbacks.append(LogReconstructions(data.shown(), folder / "pictures"))
         if config.module.average is not None:
             callbacks.append(EMAWeightAveraging(decay=config.module.average, use_buffers=False))
     if c.stop_at is not None:
-        callbacks.append(StopAt(c.stop_at))
-    return [*callbacks, Checkpoints(folder, c.save_every, c.keep)]
+        callbacks.append(StopAtStep(c.stop_at))
+    return [*callbacks, AtomicCheckpoint(folder, c.save_every, c.keep)]
 
 
 def build(
@@ -139,7 +136,7 @@ def build(
         training = TokenizerTraining(_made(VQGAN, net), part, config.optim)
         if config.start is not None:
             _begin(training.model, _started("tokenizer", config.start), config.start)
-            training.codebook.keep()
+            training.codebook.init_from_codebook()
         return training, pictures
     assert isinstance(part, StudentModule)
     if not isinstance(data, SentencesConfig):
@@ -198,7 +195,7 @@ def _student(config: TrainConfig, data: SentencesConfig) -> Transformer:
     net = config.student.net
     codebook, fingerprint = read_codebook(as_path(data.path))
     codes = codebook if net.embedding is Embedding.codebook else None
-    # Filled where it is spread (`FSDP2.shard`), or each process of a node would hold all of it.
+    # Initialized where it is sharded (`FSDP2Strategy.shard`), or each process would hold all of it.
     later = config.strategy.name in (StrategyName.fsdp2, StrategyName.hsdp) and not config.start
     student = _made(Transformer, net, codes, later=later)
     student.tokenizer_fingerprint = fingerprint
@@ -252,7 +249,7 @@ def _trainer(
         accelerator=c.accelerator,
         devices=c.devices,
         num_nodes=c.nodes,
-        strategy=strategies.strategy(config, precision),
+        strategy=strategies.build_strategy(config, precision),
         plugins=strategies.plugins(config),
         precision=precision,
         accumulate_grad_batches=1 if manual else c.accumulate,
@@ -264,8 +261,8 @@ def _trainer(
         use_distributed_sampler=False,  # the data modules share out themselves
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=loggers(config.logger, folder, resume),
-        enable_checkpointing=False,  # `Checkpoints` writes them
+        logger=build_loggers(config.logger, folder, resume),
+        enable_checkpointing=False,  # `AtomicCheckpoint` writes them
         callbacks=callbacks,
     )
 

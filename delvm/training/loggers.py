@@ -14,7 +14,7 @@ from delvm.training.config import LoggerConfig, LoggerName
 CSV_NAME = "metrics.csv"
 
 
-def loggers(config: LoggerConfig, folder: Path, resume: str | None) -> list[Logger]:
+def build_loggers(config: LoggerConfig, folder: Path, resume: str | None) -> list[Logger]:
     """The loggers of a run.
 
     Args:
@@ -24,7 +24,7 @@ def loggers(config: LoggerConfig, folder: Path, resume: str | None) -> list[Logg
     """
     table = CSVLogger(folder, name="", version="")
     if resume:
-        _put_back(table, resume, folder / CSV_NAME)
+        restore_csv(table, resume, folder / CSV_NAME)
     made: list[Logger] = [table]
     if config.name is not LoggerName.csv:
         made.append(TensorBoardLogger(folder, name="", version="tensorboard"))
@@ -33,7 +33,7 @@ def loggers(config: LoggerConfig, folder: Path, resume: str | None) -> list[Logg
     return made
 
 
-def close(made: list[Logger], failed: bool) -> None:
+def finish_loggers(made: list[Logger], failed: bool) -> None:
     """End what outlives a run: the next one in this process would write into it."""
     for logger in made:
         # Asked for its experiment, one that has none yet would begin it.
@@ -41,7 +41,7 @@ def close(made: list[Logger], failed: bool) -> None:
             logger._experiment.finish(exit_code=int(failed))
 
 
-def logged_before(checkpoint: str, file: Path) -> list[dict[str, float]]:
+def history_until(checkpoint: str, file: Path) -> list[dict[str, float]]:
     """Rows of a metrics.csv up to the step of a checkpoint: what was logged after it is redone."""
     if not file.exists():
         return []
@@ -52,17 +52,17 @@ def logged_before(checkpoint: str, file: Path) -> list[dict[str, float]]:
 
 
 @rank_zero_only
-def _put_back(table: CSVLogger, resume: str, file: Path) -> None:
+def restore_csv(table: CSVLogger, resume: str, file: Path) -> None:
     """Log rows anew: Lightning deletes the file that an earlier job left.
 
     The first process alone reads the file, since it is the one that deletes it.
     """
-    if rows := logged_before(resume, file):
+    if rows := history_until(resume, file):
         table.experiment.metrics.extend(rows)
         table.save()
 
 
-def log_picture(logger: Logger, name: str, picture: Image.Image, step: int) -> None:
+def log_image(logger: Logger, name: str, picture: Image.Image, step: int) -> None:
     """Hand a picture to a logger that shows pictures; the others are left alone."""
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")

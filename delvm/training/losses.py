@@ -1,96 +1,197 @@
-"""Losses over tokens.
+"""Losses over tokens, and their computation without ever holding all logits.
 
 Notation:
-    B batch    T tokens    V vocabulary    N tokens a picture
+    B batch    T tokens per sentence    V vocabulary    N tokens per image    C hidden dim
+    n rows (the predicted tokens of a batch)    m rows of one chunk    f values of a loss
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cache
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BYTES_HELD = 1 << 25  # of logits that are there at once, in the precision of products
-# Of those, how many have their loss taken at once, in float32: what a processor's cache holds.
-LOSSES_HELD = {"cpu": 1 << 20}
+MAX_LOGITS_BYTES = 1 << 25  # of logits that are held at once, in the matmul dtype
+# Number of logits per float32 loss chunk on CPU (sized to the L2 cache).
+LOSS_CHUNK_ELEMENTS = {"cpu": 1 << 20}
 
-# loss(logits (m, V) float32, *columns of those rows, *whole) -> sums over the rows, () or (f,):
-# what is learned, and behind it figures that are only told.
-Loss = Callable[..., Tensor]
+# loss_fn(logits (m, V) float32, *token_inputs of those rows, *shared_inputs) -> sums over the rows,
+# () or (f,): the differentiable loss first, then auxiliary metrics, not differentiated.
+LossFn = Callable[..., Tensor]
 
 
-def targets(pictures: Tensor, length: int, tokens_per_image: int) -> Tensor:
-    """Which tokens of sentences are of targets: (B, T) bool.
+class TokenLoss(Protocol):
+    """What training asks of a loss: any class of this form can be ``module.loss``.
 
-    In pairs every second picture is; of clips, tuples and single pictures all are.
+    A loss keeps no state, since it is called on a few rows at a time, and must be differentiable
+    in the logits. It may name its values by an attribute ``metric_names: tuple[str, ...]``, one
+    name per value, which are logged as ``train/NAME``; without it the first is logged as
+    ``train/loss``.
+    """
+
+    def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor, *inputs: Tensor) -> Tensor:
+        """Sums over rows.
+
+        Args:
+            logits: (m, V) float32.
+            targets: (m,) int64, the tokens to predict.
+            weights: (m,) float32, the weight of each token.
+            inputs: what the module hands on besides; a distillation the teacher's hidden states
+                (m, C) and its LM head (V, C).
+
+        Returns:
+            () or (f,): the loss to minimize first, then auxiliary metrics.
+        """
+
+
+def metric_names(loss_fn: object) -> tuple[str, ...]:
+    """The names of a loss's values; ``("loss",)`` if it does not give any."""
+    return cast(tuple[str, ...], getattr(loss_fn, "metric_names", ("loss",)))
+
+
+class KLDirection(Enum):
+    """Direction of the divergence: ``forward`` is KL(teacher || student), ``reverse`` swaps them.
+
+    ``inverse`` is DeLVM's word for reverse.
+    """
+
+    forward = "forward"
+    reverse = "reverse"
+    inverse = "reverse"
+
+
+class CrossEntropyLoss:
+    """Weighted sum of the cross-entropy over tokens."""
+
+    metric_names = ("loss",)
+
+    def __init__(self, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
+        """
+        Args:
+            label_smoothing: fraction of the target spread evenly over the vocabulary, in [0, 1).
+            z_loss: weight of the squared log-partition, which keeps logits from drifting.
+        """
+        self.label_smoothing, self.z_loss = label_smoothing, z_loss
+
+    def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """The sum () over rows; arguments as for `cross_entropy_sum`."""
+        return cross_entropy_sum(logits, targets, weights, self.label_smoothing, self.z_loss)
+
+
+class DistillationLoss:
+    """gt_weight x CE + kd_weight x T^2 x KL between a frozen teacher and the student.
+
+    The values are their sum, which is minimized, the cross-entropy (``train/loss``, comparable to
+    that of a student without a teacher) and the divergence (``train/kd``).
+    """
+
+    metric_names = ("total_loss", "loss", "kd")
+
+    def __init__(
+        self,
+        gt_weight: float = 1.0,
+        kd_weight: float = 1.0,
+        temperature: float = 1.0,
+        direction: KLDirection | str = KLDirection.forward,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            gt_weight: weight of the cross-entropy to the true tokens.
+            kd_weight: weight of the divergence from the teacher.
+            temperature: T > 0, which softens both distributions.
+            direction: of the divergence, a `KLDirection` or its name.
+            label_smoothing, z_loss: of the cross-entropy, as for `CrossEntropyLoss`.
+        """
+        self.gt_weight, self.kd_weight, self.temperature = gt_weight, kd_weight, temperature
+        self.label_smoothing, self.z_loss = label_smoothing, z_loss
+        named = KLDirection[direction] if isinstance(direction, str) else direction
+        self.reverse = named is KLDirection.reverse
+
+    def __call__(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        teacher_hidden: Tensor,
+        teacher_lm_head: Tensor,
+    ) -> Tensor:
+        """
+        Args:
+            logits, targets, weights: as for `cross_entropy_sum`.
+            teacher_hidden: (m, C) hidden states of the teacher.
+            teacher_lm_head: (V, C).
+
+        Returns:
+            (3,): the weighted sum, the cross-entropy and the divergence.
+        """
+        teacher_logits = F.linear(teacher_hidden, teacher_lm_head).float()
+        kl = kl_divergence(logits, teacher_logits, self.temperature, self.reverse)
+        kd = (kl * weights).sum()
+        ce = cross_entropy_sum(logits, targets, weights, self.label_smoothing, self.z_loss)
+        return torch.stack((self.gt_weight * ce + self.kd_weight * kd, ce, kd))
+
+
+def target_mask(images_per_example: Tensor, length: int, tokens_per_image: int) -> Tensor:
+    """Mask (B, T) bool of the tokens that belong to target images.
+
+    In pairs every second image is a target; in clips, tuples and single images all are.
 
     Args:
-        pictures: (B,) pictures an example, k.
-        length: tokens a sentence, T.
+        images_per_example: (B,) images per example, k.
+        length: tokens per sentence, T.
         tokens_per_image: N.
     """
-    number = torch.arange(length, device=pictures.device) // tokens_per_image  # (T,)
-    return (pictures[:, None] != 2) | (number % 2 == 1)
+    image = torch.arange(length, device=images_per_example.device) // tokens_per_image  # (T,)
+    return (images_per_example[:, None] != 2) | (image % 2 == 1)
 
 
-def documents(pictures: Tensor, length: int, tokens_per_image: int) -> Tensor:
-    """The document that each token of a sentence belongs to: (B, T) int64.
+def document_ids(images_per_example: Tensor, length: int, tokens_per_image: int) -> Tensor:
+    """The document that each token of a sentence belongs to, (B, T) int64.
 
-    Single pictures (k = 1) have nothing to do with each other, so each is a document of its own;
-    any other sentence is one document.
+    Single images (k = 1) are unrelated, so each is a document by itself; any other sentence is
+    one document.
 
     Args:
-        pictures, length, tokens_per_image: as for `targets`.
+        images_per_example, length, tokens_per_image: as for `target_mask`.
     """
-    number = torch.arange(length, device=pictures.device) // tokens_per_image
-    return torch.where(pictures[:, None] == 1, number, 0)
+    image = torch.arange(length, device=images_per_example.device) // tokens_per_image
+    return torch.where(images_per_example[:, None] == 1, image, 0)
 
 
-def token_weights(is_target: Tensor, input_weight: float, document: Tensor | None) -> Tensor:
+def token_weights(is_target: Tensor, input_weight: float, documents: Tensor | None) -> Tensor:
     """Weight (B, T - 1) of each predicted token of sentences.
 
-    Tokens of inputs have the weight ``input_weight``, those of targets 1. The paper weighs all
-    alike. In a small model inputs, which are photographs and hard to predict, would otherwise take
-    most of the capacity. The first token of a document is predicted from nothing: weight 0.
+    Tokens of input images have the weight ``input_weight``, those of targets 1; the paper weighs
+    all alike. In a small model input images, which are photographs and hard to predict, would
+    otherwise take most of the capacity. The first token of a document has nothing to be predicted
+    from: weight 0.
 
     Args:
-        is_target: (B, T), from `targets`.
-        document: (B, T), from `documents`; None = one document a sentence.
+        is_target: (B, T), from `target_mask`.
+        input_weight: weight of the tokens of input images.
+        documents: (B, T), from `document_ids`; None = one document per sentence.
     """
-    # In float32 whatever the default is, since they are summed.
+    # In float32 whatever the default dtype is, since they are summed.
     weights = input_weight + (1 - input_weight) * is_target[:, 1:].float()
-    return weights if document is None else weights * (document[:, 1:] == document[:, :-1])
-
-
-def misread(
-    ids: Tensor, is_target: Tensor, tokens_per_image: int, share: float, vocab_size: int
-) -> Tensor:
-    """Ids (B, T) as a student reads them when it must not trust its own answer too far.
-
-    In each target picture a part of the tokens, drawn anew from 0 to ``share``, is replaced by
-    random codes. A student that has only ever read true answers follows the tokens it has drawn
-    rather than the query, and one wrong colour spreads over the picture.
-    """
-    rows, length = ids.shape
-    picture = torch.arange(length, device=ids.device) // tokens_per_image
-    rates = share * torch.rand(rows, int(picture[-1]) + 1, device=ids.device)
-    swapped = (torch.rand(ids.shape, device=ids.device) < rates[:, picture]) & is_target
-    return torch.where(swapped, torch.randint_like(ids, vocab_size), ids)
+    return weights if documents is None else weights * (documents[:, 1:] == documents[:, :-1])
 
 
 def cross_entropy(
     logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0
 ) -> Tensor:
-    """Loss (n,) of next tokens in nats.
+    """Next-token loss (n,) in nats.
 
     Args:
         logits: (n, V) float32.
         targets: (n,) int64.
-        label_smoothing: share of the target spread evenly over the vocabulary.
+        label_smoothing: fraction of the target spread evenly over the vocabulary.
         z_loss: weight of the squared log-partition, which keeps logits from drifting.
     """
     losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
@@ -99,184 +200,172 @@ def cross_entropy(
     return losses
 
 
-def distillation(logits: Tensor, teacher: Tensor, temperature: float, inverse: bool) -> Tensor:
-    """T^2 x KL(teacher || student), or KL(student || teacher) when ``inverse``, of each token (n,).
-
-    Args:
-        logits, teacher: (n, V) float32.
-        temperature: T; both distributions are softened by it (Hinton et al. 2015).
-    """
-    student = F.log_softmax(logits / temperature, dim=-1)
-    guide = F.log_softmax(teacher / temperature, dim=-1)
-    p, q = (student, guide) if inverse else (guide, student)
-    return temperature**2 * (p.exp() * (p - q)).sum(-1)
-
-
-def next_tokens(
-    logits: Tensor, targets: Tensor, weights: Tensor, *, label_smoothing: float, z_loss: float
+def cross_entropy_sum(
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
 ) -> Tensor:
-    """Weighed sum () of `cross_entropy` over some rows: a `Loss`.
+    """Weighted sum () of `cross_entropy` over rows.
 
     Args:
-        logits, targets: as there.
-        weights: (n,), from `token_weights`.
-        label_smoothing, z_loss: as there.
+        logits: (m, V) float32.
+        targets: (m,) int64.
+        weights: (m,), from `token_weights`.
+        label_smoothing, z_loss: as for `cross_entropy`.
     """
     return (cross_entropy(logits, targets, label_smoothing, z_loss) * weights).sum()
 
 
-def guided(
-    logits: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    guide: Tensor,
-    head: Tensor,
-    *,
-    truth: Loss,
-    gt_weight: float,
-    kd_weight: float,
-    temperature: float,
-    inverse: bool,
+def kl_divergence(
+    logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, reverse: bool = False
 ) -> Tensor:
-    """What a student learns from a teacher as well as from the truth: a `Loss`.
+    """T^2 x KL(teacher || student) per token (n,); KL(student || teacher) if ``reverse``.
 
     Args:
-        logits, targets, weights: as for `next_tokens`.
-        guide: (n, C) hidden states of the teacher.
-        head: (V, C), its head.
-        truth: the loss without the teacher.
-        gt_weight, kd_weight: weights of that loss and of `distillation`.
-        temperature, inverse: as for `distillation`.
-
-    Returns:
-        (3,): both together, the loss without the teacher, and `distillation`.
+        logits, teacher_logits: (n, V) float32.
+        temperature: T; it softens both distributions (Hinton et al. 2015).
+        reverse: whether student and teacher swap roles.
     """
-    teacher = F.linear(guide, head).float()
-    kd = (distillation(logits, teacher, temperature, inverse) * weights).sum()
-    plain = truth(logits, targets, weights)
-    return torch.stack((gt_weight * plain + kd_weight * kd, plain, kd))
+    student = F.log_softmax(logits / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
+    p, q = (student, teacher) if reverse else (teacher, student)
+    return temperature**2 * (p.exp() * (p - q)).sum(-1)
 
 
-def product_dtype(weight: Tensor) -> torch.dtype:
-    """What products with a weight are taken in: autocast's precision, or else the weight's."""
+def autocast_dtype(weight: Tensor) -> torch.dtype:
+    """Dtype of matmuls with a weight: autocast's where it is on, else the weight's own."""
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
-def over_logits(
+def chunked_linear_loss(
     hidden: Tensor,
     weight: Tensor,
-    loss: Loss,
-    columns: Sequence[Tensor] = (),
-    whole: Sequence[Tensor] = (),
+    loss_fn: LossFn,
+    token_inputs: Sequence[Tensor] = (),
+    shared_inputs: Sequence[Tensor] = (),
     *,
-    held: int = BYTES_HELD,
+    max_logits_bytes: int = MAX_LOGITS_BYTES,
     compiled: bool = False,
 ) -> Tensor:
-    """Sums of a loss over the logits ``hidden @ weight.T``, which are never all there at once.
+    """Loss over ``hidden @ weight.T`` computed in chunks, so the full logits never exist.
 
-    A stretch of rows at a time gets its logits, their loss, and at once the gradients too, so that
-    the backward pass has nothing left to do but scale them. Products are taken in autocast's
-    precision where it is on, losses in float32, a few rows at a time.
+    The gradients of a chunk are computed together with its loss, so the backward pass only scales
+    them. Matmuls run in autocast's dtype where it is on, losses in float32.
 
     Args:
         hidden: (n, C).
-        weight: (V, C), of the head.
-        loss: what is summed; it keeps no state.
-        columns: what the loss reads of each row, (n, ...) each.
-        whole: what it reads of all rows alike.
-        held: bytes of logits that are there at once, at most.
-        compiled: whether the loss and its gradient go through torch.compile, which makes one
-            operation of them; ``loss`` is then the same object each time.
+        weight: (V, C), of the LM head.
+        loss_fn: sums a loss over rows, as for `LossFn`; it keeps no state.
+        token_inputs: inputs of the loss with one row per token, (n, ...) each.
+        shared_inputs: inputs of the loss that are the same for all tokens.
+        max_logits_bytes: largest number of bytes of logits held at once.
+        compiled: whether the loss and its gradient go through torch.compile, which fuses them;
+            ``loss_fn`` must then be the same object in each call.
 
     Returns:
-        The sums, as the loss gives them. The first is differentiable in hidden and weight, once.
+        The sums, in the shape that the loss gives. The first is differentiable in hidden and
+        weight, once.
     """
-    dtype = product_dtype(weight)
-    rows = max(1, held // (len(weight) * dtype.itemsize))
-    few = _Few(loss, tuple(columns), tuple(whole), compiled)
-    return _OverLogits.apply(hidden, weight, few, rows, dtype)
+    dtype = autocast_dtype(weight)
+    rows = max(1, max_logits_bytes // (len(weight) * dtype.itemsize))
+    chunk_loss = _ChunkLoss(loss_fn, tuple(token_inputs), tuple(shared_inputs), compiled)
+    return cast(Tensor, _ChunkedLinearLoss.apply(hidden, weight, chunk_loss, rows, dtype))
 
 
-class _OverLogits(torch.autograd.Function):
+class _ChunkedLinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, few: "_Few", rows: int, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        chunk_loss: "_ChunkLoss",
+        rows: int,
+        dtype: torch.dtype,
     ) -> Tensor:
-        learning = any(ctx.needs_input_grad[:2])
-        matrix = weight.to(dtype)
+        needs_grad = any(ctx.needs_input_grad[:2])
+        cast_weight = weight.to(dtype)
         total = hidden.new_zeros((), dtype=torch.float32)
-        to_hidden = torch.empty_like(hidden) if learning else hidden
-        to_weight: Tensor | None = None
+        grad_hidden = torch.empty_like(hidden) if needs_grad else hidden
+        grad_weight: Tensor | None = None
         for start in range(0, len(hidden), rows):
-            part = slice(start, start + rows)
-            states = hidden[part].to(dtype)
-            logits = states @ matrix.T
-            total = total + few.to_slopes(logits, start, learning)
-            if learning:
-                to_hidden[part] = logits @ matrix
-                added = logits.T @ states
+            chunk = slice(start, start + rows)
+            cast_hidden = hidden[chunk].to(dtype)
+            logits = cast_hidden @ cast_weight.T
+            total = total + chunk_loss.backward_into_(logits, start, needs_grad)
+            if needs_grad:
+                grad_hidden[chunk] = logits @ cast_weight
+                added = logits.T @ cast_hidden
                 # Summed in float32, as half precision would lose the small ones.
-                to_weight = added.float() if to_weight is None else to_weight.add_(added)
-        if learning:
-            if to_weight is None:  # there are no rows
-                to_weight = torch.zeros_like(weight, dtype=torch.float32)
-            ctx.save_for_backward(to_hidden, to_weight.to(weight.dtype))
+                grad_weight = added.float() if grad_weight is None else grad_weight.add_(added)
+        if needs_grad:
+            if grad_weight is None:  # there are no rows
+                grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        # In place: they are as large as the head, and nobody else's.
-        to_hidden, to_weight = (each.mul_(slope.flatten()[0]) for each in ctx.saved_tensors)
-        return to_hidden, to_weight, None, None, None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        # In place: they are as large as the head, and nothing else holds them.
+        grads = (each.mul_(grad_output.flatten()[0]) for each in ctx.saved_tensors)
+        grad_hidden, grad_weight = grads
+        return grad_hidden, grad_weight, None, None, None
 
 
 @dataclass(frozen=True)
-class _Few:
-    """The loss of a few rows at a time, as of `over_logits`."""
+class _ChunkLoss:
+    """The loss of `chunked_linear_loss` over a chunk of rows, a few of them at a time."""
 
-    loss: Loss
-    columns: tuple[Tensor, ...]
-    whole: tuple[Tensor, ...]
+    loss_fn: LossFn
+    token_inputs: tuple[Tensor, ...]
+    shared_inputs: tuple[Tensor, ...]
     compiled: bool
 
-    def to_slopes(self, logits: Tensor, start: int, learning: bool) -> Tensor:
-        """The sums of logits (m, V), rows ``start`` on; they become the first's gradient."""
+    def backward_into_(self, logits: Tensor, start: int, needs_grad: bool) -> Tensor:
+        """The sums over logits (m, V), rows from ``start``; logits become the loss's gradient."""
         total = logits.new_zeros((), dtype=torch.float32)
-        held = LOSSES_HELD.get(logits.device.type, logits.numel())
-        rows = max(1, held // logits.shape[1])
-        take = _compiled() if self.compiled else _take
-        for first, few in enumerate(logits.split(rows)):
-            begin = start + first * rows
-            columns = [each[begin : begin + len(few)] for each in self.columns]
-            total = total + take(self.loss, few, columns, self.whole, learning)
+        elements = LOSS_CHUNK_ELEMENTS.get(logits.device.type, logits.numel())
+        rows = max(1, elements // logits.shape[1])
+        loss_and_grad = _compiled_loss_and_grad() if self.compiled else _loss_and_grad
+        for number, chunk in enumerate(logits.split(rows)):
+            first = start + number * rows
+            inputs = [each[first : first + len(chunk)] for each in self.token_inputs]
+            total = total + loss_and_grad(
+                self.loss_fn, chunk, inputs, self.shared_inputs, needs_grad
+            )
         return total
 
 
-def _take(
-    loss: Loss, few: Tensor, columns: Sequence[Tensor], whole: Sequence[Tensor], learning: bool
+def _loss_and_grad(
+    loss_fn: LossFn,
+    chunk: Tensor,
+    token_inputs: Sequence[Tensor],
+    shared_inputs: Sequence[Tensor],
+    needs_grad: bool,
 ) -> Tensor:
-    """The sums of a few logits, which become the gradient of the first in place."""
-    if not learning:
-        return loss(few.float(), *columns, *whole)
+    """The sums over a chunk of logits (m, V), which becomes the gradient of the first in place."""
+    if not needs_grad:
+        return loss_fn(chunk.float(), *token_inputs, *shared_inputs)
     if not torch.compiler.is_compiling():
-        exact = few.float().detach().requires_grad_()
+        logits = chunk.float().detach().requires_grad_()
         with torch.enable_grad():
-            sums = loss(exact, *columns, *whole)
-            few.copy_(torch.autograd.grad(sums.flatten()[0], exact)[0].detach())
+            sums = loss_fn(logits, *token_inputs, *shared_inputs)
+            chunk.copy_(torch.autograd.grad(sums.flatten()[0], logits)[0].detach())
         return sums.detach()
 
-    def first(exact: Tensor) -> tuple[Tensor, Tensor]:
-        sums = loss(exact, *columns, *whole)
+    def first_of_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
+        sums = loss_fn(logits, *token_inputs, *shared_inputs)
         return sums.flatten()[0], sums
 
-    # The compiler follows this one; uncompiled it would refuse hooks on saved tensors.
-    slopes, sums = torch.func.grad(first, has_aux=True)(few.float())
-    few.copy_(slopes)
-    return sums
+    # The compiler can trace this form; uncompiled it would refuse hooks on saved tensors.
+    grad, sums = torch.func.grad(first_of_sums, has_aux=True)(chunk.float())
+    chunk.copy_(grad)
+    return cast(Tensor, sums)
 
 
 @cache
-def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(_take)
+def _compiled_loss_and_grad() -> Callable[..., Tensor]:
+    return torch.compile(_loss_and_grad)

@@ -15,7 +15,7 @@ import torch
 
 from delvm.models.transformer import CodebookEmbedding, Embedding, Transformer, TransformerConfig
 from delvm.training.config import StrategyName
-from delvm.training.losses import BYTES_HELD, LOSSES_HELD
+from delvm.training.losses import LOSS_CHUNK_ELEMENTS, MAX_LOGITS_BYTES
 
 FLOAT = 4
 # What a loss makes of logits in float32: their log-softmax, and the gradients of both.
@@ -145,8 +145,8 @@ def _logits(net: TransformerConfig, n: int, h: _Held) -> int:
     First that is their losses, a few at a time in float32; then what they add to the head's
     gradient.
     """
-    there = min(n * net.vocab_size, BYTES_HELD // h.e)
-    exact = min(there, LOSSES_HELD.get("cuda" if h.gpu else "cpu", there))
+    there = min(n * net.vocab_size, MAX_LOGITS_BYTES // h.e)
+    exact = min(there, LOSS_CHUNK_ELEMENTS.get("cuda" if h.gpu else "cpu", there))
     losses = FLOAT * exact * (LOSS_COPIES + (h.e < FLOAT))
     return h.e * there + max(losses, h.e * net.vocab_size * net.width)
 

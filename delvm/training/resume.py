@@ -5,7 +5,7 @@ from typing import Any
 
 from delvm.errors import UserError
 from delvm.interop.load import describe, peek
-from delvm.training.callbacks.checkpoint import KEYS, newest_whole
+from delvm.training.callbacks.checkpoint import REQUIRED_KEYS, latest_valid_checkpoint
 from delvm.training.config import TokenizerModule, TrainConfig
 from delvm.training.student import StudentTraining
 from delvm.training.tokenizer import TokenizerTraining
@@ -34,7 +34,7 @@ def checkpoint_of(config: TrainConfig, folder: Path) -> str | None:
             )
         return None
     if resume == "auto":
-        newest = newest_whole(folder)
+        newest = latest_valid_checkpoint(folder)
         return None if newest is None else str(newest)
     path = Path(resume)
     if path.exists():
@@ -51,7 +51,7 @@ def check_resumed(
         UserError: it is damaged, not ours, or of another network.
     """
     found = peek(Path(file))
-    if not isinstance(found, dict) or not found.keys() >= KEYS:
+    if not isinstance(found, dict) or not found.keys() >= REQUIRED_KEYS:
         raise UserError(f"resume={file} is no checkpoint of `delvm train`: set resume=PATH or null")
     _check_codes(file, found["delvm"], module)
     _check_average(file, found, config)

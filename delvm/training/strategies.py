@@ -56,13 +56,13 @@ from delvm.legacy import upgrade_checkpoint
 from delvm.models.transformer import Block, Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.storage import remove
-from delvm.training.config import Gather, ShardedConfig, StrategyName, TrainConfig
+from delvm.training.config import ParamDtype, ShardedConfig, StrategyName, TrainConfig
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _PARTS = StateDictOptions(cpu_offload=True)
 
 
-def strategy(config: TrainConfig, precision: str) -> str | Strategy:
+def build_strategy(config: TrainConfig, precision: str) -> str | Strategy:
     """Lightning's strategy for a run.
 
     Args:
@@ -72,21 +72,23 @@ def strategy(config: TrainConfig, precision: str) -> str | Strategy:
     c, world = config.strategy, config.trainer.world
     if c.name is StrategyName.single:
         return "auto"
-    atexit.register(_disconnect)
+    atexit.register(_destroy_process_group)
     if c.name is StrategyName.ddp:
         return DDPStrategy(
             process_group_backend=c.backend,
-            checkpoint_io=AnyCheckpoint(),
+            checkpoint_io=AtomicCheckpointIO(),
             gradient_as_bucket_view=True,
         )
     assert isinstance(c, ShardedConfig)  # checked with the config
     whole = config.trainer.devices if c.name is StrategyName.hsdp else world
-    bf16 = c.gather is Gather.bfloat16 or (c.gather is Gather.auto and precision == "bf16-mixed")
-    made = FSDP1 if c.name is StrategyName.fsdp else FSDP2
+    bf16 = c.gather is ParamDtype.bfloat16 or (
+        c.gather is ParamDtype.auto and precision == "bf16-mixed"
+    )
+    made = FSDP1Strategy if c.name is StrategyName.fsdp else FSDP2Strategy
     return made(world, c.shard or whole, torch.bfloat16 if bf16 else None, c.backend)
 
 
-class _CheckpointInParts(ParallelStrategy):
+class ShardedCheckpointMixin(ParallelStrategy):
     """Each process writes and reads its part of a checkpoint; whole files are read as well."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -95,7 +97,7 @@ class _CheckpointInParts(ParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         assert self.model is not None
-        return get_optimizer_state_dict(self.model, _bare(optimizer), options=_PARTS)
+        return get_optimizer_state_dict(self.model, _unwrap(optimizer), options=_PARTS)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
@@ -115,7 +117,7 @@ class _CheckpointInParts(ParallelStrategy):
             dcp.save(state, storage_writer=dcp.FileSystemWriter(part))
             if self.is_global_zero:
                 sharded.write_rest(part, checkpoint)
-                _put(part, path)
+                _atomic_replace(part, path)
         finally:
             if self.is_global_zero:
                 shutil.rmtree(part, ignore_errors=True)
@@ -132,7 +134,7 @@ class _CheckpointInParts(ParallelStrategy):
         weights = {"state_dict": get_model_state_dict(self.model)}
         sharded.load(weights, path)
         set_model_state_dict(self.model, weights["state_dict"])
-        for number, optimizer in enumerate(map(_bare, self.optimizers)):
+        for number, optimizer in enumerate(map(_unwrap, self.optimizers)):
             state = {f"optimizer_{number}": get_optimizer_state_dict(self.model, optimizer)}
             sharded.load(state, path)
             set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{number}"])
@@ -143,7 +145,7 @@ class _CheckpointInParts(ParallelStrategy):
         whole = StateDictOptions(full_state_dict=True)
         set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=whole)
         for optimizer, state in zip(
-            map(_bare, self.optimizers), checkpoint.pop("optimizer_states"), strict=True
+            map(_unwrap, self.optimizers), checkpoint.pop("optimizer_states"), strict=True
         ):
             ours: dict[str, Any] = get_optimizer_state_dict(self.model, optimizer)
             named = _renamed(state, _keys(ours))
@@ -157,7 +159,7 @@ class _CheckpointInParts(ParallelStrategy):
         """Nothing is left to do: `load_checkpoint` has done it."""
 
 
-class FSDP2(_CheckpointInParts, ModelParallelStrategy):
+class FSDP2Strategy(ShardedCheckpointMixin, ModelParallelStrategy):
     """`fully_shard`, a block at a time; with less than all devices a shard, copies of the shards.
 
     Lightning's mesh has two dimensions, of which the second is here what a copy is spread over.
@@ -168,13 +170,13 @@ class FSDP2(_CheckpointInParts, ModelParallelStrategy):
         self, world: int, shard: int, gather: torch.dtype | None, backend: str | None
     ) -> None:
         super().__init__(world // shard, shard, process_group_backend=backend)
-        self.copies, self.gather = world // shard, gather
+        self.replicas, self.gather = world // shard, gather
 
     def shard(self, model: Transformer) -> None:
         """Spread a model's weights over the mesh."""
         if isinstance(model, FSDPModule):  # Lightning may ask more than once
             return
-        mesh = self.device_mesh if self.copies > 1 else self.device_mesh["tensor_parallel"]
+        mesh = self.device_mesh if self.replicas > 1 else self.device_mesh["tensor_parallel"]
         policy = MixedPrecisionPolicy(
             param_dtype=self.gather, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
@@ -188,7 +190,7 @@ class FSDP2(_CheckpointInParts, ModelParallelStrategy):
         register_fsdp_forward_method(model, "hidden")
 
 
-class FSDP1(_CheckpointInParts, FSDPStrategy):
+class FSDP1Strategy(ShardedCheckpointMixin, FSDPStrategy):
     """`FullyShardedDataParallel` around each block and around the whole."""
 
     def __init__(
@@ -206,7 +208,7 @@ class FSDP1(_CheckpointInParts, FSDPStrategy):
         )
 
 
-class AnyCheckpoint(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints of a process that has all: files; those in parts are put together for it."""
 
     def save_checkpoint(
@@ -222,7 +224,7 @@ class AnyCheckpoint(TorchCheckpointIO):
                 torch.save(checkpoint, file)
         except RuntimeError as error:  # torch's writer of archives, when the file takes no more
             raise error.__cause__ or OSError(errno.EIO, str(error)) from error
-        _put(part, Path(path))
+        _atomic_replace(part, Path(path))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -246,15 +248,15 @@ class AnyCheckpoint(TorchCheckpointIO):
 
 def plugins(config: TrainConfig) -> list[Any]:
     """What Lightning needs beside the strategy."""
-    return [AnyCheckpoint()] if config.strategy.name is StrategyName.single else []
+    return [AtomicCheckpointIO()] if config.strategy.name is StrategyName.single else []
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the only process of a run, or the one of them that speaks for all."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def mean_over_ranks(value: Tensor) -> Tensor:
+def all_reduce_mean(value: Tensor) -> Tensor:
     """The mean of a number over all processes: itself where there is one."""
     if not (dist.is_available() and dist.is_initialized()):
         return value
@@ -263,7 +265,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return value / dist.get_world_size()
 
 
-def clip(trainer: L.Trainer, optimizer: Optimizer, limit: float | None) -> Tensor:
+def clip_grad_norm(trainer: L.Trainer, optimizer: Optimizer, limit: float | None) -> Tensor:
     """Scale an optimizer's gradients down to a norm, taken over all of the model's.
 
     Args:
@@ -277,15 +279,15 @@ def clip(trainer: L.Trainer, optimizer: Optimizer, limit: float | None) -> Tenso
     most = limit or float("inf")
     if (scaler := getattr(trainer.precision_plugin, "scaler", None)) is not None:
         # A fused optimizer would do it in its step, after a clipping of what is still scaled up.
-        scaler.unscale_(_bare(optimizer))
+        scaler.unscale_(_unwrap(optimizer))
     model = trainer.strategy.model
     if isinstance(model, FullyShardedDataParallel):
         return model.clip_grad_norm_(most)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    return scale_down(weights, most)
+    return clip_grads_(weights, most)
 
 
-def scale_down(weights: list[nn.Parameter], most: float) -> Tensor:
+def clip_grads_(weights: list[nn.Parameter], most: float) -> Tensor:
     """Scale the gradients of weights down to a norm of at most ``most``; return what it was."""
     norm = nn.utils.get_total_norm(weight.grad for weight in weights if weight.grad is not None)
     if isinstance(norm, DTensor):  # each process has the norm of its parts
@@ -310,27 +312,27 @@ def export(trainer: L.Trainer, model: VQGAN | Transformer, folder: Path) -> None
     trainer.strategy.barrier()
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """End this process now with an exit code if it is one of several; its work is done.
 
     Threads of the connections may abort an orderly end ("terminate called without an active
     exception"), and torchrun would call a finished run failed.
     """
     if dist.is_available() and dist.is_initialized():
-        _disconnect()
+        _destroy_process_group()
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
-def _disconnect() -> None:
-    """End the connections to other processes, where `leave` is not reached."""
+def _destroy_process_group() -> None:
+    """End the connections to other processes, where `exit_process` is not reached."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _bare(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
+def _unwrap(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
     return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
 
 
@@ -349,7 +351,7 @@ def _keys(state: dict[str, Any]) -> Iterable[Any]:
     return chain.from_iterable(group["params"] for group in state["param_groups"])
 
 
-def _put(part: Path, path: Path) -> None:
+def _atomic_replace(part: Path, path: Path) -> None:
     """Give a finished checkpoint its name; a folder takes no other's place by itself."""
     if part.is_dir() or path.is_dir():
         remove(path)

@@ -1,6 +1,5 @@
 """LightningModules that train a student on sentences: alone, or from a teacher."""
 
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -10,21 +9,21 @@ from torch import Tensor
 
 from delvm.models.teacher_forcing import next_token
 from delvm.models.transformer import Transformer
-from delvm.training.callbacks.nonfinite_grad import Guard
-from delvm.training.config import Direction, DistillationModule, OptimConfig, StudentModule
+from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
+from delvm.training.config import DistillationModule, OptimConfig, StudentModule
 from delvm.training.losses import (
-    Loss,
-    documents,
-    guided,
-    misread,
-    next_tokens,
-    over_logits,
-    product_dtype,
-    targets,
+    CrossEntropyLoss,
+    DistillationLoss,
+    LossFn,
+    autocast_dtype,
+    chunked_linear_loss,
+    document_ids,
+    target_mask,
     token_weights,
 )
 from delvm.training.optim import build_optimizer
-from delvm.training.strategies import FSDP2, clip, mean_over_ranks
+from delvm.training.strategies import FSDP2Strategy, all_reduce_mean, clip_grad_norm
+from delvm.training.token_noise import add_token_noise
 
 
 class StudentTraining(L.LightningModule):
@@ -58,15 +57,13 @@ class StudentTraining(L.LightningModule):
         self.trained = [number for number, task in enumerate(tasks) if task in trained]
         self.packed = packed
         self.compiled = False  # the loss; the model is compiled by itself
-        self.summed: Loss = partial(
-            next_tokens, label_smoothing=loss.label_smoothing, z_loss=loss.z_loss
-        )
-        self.guard: Guard | None = None
+        self.loss_fn: LossFn = CrossEntropyLoss(loss.label_smoothing, loss.z_loss)
+        self.grad_guard: SkipNonFiniteGrad | None = None
         self.sums = torch.zeros(0)
         self.told: list[dict[str, Tensor]] = []  # figures of each batch of a step
 
     def configure_model(self) -> None:
-        if isinstance(self.trainer.strategy, FSDP2):
+        if isinstance(self.trainer.strategy, FSDP2Strategy):
             self.trainer.strategy.shard(self.model)
 
     def documents(self, batch: dict[str, Tensor]) -> Tensor | None:
@@ -74,11 +71,11 @@ class StudentTraining(L.LightningModule):
         pictures, length = batch["pictures"], batch["ids"].shape[1]
         if not self.packed:
             return None
-        return documents(pictures, length, self.tokens_per_image)
+        return document_ids(pictures, length, self.tokens_per_image)
 
     def targets(self, batch: dict[str, Tensor]) -> Tensor:
         """Which tokens (B, T) are of target pictures."""
-        return targets(batch["pictures"], batch["ids"].shape[1], self.tokens_per_image)
+        return target_mask(batch["pictures"], batch["ids"].shape[1], self.tokens_per_image)
 
     def read(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """What training looks at.
@@ -91,7 +88,9 @@ class StudentTraining(L.LightningModule):
         known = batch["ids"][:, :-1]
         if c.misread:
             vocab = self.model.config.vocab_size
-            known = misread(known, is_target[:, :-1], self.tokens_per_image, c.misread, vocab)
+            known = add_token_noise(
+                known, is_target[:, :-1], self.tokens_per_image, c.misread, vocab
+            )
         return known, token_weights(is_target, c.input_weight, document), _known(document)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
@@ -99,12 +98,12 @@ class StudentTraining(L.LightningModule):
         targets, weights = batch["ids"][:, 1:].flatten(), weights.flatten()
         hidden = self.model.hidden(known, documents=document).flatten(0, 1)
         columns = (targets, weights)
-        total = over_logits(
-            hidden, self.model.head.weight, self.summed, columns, compiled=self.compiled
+        total = chunked_linear_loss(
+            hidden, self.model.head.weight, self.loss_fn, columns, compiled=self.compiled
         )
         # Divided afterwards, since gradients of single tokens would vanish in half precision. By
         # what all ranks have, since the mean over ranks is to be that over all tokens.
-        loss = total / mean_over_ranks(weights.sum())
+        loss = total / all_reduce_mean(weights.sum())
         self.told.append({"train/loss": loss.detach()})
         return loss
 
@@ -149,10 +148,10 @@ class StudentTraining(L.LightningModule):
         self.told.clear()
         self.log_dict(means, sync_dist=True)
         # Lightning's own clipping refuses fused optimizers under mixed precision
-        norm = clip(self.trainer, optimizer, gradient_clip_val)
-        if self.guard is not None:
-            self.guard.passes(norm, self)
-            self.log("train/skipped", float(self.guard.skipped))
+        norm = clip_grad_norm(self.trainer, optimizer, gradient_clip_val)
+        if self.grad_guard is not None:
+            self.grad_guard.grad_is_finite(norm, self)
+            self.log("train/skipped", float(self.grad_guard.skipped))
         self.log("train/grad_norm", norm)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -179,13 +178,13 @@ class DistillationTraining(StudentTraining):
         self, model: Transformer, teacher: Transformer, loss: DistillationModule, **rest: Any
     ) -> None:
         super().__init__(model, loss, **rest)
-        self.summed = partial(
-            guided,
-            truth=self.summed,
-            gt_weight=loss.gt_weight,
-            kd_weight=loss.kd_weight,
-            temperature=loss.temperature,
-            inverse=loss.direction is Direction.inverse,
+        self.loss_fn = DistillationLoss(
+            loss.gt_weight,
+            loss.kd_weight,
+            loss.temperature,
+            loss.direction,
+            loss.label_smoothing,
+            loss.z_loss,
         )
         teacher.eval().requires_grad_(False)
         self._teacher = [teacher]  # in a list: its weights belong to no checkpoint of the student
@@ -206,17 +205,17 @@ class DistillationTraining(StudentTraining):
             # The teacher reads what is true, also where the student misreads.
             guide = self.teacher.hidden(batch["ids"][:, :-1], documents=document).flatten(0, 1)
             head = self.teacher.head.weight
-            head = head.to(product_dtype(head))  # once, not for each few rows
+            head = head.to(autocast_dtype(head))  # once, not for each few rows
         # Everything in sums, divided afterwards as of a student alone.
-        sums = over_logits(
+        sums = chunked_linear_loss(
             hidden,
             self.model.head.weight,
-            self.summed,
+            self.loss_fn,
             (targets, weights, guide),
             (head,),
             compiled=self.compiled,
         )
-        loss, *told = sums / mean_over_ranks(weights.sum())
+        loss, *told = sums / all_reduce_mean(weights.sum())
         told = [each.detach() for each in told]
         self.told.append(dict(zip(("train/loss", "train/kd"), told, strict=True)))
         return loss

@@ -15,8 +15,8 @@ from delvm.interop.weight_files import read_tensors
 from delvm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge
 from delvm.models.perceptual import LPIPS, MSSSIM
 from delvm.models.vqgan import VQGAN
-from delvm.training.callbacks.nonfinite_grad import Guard
-from delvm.training.codebook_ema import Codebook
+from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
+from delvm.training.codebook_ema import CodebookEMA
 from delvm.training.config import WANTED_VGG, OptimConfig, Perceptual, TokenizerModule
 from delvm.training.optim import build_optimizer
 
@@ -31,10 +31,10 @@ class TokenizerTraining(L.LightningModule):
     def __init__(self, model: VQGAN, loss: TokenizerModule, optim: OptimConfig) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.guard: Guard | None = None
+        self.grad_guard: SkipNonFiniteGrad | None = None
         self.model, self.loss, self.optim = model, loss, optim
         codes = model.quantize.embedding.weight
-        self.codebook = Codebook(codes, loss.ema_decay, loss.revive_after, loss.revive_by)
+        self.codebook = CodebookEMA(codes, loss.ema_decay, loss.revive_after, loss.revive_by)
         if loss.ema_decay is not None:
             codes.requires_grad_(False)
         # In a list: the weights of a VGG16 belong to no checkpoint of the tokenizer.
@@ -85,7 +85,7 @@ class TokenizerTraining(L.LightningModule):
         used = self.codebook.update(z.detach().flatten(0, 1), ids)
         self.log_dict({"train/loss": loss} | {f"train/{k}": v for k, v in terms.items()})
         self.log("train/codes_used", used)
-        self.log("train/codes_revived", self.codebook.revived.float())
+        self.log("train/codes_revived", self.codebook.num_reset.float())
 
     def fooled(self, drawn: Tensor, likeness: Tensor) -> Tensor:
         """The adversary's loss of drawn pictures, weighed against their likeness."""
@@ -103,11 +103,11 @@ class TokenizerTraining(L.LightningModule):
         self.manual_backward(loss)
         limit = self.optim.clip or float("inf")
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        fine = self.guard is None or self.guard.passes(norm, self)
+        fine = self.grad_guard is None or self.grad_guard.grad_is_finite(norm, self)
         optimizer.step()
         scheduler.step()
-        if self.guard is not None:
-            self.log("train/skipped", float(self.guard.skipped))
+        if self.grad_guard is not None:
+            self.log("train/skipped", float(self.grad_guard.skipped))
         return fine
 
     def step_adversary(self, pixels: Tensor, drawn: Tensor) -> None:
@@ -119,11 +119,11 @@ class TokenizerTraining(L.LightningModule):
         real, false = self.adversary(pixels).float(), self.adversary(drawn).float()
         loss = hinge(real, false)
         self.manual_backward(loss)
-        if self.guard is not None:
+        if self.grad_guard is not None:
             norm = nn.utils.get_total_norm(
                 weight.grad for weight in self.adversary.parameters() if weight.grad is not None
             )
-            self.guard.passes(norm, self, "adversary")
+            self.grad_guard.grad_is_finite(norm, self, "adversary")
         optimizer.step()
         self._schedulers()[1].step()
         self.log_dict(

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,8 @@ from delvm.models.cpu.malloc import keep_freed
 from delvm.models.precision import has_bf16, peak_flops
 from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.training.compiling import compile_blocks
-from delvm.training.losses import next_tokens, over_logits
-from delvm.training.strategies import scale_down
+from delvm.training.losses import CrossEntropyLoss, chunked_linear_loss
+from delvm.training.strategies import clip_grads_
 from experiments.bench.frame import Row
 
 DTYPE = torch.bfloat16
@@ -155,15 +154,15 @@ def ours(size: Size, compiled: bool = True) -> Callable[[Tensor], Tensor]:
     model = Transformer(c, torch.randn(c.vocab_size, c.codebook_dim)).train()
     if compiled:
         compile_blocks(model)
-    summed = partial(next_tokens, label_smoothing=0.0, z_loss=0.0)
+    loss_fn = CrossEntropyLoss()
 
     def loss(ids: Tensor) -> Tensor:
         hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
         targets = ids[:, 1:].flatten()
-        total = over_logits(
+        total = chunked_linear_loss(
             hidden,
             model.head.weight,
-            summed,
+            loss_fn,
             (targets, torch.ones(len(targets))),
             compiled=compiled,
         )
@@ -200,7 +199,7 @@ def theirs(size: Size) -> Callable[[Tensor], Tensor]:
 def step_of(loss: Any, size: Size) -> Callable[[], float]:
     """A step of training: forward, backward, clipping, AdamW."""
     model: nn.Module = loss.model
-    clip = scale_down if isinstance(model, Transformer) else nn.utils.clip_grad_norm_
+    clip = clip_grads_ if isinstance(model, Transformer) else nn.utils.clip_grad_norm_
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
     drawn = torch.Generator().manual_seed(0)

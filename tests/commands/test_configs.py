@@ -25,7 +25,8 @@ from delvm.data.datasets.sentences import SentencesConfig
 from delvm.data.sources import SOURCES
 from delvm.data.sources.shapes.source import Shapes
 from delvm.models.transformer import Init, TransformerConfig
-from delvm.training.config import Direction, DistillationModule, TokenizerModule, TrainConfig
+from delvm.training.config import DistillationModule, TokenizerModule, TrainConfig
+from delvm.training.losses import KLDirection
 
 CONF = config_dir()
 GIVEN = {
@@ -97,7 +98,7 @@ def test_experiments_fit_together(name):
 def test_parts_come_as_their_own_dataclasses():
     cfg = compose("train", ["module=distillation", "module.direction=inverse", "data=pixels"])
     assert isinstance(cfg.module, DistillationModule)
-    assert cfg.module.direction is Direction.inverse
+    assert cfg.module.direction is KLDirection.reverse
     assert isinstance(cfg.data, PicturesConfig)
     cfg = compose("train", ["module=tokenizer", "module.ema_decay=null"])
     assert isinstance(cfg.module, TokenizerModule) and cfg.module.ema_decay is None

@@ -15,7 +15,7 @@ from delvm.errors import UserError
 from delvm.interop import sharded_checkpoint as sharded
 from delvm.interop.load import describe, load_student, peek
 from delvm.models.transformer import Init, Transformer, TransformerConfig
-from delvm.training.strategies import AnyCheckpoint
+from delvm.training.strategies import AtomicCheckpointIO
 
 
 @pytest.fixture
@@ -92,13 +92,13 @@ def test_a_student_is_loaded_and_exported(student, tmp_path, capsys):
 def test_lightning_gets_it_whole(student, tmp_path):
     folder = tmp_path / "last.ckpt"
     state = write(folder, student)
-    found = AnyCheckpoint().load_checkpoint(folder, weights_only=True)
+    found = AtomicCheckpointIO().load_checkpoint(folder, weights_only=True)
     assert same(found["state_dict"], state["state_dict"]) and found["global_step"] == 7
     (optimizer,) = found["optimizer_states"]
     assert same(optimizer["state"], {0: state["optimizer_0"]["state"]["model.b"]})
     assert [group["params"] for group in optimizer["param_groups"]] == [[0], []]
-    AnyCheckpoint().save_checkpoint({"global_step": 8}, folder)  # a file takes its place
-    assert AnyCheckpoint().load_checkpoint(folder, weights_only=True) == {"global_step": 8}
+    AtomicCheckpointIO().save_checkpoint({"global_step": 8}, folder)  # a file takes its place
+    assert AtomicCheckpointIO().load_checkpoint(folder, weights_only=True) == {"global_step": 8}
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 

@@ -21,7 +21,7 @@ from delvm.training.config import (
     TrainConfig,
 )
 from delvm.training.fit import train
-from delvm.training.strategies import leave
+from delvm.training.strategies import exit_process
 from delvm.training.student import StudentTraining
 from tests.training.runs import V, student_config
 
@@ -112,4 +112,4 @@ def main(tokens: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
-    leave(0)
+    exit_process(0)

@@ -18,8 +18,12 @@ from delvm.data.shards import manifest
 from delvm.errors import Interrupted, UserError
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.training.callbacks import checkpoint as checkpoints
-from delvm.training.callbacks.checkpoint import CleanStop, newest_whole, steps_kept
-from delvm.training.callbacks.throughput import TakeBatch
+from delvm.training.callbacks.checkpoint import (
+    GracefulShutdown,
+    latest_valid_checkpoint,
+    list_checkpoints,
+)
+from delvm.training.callbacks.data_position import TrackDataPosition
 from delvm.training.config import StudentModule, TrainerConfig
 from delvm.training.fit import train
 from delvm.training.student import StudentTraining
@@ -46,14 +50,14 @@ def _killed(config, folder, step):
     """Train until the batch of a step has been seen, then die as by kill -9."""
     # Workers are to be children of this process, so that they notice its end and go too.
     multiprocessing.set_start_method("fork", force=True)
-    plain = TakeBatch.on_train_batch_end
+    plain = TrackDataPosition.on_train_batch_end
 
     def die(self, trainer, *rest):
         plain(self, trainer, *rest)
         if trainer.global_step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    TakeBatch.on_train_batch_end = die
+    TrackDataPosition.on_train_batch_end = die
     train(config, folder)
 
 
@@ -94,7 +98,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tokens, tmp_path, unbroken, worke
     config.resume = "auto"
     for step in sorted(np.random.default_rng(workers).choice(np.arange(1, STEPS), 3, False)):
         assert in_a_process(_killed, config, tmp_path, step) == -signal.SIGKILL
-    assert steps_kept(tmp_path)
+    assert list_checkpoints(tmp_path)
     train(config, tmp_path)
     assert unbroken.equals(tmp_path)
     assert curve(tmp_path, "train/loss") == curve(unbroken.folder, "train/loss")
@@ -106,7 +110,7 @@ def test_the_newest_few_and_the_best_stay(tokens, tmp_path):
     folder = tmp_path / "checkpoints"
     losses = curve(tmp_path, "val/loss")
     best = 5 * (int(np.argmin(losses)) + 1)
-    kept = [int(path.name[5:11]) for path in steps_kept(tmp_path)]
+    kept = [int(path.name[5:11]) for path in list_checkpoints(tmp_path)]
     assert kept == sorted({12, 9, best} if best != 10 else {12, 10}, reverse=True)
     assert os.readlink(folder / "last.ckpt") == "step=000012.ckpt"
     assert os.readlink(folder / "best.ckpt") == f"step={best:06d}.ckpt"
@@ -119,16 +123,16 @@ def test_the_best_is_kept_where_both_saves_fall_on_one_step(tokens, tmp_path):
     train(config, tmp_path)
     assert os.readlink(tmp_path / "checkpoints" / "best.ckpt") == "step=000004.ckpt"
     found = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
-    assert found["callbacks"]["Checkpoints"]["best"][1] == 4
+    assert found["callbacks"]["AtomicCheckpoint"]["best"][1] == 4
 
 
 def test_a_torn_checkpoint_is_passed_over(tokens, tmp_path, capsys, unbroken):
     config = random_config(tokens)
     config.trainer.stop_at, config.trainer.keep = 7, 3
     train(config, tmp_path)
-    newest, second = steps_kept(tmp_path)[:2]
+    newest, second = list_checkpoints(tmp_path)[:2]
     os.truncate(newest, newest.stat().st_size // 2)
-    assert newest_whole(tmp_path) == second
+    assert latest_valid_checkpoint(tmp_path) == second
     assert f"passed over, checkpoint {newest}" in capsys.readouterr().err
     config.trainer.stop_at, config.resume = None, "auto"
     train(config, tmp_path)
@@ -183,8 +187,8 @@ def test_a_signal_within_a_step_of_two_batches_lets_it_end(tokens, tmp_path, mon
 
 def test_a_worker_that_reads_data_ends_by_sigterm():
     """Though it has inherited the handlers, which would have it live on."""
-    stop = CleanStop()
-    with stop.listening():
+    stop = GracefulShutdown()
+    with stop.install_handlers():
         child = os.fork()
         if child == 0:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -234,7 +238,7 @@ def test_a_run_of_nonsense_ends(tokens, tmp_path, monkeypatch):
     spoilt(monkeypatch, range(4, 12))
     with pytest.raises(UserError, match="3 steps in a row, up to step 6.*skipped.jsonl"):
         train(config, tmp_path)
-    good = newest_whole(tmp_path)
+    good = latest_valid_checkpoint(tmp_path)
     assert good is not None
     assert all(torch.isfinite(w).all() for w in load_student(good).state_dict().values())
 
@@ -266,7 +270,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tokens, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left.*step=000005.ckpt is intact.*resume=auto"):
         train(config, tmp_path)
     assert not list((tmp_path / "checkpoints").glob(".*"))
-    assert newest_whole(tmp_path).name == "step=000005.ckpt"
+    assert latest_valid_checkpoint(tmp_path).name == "step=000005.ckpt"
 
 
 def test_one_batch_can_be_learnt_by_heart(tokens, tmp_path):

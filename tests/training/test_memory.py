@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_iter
 
 from delvm.models.transformer import Embedding, Transformer, TransformerConfig
 from delvm.training.config import StrategyName
-from delvm.training.losses import BYTES_HELD, cross_entropy, over_logits
+from delvm.training.losses import MAX_LOGITS_BYTES, chunked_linear_loss, cross_entropy
 from delvm.training.memory import memory
 
 NET = TransformerConfig(512, width=128, layers=4, heads=4, context=256, codebook_dim=16)
@@ -79,7 +79,7 @@ def measured(net: TransformerConfig, precision: str, recompute: int) -> tuple[in
         with low:
             hidden = model.hidden(ids).flatten(0, 1)
             forward = live.now - kept
-            loss = over_logits(
+            loss = chunked_linear_loss(
                 hidden,
                 model.head.weight,
                 lambda logits, truth: cross_entropy(logits, truth).sum(),
@@ -122,7 +122,7 @@ def test_whatever_the_student(changes, precision):
 def test_logits_are_held_a_stretch_at_a_time():
     net = TransformerConfig()  # 8,192 codes and 2,048 tokens: twice what is held
     few, many = (memory(net, StrategyName.single, "32-true", batch) for batch in (1, 8))
-    assert few.logits == many.logits == 4 * BYTES_HELD
+    assert few.logits == many.logits == 4 * MAX_LOGITS_BYTES
 
 
 def test_parts_are_smaller_by_as_many_as_there_are():

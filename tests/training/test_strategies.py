@@ -186,12 +186,12 @@ def test_one_of_several_processes_ends_with_its_code_and_all_it_said(tmp_path):
     script = """
 import sys
 from torch import distributed
-from delvm.training.strategies import leave
-leave(5)  # nobody else is there yet
+from delvm.training.strategies import exit_process
+exit_process(5)  # nobody else is there yet
 print("alone")
 distributed.init_process_group("gloo", f"file://{sys.argv[1]}", rank=0, world_size=1)
 print("said", end="")
-leave(3)
+exit_process(3)
 print("never")
 """
     command = [sys.executable, "-c", script, str(tmp_path / "store")]
@@ -208,7 +208,7 @@ def test_gradients_that_are_scaled_up_are_clipped_as_they_are():
     trainer = SimpleNamespace(
         precision_plugin=SimpleNamespace(scaler=scaler), strategy=SimpleNamespace(model=None)
     )
-    norm = strategies.clip(trainer, optimizer, 1.0)
+    norm = strategies.clip_grad_norm(trainer, optimizer, 1.0)
     assert norm.item() == pytest.approx(5.0)
     assert weight.grad is not None and weight.grad.tolist() == pytest.approx([0.6, 0.8])
     scaler.step(optimizer)
@@ -222,7 +222,7 @@ def test_gradients_are_scaled_as_torch_does_it(size):
     for weight in weights:
         weight.grad = torch.tensor([0.0, size, 0.0]) / 2
     ours, torchs = weights[:2], weights[2:]
-    assert alike(strategies.scale_down(ours, 1.0), nn.utils.clip_grad_norm_(torchs, 1.0))
+    assert alike(strategies.clip_grads_(ours, 1.0), nn.utils.clip_grad_norm_(torchs, 1.0))
     for a, b in zip(ours, torchs, strict=True):
         assert a.grad is not None and b.grad is not None and alike(a.grad, b.grad)
 
@@ -239,14 +239,14 @@ def test_a_checkpoint_takes_a_place_whole(tmp_path):
         if folder:
             part.mkdir()
         (part / "number" if folder else part).write_text(str(number))
-        strategies._put(part, path)
+        strategies._atomic_replace(part, path)
         assert (path / "number" if folder else path).read_text() == str(number)
         assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
-    strategy, path = strategies.FSDP2(1, 1, None, None), tmp_path / "last.ckpt"
+    strategy, path = strategies.FSDP2Strategy(1, 1, None, None), tmp_path / "last.ckpt"
 
     def save(number: float) -> None:
         state = {"state_dict": {"model.a": torch.full((3,), number)}, "global_step": number}

@@ -25,12 +25,12 @@ from delvm.interop.load import peek
 from delvm.storage import remove
 
 # What every checkpoint of ours has; of a torn one, not even the list of its keys can be read.
-KEYS = {"delvm", "global_step", "state_dict"}
+REQUIRED_KEYS = {"delvm", "global_step", "state_dict"}
 # Seconds within which signals count as one: Ctrl-C comes from the terminal and from torchrun.
-ONE_SIGNAL = 2.0
+SIGNAL_DEBOUNCE_S = 2.0
 
 
-def steps_kept(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run's folder, the newest first."""
     found = [
         (int(number[1]), path)
@@ -40,21 +40,21 @@ def steps_kept(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def newest_whole(folder: Path) -> Path | None:
+def latest_valid_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that can be read; says which ones it passed over."""
-    for path in steps_kept(folder):
+    for path in list_checkpoints(folder):
         try:
             found = peek(path)
         except UserError as error:
             print(f"resume: passed over, {error}", file=sys.stderr, flush=True)
             continue
-        if isinstance(found, dict) and found.keys() >= KEYS:
+        if isinstance(found, dict) and found.keys() >= REQUIRED_KEYS:
             return path
         print(f"resume: passed over, {path} is not whole", file=sys.stderr, flush=True)
     return None
 
 
-class Checkpoints(L.Callback):
+class AtomicCheckpoint(L.Callback):
     """Writes checkpoints, whole or not at all, and keeps the newest few and the best.
 
     Listed after whatever has a state to be kept, a moving average of the weights among them. It
@@ -125,7 +125,7 @@ class Checkpoints(L.Callback):
         except OSError as error:
             if trainer.is_global_zero:
                 remove(part)
-            there = steps_kept(self.folder.parent)
+            there = list_checkpoints(self.folder.parent)
             before = f"{there[0]} is intact" if there else "there is none before it"
             raise UserError(
                 f"checkpoint {path} cannot be written: {error.strerror}: {before}; make room, then "
@@ -134,18 +134,18 @@ class Checkpoints(L.Callback):
         trainer.strategy.barrier()
         self._saved = step
         if trainer.is_global_zero:
-            self._tidy(path)
+            self._prune(path)
 
-    def _tidy(self, newest: Path) -> None:
+    def _prune(self, newest: Path) -> None:
         """Point to the newest and the best, and remove those that need not stay."""
         _link(self.folder / "last.ckpt", newest.name)
-        keep = set(steps_kept(self.folder.parent)[: self.keep])
+        keep = set(list_checkpoints(self.folder.parent)[: self.keep])
         if self.best is not None:
             best = self.folder / f"step={self.best[1]:06d}.ckpt"
             if best.exists():
                 _link(self.folder / "best.ckpt", best.name)
                 keep.add(best)
-        for path in steps_kept(self.folder.parent):
+        for path in list_checkpoints(self.folder.parent):
             if path not in keep:
                 remove(path)
 
@@ -165,7 +165,7 @@ def _link(link: Path, name: str) -> None:
     os.replace(part, link)
 
 
-class Randomness(L.Callback):
+class RNGState(L.Callback):
     """Keeps the state of every generator that training draws from, of each rank its own."""
 
     def __init__(self, seed: int) -> None:
@@ -204,7 +204,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-class CleanStop(L.Callback):
+class GracefulShutdown(L.Callback):
     """Ends a run after the step it is at, when it is told to by SIGTERM or Ctrl-C.
 
     The checkpoint is written as at any end. A second signal ends the process at once.
@@ -218,26 +218,26 @@ class CleanStop(L.Callback):
         self._step = 0
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def install_handlers(self) -> Iterator[None]:
         """Hear signals for a while; in a thread, where Python gives none, do nothing."""
         before = {}
         with contextlib.suppress(ValueError):
             for number in (signal.SIGTERM, signal.SIGINT):
-                before[number] = signal.signal(number, self._hear)
+                before[number] = signal.signal(number, self._on_signal)
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a worker that reads data: it ends with its process
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
         now = time.monotonic()
-        if self.signal is not None and now - self._heard < ONE_SIGNAL:
+        if self.signal is not None and now - self._heard < SIGNAL_DEBOUNCE_S:
             return
         if self.signal is not None:
             raise KeyboardInterrupt
@@ -250,7 +250,7 @@ class CleanStop(L.Callback):
         self._step = trainer.global_step
         with contextlib.suppress(ValueError):
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._hear)
+                signal.signal(number, self._on_signal)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
@@ -264,7 +264,7 @@ class CleanStop(L.Callback):
         self.stopped = self.stopped or told
         trainer.should_stop = trainer.should_stop or told
 
-    def check(self, folder: Path, step: int, total: int) -> None:
+    def raise_if_stopped(self, folder: Path, step: int, total: int) -> None:
         """Raise what ends the process, if the run was stopped before its end.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Steps whose gradient is not finite are skipped, counted and told; a run of them ends a run."""
+"""Skips, counts and reports steps with a non-finite gradient; too many in a row end the run."""
 
 import json
 from collections import Counter, deque
@@ -14,8 +14,8 @@ from delvm.errors import Diverged
 from delvm.training.datamodules import StreamData
 
 
-class Guard(L.Callback):
-    """Watches the norm of gradients for a module, which asks `passes` at each step.
+class SkipNonFiniteGrad(L.Callback):
+    """Watches the norm of gradients for a module, which asks `grad_is_finite` at each step.
 
     Attributes:
         skipped: steps so far.
@@ -31,7 +31,7 @@ class Guard(L.Callback):
         """
         self.data, self.report, self.limit = data, report, limit
         self.skipped = 0
-        self._in_a_row: Counter[str] = Counter()
+        self._consecutive: Counter[str] = Counter()
         self._seen: deque[int] = deque()  # of each batch of this step, the number after its last
 
     def state_dict(self) -> dict[str, Any]:
@@ -48,23 +48,25 @@ class Guard(L.Callback):
     ) -> None:
         self._seen.append(batch["until"])
 
-    def passes(self, norm: Tensor, module: L.LightningModule, whose: str = "model") -> bool:
+    def grad_is_finite(
+        self, norm: Tensor, module: L.LightningModule, optimizer_name: str = "model"
+    ) -> bool:
         """Whether a step may be taken; if not, the gradients are dropped, so that nothing moves.
 
         Args:
             norm: of the gradients.
             module: that is trained.
-            whose: what has these gradients; an adversary has steps of its own.
+            optimizer_name: what has these gradients; an adversary has steps of its own.
 
         Raises:
             Diverged: this has gone on for too long.
         """
         if bool(torch.isfinite(norm)):
-            self._in_a_row[whose] = 0
+            self._consecutive[optimizer_name] = 0
             return True
         drop_gradients(module)
         self.skipped += 1
-        self._in_a_row[whose] += 1
+        self._consecutive[optimizer_name] += 1
         step = module.global_step
         size = self.data.config.batch_size
         examples = [
@@ -75,10 +77,10 @@ class Guard(L.Callback):
         line = {"step": step, "rank": module.global_rank, "norm": str(float(norm))}
         with self.report.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line | {"examples": examples}) + "\n")
-        if self._in_a_row[whose] >= self.limit:
+        if self._consecutive[optimizer_name] >= self.limit:
             raise Diverged(
-                f"the gradient of the {whose} was not finite for {self.limit} steps in a row, up "
-                f"to step {step}: the checkpoints are from before, {self.report} names the "
+                f"the gradient of the {optimizer_name} was not finite for {self.limit} steps in a "
+                f"row, up to step {step}: the checkpoints are from before, {self.report} names the "
                 "examples; lower optim.lr, or set trainer.precision=32-true, and resume=auto"
             )
         return False

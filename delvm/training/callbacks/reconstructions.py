@@ -9,11 +9,11 @@ from torch import Tensor
 from delvm.data.codebook_usage import draw_use
 from delvm.data.image_io import contact_sheet, to_images
 from delvm.storage import atomic_path
-from delvm.training.loggers import log_picture
+from delvm.training.loggers import log_image
 from delvm.training.tokenizer import TokenizerTraining
 
 
-class DrawReconstructions(L.Callback):
+class LogReconstructions(L.Callback):
     """After each validation: pictures as they are and as they are drawn, and the use of codes.
 
     They go to ``FOLDER/STEP.png`` and ``FOLDER/codes_STEP.png``, and to the run's loggers.
@@ -39,4 +39,4 @@ class DrawReconstructions(L.Callback):
             with atomic_path(self.folder / file) as part:
                 picture.save(part)
             for logger in trainer.loggers:
-                log_picture(logger, f"val/{name}", picture, step)
+                log_image(logger, f"val/{name}", picture, step)

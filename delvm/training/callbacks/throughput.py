@@ -12,7 +12,7 @@ from delvm.progress import Progress
 from delvm.training.datamodules import StreamData
 
 
-class TrainingProgress(L.Callback):
+class ThroughputMonitor(L.Callback):
     """Steps done, rate, time left and the latest loss in a line; rates and shares in the log."""
 
     def __init__(self, what: str, data: StreamData) -> None:
@@ -71,45 +71,6 @@ class TrainingProgress(L.Callback):
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-class TakeBatch(L.Callback):
-    """Tells the data what has been trained on, which is where a resumed run goes on.
-
-    Listed before whatever writes checkpoints.
-    """
-
-    def __init__(self, data: StreamData) -> None:
-        self.data = data
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
-    ) -> None:
-        self.data.take(batch)
-
-
-class CarryModel(L.Callback):
-    """Puts into each checkpoint what is needed to load its model without the run's config."""
-
-    def __init__(self, description: dict[str, Any]) -> None:
-        self.description = description
-
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["delvm"] = self.description
-
-
-class StopAt(L.Callback):
-    """Ends a job at a step of a longer run."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
-    ) -> None:
-        trainer.should_stop = trainer.should_stop or trainer.global_step >= self.step
 
 
 class LearningRate(L.Callback):
