@@ -55,7 +55,7 @@ def _students(cfg: EvaluateConfig) -> None:
         temperature=cfg.temperature,
         top_k=cfg.top_k,
         top_p=cfg.top_p,
-        expected=cfg.expected,
+        decoding=None if cfg.expected or cfg.temperature > 0 else "greedy",
         batch_size=cfg.batch_size,
         histories={name: path for name in places if (path := history(places[name]))},
         origins={name: origin(path) for name, path in places.items()},

@@ -81,7 +81,7 @@ def run(cfg: GenerateConfig) -> None:
 
     device = pick(cfg.device)
     prompter = Prompter(load_tokenizer(cfg.tokenizer, device), load_student(cfg.student, device))
-    prompter.check_fits(len(pairs))
+    prompter.check_context_length(len(pairs))
     side = prompter.tokenizer.config.resolution
     queries = [fit(open_image(path), side) for path in files.queries]
     answers = prompter.complete(
@@ -90,7 +90,7 @@ def run(cfg: GenerateConfig) -> None:
         temperature=cfg.temperature,
         top_k=cfg.top_k,
         top_p=cfg.top_p,
-        expected=cfg.expected,
+        decoding=None if cfg.expected or cfg.temperature > 0 else "greedy",
         seed=cfg.seed,
         batch_size=cfg.batch_size,
     )

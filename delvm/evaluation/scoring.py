@@ -10,7 +10,7 @@ Notation:
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from delvm import tasks
 from delvm.data.image_io import to_images, to_pixels
 from delvm.evaluation import baselines
 from delvm.evaluation.query_set import Prompts, Side, decode, encode
+from delvm.inference.decoding import Decoding
 from delvm.inference.sampling import generate
 from delvm.models.teacher_forcing import next_token
 from delvm.models.transformer import Transformer
@@ -31,14 +32,14 @@ EXAMPLES = 4
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How answers are drawn; see `delvm.inference.sampling.generate`."""
+class SamplingConfig:
+    """How answers are generated, as for `delvm.inference.sampling.generate`."""
 
+    decoding: Decoding = Decoding.mean_embedding
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
-    expected: bool = True
 
 
 @dataclass
@@ -99,7 +100,7 @@ def measure(
     prompts: Prompts,
     tokenizer: VQGAN,
     students: Mapping[str, Transformer],
-    decoding: Decoding,
+    sampling: SamplingConfig,
     batch_size: int,
     done: Callable[[int, str], None],
 ) -> Measured:
@@ -121,7 +122,7 @@ def measure(
         _measure_baselines(prompts, rows, mean_target, tokenizer, truth, scores)
         shown = _examples(prompts, rows, round_trip) if rows.start < EXAMPLES else []
         for name, student in students.items():
-            answer = decode(tokenizer, _answer(student, tokenizer, prompts, rows, decoding))
+            answer = decode(tokenizer, _answer(student, tokenizer, prompts, rows, sampling))
             scores.add(f"student/{name}", task.score(answer, truth))
             figures.add(name, _teacher_forced(student, prompts, rows))
             for example, picture in zip(shown, to_images(answer[: len(shown)]), strict=True):
@@ -150,19 +151,16 @@ def _measure_baselines(
 
 
 def _answer(
-    student: Transformer, tokenizer: VQGAN, prompts: Prompts, rows: slice, decoding: Decoding
+    student: Transformer, tokenizer: VQGAN, prompts: Prompts, rows: slice, sampling: SamplingConfig
 ) -> Tensor:
     """Ids (B, N) that a student answers with."""
     return generate(
         student,
         prompts.prefix(rows).to(_device(student)),
         prompts.truths.ids.shape[1],
-        temperature=decoding.temperature,
-        top_k=decoding.top_k,
-        top_p=decoding.top_p,
-        seed=decoding.seed,
-        first_row=rows.start,
-        codes=tokenizer.codebook.to(_device(student)) if decoding.expected else None,
+        **asdict(sampling),
+        row_offset=rows.start,
+        codebook=tokenizer.codebook.to(_device(student)),
     )
 
 

@@ -15,9 +15,10 @@ from delvm.evaluation import query_set as prompting
 from delvm.evaluation import results
 from delvm.evaluation.bootstrap import CONFIDENCE, RESAMPLES
 from delvm.evaluation.report.student_report import page
-from delvm.evaluation.scoring import Decoding, Example, measure
+from delvm.evaluation.scoring import Example, SamplingConfig, measure
 from delvm.evaluation.training_curves import read_history
-from delvm.inference.prompter import check_belongs
+from delvm.inference.decoding import Decoding, resolve_decoding
+from delvm.inference.prompter import check_tokenizer_match
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
@@ -40,12 +41,12 @@ class _Settings:
     temperature: float
     top_k: int | None
     top_p: float | None
-    expected: bool
+    decoding: Decoding
     batch_size: int
 
     @property
-    def decoding(self) -> Decoding:
-        return Decoding(self.temperature, self.top_k, self.top_p, self.seed, self.expected)
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(self.decoding, self.temperature, self.top_k, self.top_p, self.seed)
 
 
 def run(
@@ -61,7 +62,7 @@ def run(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    expected: bool = True,
+    decoding: Decoding | str | None = None,
     batch_size: int = 32,
     histories: Mapping[str, Path] | None = None,
     origins: Mapping[str, str] | None = None,
@@ -78,7 +79,7 @@ def run(
         queries, pairs: Queries a task, example pairs a prompt.
         seed: Of the prompts, of the draws (with a temperature) and of the bootstrap.
         temperature, top_k, top_p: As for `delvm.inference.sampling.generate`.
-        expected: As for `delvm.inference.prompter.Prompter.complete`.
+        decoding: As for `delvm.inference.prompter.Prompter.complete`.
         histories: Name of a model -> metrics.csv of its training, for the loss curves.
         origins: Name of a student, or "tokenizer" -> where its weights come from.
 
@@ -89,8 +90,9 @@ def run(
     Raises:
         UserError: Shards, tasks or models that are missing or do not go together.
     """
+    method = resolve_decoding(decoding, temperature)
     asked = _Settings(
-        str(input), queries, pairs, seed, temperature, top_k, top_p, expected, batch_size
+        str(input), queries, pairs, seed, temperature, top_k, top_p, method, batch_size
     )
     chosen = _chosen(input, tasks)
     _check(asked, chosen, tokenizer, students)
@@ -143,7 +145,7 @@ def _check(asked: _Settings, chosen: list[str], tokenizer: VQGAN, students: Stud
 
 def _check_student(name: str, student: Transformer, tokenizer: VQGAN, pairs: int) -> None:
     try:
-        check_belongs(tokenizer, student)
+        check_tokenizer_match(tokenizer, student)
     except UserError as error:
         raise UserError(f"student '{name}': {error}, or students.{name}=PATH") from None
     tokens, context = tokenizer.config.tokens_per_image, student.config.context
@@ -179,7 +181,7 @@ def _measure(
             def done(n: int, name: str, task: str = task) -> None:
                 bar.update(n, f"{task}, {name}")
 
-            measured = measure(prompts, tokenizer, students, asked.decoding, asked.batch_size, done)
+            measured = measure(prompts, tokenizer, students, asked.sampling, asked.batch_size, done)
             numbers[task] = results.of_task(measured, asked.seed)
             examples[task] = measured.examples
     return numbers, examples

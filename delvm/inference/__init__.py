@@ -1,1 +1,28 @@
-"""Prompting a student: examples and a query in, an answer out."""
+"""Prompting a student: example pairs and a query in, an answer image out."""
+
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["Decoding", "Prompter", "find_queries", "generate", "read_prompt"]
+
+if TYPE_CHECKING:
+    from delvm.inference.decoding import Decoding
+    from delvm.inference.prompt_folder import find_queries, read_prompt
+    from delvm.inference.prompter import Prompter
+    from delvm.inference.sampling import generate
+
+_MODULES = {
+    "Decoding": "decoding",
+    "Prompter": "prompter",
+    "find_queries": "prompt_folder",
+    "generate": "sampling",
+    "read_prompt": "prompt_folder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use, since torch takes seconds.
+    if name in _MODULES:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Prompts and queries as they lie on a disk."""
+"""Read prompts and queries from folders of images."""
 
 from pathlib import Path
 
@@ -8,64 +8,63 @@ from delvm.data.image_io import open_image
 from delvm.errors import UserError
 
 INPUT, TARGET = "_img", "_label"
-Picture = Image.Image
 
 
-def read_prompt(folder: str | Path) -> list[tuple[Picture, Picture]]:
-    """The example pairs of a prompt, in the order of their names.
+def read_prompt(folder: str | Path) -> list[tuple[Image.Image, Image.Image]]:
+    """Read the example pairs of a prompt, sorted by name.
 
-    The naming is the reference's: ``NAME_img.*`` shows the input and ``NAME_label.*`` the
-    target, in any picture format. Other files in the folder are no part of the prompt.
+    The file names are DeLVM's: ``NAME_img.*`` is the input and ``NAME_label.*`` the target, in any
+    image format. Other files in the folder are ignored.
 
     Raises:
-        UserError: the folder is missing or holds no pair, one half of a pair is missing or there
-            twice, or a file is not a picture.
+        UserError: the folder is missing or has no pair, one half of a pair is missing or there
+            twice, or a file cannot be read as an image.
     """
     folder = Path(folder)
     if not folder.exists():
         raise UserError(f"prompt folder not found: {folder} (set prompt=FOLDER)")
     if not folder.is_dir():
         raise UserError(f"prompt {folder} is a file: set prompt to its folder")
-    inputs, targets = _named(folder, INPUT), _named(folder, TARGET)
+    inputs, targets = _files_by_name(folder, INPUT), _files_by_name(folder, TARGET)
     if not inputs and not targets:
         raise UserError(
             f"prompt folder {folder} has no pairs: it needs NAME_img.* and NAME_label.*"
         )
     for name in sorted(inputs.keys() ^ targets.keys()):
-        file, lacks = (inputs[name], TARGET) if name in inputs else (targets[name], INPUT)
-        raise UserError(f"unpaired {file}: {name}{lacks}.* is not in the folder")
+        file, missing = (inputs[name], TARGET) if name in inputs else (targets[name], INPUT)
+        raise UserError(f"unpaired {file}: {name}{missing}.* is not in the folder")
     return [(open_image(inputs[name]), open_image(targets[name])) for name in sorted(inputs)]
 
 
-def _named(folder: Path, ending: str) -> dict[str, Path]:
-    """Files of a folder whose stem has this ending, by the rest of the stem."""
-    found: dict[str, Path] = {}
+def _files_by_name(folder: Path, ending: str) -> dict[str, Path]:
+    """The files whose stem has this ending, by the rest of the stem."""
+    files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.stem.endswith(ending) and not path.name.startswith("."):
             name = path.stem.removesuffix(ending)
-            if name in found:
-                raise UserError(f"two files for one picture: {found[name]} and {path.name}")
-            found[name] = path
-    return found
+            if name in files:
+                raise UserError(f"two files for one image: {files[name]} and {path.name}")
+            files[name] = path
+    return files
 
 
 def find_queries(path: str | Path) -> tuple[list[Path], list[Path]]:
-    """The pictures to be answered: one file, or those of a folder, in the order of their names.
+    """Find the query images: one file, or all images of a folder sorted by name.
 
     Returns:
-        the pictures, and the other files of the folder, which are no pictures by their suffix.
+        the images, and the folder's other files, whose suffix is not that of an image format.
 
     Raises:
-        UserError: nothing is there, or the folder has no picture.
+        UserError: the path does not exist, or the folder has no image.
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"query not found: {path} (set query=PICTURE or query=FOLDER)")
+        raise UserError(f"query not found: {path} (set query=IMAGE or query=FOLDER)")
     if not path.is_dir():
         return [path], []
-    known = Image.registered_extensions()
+    suffixes = Image.registered_extensions()
     files = [file for file in sorted(path.iterdir()) if file.is_file() and file.name[0] != "."]
-    pictures = [file for file in files if file.suffix.lower() in known]
-    if not pictures:
-        raise UserError(f"query folder {path} has no pictures")
-    return pictures, [file for file in files if file not in pictures]
+    images = [file for file in files if file.suffix.lower() in suffixes]
+    if not images:
+        raise UserError(f"query folder {path} has no images")
+    return images, [file for file in files if file not in images]

@@ -1,4 +1,4 @@
-"""Prompt by example: pairs and queries as pictures in, answers as pictures out."""
+"""Prompt a student by example: pairs and queries as images in, answers as images out."""
 
 from collections.abc import Sequence
 
@@ -8,113 +8,126 @@ from torch import Tensor
 
 from delvm.data.image_io import fit, to_images, to_pixels
 from delvm.errors import UserError
+from delvm.inference.decoding import Decoding, resolve_decoding
 from delvm.inference.sampling import generate
 from delvm.interop.fingerprint import fingerprint, may_carry
 from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
 
-Picture = Image.Image
-
 
 class Prompter:
-    """A tokenizer and a student that belong together, ready to be prompted."""
+    """A tokenizer and a student trained on its tokens, ready to be prompted."""
 
     def __init__(self, tokenizer: VQGAN, student: Transformer) -> None:
-        """Check that the student was trained on this tokenizer's ids, as far as it tells.
+        """Put both models in evaluation mode.
+
+        Args:
+            tokenizer: the one whose tokens the student was trained on.
+            student: its weights stay on the device where they are.
 
         Raises:
-            UserError: it was trained on another's.
+            UserError: the student was trained on another tokenizer's tokens.
         """
-        check_belongs(tokenizer, student)
+        check_tokenizer_match(tokenizer, student)
         self.tokenizer, self.student = tokenizer.eval(), student.eval()
 
     def complete(
         self,
-        pairs: Sequence[tuple[Picture, Picture]],
-        queries: Sequence[Picture],
+        pairs: Sequence[tuple[Image.Image, Image.Image]],
+        queries: Sequence[Image.Image],
         *,
+        decoding: Decoding | str | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
         batch_size: int = 32,
-        expected: bool = True,
-    ) -> list[Picture]:
-        """Answer each query as the pairs show it.
+    ) -> list[Image.Image]:
+        """Answer each query in the way that the pairs demonstrate.
 
         Args:
-            pairs: (input, target) examples, of any size; each is resized by its short side and
-                cropped at the centre to the tokenizer's resolution.
-            queries: pictures to answer, of any size.
-            temperature: 0 draws nothing by chance (the reference: 0.1); see ``expected``.
-            top_k, top_p: keep the k most likely tokens, the fewest with a mass of p (0.75).
-            seed: with the place of a query, decides its draw.
+            pairs: (input, target) examples of any size; each is resized by its short side and
+                center-cropped to the tokenizer's resolution.
+            queries: images to answer, of any size.
+            decoding: "mean_embedding" (the code nearest to the mean embedding, closest in pixels),
+                "greedy" (the most likely token) or "sample". None: "sample" above temperature 0,
+                "mean_embedding" at 0.
+            temperature: of sampling; above 0 with "sample" only. DeLVM's notebook names 0.1.
+            top_k, top_p: sample from the k most likely tokens, and from the fewest tokens that
+                together have the probability p (DeLVM's notebook names 0.75).
+            seed: of the samples, together with the index of the query.
             batch_size: queries answered at once.
-            expected: with temperature 0, take the code nearest to the expected one each time, by
-                which pictures come closer to the truth, rather than the most likely one.
 
         Returns:
-            one picture a query, at the tokenizer's resolution.
+            one image per query, at the tokenizer's resolution.
 
         Raises:
-            UserError: the prompt and its answer do not fit into the student's context.
+            UserError: prompt and answer exceed the student's context, or decoding and temperature
+                contradict each other.
         """
-        self.check_fits(len(pairs))
+        self.check_context_length(len(pairs))
+        method = resolve_decoding(decoding, temperature)
         if not queries:
             return []
-        prompt = self.encode([picture for pair in pairs for picture in pair]).flatten()
-        answers: list[Picture] = []
+        prompt = self.encode([image for pair in pairs for image in pair]).flatten()
+        answers: list[Image.Image] = []
         for start in range(0, len(queries), batch_size):
-            query = self.encode(queries[start : start + batch_size])
-            prefix = torch.cat((prompt.expand(len(query), -1), query), dim=1)
+            query = self.encode(queries[start : start + batch_size])  # (B, N)
             ids = generate(
-                self.student, prefix, query.shape[1],
-                temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, first_row=start,
-                codes=self.tokenizer.codebook if expected else None,
-            )  # fmt: skip
+                self.student,
+                torch.cat((prompt.expand(len(query), -1), query), dim=1),
+                max_new_tokens=query.shape[1],
+                decoding=method,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+                row_offset=start,
+                codebook=self.tokenizer.codebook,
+            )
             answers += to_images(self.tokenizer.decode(ids))
         return answers
 
-    def check_fits(self, pairs: int) -> None:
-        """Raise a UserError when ``pairs`` pairs, a query and its answer exceed the context."""
+    def check_context_length(self, num_pairs: int) -> None:
+        """Raise a UserError if pairs, query and answer do not fit into the student's context."""
         tokens = self.tokenizer.config.tokens_per_image
         context = self.student.config.context
-        if (needed := (2 * pairs + 2) * tokens) > context:
+        if (needed := (2 * num_pairs + 2) * tokens) > context:
             raise UserError(
-                f"{pairs} pairs, a query and its answer are {needed} tokens, and the student's "
+                f"{num_pairs} pairs, a query and its answer are {needed} tokens, and the student's "
                 f"context is {context}: use at most {max(0, context // tokens // 2 - 1)} pairs"
             )
 
-    def encode(self, pictures: Sequence[Picture]) -> Tensor:
-        """Ids (B, N) of pictures of any size; (0, N) of none."""
-        side, device = self.tokenizer.config.resolution, self.tokenizer.codebook.device
-        if not pictures:
-            return torch.empty(
-                0, self.tokenizer.config.tokens_per_image, dtype=torch.int64, device=device
-            )
-        pixels = to_pixels([fit(picture.convert("RGB"), side) for picture in pictures])
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """Token ids (B, N) of images of any size; (0, N) for an empty list."""
+        config, device = self.tokenizer.config, self.tokenizer.codebook.device
+        if not images:
+            return torch.empty(0, config.tokens_per_image, dtype=torch.int64, device=device)
+        pixels = to_pixels([fit(image.convert("RGB"), config.resolution) for image in images])
         return self.tokenizer.encode(pixels.to(device))
 
 
-def check_belongs(tokenizer: VQGAN, student: Transformer) -> None:
-    """Check that a student was trained on a tokenizer's ids.
+def check_tokenizer_match(tokenizer: VQGAN, student: Transformer) -> None:
+    """Check that a student was trained on a tokenizer's tokens.
 
-    Students of other projects do not name their tokenizer: those are told by the codes they carry,
-    or else by how many ids of pictures they know.
+    Students of other projects do not store the fingerprint of their tokenizer. They are matched by
+    the codebook that they contain or, without one, by the number of image tokens.
 
     Raises:
-        UserError: it was trained on another's.
+        UserError: it was trained on another tokenizer's tokens.
     """
-    mine, theirs = fingerprint(tokenizer), student.tokenizer_fingerprint
-    remedy = "set tokenizer=PATH to the one its token shards were made with"
-    if theirs and theirs != mine:
+    given, trained_on = fingerprint(tokenizer), student.tokenizer_fingerprint
+    fix = "set tokenizer=PATH to the one its token shards were made with"
+    if trained_on and trained_on != given:
         raise UserError(
-            f"tokenizer {mine} is not the one this student was trained on ({theirs}): {remedy}"
+            f"tokenizer {given} is not the one this student was trained on ({trained_on}): {fix}"
         )
-    codes, known = tokenizer.config.num_embeddings, student.space.codes
-    if codes != known:
-        raise UserError(f"num_embeddings {codes} (tokenizer) != {known} codes (student): {remedy}")
-    if not theirs and not may_carry(student, tokenizer.codebook):
+    codebook_size, known = tokenizer.config.num_embeddings, student.space.codes
+    if codebook_size != known:
         raise UserError(
-            f"the codes of tokenizer {mine} are not those that this student carries: {remedy}"
+            f"num_embeddings {codebook_size} (tokenizer) != {known} codes (student): {fix}"
+        )
+    if not trained_on and not may_carry(student, tokenizer.codebook):
+        raise UserError(
+            f"the codes of tokenizer {given} differ from those that this student contains: {fix}"
         )

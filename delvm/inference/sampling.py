@@ -1,113 +1,130 @@
-"""Draw tokens from a student, one at a time, on top of a key-value cache.
+"""Autoregressive decoding with a key-value cache, and the ways to choose each token.
 
 Notation:
-    B rows    T tokens of the prefix    V vocabulary    N tokens drawn
+    B rows    T prefix tokens    N new tokens    V vocabulary size    C codebook size
 """
 
 import torch
 from torch import Tensor
 
+from delvm.inference.decoding import Decoding, resolve_decoding
 from delvm.models.transformer import Transformer
 
 
-def filtered(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+def top_k_top_p_probs(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None
+) -> Tensor:
     """Probabilities (B, V) after temperature, then top-k, then top-p (nucleus).
 
-    The most likely token is always kept, and so is every token tied with the last one kept by
+    The most likely token always stays, and so does every token that ties with the last one kept by
     top-k.
     """
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    probabilities = logits.softmax(-1)
+        threshold = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    probs = logits.softmax(-1)
     if top_p is not None and top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True)
-        before = ordered.cumsum(-1) - ordered  # mass of the more likely ones
-        dropped = torch.zeros_like(ordered, dtype=torch.bool).scatter(-1, order, before >= top_p)
-        probabilities = probabilities.masked_fill(dropped, 0.0)
-        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
-    return probabilities
+        sorted_probs, order = probs.sort(dim=-1, descending=True)
+        mass_before = sorted_probs.cumsum(-1) - sorted_probs  # of the more likely tokens
+        dropped = torch.zeros_like(probs, dtype=torch.bool)
+        dropped = dropped.scatter(-1, order, mass_before >= top_p)
+        probs = probs.masked_fill(dropped, 0.0)
+        probs = probs / probs.sum(-1, keepdim=True)
+    return probs
 
 
-def nearest_to_expected(logits: Tensor, codes: Tensor) -> Tensor:
-    """Ids (B,) of the codes nearest to what is expected of logits (B, V), codes (C, d), C <= V.
+def mean_embedding_ids(logits: Tensor, codebook: Tensor) -> Tensor:
+    """Ids (B,) of the codes nearest to the expected embedding.
 
-    The likeliest token is the best guess of a token; of a picture, whose worth is measured by the
-    distance of its pixels, the mean is. Tokens beyond the codebook (BOS, EOS) are left out.
+    The most likely token minimizes the expected number of wrong tokens. The mean embedding
+    minimizes the expected squared distance in code space, which follows pixels more closely.
+
+    Args:
+        logits: (B, V), V >= C; tokens beyond the codebook (BOS, EOS) are ignored.
+        codebook: (C, d).
     """
-    expected = logits[:, : len(codes)].float().softmax(-1) @ codes  # (B, d)
-    return torch.cdist(expected[None], codes[None])[0].argmin(-1)
+    expected = logits[:, : len(codebook)].float().softmax(-1) @ codebook  # (B, d)
+    return torch.cdist(expected[None], codebook[None])[0].argmin(-1)
 
 
-def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Ids (B,) by inverting the cumulative distribution of probabilities (B, V) at uniform (B,)."""
-    cumulative = probabilities.double().cumsum(-1)
-    target = uniform[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(
-        probabilities.shape[-1] - 1
-    )
+def sample_from_uniform(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Sample ids (B,) by inverting the cumulative distribution of probs (B, V) at uniform (B,)."""
+    cdf = probs.double().cumsum(-1)
+    ids = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0]
+    return ids.clamp_max(probs.shape[-1] - 1)
 
 
 @torch.inference_mode()
 def generate(
     student: Transformer,
     prefix: Tensor,
-    count: int,
+    max_new_tokens: int,
     *,
+    decoding: Decoding | str = Decoding.greedy,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
-    first_row: int = 0,
-    codes: Tensor | None = None,
+    row_offset: int = 0,
+    codebook: Tensor | None = None,
 ) -> Tensor:
-    """Continue each row of ``prefix`` by ``count`` tokens, all of them codes.
+    """Continue each row of ``prefix`` by ``max_new_tokens`` image tokens.
 
-    Ids that are none of a picture's (``student.space``) are never drawn, as LVM prompts its
-    students.
+    Ids outside the codebook (special tokens, see ``student.space``) are never generated; LVM
+    prompts its students in the same way.
 
     Args:
         student: in evaluation mode.
         prefix: (B, T) int64.
-        count: N.
-        temperature: 0 takes the most likely token each time, or see ``codes``.
-        top_k, top_p: keep the k most likely tokens, the fewest that hold a mass of p.
-        seed, first_row: row r draws from a generator seeded by (seed, first_row + r), so an
-            answer does not depend on the batch it is drawn in.
-        codes: (C, d), the tokenizer's; with temperature 0, take each time the code nearest to the
-            expected one.
+        max_new_tokens: N; generation never stops earlier.
+        decoding: how each token is chosen, see `delvm.inference.decoding`.
+        temperature: above 0 with ``decoding="sample"``, otherwise 0.
+        top_k, top_p: sample from the k most likely tokens, and from the fewest tokens that
+            together have the probability p.
+        seed, row_offset: row r uses a random generator seeded by (seed, row_offset + r), so an
+            answer does not depend on the batch it was generated in.
+        codebook: (C, d) of the tokenizer; needed by ``decoding="mean_embedding"``.
 
     Returns:
         ids (B, N) int64.
 
     Raises:
-        ValueError: prefix and count exceed the student's context.
+        ValueError: prefix and new tokens exceed the student's context, or no codebook is given.
+        UserError: decoding and temperature contradict each other.
     """
     rows, length = prefix.shape
-    if length + count > student.config.context:
-        raise ValueError(f"{length} + {count} tokens for a context of {student.config.context}")
-    uniform = _uniform(rows, count, seed, first_row).to(prefix.device) if temperature > 0 else None
-    cache = student.new_cache(rows, length + count)
-    answer = torch.empty(rows, count, dtype=torch.int64, device=prefix.device)
+    if length + max_new_tokens > student.config.context:
+        raise ValueError(
+            f"{length} + {max_new_tokens} tokens for a context of {student.config.context}"
+        )
+    method = resolve_decoding(decoding, temperature)
+    if method is Decoding.mean_embedding and codebook is None:
+        raise ValueError("decoding=mean_embedding needs the tokenizer's codebook")
+    uniform = None
+    if method is Decoding.sample:
+        uniform = _uniform(rows, max_new_tokens, seed, row_offset).to(prefix.device)
+    cache = student.new_cache(rows, length + max_new_tokens)
+    answer = torch.empty(rows, max_new_tokens, dtype=torch.int64, device=prefix.device)
     step = prefix
-    for i in range(count):
+    for i in range(max_new_tokens):
         logits = student.head(student.hidden(step, cache)[:, -1])[:, : student.space.codes]
         if uniform is not None:
-            chosen = draw(filtered(logits, temperature, top_k, top_p), uniform[:, i])
-        elif codes is not None:
-            chosen = nearest_to_expected(logits, codes)
+            probs = top_k_top_p_probs(logits, temperature, top_k, top_p)
+            next_ids = sample_from_uniform(probs, uniform[:, i])
+        elif method is Decoding.mean_embedding and codebook is not None:
+            next_ids = mean_embedding_ids(logits, codebook)
         else:
-            chosen = logits.argmax(-1)
-        answer[:, i] = chosen
-        step = chosen[:, None]
+            next_ids = logits.argmax(-1)
+        answer[:, i] = next_ids
+        step = next_ids[:, None]
     return answer
 
 
-def _uniform(rows: int, count: int, seed: int, first_row: int) -> Tensor:
-    """Numbers in [0, 1), (rows, count) float64, each row from a generator of its own."""
-    numbers = []
-    for row in range(first_row, first_row + rows):
+def _uniform(rows: int, count: int, seed: int, row_offset: int) -> Tensor:
+    """Uniform values in [0, 1), (rows, count) float64, each row from its own generator."""
+    values = []
+    for row in range(row_offset, row_offset + rows):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + row) % 2**63)
-        numbers.append(torch.rand(count, generator=generator, dtype=torch.float64))
-    return torch.stack(numbers)
+        values.append(torch.rand(count, generator=generator, dtype=torch.float64))
+    return torch.stack(values)

@@ -107,7 +107,7 @@ def bad_inputs(tmp_path, prompt, weights):
         "not a picture": ([f"query={text}"], "cannot be read as a picture: not a picture"),
         "not a checkpoint": ([q, f"student={text}"], "checkpoint "),
         "empty prompt": ([q, f"prompt={empty}"], " has no pairs"),
-        "empty queries": ([f"query={empty}"], " has no pictures"),
+        "empty queries": ([f"query={empty}"], " has no images"),
         "unpaired": ([q, f"prompt={unpaired}"], "unpaired "),
         "another tokenizer": ([q, f"tokenizer={other}"], " is not the one this student was"),
         "too long": ([q, f"prompt={long}"], "3 pairs, a query and its answer are 32 tokens, and"),

@@ -1,4 +1,4 @@
-"""Drawing tokens: against a slow oracle, and the same whatever the batch."""
+"""Decoding against slow reference loops, and its independence of the batch."""
 
 import copy
 import math
@@ -6,7 +6,13 @@ import math
 import pytest
 import torch
 
-from delvm.inference.sampling import draw, filtered, generate, nearest_to_expected
+from delvm.errors import UserError
+from delvm.inference.sampling import (
+    generate,
+    mean_embedding_ids,
+    sample_from_uniform,
+    top_k_top_p_probs,
+)
 from delvm.models.transformer import Init, Transformer, TransformerConfig
 
 
@@ -15,11 +21,11 @@ def student() -> Transformer:
     torch.manual_seed(0)
     config = TransformerConfig(30, 32, 2, 4, context=20, codebook_dim=8, init=Init.ordinary)
     model = Transformer(config, torch.randn(30, 8)).eval()
-    torch.nn.init.normal_(model.head.weight, std=0.3)  # far from uniform, so that draws differ
+    torch.nn.init.normal_(model.head.weight, std=0.3)  # far from uniform, so that samples differ
     return model
 
 
-def oracle(student: Transformer, prefix: torch.Tensor, count: int) -> torch.Tensor:
+def decode_without_cache(student: Transformer, prefix: torch.Tensor, count: int) -> torch.Tensor:
     """Greedy decoding without a cache."""
     ids = prefix
     for _ in range(count):
@@ -29,52 +35,52 @@ def oracle(student: Transformer, prefix: torch.Tensor, count: int) -> torch.Tens
 
 def test_greedy_equals_decoding_without_cache(student):
     prefix = torch.randint(0, 30, (3, 7))
-    assert torch.equal(generate(student, prefix, 13), oracle(student, prefix, 13))
+    assert torch.equal(generate(student, prefix, 13), decode_without_cache(student, prefix, 13))
 
 
-def test_an_answer_does_not_depend_on_its_batch(student):
+def test_answer_does_not_depend_on_batch(student):
     prefix = torch.randint(0, 30, (5, 6))
-    how = {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "seed": 3}
-    together = generate(student, prefix, 9, **how)
+    options = {"decoding": "sample", "temperature": 1.0, "top_k": 20, "top_p": 0.9, "seed": 3}
+    together = generate(student, prefix, 9, **options)
     for row in range(5):
-        alone = generate(student, prefix[row : row + 1], 9, first_row=row, **how)
+        alone = generate(student, prefix[row : row + 1], 9, row_offset=row, **options)
         assert torch.equal(alone[0], together[row])
-    assert not torch.equal(together, generate(student, prefix, 9, **(how | {"seed": 4})))
+    assert not torch.equal(together, generate(student, prefix, 9, **(options | {"seed": 4})))
 
 
-def test_the_expected_code_against_loops():
+def test_mean_embedding_ids_match_slow_loop():
     torch.manual_seed(2)
-    codes, logits = torch.randn(6, 3), 2 * torch.randn(40, 8)  # two tokens beyond the codebook
-    got = nearest_to_expected(logits, codes)
-    for row, chosen in zip(logits, got, strict=True):
+    codebook, logits = torch.randn(6, 3), 2 * torch.randn(40, 8)  # two special tokens
+    ids = mean_embedding_ids(logits, codebook)
+    for row, chosen in zip(logits, ids, strict=True):
         mass = [math.exp(value) for value in row[:6].tolist()]
-        mean = [sum(m * codes[i, j].item() for i, m in enumerate(mass)) for j in range(3)]
+        mean = [sum(m * codebook[i, j].item() for i, m in enumerate(mass)) for j in range(3)]
         mean = [value / sum(mass) for value in mean]
-        gaps = [sum((codes[i, j].item() - mean[j]) ** 2 for j in range(3)) for i in range(6)]
+        gaps = [sum((codebook[i, j].item() - mean[j]) ** 2 for j in range(3)) for i in range(6)]
         assert int(chosen) == gaps.index(min(gaps))
-    assert (got != logits[:, :6].argmax(-1)).any()  # the mean is not the mode
+    assert (ids != logits[:, :6].argmax(-1)).any()  # the mean is not the mode
 
 
-def test_a_sure_student_answers_the_same_either_way(student):
+def test_mean_embedding_equals_greedy_for_confident_student(student):
     prefix = torch.randint(0, 30, (2, 5))
-    codes = torch.randn(30, 8)
-    sure = copy.deepcopy(student)
-    sure.head.weight.data *= 1e4
-    assert torch.equal(generate(sure, prefix, 8, codes=codes), generate(sure, prefix, 8))
-    assert not torch.equal(generate(student, prefix, 8, codes=codes), generate(student, prefix, 8))
+    mean = {"decoding": "mean_embedding", "codebook": torch.randn(30, 8)}
+    confident = copy.deepcopy(student)
+    confident.head.weight.data *= 1e4
+    assert torch.equal(generate(confident, prefix, 8, **mean), generate(confident, prefix, 8))
+    assert not torch.equal(generate(student, prefix, 8, **mean), generate(student, prefix, 8))
 
 
 def test_low_temperature_is_greedy(student):
     prefix = torch.randint(0, 30, (2, 5))
-    drawn = generate(student, prefix, 8, temperature=1e-4)
-    assert torch.equal(drawn, generate(student, prefix, 8))
+    sampled = generate(student, prefix, 8, decoding="sample", temperature=1e-4)
+    assert torch.equal(sampled, generate(student, prefix, 8))
 
 
-def test_top_k_and_top_p_against_loops():
+def test_top_k_top_p_match_slow_loop():
     torch.manual_seed(1)
     logits = torch.randn(4, 12)
-    got = filtered(logits, 0.7, 6, 0.8)
-    for row, result in zip(logits / 0.7, got, strict=True):
+    probs = top_k_top_p_probs(logits, 0.7, 6, 0.8)
+    for row, result in zip(logits / 0.7, probs, strict=True):
         order = row.argsort(descending=True).tolist()[:6]
         p = torch.zeros(12)
         p[order] = row[order].softmax(0)
@@ -84,19 +90,23 @@ def test_top_k_and_top_p_against_loops():
             mass += p[i].item()
             if mass >= 0.8:
                 break
-        wanted = torch.zeros(12)
-        wanted[kept] = p[kept] / p[kept].sum()
-        assert torch.allclose(result, wanted, atol=1e-6)
+        expected = torch.zeros(12)
+        expected[kept] = p[kept] / p[kept].sum()
+        assert torch.allclose(result, expected, atol=1e-6)
 
 
-def test_draw_follows_the_probabilities():
+def test_sample_from_uniform_follows_probabilities():
     p = torch.tensor([[0.1, 0.0, 0.6, 0.3]])
     uniform = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    ids = draw(p.expand(10_000, -1), uniform)
+    ids = sample_from_uniform(p.expand(10_000, -1), uniform)
     counts = torch.bincount(ids, minlength=4)
     assert counts.tolist() == pytest.approx([1000, 0, 6000, 3000], abs=2)
 
 
-def test_too_long_for_the_context(student):
+def test_context_overflow_and_missing_codebook_are_errors(student):
     with pytest.raises(ValueError, match=r"15 \+ 6 tokens for a context of 20"):
         generate(student, torch.zeros(1, 15, dtype=torch.int64), 6)
+    with pytest.raises(ValueError, match="needs the tokenizer's codebook"):
+        generate(student, torch.zeros(1, 5, dtype=torch.int64), 6, decoding="mean_embedding")
+    with pytest.raises(UserError, match="decoding=greedy is deterministic, but temperature=1"):
+        generate(student, torch.zeros(1, 5, dtype=torch.int64), 6, temperature=1.0)

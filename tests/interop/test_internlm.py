@@ -107,7 +107,7 @@ def test_codes_tell_whose_student_it_is(tmp_path):
     student.embed.codebook.copy_(student.embed.codebook.half())
     Prompter(tokenizer, student)
     tokenizer.quantize.embedding.weight.data[7, 3] += 1
-    with pytest.raises(UserError, match="are not those that this student carries"):
+    with pytest.raises(UserError, match="differ from those that this student contains"):
         Prompter(tokenizer, student)
     with pytest.raises(UserError, match=r"num_embeddings 1024 \(tokenizer\) != 256 codes"):
         Prompter(load_tokenizer("shapes"), student)

@@ -89,10 +89,11 @@ def test_an_answer_is_made_of_codes(tmp_path):
     prefix = torch.randint(0, CODES, (4, 8))
     likeliest = found(prefix)[:, -1].argmax(-1)
     assert (likeliest >= CODES).any()
-    for how in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9, "top_k": 50}):
-        assert generate(found, prefix, 12, **how).max() < CODES
-    codes = torch.randn(CODES, 4)
-    assert generate(found, prefix, 12, codes=codes).max() < CODES
+    sampling = {"decoding": "sample", "temperature": 1.0}
+    for options in ({}, sampling, {**sampling, "top_p": 0.9, "top_k": 50}):
+        assert generate(found, prefix, 12, **options).max() < CODES
+    options = {"decoding": "mean_embedding", "codebook": torch.randn(CODES, 4)}
+    assert generate(found, prefix, 12, **options).max() < CODES
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
