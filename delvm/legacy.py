@@ -33,6 +33,13 @@ CHECKPOINT: dict[str, str] = {}
 CHECKPOINT_CALLBACKS: dict[str, str] = {}
 CHECKPOINT_STATE: dict[str, str] = {}
 
+# manifest.json of a directory of shards.
+MANIFEST: dict[str, str] = {"pictures": "images_per_example", "parts": "chunks", "fast": "bf16"}
+MANIFEST_VALUES: dict[str, dict[Any, Any]] = {"kind": {"pairs": "images"}}
+
+# The order of a data set's stream: "order" in the state of a data module, in checkpoints.
+DATA_ORDER: dict[str, str] = {"window": "shuffle_window_shards", "shares": "mixture_weights"}
+
 
 def rename_keys(
     values: Mapping[str, Any], keys: Keys, enum_values: Values | None = None

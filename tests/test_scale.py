@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from delvm.data.shards.io import write_tokens
-from delvm.data.shards.manifest import plan_pairs, plan_tokens
+from delvm.data.shards.manifest import plan_images, plan_tokens
 from delvm.errors import UserError
 from experiments.scale.estimate import LVM, PAPER, estimate, main, table
 
@@ -21,7 +21,7 @@ def test_the_mixtures_are_the_papers():
 
 
 def test_bytes_are_those_of_real_shards(tmp_path):
-    pairs = plan_pairs("train", "derain", source="s", seed=0, image_size=256)
+    pairs = plan_images("train", "derain", source="s", seed=0, image_size=256)
     plan = plan_tokens(pairs, 4096, tokens_per_image=256, vocab_size=8192, fingerprint="x")
     write_tokens(tmp_path, plan, lambda a, b: [np.zeros((b - a, 2, 256), np.int64)])
     size = sum(path.stat().st_size for path in tmp_path.rglob("*.tar"))

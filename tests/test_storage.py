@@ -11,8 +11,8 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from delvm.data.datasets.images import Pictures, PicturesConfig
-from delvm.data.datasets.sentences import Sentences, SentencesConfig
+from delvm.data.datasets.images import ImageDataset, ImagesConfig
+from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
 from delvm.data.encode.encode import encode
 from delvm.data.encode.executors.processes import Processes
 from delvm.data.prepare.chunks import read_rejects
@@ -222,10 +222,10 @@ def test_streams_and_looks_from_a_store_are_those_of_a_folder(store, tmp_path):
     sentences, pictures = [], []
     for root in map(str, (tmp_path, store)):
         config = SentencesConfig(path=f"{root}/tokens", pairs_per_sentence=2)
-        sentences.append(Sentences(config, seed=0)[numbers]["ids"])
-        pictures.append(Pictures(PicturesConfig(path=f"{root}/pairs"), seed=0)[numbers]["pixels"])
+        sentences.append(SentenceDataset(config, seed=0)[numbers]["input_ids"])
+        pictures.append(ImageDataset(ImagesConfig(path=f"{root}/pairs"), seed=0)[numbers]["pixels"])
     assert torch.equal(*sentences) and torch.equal(*pictures)
     looks = [inspect(root / "pairs", None, output=tmp_path / f"look{n}", pictures=2)
              for n, root in enumerate((tmp_path, store))]  # fmt: skip
     near, far = ({k: v for k, v in look.items() if k != "root"} for look in looks)
-    assert near["splits"] == far["splits"] and near["kind"] == "pairs"
+    assert near["splits"] == far["splits"] and near["kind"] == "images"

@@ -8,8 +8,8 @@ import torch
 
 from delvm.commands.checks import at_least
 from delvm.commands.checks_devices import device_faults
-from delvm.data.datasets.images import PicturesConfig
-from delvm.data.datasets.sampler import shares
+from delvm.data.datasets.images import ImagesConfig
+from delvm.data.datasets.sampler import mixture_weights
 from delvm.data.datasets.sentences import SentencesConfig, examples_per_sentence
 from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.errors import UserError, did_you_mean
@@ -58,13 +58,19 @@ def _numbers(cfg: TrainConfig) -> list[str]:
             "threads",
         )
     }
-    for name in ("batch_size", "pairs_per_sentence", "images_per_sentence", "val_pairs", "window"):
+    for name in (
+        "batch_size",
+        "pairs_per_sentence",
+        "images_per_sentence",
+        "num_val_examples",
+        "shuffle_window_shards",
+    ):
         counts[f"data.{name}"] = getattr(cfg.data, name, None)
     found = at_least(1, counts)
     found += at_least(
         0,
         {
-            "data.workers": cfg.data.workers,
+            "data.num_workers": cfg.data.num_workers,
             "optim.weight_decay": optim.weight_decay,
             "overfit": cfg.overfit,
             "trainer.recompute": cfg.trainer.recompute,
@@ -130,10 +136,10 @@ def _manifests(path: str, kind: str, found: list[str]) -> dict[str, Manifest]:
 
 
 def _tokenizer(cfg: TrainConfig) -> list[str]:
-    if not isinstance(cfg.data, PicturesConfig):
-        return ["module=tokenizer learns from pictures, data is sentences: set data=pixels"]
+    if not isinstance(cfg.data, ImagesConfig):
+        return ["module=tokenizer learns from pictures, data is sentences: set data=images"]
     found = _losses(cfg) + _idle(cfg)
-    manifest = _any(_manifests(cfg.data.path, "pairs", found))
+    manifest = _any(_manifests(cfg.data.path, "images", found))
     side = cfg.tokenizer.net.resolution
     if manifest is not None and manifest.image_size != side:
         found.append(
@@ -209,7 +215,7 @@ def _against_tokenizer(cfg: TrainConfig) -> list[str]:
     """The student against the ids: those on disk, or those the tokenizer group would make."""
     if not isinstance(cfg.data, SentencesConfig):
         return [
-            f"module={cfg.module.name} learns from sentences, data is pixels: set data=sentences"
+            f"module={cfg.module.name} learns from sentences, data is images: set data=sentences"
         ]
     found: list[str] = []
     net, student = cfg.tokenizer.net, cfg.student.net
@@ -255,7 +261,7 @@ def _mixture(data: SentencesConfig, manifests: dict[str, Manifest]) -> list[str]
     if not manifests:
         return []
     try:
-        for task in shares(data.weights, sorted(manifests)):
+        for task in mixture_weights(data.task_weights, sorted(manifests)):
             examples_per_sentence(data, manifests[task])
     except UserError as error:
         return [str(error)]
@@ -264,7 +270,7 @@ def _mixture(data: SentencesConfig, manifests: dict[str, Manifest]) -> list[str]
 
 def _length(data: SentencesConfig, tokens: int, context: int) -> list[str]:
     """A sentence against the student's context."""
-    found, images = [], data.images
+    found, images = [], data.num_images
     if (needed := images * tokens) > context:
         most = max(1, context // tokens)
         fits = f"data.images_per_sentence={most}"

@@ -12,7 +12,7 @@ from delvm.data.shards.io import read_tokens, write_tokens
 from delvm.data.shards.manifest import (
     MANIFEST,
     load_manifests,
-    plan_pairs,
+    plan_images,
     plan_tokens,
     write_codebook,
 )
@@ -151,8 +151,10 @@ def to_shards(samples: Samples, output: Path, cfg: ConvertConfig, kind: Format) 
             f"{tokens} tokens (tokenizer={cfg.tokenizer}): set tokenizer=PATH to theirs"
         )
     size = tokenizer.config.resolution
-    made = plan_pairs(split, task, source=kind.value, seed=0, image_size=size)
-    made = replace(made, pictures=length // tokens, settings={"file": samples.origin.name})
+    made = plan_images(split, task, source=kind.value, seed=0, image_size=size)
+    made = replace(
+        made, images_per_example=length // tokens, settings={"file": samples.origin.name}
+    )
     plan = plan_tokens(
         made,
         samples.count,

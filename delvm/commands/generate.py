@@ -10,7 +10,7 @@ from PIL import Image
 
 from delvm.commands.devices import pick
 from delvm.commands.schema import GenerateConfig
-from delvm.data.image_io import contact_sheet, fit, open_image
+from delvm.data.image_io import contact_sheet, open_image, resize_center_crop
 from delvm.errors import UserError
 from delvm.inference.prompt_folder import find_queries, read_prompt
 from delvm.storage import atomic_path
@@ -83,7 +83,7 @@ def run(cfg: GenerateConfig) -> None:
     prompter = Prompter(load_tokenizer(cfg.tokenizer, device), load_student(cfg.student, device))
     prompter.check_context_length(len(pairs))
     side = prompter.tokenizer.config.resolution
-    queries = [fit(open_image(path), side) for path in files.queries]
+    queries = [resize_center_crop(open_image(path), side) for path in files.queries]
     answers = prompter.complete(
         pairs,
         queries,
@@ -96,7 +96,10 @@ def run(cfg: GenerateConfig) -> None:
     )
     for path, answer in zip(files.answers, answers, strict=True):
         _save(answer, path)
-    shown = [(fit(first, side), fit(second, side)) for first, second in pairs]
+    shown = [
+        (resize_center_crop(first, side), resize_center_crop(second, side))
+        for first, second in pairs
+    ]
     for page, path in enumerate(files.sheets):
         part = slice(page * ROWS, (page + 1) * ROWS)
         _save(_sheet(shown, queries[part], answers[part], max(side, 128)), path)

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from delvm.data.datasets.images import PicturesConfig
+from delvm.data.datasets.images import ImagesConfig
 from delvm.data.datasets.sentences import SentencesConfig
 from delvm.training.config import (
     DistillationModule,
@@ -58,7 +58,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "tokenizer": {"tokenizer": TokenizerConfig},
     "student": {"student": StudentConfig},
     "teacher": {"none": TeacherConfig, "checkpoint": GivenTeacher},
-    "data": {"sentences": SentencesConfig, "pixels": PicturesConfig},
+    "data": {"sentences": SentencesConfig, "images": ImagesConfig},
     "optim": {"adamw": OptimConfig},
     "trainer": {"trainer": TrainerConfig},
     "strategy": {"strategy": StrategyConfig, "sharded": ShardedConfig},

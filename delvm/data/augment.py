@@ -98,12 +98,12 @@ def augment(
     rng = np.random.default_rng(int.from_bytes(digest, "little"))
     height, width = example.input.shape[:2]
     matrix = _random_affine(rng, width, height, flip)
-    pictures = [_warp(picture, matrix) for picture in example.pictures]
+    pictures = [_warp(picture, matrix) for picture in example.images]
     if jitter is not Jitter.none:
         recolour = _random_colours(rng)
         count = 1 if jitter is Jitter.input else len(pictures)
         pictures[:count] = map(recolour, pictures[:count])
-    return replace(example, key=f"{example.key}-{copy}", pictures=tuple(pictures))
+    return replace(example, key=f"{example.key}-{copy}", images=tuple(pictures))
 
 
 def _random_affine(rng: np.random.Generator, width: int, height: int, flip: bool) -> np.ndarray:

@@ -11,7 +11,7 @@ INK, PAPER, PALE = (46, 94, 170), (250, 250, 248), (110, 110, 110)
 
 
 @dataclass(frozen=True)
-class CodeUse:
+class CodebookUsage:
     """How tokens are spread over a codebook.
 
     Attributes:
@@ -33,7 +33,7 @@ class CodeUse:
     most_share: float
 
     @classmethod
-    def of(cls, counts: Tensor) -> "CodeUse":
+    def of(cls, counts: Tensor) -> "CodebookUsage":
         """From how often each code occurred, counts (V,)."""
         tokens = int(counts.sum())
         even = float(perplexity(counts))
@@ -66,7 +66,7 @@ def perplexity(counts: Tensor) -> Tensor:
     return torch.special.entr(share).sum().exp()
 
 
-def draw_use(counts: Tensor, size: tuple[int, int] = (640, 240)) -> Image.Image:
+def plot_code_histogram(counts: Tensor, size: tuple[int, int] = (640, 240)) -> Image.Image:
     """How often each code was used, codes (V,) from the most to the least used, on a log scale."""
     width, height = size
     top, left, bottom = 28, 44, 24

@@ -88,7 +88,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit(image: Image.Image, size: int) -> Image.Image:
+def resize_center_crop(image: Image.Image, size: int) -> Image.Image:
     """Scale the short side to `size` (bilinear, antialiased) and crop the middle.
 
     This is the preprocessing of the reference (DeLVM, arXiv 2402.04841).
@@ -108,7 +108,7 @@ def _crop_middle(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def to_pixels(images: Sequence[Image.Image | np.ndarray]) -> Tensor:
+def to_tensor(images: Sequence[Image.Image | np.ndarray]) -> Tensor:
     """Pictures as pixels.
 
     Args:
@@ -132,7 +132,7 @@ def to_pixels(images: Sequence[Image.Image | np.ndarray]) -> Tensor:
     return stacked.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
-def to_images(pixels: Tensor) -> list[Image.Image]:
+def to_pil(pixels: Tensor) -> list[Image.Image]:
     """Pixels (B, 3, H, W) as pictures: values are clamped to [0, 1] and rounded half up."""
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise ValueError(f"want (B, 3, H, W), got {tuple(pixels.shape)}")

@@ -18,27 +18,27 @@ class Example:
     Attributes:
         key: Name of the example, unique within its split and task; no dots or slashes.
         task: Name of the task, as `delvm.tasks.of` takes it.
-        pictures: k of them, each (H, W, 3) uint8 RGB of one size: input and target of a pair, the
+        images: k of them, each (H, W, 3) uint8 RGB of one size: input and target of a pair, the
             frames of a clip, a picture and all its annotations, or one picture alone.
     """
 
     key: str
     task: str
-    pictures: tuple[np.ndarray, ...]
+    images: tuple[np.ndarray, ...]
 
     @property
     def input(self) -> np.ndarray:
         """The first picture."""
-        return self.pictures[0]
+        return self.images[0]
 
     @property
     def target(self) -> np.ndarray:
         """The last picture: what the task makes of the input."""
-        return self.pictures[-1]
+        return self.images[-1]
 
 
 @dataclass(frozen=True)
-class Reject:
+class RejectedItem:
     """Raw material that no example could be made of.
 
     Attributes:
@@ -51,7 +51,7 @@ class Reject:
 
 
 @dataclass(frozen=True)
-class Part:
+class SourceChunk:
     """A piece of a source that is read in one go, such as an archive or some files of a folder.
 
     Attributes:
@@ -80,7 +80,7 @@ class Source(Protocol):
         """What the examples depend on beside size and seed, for JSON."""
         ...
 
-    def parts(self, split: str) -> dict[str, list[Part]]:
+    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
         """The parts of each task in a split, without reading them.
 
         Raises:
@@ -88,15 +88,18 @@ class Source(Protocol):
         """
         ...
 
-    def read(self, split: str, task: str, part: Part) -> Iterator[Example | Reject]:
+    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
         """The examples of a part in order, and what had to be left out."""
         ...
 
 
-def in_parts(count: int, size: int) -> list[Part]:
+def split_into_chunks(count: int, size: int) -> list[SourceChunk]:
     """`count` examples in numbered parts of `size`; the last one may be smaller."""
     starts = range(0, count, size)
-    return [Part(f"{number:06d}", min(size, count - start)) for number, start in enumerate(starts)]
+    return [
+        SourceChunk(f"{number:06d}", min(size, count - start))
+        for number, start in enumerate(starts)
+    ]
 
 
 def check_splits(splits: Sequence[str]) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from delvm.data.datasets.sampler import generator
-from delvm.data.image_io import to_pixels
+from delvm.data.datasets.sampler import seeded_rng
+from delvm.data.image_io import to_tensor
 from delvm.data.shards.io import read_examples
 from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.data.types import Example
@@ -73,7 +73,7 @@ class Prompts:
         """Inputs and targets of the prompts' pairs, pixels (B, k, 3, H, H) each."""
         shape = self.chosen[rows].shape
         flat = self.chosen[rows].flatten()
-        inputs, targets = (to_pixels(list(s.pictures[flat])) for s in (self.inputs, self.targets))
+        inputs, targets = (to_tensor(list(s.pictures[flat])) for s in (self.inputs, self.targets))
         return inputs.unflatten(0, shape), targets.unflatten(0, shape)
 
     def mean_target(self) -> Tensor:
@@ -97,7 +97,7 @@ def check(
             fewer test pairs than queries, or fewer validation pairs than a prompt takes.
     """
     for split, needed, name in (("test", queries, "queries"), ("val", pairs, "pairs")):
-        manifests = load_manifests(root, split, "pairs")
+        manifests = load_manifests(root, split, "images")
         for task in tasks:
             if task not in manifests:
                 raise UserError(
@@ -139,7 +139,7 @@ def draw(
     asked = list(islice(read_examples(root, "test", task), queries))
     pool = list(islice(read_examples(root, "val", task), POOL))
     chosen = [
-        generator(seed, task, place).choice(len(pool), size=pairs, replace=False)
+        seeded_rng(seed, task, place).choice(len(pool), size=pairs, replace=False)
         for place in range(len(asked))
     ]
     return Prompts(
@@ -154,7 +154,7 @@ def _sides(pairs: list[Example], tokenizer: VQGAN, batch_size: int) -> tuple[Sid
     sides = []
     for pictures in ([pair.input for pair in pairs], [pair.target for pair in pairs]):
         ids = [
-            encode(tokenizer, to_pixels(pictures[start : start + batch_size]))
+            encode(tokenizer, to_tensor(pictures[start : start + batch_size]))
             for start in range(0, len(pictures), batch_size)
         ]
         sides.append(Side(np.stack(pictures), torch.cat(ids)))

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from delvm.data.codebook_usage import CodeUse, draw_use
-from delvm.data.image_io import contact_sheet, to_images, to_pixels
+from delvm.data.codebook_usage import CodebookUsage, plot_code_histogram
+from delvm.data.image_io import contact_sheet, to_pil, to_tensor
 from delvm.data.shards.io import read_examples
 from delvm.data.shards.manifest import load_manifests
 from delvm.errors import UserError
@@ -63,7 +63,7 @@ class Side:
         if rfid is not None:
             rfid.add(pixels, drawn)
         if (room := SHOWN - len(self.shown)) > 0:
-            pictures = to_images(pixels[:room]), to_images(drawn[:room])
+            pictures = to_pil(pixels[:room]), to_pil(drawn[:room])
             self.shown += zip(*pictures, strict=True)
 
     def numbers(self, seed: int, pixels_per_token: float) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Side:
         values = {name: torch.cat(parts).double().numpy() for name, parts in self.scores.items()}
         return {
             **{name: bootstrap.mean(each, seed).as_dict() for name, each in values.items()},
-            "codes": CodeUse.of(self.counts).as_dict(pixels_per_token),
+            "codes": CodebookUsage.of(self.counts).as_dict(pixels_per_token),
         }
 
 
@@ -143,7 +143,7 @@ def _fixed(tokenizer: VQGAN) -> dict[str, Any]:
 
 
 def _chosen(root: StoragePath, names: list[str] | None, side: int, queries: int) -> list[str]:
-    manifests = load_manifests(root, "test", "pairs")
+    manifests = load_manifests(root, "test", "images")
     if missing := sorted(set(names or []) - set(manifests)):
         raise UserError(
             f"no task '{missing[0]}' in {root}/test, only {', '.join(manifests)}: "
@@ -174,11 +174,11 @@ def _measure(
 ) -> dict[str, dict[str, Side]]:
     tokenizer.eval()
     codes = tokenizer.config.num_embeddings
-    manifests = load_manifests(root, "test", "pairs")
+    manifests = load_manifests(root, "test", "images")
     measured = {
         task: {
             name: Side(torch.zeros(codes, dtype=torch.long))
-            for name in sides(manifests[task].pictures)
+            for name in sides(manifests[task].images_per_example)
         }
         for task in chosen
     }
@@ -188,7 +188,7 @@ def _measure(
             rest = islice(read_examples(root, "test", task), queries)
             while examples := list(islice(rest, batch_size)):
                 for number, side in enumerate(seen.values()):
-                    pixels = to_pixels([example.pictures[number] for example in examples])
+                    pixels = to_tensor([example.images[number] for example in examples])
                     side.add(tokenizer, pixels, rfid)
                     bar.update(len(examples), task)
     return measured
@@ -222,7 +222,7 @@ def _rows(report: dict[str, Any]) -> Iterator[list[Any]]:
 
 def _write(output: Path, report: dict[str, Any], measured: dict[str, dict[str, Side]]) -> None:
     """Pictures first, the numbers last: where metrics.json is new, all is."""
-    use = draw_use(_joined(measured).counts)
+    use = plot_code_histogram(_joined(measured).counts)
     sheets = {
         task: contact_sheet(
             [list(row) for side in sides.values() for row in zip(*side.shown, strict=True)],

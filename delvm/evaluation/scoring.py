@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from delvm import tasks
-from delvm.data.image_io import to_images, to_pixels
+from delvm.data.image_io import to_pil, to_tensor
 from delvm.evaluation import baselines
 from delvm.evaluation.query_set import Prompts, Side, decode, encode
 from delvm.inference.decoding import Decoding
@@ -116,7 +116,7 @@ def measure(
     examples: list[Example] = []
     mean_target = prompts.mean_target()
     for rows in prompts.batches(batch_size):
-        truth = to_pixels(list(prompts.truths.pictures[rows]))
+        truth = to_tensor(list(prompts.truths.pictures[rows]))
         round_trip = decode(tokenizer, prompts.truths.ids[rows])
         scores.add("ceiling", task.score(round_trip, truth))
         _measure_baselines(prompts, rows, mean_target, tokenizer, truth, scores)
@@ -125,7 +125,7 @@ def measure(
             answer = decode(tokenizer, _answer(student, tokenizer, prompts, rows, sampling))
             scores.add(f"student/{name}", task.score(answer, truth))
             figures.add(name, _teacher_forced(student, prompts, rows))
-            for example, picture in zip(shown, to_images(answer[: len(shown)]), strict=True):
+            for example, picture in zip(shown, to_pil(answer[: len(shown)]), strict=True):
                 example.answers[name] = picture
             done(len(truth), name)
         examples += shown
@@ -143,7 +143,7 @@ def _measure_baselines(
     scores: _Columns,
 ) -> None:
     task = tasks.of(prompts.task)
-    query = to_pixels(list(prompts.queries.pictures[rows]))
+    query = to_tensor(list(prompts.queries.pictures[rows]))
     for name, raw in baselines.answers(query, *prompts.examples(rows), mean_target).items():
         scores.add(f"baseline/{name}/raw", task.score(raw, truth))
         passed = decode(tokenizer, encode(tokenizer, raw))
@@ -184,7 +184,7 @@ def _device(student: Transformer) -> torch.device:
 def _examples(prompts: Prompts, rows: slice, round_trip: Tensor) -> list[Example]:
     """What is shown of the first queries, still without answers."""
     examples = []
-    for row, trip in enumerate(to_images(round_trip)[: EXAMPLES - rows.start], start=rows.start):
+    for row, trip in enumerate(to_pil(round_trip)[: EXAMPLES - rows.start], start=rows.start):
         pairs = [
             (_image(prompts.inputs, place), _image(prompts.targets, place))
             for place in prompts.chosen[row]

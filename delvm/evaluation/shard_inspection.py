@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from delvm.data.codebook_usage import CodeUse, draw_use
-from delvm.data.datasets.sampler import generator
-from delvm.data.image_io import contact_sheet, to_images
+from delvm.data.codebook_usage import CodebookUsage, plot_code_histogram
+from delvm.data.datasets.sampler import seeded_rng
+from delvm.data.image_io import contact_sheet, to_pil
 from delvm.data.shards.io import read_examples, read_tokens
 from delvm.data.shards.manifest import MANIFEST, Manifest, load_manifests
 from delvm.errors import UserError
@@ -92,7 +92,7 @@ def inspect(
             place = f"{split}/{task}"
             try:
                 manifest = Manifest.load(root / split / task / MANIFEST)
-                if tokenizer is None or kind == "pairs":
+                if tokenizer is None or kind == "images":
                     facts = _look_at_pairs(root, manifest, output, pictures, seed)
                 else:
                     facts, wrong = _look_at_tokens(
@@ -120,7 +120,7 @@ def _faults(root: StoragePath, kind: str, splits: list[str]) -> list[str]:
 
 
 def kind_of(root: StoragePath) -> str:
-    """Whether a root holds "pairs" or "tokens", by the first manifest that can be read.
+    """Whether a root holds "images" or "tokens", by the first manifest that can be read.
 
     Raises:
         UserError: there are no shards.
@@ -148,7 +148,7 @@ def _folders(root: StoragePath) -> list[tuple[str, str]]:
 
 def _chosen(manifest: Manifest, pictures: int, seed: int) -> list[int]:
     """Numbers of the examples to be shown, in order."""
-    rng = generator(seed, manifest.split, manifest.task)
+    rng = seeded_rng(seed, manifest.split, manifest.task)
     count = min(pictures, manifest.count)
     return sorted(int(n) for n in rng.choice(manifest.count, count, replace=False))
 
@@ -158,11 +158,11 @@ def _look_at_pairs(
 ) -> dict[str, Any]:
     split, task = manifest.split, manifest.task
     chosen = set(_chosen(manifest, pictures, seed))
-    names = sides(manifest.pictures)
+    names = sides(manifest.images_per_example)
     rows: list[list[Image.Image]] = [[] for _ in names]
     for number, example in enumerate(read_examples(root, split, task, manifest=manifest)):
         if number in chosen:
-            for row, picture in zip(rows, example.pictures, strict=True):
+            for row, picture in zip(rows, example.images, strict=True):
                 row.append(Image.fromarray(picture))
     _save(contact_sheet(rows, row_titles=list(names)), output / f"{split}_{task}.png")
     return _counts(manifest)
@@ -193,7 +193,7 @@ def _look_at_tokens(
     )
     seen = {
         name: Side(torch.zeros(manifest.vocab_size, dtype=torch.long))
-        for name in sides(manifest.pictures)
+        for name in sides(manifest.images_per_example)
     }
     shown: list[np.ndarray] = []
     for ids in _records(root, manifest, set(_chosen(manifest, pictures, seed)), shown):
@@ -201,15 +201,15 @@ def _look_at_tokens(
             side.add(ids[:, number])
     if fits:
         drawn = torch.from_numpy(np.stack(shown).astype(np.int64))  # (n, k, N)
-        rows = [to_images(decode(tokenizer, drawn[:, number])) for number in range(len(seen))]
+        rows = [to_pil(decode(tokenizer, drawn[:, number])) for number in range(len(seen))]
         _save(contact_sheet(rows, row_titles=list(seen)), output / f"{split}_{task}.png")
     all_counts = torch.stack([side.counts for side in seen.values()]).sum(0)
-    _save(draw_use(all_counts), output / f"{split}_{task}_codes.png")
+    _save(plot_code_histogram(all_counts), output / f"{split}_{task}_codes.png")
     for name, side in seen.items():
         flags += [f"{name}s: {each}" for each in suspicious(side, manifest, tokenizer, fits)]
     assert manifest.tokens_per_image is not None
     area = manifest.image_size**2 / manifest.tokens_per_image
-    uses = {name: CodeUse.of(side.counts).as_dict(area) for name, side in seen.items()}
+    uses = {name: CodebookUsage.of(side.counts).as_dict(area) for name, side in seen.items()}
     return {**_counts(manifest), **uses}, flags
 
 
@@ -234,7 +234,7 @@ def suspicious(side: Side, manifest: Manifest, tokenizer: VQGAN, fits: bool) -> 
         manifest: of its folder.
         tokenizer: draws the most frequent code, if the ids ``fits`` it.
     """
-    found, use = [], CodeUse.of(side.counts)
+    found, use = [], CodebookUsage.of(side.counts)
     if use.most_share > TOO_FREQUENT and not (fits and _is_black(tokenizer, use.most)):
         found.append(f"code {use.most} is {use.most_share:.0%} of the tokens")
     if (share := side.constant / side.pictures) > CONSTANT:

@@ -113,16 +113,16 @@ def _chosen(root: StoragePath, names: list[str] | None) -> list[str]:
 
     Examples that are no pairs, such as clips, are left out, or refused where they are asked for.
     """
-    manifests = load_manifests(root, "test", "pairs")
-    paired = [name for name, manifest in manifests.items() if manifest.pictures == 2]
+    manifests = load_manifests(root, "test", "images")
+    paired = [name for name, manifest in manifests.items() if manifest.images_per_example == 2]
     wanted = set(names or paired)
     for name in sorted(wanted):
         if name not in manifests:
             raise UserError(f"no task '{name}' in {root}/test: {did_you_mean(name, manifests)}")
         if name not in paired:
             raise UserError(
-                f"task '{name}' has examples of {manifests[name].pictures} pictures, a prompt is "
-                f"made of pairs: set tasks=[{','.join(paired)}]"
+                f"task '{name}' has {manifests[name].images_per_example} images per example, a "
+                f"prompt is made of pairs: set tasks=[{','.join(paired)}]"
             )
     if not wanted:
         raise UserError(f"{root}/test holds no pairs, which prompts are made of: set input=FOLDER")

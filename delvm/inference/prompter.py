@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from delvm.data.image_io import fit, to_images, to_pixels
+from delvm.data.image_io import resize_center_crop, to_pil, to_tensor
 from delvm.errors import UserError
 from delvm.inference.decoding import Decoding, resolve_decoding
 from delvm.inference.sampling import generate
@@ -85,7 +85,7 @@ class Prompter:
                 row_offset=start,
                 codebook=self.tokenizer.codebook,
             )
-            answers += to_images(self.tokenizer.decode(ids))
+            answers += to_pil(self.tokenizer.decode(ids))
         return answers
 
     def check_context_length(self, num_pairs: int) -> None:
@@ -103,7 +103,9 @@ class Prompter:
         config, device = self.tokenizer.config, self.tokenizer.codebook.device
         if not images:
             return torch.empty(0, config.tokens_per_image, dtype=torch.int64, device=device)
-        pixels = to_pixels([fit(image.convert("RGB"), config.resolution) for image in images])
+        pixels = to_tensor(
+            [resize_center_crop(image.convert("RGB"), config.resolution) for image in images]
+        )
         return self.tokenizer.encode(pixels.to(device))
 
 

@@ -364,7 +364,8 @@ class VQGAN(nn.Module):
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != wanted:
             raise ValueError(
                 f"pixels {tuple(pixels.shape)} are not (B, {', '.join(map(str, wanted))}): scale "
-                f"and crop each picture with delvm.data.image_io.fit(picture, {c.resolution})"
+                f"and crop each image with delvm.data.image_io.resize_center_crop(image, "
+                f"{c.resolution})"
             )
         if not pixels.numel():
             return

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from delvm.data.datasets.images import PicturesConfig
+from delvm.data.datasets.images import ImagesConfig
 from delvm.data.datasets.sentences import SentencesConfig
 from delvm.models.transformer import TransformerConfig
 from delvm.models.vqgan import VQGANConfig
@@ -286,7 +286,7 @@ class TrainConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    data: SentencesConfig | PicturesConfig = field(default_factory=SentencesConfig)
+    data: SentencesConfig | ImagesConfig = field(default_factory=SentencesConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)

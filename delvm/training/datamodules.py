@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from delvm.data.datasets.images import Pictures, PicturesConfig, validation_pictures
-from delvm.data.datasets.sampler import Numbers
-from delvm.data.datasets.sentences import Sentences, SentencesConfig, validation_sentences
+from delvm import legacy
+from delvm.data.datasets.images import ImageDataset, ImagesConfig, validation_images
+from delvm.data.datasets.sampler import ResumableBatchSampler
+from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig, validation_sentences
 from delvm.errors import UserError
 
 
@@ -20,9 +21,9 @@ class StreamData(L.LightningDataModule):
     read ahead: whoever trains says so with `take`.
     """
 
-    train: Sentences | Pictures
+    train: SentenceDataset | ImageDataset
 
-    def __init__(self, config: SentencesConfig | PicturesConfig, overfit: int = 0) -> None:
+    def __init__(self, config: SentencesConfig | ImagesConfig, overfit: int = 0) -> None:
         """Begin at the start.
 
         Args:
@@ -36,7 +37,7 @@ class StreamData(L.LightningDataModule):
     def take(self, batch: dict[str, Any]) -> None:
         """Count a batch of this rank as trained on, and those of the other ranks with it."""
         rank, ranks = self._rank()
-        self.position = batch["until"] + (ranks - 1 - rank) * self.config.batch_size
+        self.position = batch["next_index"] + (ranks - 1 - rank) * self.config.batch_size
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is, and all that its order depends on."""
@@ -48,7 +49,8 @@ class StreamData(L.LightningDataModule):
         Raises:
             UserError: the stream has another order than the one that was stopped.
         """
-        old, new = state["order"], self.train.order
+        old = legacy.rename_keys(state["order"], legacy.DATA_ORDER)
+        new = self.train.order
         if odd := [f"{k} {old.get(k)} != {new[k]}" for k in new if old.get(k) != new[k]]:
             raise UserError(
                 f"the checkpoint's data came in another order than data.path={self.config.path} "
@@ -63,13 +65,15 @@ class StreamData(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        numbers = Numbers(self.position, self.config.batch_size, *self._rank(), again=self.overfit)
+        numbers = ResumableBatchSampler(
+            self.position, self.config.batch_size, *self._rank(), overfit_batches=self.overfit
+        )
         # A batch is one item of the data set, so nothing is left to collate.
         return DataLoader(
             self.train,
             batch_size=None,
             sampler=numbers,
-            num_workers=self.config.workers,
+            num_workers=self.config.num_workers,
             generator=_own(),
         )
 
@@ -77,11 +81,11 @@ class StreamData(L.LightningDataModule):
 class SentenceData(StreamData):
     """Sentences: what `Sentences` gives; tasks are numbered as in ``tasks``."""
 
-    train: Sentences
+    train: SentenceDataset
 
     def __init__(self, config: SentencesConfig, seed: int, overfit: int = 0) -> None:
         super().__init__(config, overfit)
-        self.train = Sentences(config, seed)
+        self.train = SentenceDataset(config, seed)
         self.val = validation_sentences(config)
         self.tasks = self.val.tasks
 
@@ -89,10 +93,10 @@ class SentenceData(StreamData):
         """The same keys; each rank gets its share, as many batches as the others."""
         val, (rank, ranks) = self.val, self._rank()
         # The last ranks repeat the first sentence, as no task's, so that all do the same work.
-        left = -len(val.ids) % ranks
-        ids = torch.cat((val.ids, val.ids[:1].expand(left, -1)))
+        left = -len(val.input_ids) % ranks
+        ids = torch.cat((val.input_ids, val.input_ids[:1].expand(left, -1)))
         task = torch.cat((val.task, torch.full((left,), -1)))
-        pictures = torch.cat((val.pictures, val.pictures[:1].expand(left)))
+        pictures = torch.cat((val.images_per_example, val.images_per_example[:1].expand(left)))
         mine = TensorDataset(*(each[rank::ranks] for each in (ids, task, pictures)))
         return DataLoader(mine, self.config.batch_size, collate_fn=_sentences, generator=_own())
 
@@ -100,12 +104,12 @@ class SentenceData(StreamData):
 class PictureData(StreamData):
     """Pictures: what `Pictures` gives in training, {"pixels"} in validation."""
 
-    train: Pictures
+    train: ImageDataset
 
-    def __init__(self, config: PicturesConfig, seed: int, overfit: int = 0) -> None:
+    def __init__(self, config: ImagesConfig, seed: int, overfit: int = 0) -> None:
         super().__init__(config, overfit)
-        self.train = Pictures(config, seed)
-        self.val = TensorDataset(validation_pictures(config))
+        self.train = ImageDataset(config, seed)
+        self.val = TensorDataset(validation_images(config))
 
     def shown(self, count: int = 10) -> Tensor:
         """``count`` validation pictures (count, 3, H, H) uint8, evenly over inputs and targets."""
@@ -126,7 +130,7 @@ def _own() -> torch.Generator:
 
 def _sentences(items: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
     ids, task, pictures = (torch.stack(each) for each in zip(*items, strict=True))
-    return {"ids": ids, "task": task, "pictures": pictures}
+    return {"input_ids": ids, "task": task, "images_per_example": pictures}
 
 
 def _pixels(items: list[tuple[Tensor]]) -> dict[str, Tensor]:

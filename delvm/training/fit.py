@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 
-from delvm.data.datasets.images import PicturesConfig
+from delvm.data.datasets.images import ImagesConfig
 from delvm.data.datasets.sentences import SentencesConfig
 from delvm.data.shards.manifest import read_codebook
 from delvm.errors import UserError
@@ -124,8 +124,8 @@ def build(
     """The LightningModule and the data module of a run."""
     part, data = config.module, config.data
     if isinstance(part, TokenizerModule):
-        if not isinstance(data, PicturesConfig):
-            raise UserError(f"data {data.kind} cannot train a {part.name}: set data=pixels")
+        if not isinstance(data, ImagesConfig):
+            raise UserError(f"data {data.kind} cannot train a {part.name}: set data=images")
         pictures = PictureData(data, config.seed, config.overfit)
         net = config.tokenizer.net
         if (side := pictures.train.image_size) != net.resolution:
@@ -143,19 +143,19 @@ def build(
         raise UserError(f"data {data.kind} cannot train a {part.name}: set data=sentences")
     sentences = SentenceData(data, config.seed, config.overfit)
     student = _student(config, data)
-    tokens = sentences.train.geometry.tokens_per_image
+    tokens = sentences.train.token_layout.tokens_per_image
     assert tokens is not None
     rest: dict[str, Any] = {"tokens_per_image": tokens, "tasks": sentences.tasks}
-    rest["trained"] = list(sentences.train.shares)
-    kinds = [manifest.pictures for manifest in sentences.train.manifests.values()]
-    rest["packed"] = 1 in kinds or bool((sentences.val.pictures == 1).any())
+    rest["trained"] = list(sentences.train.mixture_weights)
+    kinds = [manifest.images_per_example for manifest in sentences.train.manifests.values()]
+    rest["packed"] = 1 in kinds or bool((sentences.val.images_per_example == 1).any())
     if not isinstance(part, DistillationModule):
         return StudentTraining(student, part, config.optim, **rest), sentences
     if config.teacher.checkpoint is None:
         raise UserError("a distillation needs a teacher: set teacher.checkpoint=PATH")
     teacher = load_student(config.teacher.checkpoint)
     _check_ids(teacher, f"teacher {config.teacher.checkpoint}", data.path)
-    _check_teacher(teacher, student, data.images * tokens)
+    _check_teacher(teacher, student, data.num_images * tokens)
     return DistillationTraining(student, teacher, part, optim=config.optim, **rest), sentences
 
 

@@ -68,14 +68,16 @@ class StudentTraining(L.LightningModule):
 
     def documents(self, batch: dict[str, Tensor]) -> Tensor | None:
         """The document of each token (B, T); None where each sentence is one."""
-        pictures, length = batch["pictures"], batch["ids"].shape[1]
+        pictures, length = batch["images_per_example"], batch["input_ids"].shape[1]
         if not self.packed:
             return None
         return document_ids(pictures, length, self.tokens_per_image)
 
     def targets(self, batch: dict[str, Tensor]) -> Tensor:
         """Which tokens (B, T) are of target pictures."""
-        return target_mask(batch["pictures"], batch["ids"].shape[1], self.tokens_per_image)
+        return target_mask(
+            batch["images_per_example"], batch["input_ids"].shape[1], self.tokens_per_image
+        )
 
     def read(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """What training looks at.
@@ -85,7 +87,7 @@ class StudentTraining(L.LightningModule):
             document (B, T - 1) of each.
         """
         c, is_target, document = self.loss, self.targets(batch), self.documents(batch)
-        known = batch["ids"][:, :-1]
+        known = batch["input_ids"][:, :-1]
         if c.misread:
             vocab = self.model.config.vocab_size
             known = add_token_noise(
@@ -95,7 +97,7 @@ class StudentTraining(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         known, weights, document = self.read(batch)
-        targets, weights = batch["ids"][:, 1:].flatten(), weights.flatten()
+        targets, weights = batch["input_ids"][:, 1:].flatten(), weights.flatten()
         hidden = self.model.hidden(known, documents=document).flatten(0, 1)
         columns = (targets, weights)
         total = chunked_linear_loss(
@@ -113,7 +115,7 @@ class StudentTraining(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         document, is_target = self.documents(batch), self.targets(batch)
-        losses, correct = next_token(self.model, batch["ids"], _known(document))
+        losses, correct = next_token(self.model, batch["input_ids"], _known(document))
         every = token_weights(is_target, 1.0, document)
         target = token_weights(is_target, 0.0, document)
         columns = [each * w for w in (every, target) for each in (losses, correct.float(), 1.0)]
@@ -199,11 +201,13 @@ class DistillationTraining(StudentTraining):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         known, weights, document = self.read(batch)
-        targets, weights = batch["ids"][:, 1:].flatten(), weights.flatten()
+        targets, weights = batch["input_ids"][:, 1:].flatten(), weights.flatten()
         hidden = self.model.hidden(known, documents=document).flatten(0, 1)
         with torch.no_grad():
             # The teacher reads what is true, also where the student misreads.
-            guide = self.teacher.hidden(batch["ids"][:, :-1], documents=document).flatten(0, 1)
+            guide = self.teacher.hidden(batch["input_ids"][:, :-1], documents=document).flatten(
+                0, 1
+            )
             head = self.teacher.head.weight
             head = head.to(autocast_dtype(head))  # once, not for each few rows
         # Everything in sums, divided afterwards as of a student alone.

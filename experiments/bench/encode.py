@@ -24,11 +24,11 @@ from delvm.data.encode.encode import plan_job
 from delvm.data.encode.executors.base import Factory
 from delvm.data.encode.executors.processes import Processes
 from delvm.data.encode.shard_task import Job, Piece, encode_piece
-from delvm.data.image_io import to_pixels
+from delvm.data.image_io import to_tensor
 from delvm.data.prepare.chunks import finish_parts, start_parts, write_part
-from delvm.data.shards.manifest import plan_pairs
+from delvm.data.shards.manifest import plan_images
 from delvm.data.sources.shapes import photographs
-from delvm.data.types import Example, in_parts
+from delvm.data.types import Example, split_into_chunks
 from delvm.models.vqgan import VQGAN, VQGANConfig
 from experiments.bench.frame import Row, medians
 
@@ -60,10 +60,10 @@ def corpus(root: Path, tokenizer: VQGAN, pairs: int, batch_size: int) -> Job:
     side, rng = tokenizer.config.resolution, np.random.default_rng(0)
     crops = [photographs.crop(rng, "train", side).round().astype(np.uint8) for _ in range(DISTINCT)]
     for task in TASKS:
-        plan = plan_pairs(
+        plan = plan_images(
             "train", task, source="bench", seed=0, image_size=side, shard_size=max(1, pairs)
         )
-        parts = in_parts(pairs, pairs)
+        parts = split_into_chunks(pairs, pairs)
         start_parts(root / "pairs", plan, parts)
         drawn = zip(itertools.cycle(crops), itertools.cycle(crops[::-1]))
         made = (
@@ -98,11 +98,11 @@ def overhead(
 ) -> Row:
     """A shard by `encode_piece` beside the same batches that are in memory as pixels."""
     piece = Piece(0, 0)
-    plan, images = job.plans[0], job.count(piece) * job.plans[0].pictures
+    plan, images = job.plans[0], job.count(piece) * job.plans[0].images_per_example
     file = Path(str(job.output)) / plan.split / plan.task / plan.shards[0]["file"]
-    side, batch = plan.image_size, job.batch_size * plan.pictures
+    side, batch = plan.image_size, job.batch_size * plan.images_per_example
     rng = np.random.default_rng(0)
-    pixels = to_pixels(list(rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)))
+    pixels = to_tensor(list(rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)))
 
     def bare() -> None:
         for start in range(0, images, batch):
@@ -155,5 +155,5 @@ def rate(job: Job, factory: Factory, workers: int, threads: int) -> float:
 
     for _ in Processes(workers=workers, threads=threads).run(job, pieces, factory, report):
         pass
-    images = sum(count for _, count in told[1:]) * job.plans[0].pictures
+    images = sum(count for _, count in told[1:]) * job.plans[0].images_per_example
     return images / (told[-1][0] - told[0][0])

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from delvm.data.datasets.sampler import Numbers
-from delvm.data.datasets.sentences import Sentences, SentencesConfig
+from delvm.data.datasets.sampler import ResumableBatchSampler
+from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
 from delvm.data.shards import io as shards
 from delvm.data.shards import manifest
 from delvm.interop.token_files import write_internlm
@@ -49,7 +49,7 @@ def write(root: Path, pairs: int) -> None:
     """A corpus of random ids."""
     manifest.write_codebook(root, torch.zeros(V, 2), "f" * 16)
     plan = manifest.plan_tokens(
-        manifest.plan_pairs("train", "pose", source="s", seed=0, image_size=256),
+        manifest.plan_images("train", "pose", source="s", seed=0, image_size=256),
         pairs, tokens_per_image=N, vocab_size=V, fingerprint="f" * 16,
     )  # fmt: skip
 
@@ -59,9 +59,9 @@ def write(root: Path, pairs: int) -> None:
     shards.write_tokens(root, plan, ids)
 
 
-def stream(root: Path) -> Sentences:
+def stream(root: Path) -> SentenceDataset:
     """The training stream of a corpus."""
-    return Sentences(SentencesConfig(path=str(root), pairs_per_sentence=PAIRS), seed=0)
+    return SentenceDataset(SentencesConfig(path=str(root), pairs_per_sentence=PAIRS), seed=0)
 
 
 def rates(root: Path, lines: Path) -> list[Row]:
@@ -84,7 +84,7 @@ def rates(root: Path, lines: Path) -> list[Row]:
 
     wall, cpu = spent(ours, STEPS)
     _, cpu_theirs = spent(theirs, STEPS // 10)
-    loader = iter(DataLoader(data, None, sampler=Numbers(0, BATCH), num_workers=1))
+    loader = iter(DataLoader(data, None, sampler=ResumableBatchSampler(0, BATCH), num_workers=1))
     next(loader)
     piped, _ = spent(lambda step: next(loader), STEPS)
     note = f"sentences of {PAIRS} pairs of {N}-token pictures, batches of {BATCH}"
@@ -131,7 +131,7 @@ def _growth(root: Path) -> float:
     torch.from_numpy(np.zeros(BATCH * PAIRS * 2 * N, np.int64))
     before = _peak()
     data = stream(root)
-    for start in range(0, data.epoch, BATCH):
+    for start in range(0, data.sentences_per_epoch, BATCH):
         data[np.arange(start, start + BATCH)]
     return _peak() - before
 

@@ -42,7 +42,7 @@ def write(root: Path) -> None:
     """Random ids of one task, to train on and to validate with."""
     manifest.write_codebook(root, torch.zeros(V, WIDTH), "f" * 16)
     for split in ("train", "val"):
-        pairs = manifest.plan_pairs(split, "pose", source="s", seed=0, image_size=64)
+        pairs = manifest.plan_images(split, "pose", source="s", seed=0, image_size=64)
         plan = manifest.plan_tokens(
             pairs, 64, tokens_per_image=N, vocab_size=V, fingerprint="f" * 16
         )

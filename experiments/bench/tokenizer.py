@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import delvm
-from delvm.data.image_io import to_pixels
+from delvm.data.image_io import to_tensor
 from delvm.data.sources.shapes import photographs
 from delvm.models.precision import has_bf16
 from delvm.models.vqgan import VQGAN, Quantizer, VQGANConfig
@@ -57,7 +57,7 @@ def crops(split: str, count: int, side: int) -> Tensor:
     """Pixels (count, 3, side, side) of photographs of a split."""
     rng = np.random.default_rng(0)
     drawn = [photographs.crop(rng, split, side).round().astype(np.uint8) for _ in range(count)]
-    return to_pixels(drawn)
+    return to_tensor(drawn)
 
 
 def f16_8192() -> VQGAN:

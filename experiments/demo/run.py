@@ -48,10 +48,10 @@ _STEPS = "trainer.max_steps=2 trainer.val_every=2 trainer.log_every=1 data.batch
 _COUNTS = "segmentation=12", "pose=8", "derain=6", "deblur=6"
 SMOKE = {
     "pairs": " ".join(f"source.train.{count}" for count in _COUNTS) + " source.val=6 source.test=4",
-    "tokenizer": f"{_STEPS} data.val_pairs=2",
-    "teacher": f"{_STEPS} data.val_pairs=4",
-    "student": f"{_STEPS} data.val_pairs=4",
-    "alone": f"{_STEPS} data.val_pairs=4",
+    "tokenizer": f"{_STEPS} data.num_val_examples=2",
+    "teacher": f"{_STEPS} data.num_val_examples=4",
+    "student": f"{_STEPS} data.num_val_examples=4",
+    "alone": f"{_STEPS} data.num_val_examples=4",
     "report": "queries=4",
 }
 

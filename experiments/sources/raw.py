@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from skimage.segmentation import felzenszwalb
 
-from delvm.data.image_io import fit
+from delvm.data.image_io import resize_center_crop
 from delvm.data.sources.shapes import people, photographs
 from delvm.tasks import pose, restoration
 from experiments.sources.layouts import (
@@ -33,7 +33,7 @@ ASTRONAUT = {
 
 def scene(name: str, side: int = SIDE) -> np.ndarray:
     """The middle of a photograph, (side, side, 3) uint8."""
-    return np.asarray(fit(photographs.load(name), side))
+    return np.asarray(resize_center_crop(photographs.load(name), side))
 
 
 def put(path: Path, picture: np.ndarray) -> None:

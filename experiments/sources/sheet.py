@@ -76,7 +76,7 @@ def pictures(row: Row, folder: Path, size: int) -> list[Image.Image]:
     shown: list[Image.Image] = []
     for task in row.tasks:
         examples = read_examples(folder / "pairs", "train", task)
-        found = (Image.fromarray(each) for example in examples for each in example.pictures)
+        found = (Image.fromarray(each) for example in examples for each in example.images)
         shown += itertools.islice(found, 2 if len(row.tasks) > 1 else PICTURES)
     return shown
 

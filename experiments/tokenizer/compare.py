@@ -82,7 +82,7 @@ def stages(setting: Setting, seed: int, folder: Path) -> Iterator[tuple[Path, st
         f"train experiment=student_shapes_64 seed={seed} data.path={folder}/tokens "
         f"output={folder}/student {size} student.net.vocab_size={setting.codes} "
         f"student.net.codebook_dim={setting.width} module.misread=1.0 "
-        "data.weights={segmentation:1,pose:1,derain:4,deblur:1} "
+        "data.task_weights={segmentation:1,pose:1,derain:4,deblur:1} "
         "trainer.max_steps=800 trainer.val_every=400 overwrite=true",
     )
     yield (

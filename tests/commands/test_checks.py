@@ -40,14 +40,14 @@ ALONE = {
     "module=distillation": "module=distillation needs a teacher: set teacher.checkpoint=PATH",
     "teacher.checkpoint=x": "teacher.checkpoint=x, and module=student has no use for it: set "
     "module=distillation or teacher.checkpoint=null",
-    "data=pixels": "module=student learns from sentences, data is pixels: set data=sentences",
-    "module=tokenizer": "module=tokenizer learns from pictures, data is sentences: set data=pixels",
+    "data=images": "module=student learns from sentences, data is images: set data=sentences",
+    "module=tokenizer": "module=tokenizer learns from pictures, data is sentences: set data=images",
     "module.name=distillation": "module.name=distillation in the group module=student: set "
     "module=distillation",
     "resume=nowhere.ckpt": "checkpoint not found: nowhere.ckpt (set resume=PATH, auto or null)",
     "data.batch_size=0": "data.batch_size=0 is below 1: set data.batch_size=1 or more",
     "trainer.threads=0": "trainer.threads=0 is below 1: set trainer.threads=1 or more",
-    "data.workers=-1": "data.workers=-1 is below 0: set data.workers=0 or more",
+    "data.num_workers=-1": "data.num_workers=-1 is below 0: set data.num_workers=0 or more",
     "optim.lr=0": "optim.lr=0.0 is not above 0: set optim.lr=1.5e-4",
     "optim.warmup=1.5": "optim.warmup=1.5 is a share of the steps: set it from 0 to 1",
     "module.misread=2": "module.misread=2.0 is a share: set it from 0 to 1",
@@ -80,7 +80,7 @@ def test_an_own_embedding_needs_no_code_width():
 
 
 def test_a_tokenizer_that_contradicts_itself():
-    words = ["module=tokenizer", "data=pixels", "tokenizer.net.resolution=60"]
+    words = ["module=tokenizer", "data=images", "tokenizer.net.resolution=60"]
     found = of_config("train", *words, "tokenizer.net.hidden_channels=48")
     assert [each.split(": ")[0] for each in found] == ["tokenizer.net"] * len(found)
     assert any("resolution 60 is no multiple" in each for each in found)
@@ -104,13 +104,13 @@ TOKENIZER = {
 
 @pytest.mark.parametrize("override", TOKENIZER)
 def test_each_fault_of_a_tokenizer_alone(override):
-    assert of_config("train", "module=tokenizer", "data=pixels", override) == [TOKENIZER[override]]
+    assert of_config("train", "module=tokenizer", "data=images", override) == [TOKENIZER[override]]
 
 
 def test_an_adversary_wants_its_gradients(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    words = ["module=tokenizer", "data=pixels", "trainer=gpu", "module.adversarial=0.5"]
+    words = ["module=tokenizer", "data=images", "trainer=gpu", "module.adversarial=0.5"]
     found = of_config("train", *words, "trainer.precision=16-mixed", "trainer.compile=true")
     assert [each.split("set ")[1] for each in found] == [
         "trainer.precision=bf16-mixed or module.adversarial=0",
@@ -236,13 +236,13 @@ def test_the_shards_on_disk_count_not_the_config(tmp_path):
     grey = np.full((16, 16, 3), 99, np.uint8)
     pairs = [Example(f"{i:06d}", "derain", (grey, grey)) for i in range(3)]
     write_examples(tmp_path, "train", "derain", pairs, source="test", seed=0, image_size=16)
-    words = ["module=tokenizer", "data=pixels", f"data.path={tmp_path}"]
+    words = ["module=tokenizer", "data=images", f"data.path={tmp_path}"]
     assert faults("train", compose("train", words)) == [
         f"image size 16 (pairs in {tmp_path}) != resolution 64 (tokenizer): "
         "set tokenizer.net.resolution=16"
     ]
     found = faults("train", compose("train", [f"data.path={tmp_path}"]))
-    assert len(found) == 1 and "holds pairs, not tokens" in found[0]
+    assert len(found) == 1 and "holds images, not tokens" in found[0]
 
 
 OTHERS = {

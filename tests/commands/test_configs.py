@@ -20,7 +20,7 @@ from delvm.commands.schema import (
     ShapesSource,
 )
 from delvm.data.augment import Balance, BalanceConfig
-from delvm.data.datasets.images import PicturesConfig
+from delvm.data.datasets.images import ImagesConfig
 from delvm.data.datasets.sentences import SentencesConfig
 from delvm.data.sources import SOURCES
 from delvm.data.sources.shapes.source import Shapes
@@ -96,10 +96,10 @@ def test_experiments_fit_together(name):
 
 
 def test_parts_come_as_their_own_dataclasses():
-    cfg = compose("train", ["module=distillation", "module.direction=inverse", "data=pixels"])
+    cfg = compose("train", ["module=distillation", "module.direction=inverse", "data=images"])
     assert isinstance(cfg.module, DistillationModule)
     assert cfg.module.direction is KLDirection.reverse
-    assert isinstance(cfg.data, PicturesConfig)
+    assert isinstance(cfg.data, ImagesConfig)
     cfg = compose("train", ["module=tokenizer", "module.ema_decay=null"])
     assert isinstance(cfg.module, TokenizerModule) and cfg.module.ema_decay is None
     assert isinstance(cfg.data, SentencesConfig)
@@ -152,9 +152,9 @@ def test_the_source_config_is_the_sources_default():
 
 
 def test_dictionaries_take_new_keys():
-    cfg = compose("train", ["data.weights.derain=2", "data.weights.pose=0.5"])
-    assert cfg.data.weights == {"derain": 2.0, "pose": 0.5}
-    assert compose("train", ["data.weights={derain: 2}"]).data.weights == {"derain": 2.0}
+    cfg = compose("train", ["data.task_weights.derain=2", "data.task_weights.pose=0.5"])
+    assert cfg.data.task_weights == {"derain": 2.0, "pose": 0.5}
+    assert compose("train", ["data.task_weights={derain: 2}"]).data.task_weights == {"derain": 2.0}
     cfg = compose("evaluate", ["students.a=x/last.ckpt", "students.b=y"])
     assert cfg.students == {"a": "x/last.ckpt", "b": "y"}
     assert compose("prepare", ["~source.train.pose"]).source.train.keys() == {

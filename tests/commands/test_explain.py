@@ -14,8 +14,8 @@ LINES = {
     "train data.batchsize=4": "unknown key 'data.batchsize': did you mean 'data.batch_size'?",
     "train module.label_smothing=0": "unknown key 'module.label_smothing': did you mean "
     "'module.label_smoothing'?",
-    "train data=pixels data.pairs_per_sentence=2": "unknown key 'data.pairs_per_sentence': "
-    "choose from: batch_size, kind, path, val_pairs, window, workers",
+    "train data=images data.pairs_per_sentence=2": "unknown key 'data.pairs_per_sentence': "
+    "choose from: batch_size, kind, num_val_examples, num_workers, path, shuffle_window_shards",
     "train module.kd_weight=2": "unknown key 'module.kd_weight': did you mean "
     "'module.input_weight'?",
     "prepare source.sise=32": "unknown key 'source.sise': did you mean 'source.size'?",
@@ -26,7 +26,8 @@ LINES = {
     "train +student.net.widht=4": "unknown key 'student.net.widht': did you mean "
     "'student.net.width'?",
     "train +data.foo=4": "unknown key 'data.foo': choose from: batch_size, "
-    "images_per_sentence, kind, pairs_per_sentence, path, val_pairs, weights, window, workers",
+    "images_per_sentence, kind, num_val_examples, num_workers, pairs_per_sentence, path, "
+    "shuffle_window_shards, task_weights",
     "generate ++sed=4": "unknown key 'sed': did you mean 'seed'?",
     # group options
     "train student=tny": "unknown option student=tny: did you mean 'tiny'?",

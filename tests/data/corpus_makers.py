@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from delvm.data.image_io import to_pixels
+from delvm.data.image_io import to_tensor
 from delvm.data.shards import io as shards
 from delvm.data.shards.io import read_tokens
-from delvm.data.types import Example, in_parts
+from delvm.data.types import Example, split_into_chunks
 from delvm.errors import UserError
 
 PART = 4
@@ -34,10 +34,10 @@ class FakeSource:
     def settings(self, split, task):
         return {}
 
-    def parts(self, split):
+    def chunks(self, split):
         trained = {"derain": 7, "pose": 3}
         counts = trained if split == "train" else dict.fromkeys([*trained, "edges"], 2)
-        return {task: in_parts(count, PART) for task, count in counts.items()}
+        return {task: split_into_chunks(count, PART) for task, count in counts.items()}
 
     def read(self, split, task, part):
         first = int(part.name) * PART
@@ -132,7 +132,7 @@ def no_space(path, members):
 
 def tokens_of(pairs):
     with torch.inference_mode():
-        sides = [FakeTokenizer().encode(to_pixels([p.input, p.target])) for p in pairs]
+        sides = [FakeTokenizer().encode(to_tensor([p.input, p.target])) for p in pairs]
     return torch.stack(sides).numpy()
 
 

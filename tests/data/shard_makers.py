@@ -8,8 +8,8 @@ import torch
 
 from delvm.data.prepare.chunks import finish_parts, pending_parts, start_parts, write_part
 from delvm.data.shards.io import write_tokens
-from delvm.data.shards.manifest import plan_pairs, plan_tokens, write_codebook
-from delvm.data.types import Example, in_parts
+from delvm.data.shards.manifest import plan_images, plan_tokens, write_codebook
+from delvm.data.types import Example, split_into_chunks
 
 SETTINGS = {"source": "fake", "seed": 0, "image_size": 8}
 
@@ -22,8 +22,8 @@ def make_pairs(count, task="derain", size=8, seed=0):
 
 def write_examples(root, split, task, examples, shard_size=1000, overwrite=False, **settings):
     """Write a list of examples, a part a shard."""
-    plan = plan_pairs(split, task, shard_size=shard_size, **settings)
-    parts = in_parts(len(examples), shard_size)
+    plan = plan_images(split, task, shard_size=shard_size, **settings)
+    parts = split_into_chunks(len(examples), shard_size)
     if todo := pending_parts(root, plan, parts, overwrite):
         start_parts(root, plan, parts, overwrite)
     for part in todo:
@@ -39,7 +39,7 @@ def write(root, count=5, **options):
 
 
 def token_plan(count, tokens=4, vocab=100, task="derain"):
-    pairs = plan_pairs("train", task, **SETTINGS)
+    pairs = plan_images("train", task, **SETTINGS)
     return plan_tokens(pairs, count, tokens_per_image=tokens, vocab_size=vocab, fingerprint="abc")
 
 

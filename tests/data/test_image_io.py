@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from delvm.data import image_io as images
-from delvm.data.image_io import contact_sheet, fit, open_image, to_images, to_pixels
+from delvm.data.image_io import contact_sheet, open_image, resize_center_crop, to_pil, to_tensor
 from delvm.errors import UserError
 
 
@@ -161,47 +161,47 @@ def test_the_pixel_limit_is_exact(monkeypatch):
 
 def test_fit_keeps_a_fitting_picture_and_crops_the_middle():
     square = noise((8, 8))
-    assert np.array_equal(np.asarray(fit(square, 8)), np.asarray(square))
+    assert np.array_equal(np.asarray(resize_center_crop(square, 8)), np.asarray(square))
     wide = noise((12, 8))
-    assert np.array_equal(np.asarray(fit(wide, 8)), np.asarray(wide)[:, 2:10])
+    assert np.array_equal(np.asarray(resize_center_crop(wide, 8)), np.asarray(wide)[:, 2:10])
     tall = noise((16, 30))
     halved = tall.resize((8, 15), Image.Resampling.BILINEAR)
-    assert np.array_equal(np.asarray(fit(tall, 8)), np.asarray(halved)[3:11])
+    assert np.array_equal(np.asarray(resize_center_crop(tall, 8)), np.asarray(halved)[3:11])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (100_000, 1), (7, 13)])
 def test_fit_takes_any_shape(size):
-    assert fit(Image.new("RGB", size, (9, 8, 7)), 16).size == (16, 16)
-    assert fit(Image.new("RGB", size, (9, 8, 7)), 16).getpixel((8, 8)) == (9, 8, 7)
+    assert resize_center_crop(Image.new("RGB", size, (9, 8, 7)), 16).size == (16, 16)
+    assert resize_center_crop(Image.new("RGB", size, (9, 8, 7)), 16).getpixel((8, 8)) == (9, 8, 7)
 
 
 def test_pixels_and_pictures_round_trip_exactly():
     pictures = [noise(seed=seed) for seed in range(3)]
-    pixels = to_pixels(pictures)
+    pixels = to_tensor(pictures)
     assert pixels.shape == (3, 3, 4, 6) and pixels.dtype == torch.float32
     assert pixels[0, 2, 1, 5] == np.asarray(pictures[0])[1, 5, 2] / np.float32(255)
-    assert torch.equal(pixels, to_pixels([np.asarray(picture) for picture in pictures]))
-    for picture, back in zip(pictures, to_images(pixels), strict=True):
+    assert torch.equal(pixels, to_tensor([np.asarray(picture) for picture in pictures]))
+    for picture, back in zip(pictures, to_pil(pixels), strict=True):
         assert np.array_equal(np.asarray(picture), np.asarray(back))
 
 
 def test_to_images_rounds_half_up_and_clamps():
     values = torch.tensor([-1.0, 0.5 / 255, 0.49 / 255, 254.5 / 255, 2.0])
-    picture = to_images(values.expand(1, 3, 1, 5))[0]
+    picture = to_pil(values.expand(1, 3, 1, 5))[0]
     assert np.asarray(picture)[0, :, 0].tolist() == [0, 1, 0, 255, 255]
 
 
 def test_to_pixels_refuses_what_is_not_rgb_of_one_size():
     with pytest.raises(ValueError, match="no pictures"):
-        to_pixels([])
+        to_tensor([])
     with pytest.raises(ValueError, match=r"float64 \(4, 6, 3\)"):
-        to_pixels([np.zeros((4, 6, 3))])
+        to_tensor([np.zeros((4, 6, 3))])
     with pytest.raises(ValueError, match=r"\(4, 6\)"):
-        to_pixels([solid("L", 1)])
+        to_tensor([solid("L", 1)])
     with pytest.raises(ValueError, match="different sizes"):
-        to_pixels([noise((6, 4)), noise((4, 6))])
+        to_tensor([noise((6, 4)), noise((4, 6))])
     with pytest.raises(ValueError, match=r"\(3, 4, 6\)"):
-        to_images(torch.zeros(3, 4, 6))
+        to_pil(torch.zeros(3, 4, 6))
 
 
 def test_contact_sheet_enlarges_without_smoothing():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from delvm.data.image_io import to_pixels
+from delvm.data.image_io import to_tensor
 from delvm.data.shards.io import read_examples
 from delvm.data.types import Example
 from delvm.models.token_space import TokenSpace
@@ -77,7 +77,7 @@ class Oracle(nn.Module):
         self.known = {}
         rng = np.random.default_rng(0)
         for pair in known:
-            query, truth = tokenizer.encode(to_pixels([pair.input, pair.target]))
+            query, truth = tokenizer.encode(to_tensor([pair.input, pair.target]))
             wrong = torch.from_numpy(rng.random(self.tokens) >= right)
             answer = torch.where(wrong, query, truth)
             self.known[tuple(query.tolist())] = answer.tolist()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from delvm.data.image_io import to_pixels
+from delvm.data.image_io import to_tensor
 from delvm.data.shards.io import read_examples
 from delvm.errors import UserError
 from delvm.evaluation import query_set as prompting
@@ -25,7 +25,7 @@ def test_sentence_is_pairs_query_truth(shards: Path, tokenizer: Any) -> None:
     for row in range(6):
         pictures = [side for i in prompts.chosen[row] for side in (val[i].input, val[i].target)]
         pictures += [test[row].input, test[row].target]
-        wanted = tokenizer.encode(to_pixels(pictures)).flatten()
+        wanted = tokenizer.encode(to_tensor(pictures)).flatten()
         torch.testing.assert_close(prompts.sentences(slice(row, row + 1))[0], wanted)
         torch.testing.assert_close(prompts.prefix(slice(row, row + 1))[0], wanted[:-16])
 
@@ -36,9 +36,9 @@ def test_examples_are_the_chosen_pictures(shards: Path, tokenizer: Any) -> None:
     assert inputs.shape == (3, 3, 3, 16, 16)
     val = list(read_examples(shards, "val", "derain"))
     chosen = val[prompts.chosen[3][1]]
-    torch.testing.assert_close(inputs[1, 1], to_pixels([chosen.input])[0])
-    torch.testing.assert_close(targets[1, 1], to_pixels([chosen.target])[0])
-    mean = to_pixels([pair.target for pair in val]).mean(0)
+    torch.testing.assert_close(inputs[1, 1], to_tensor([chosen.input])[0])
+    torch.testing.assert_close(targets[1, 1], to_tensor([chosen.target])[0])
+    mean = to_tensor([pair.target for pair in val]).mean(0)
     torch.testing.assert_close(prompts.mean_target(), mean)
 
 

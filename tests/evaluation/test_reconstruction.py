@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from delvm.data.image_io import to_pixels
+from delvm.data.image_io import to_tensor
 from delvm.data.shards.io import read_examples
 from delvm.errors import UserError
 from delvm.evaluation.fid import RFID
@@ -27,7 +27,7 @@ def test_numbers_are_those_of_the_pictures(
     measured: dict[str, Any], shards: Path, tokenizer: Any
 ) -> None:
     pairs = list(islice(read_examples(shards, "test", "derain"), 12))
-    pixels = to_pixels([pair.target for pair in pairs])
+    pixels = to_tensor([pair.target for pair in pairs])
     ids = tokenizer.encode(pixels)
     errors = (tokenizer.decode(ids) - pixels).square().flatten(1).mean(1)
     found = measured["tasks"]["derain"]["target"]

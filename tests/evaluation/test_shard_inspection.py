@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from delvm.data.shards.io import write_tokens
-from delvm.data.shards.manifest import plan_pairs, plan_tokens, write_codebook
+from delvm.data.shards.manifest import plan_images, plan_tokens, write_codebook
 from delvm.errors import UserError
 from delvm.evaluation.shard_inspection import inspect, kind_of
 from delvm.interop.fingerprint import fingerprint
@@ -24,7 +24,7 @@ def write(tmp_path: Path, tokenizer: Any):
 
     def made(ids: np.ndarray, mark: str = "", task: str = "pose", **options: Any) -> Path:
         root, mark = tmp_path / "tokens", mark or fingerprint(tokenizer)
-        pairs = plan_pairs("train", task, source="s", seed=0, image_size=16)
+        pairs = plan_images("train", task, source="s", seed=0, image_size=16)
         plan = plan_tokens(
             pairs, len(ids), tokens_per_image=N, vocab_size=V, fingerprint=mark, **options
         )
@@ -128,7 +128,7 @@ def test_an_unfinished_folder_is_flagged(write: Any, tokenizer: Any, tmp_path: P
 
 
 def test_pairs_are_shown_too(shards: Path, tmp_path: Path) -> None:
-    assert kind_of(shards) == "pairs"
+    assert kind_of(shards) == "images"
     report = inspect(shards, None, output=tmp_path)
     assert report["flags"] == [] and report["splits"]["val"]["edges"]["count"] == 8
     assert len(list(tmp_path.glob("*.png"))) == 6

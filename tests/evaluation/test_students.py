@@ -162,7 +162,7 @@ def test_examples_that_are_no_pairs(
         alone = [Example(f"{i}", "images", (grey,)) for i in range(12)]
         write_examples(root, split, "images", alone, source="tiny", seed=0, image_size=16)
     output = tmp_path / "out"
-    with pytest.raises(UserError, match="'images' has examples of 1 pictures"):
+    with pytest.raises(UserError, match="'images' has 1 images per example"):
         run(root, tokenizer, students, output=output, tasks=["images"], queries=12)
     report = run(root, tokenizer, students, output=output, queries=12)
     assert set(report["tasks"]) == set(TASKS)

@@ -147,7 +147,10 @@ def test_full_size_architecture_is_the_references():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda m: m.encode(torch.rand(1, 3, 8, 8)), ["8, 8", "16, 16", "fit(picture, 16)"]),
+        (
+            lambda m: m.encode(torch.rand(1, 3, 8, 8)),
+            ["8, 8", "16, 16", "resize_center_crop(image, 16)"],
+        ),
         (lambda m: m.encode(torch.rand(1, 3, 17, 16)), ["17, 16", "16, 16"]),
         (lambda m: m.encode(torch.full((1, 3, 16, 16), torch.nan)), ["768 of 768", "NaN"]),
         (lambda m: m.encode(torch.full((1, 3, 16, 16), 255.0)), ["255", "[0, 1]"]),

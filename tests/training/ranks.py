@@ -47,7 +47,7 @@ def config(
     made.optim = OptimConfig(lr=3e-3, warmup=0.1, clip=CLIP)
     made.data.batch_size = BATCH // devices
     made.data.images_per_sentence = 6  # type: ignore[union-attr]
-    made.data.weights = {"pose": 2.0, "clips": 1.0}  # type: ignore[union-attr]
+    made.data.task_weights = {"pose": 2.0, "clips": 1.0}  # type: ignore[union-attr]
     made.trainer.devices, made.trainer.val_every = devices, 10
     return made
 

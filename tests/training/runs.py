@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from delvm.data.datasets.images import PicturesConfig
+from delvm.data.datasets.images import ImagesConfig
 from delvm.data.datasets.sentences import SentencesConfig
 from delvm.data.shards import io as shards
 from delvm.data.shards import manifest
@@ -33,7 +33,7 @@ def write_ids(root: Path) -> None:
     manifest.write_codebook(root, torch.randn(V, 8), "f" * 16)
     for split, count in (("train", 256), ("val", 8)):
         plan = manifest.plan_tokens(
-            manifest.plan_pairs(split, "pose", source="s", seed=0, image_size=8),
+            manifest.plan_images(split, "pose", source="s", seed=0, image_size=8),
             count, tokens_per_image=N, vocab_size=V, fingerprint="f" * 16,
         )  # fmt: skip
 
@@ -62,7 +62,7 @@ def tokenizer_config(pictures, steps=30, net=TOKENIZER, **module) -> TrainConfig
     return TrainConfig(
         module=TokenizerModule(**({"perceptual": 0.0, "revive_after": 10} | module)),
         tokenizer=TokenizerConfig(net),
-        data=PicturesConfig(path=str(pictures), batch_size=8),
+        data=ImagesConfig(path=str(pictures), batch_size=8),
         optim=OptimConfig(lr=2e-3, warmup=0.1),
         trainer=TrainerConfig(
             steps, accelerator="cpu", precision="32-true", val_every=steps, log_every=1, threads=1

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from delvm.data.datasets.sentences import Sentences
+from delvm.data.datasets.sentences import SentenceDataset
 from delvm.data.shards import manifest
 from delvm.errors import Interrupted, UserError
 from delvm.interop.load import load_student, load_tokenizer
@@ -38,7 +38,7 @@ def random_config(tokens, workers=0, **changes):
     config = student_config(tokens, module=StudentModule(misread=0.5), **changes)
     net = replace(config.student.net, dropout=0.2, drop_path=0.1)
     config.student.net = net
-    config.data.workers = workers
+    config.data.num_workers = workers
     config.trainer = TrainerConfig(
         STEPS, accelerator="cpu", precision="32-true", val_every=5, save_every=3, log_every=1,
         threads=1,
@@ -217,9 +217,9 @@ def test_a_step_that_is_no_number_is_skipped_and_told(tokens, tmp_path, monkeypa
     assert all(torch.isfinite(w).all() for w in load_student(tmp_path).state_dict().values())
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4] and lines[0]["norm"] == "nan"
-    wanted = Sentences(config.data, 0).places(np.arange(16, 24))
+    wanted = SentenceDataset(config.data, 0).locate(np.arange(16, 24))
     assert lines[0]["examples"] == wanted and len(wanted) == 16  # 8 sentences of 2 pairs
-    assert set(wanted[0]) == {"task", "shard", "place"}
+    assert set(wanted[0]) == {"task", "shard", "index"}
 
 
 def test_a_skipped_step_moves_nothing(tokens, tmp_path, monkeypatch):

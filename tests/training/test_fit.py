@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from delvm.data.datasets.images import PicturesConfig
+from delvm.data.datasets.images import ImagesConfig
 from delvm.data.datasets.sentences import SentencesConfig
 from delvm.data.shards import io as shards
 from delvm.data.shards import manifest
@@ -57,10 +57,10 @@ def test_single_pictures_are_packed_as_documents(tmp_path):
     manifest.write_codebook(tmp_path / "tokens", torch.randn(V, 8), "f" * 16)
     for split in ("train", "val"):
         plan = manifest.plan_tokens(
-            manifest.plan_pairs(split, "images", source="s", seed=0, image_size=8),
+            manifest.plan_images(split, "images", source="s", seed=0, image_size=8),
             64, tokens_per_image=N, vocab_size=V, fingerprint="f" * 16,
         )  # fmt: skip
-        plan.pictures = 1
+        plan.images_per_example = 1
         rising = [np.arange(N) + np.arange(64)[:, None, None] % (V - N)]
         shards.write_tokens(tmp_path / "tokens", plan, lambda start, stop, r=rising: r)
     config = student_config(tmp_path / "tokens", steps=60)
@@ -90,7 +90,7 @@ def test_distillation_towards_itself_is_free(tokens, tmp_path):
     module, _ = build(config)
     module.model.load_state_dict(load_student(teacher).state_dict())
     loss = module.training_step(
-        {"ids": torch.randint(0, V, (4, 16)), "pictures": torch.full((4,), 2)}, 0
+        {"input_ids": torch.randint(0, V, (4, 16)), "images_per_example": torch.full((4,), 2)}, 0
     )
     (told,) = module.told
     assert told["train/kd"].item() == pytest.approx(0, abs=1e-6)
@@ -150,7 +150,7 @@ def test_a_tokenizer_learns(pictures, tmp_path, module):
     tokenizer = load_tokenizer(made)
     assert tokenizer.config == TOKENIZER
     (psnr,) = curve(tmp_path, "val/psnr")
-    again = PictureData(PicturesConfig(path=str(pictures), batch_size=8), 0)
+    again = PictureData(ImagesConfig(path=str(pictures), batch_size=8), 0)
     pixels = again.val.tensors[0].float() / 255
     error = (tokenizer.decode(tokenizer.encode(pixels)) - pixels).square().flatten(1).mean(1)
     assert psnr == pytest.approx((-10 * error.log10()).mean().item(), rel=1e-3)
@@ -214,7 +214,7 @@ def test_faults(tokens, pictures, tmp_path):
     with pytest.raises(UserError, match="teacher.checkpoint=PATH"):
         build(student_config(tokens, module=DistillationModule()))
     with pytest.raises(UserError, match="set data=sentences"):
-        build(student_config(tokens, data=PicturesConfig(path=str(pictures))))
+        build(student_config(tokens, data=ImagesConfig(path=str(pictures))))
     with pytest.raises(UserError, match="resume=PATH"):
         train(student_config(tokens, resume=str(tmp_path / "none.ckpt")), tmp_path)
 

@@ -31,7 +31,7 @@ def test_a_resumed_run_reads_on_where_it_was(tokens, tmp_path, workers):
     """Eight steps in one go, and in two jobs: the same weights to the last bit."""
     train(student_config(tokens, steps=8), tmp_path / "whole")
     parted = student_config(tokens, steps=8)
-    parted.data.workers, parted.trainer.stop_at, parted.trainer.val_every = workers, 3, 3
+    parted.data.num_workers, parted.trainer.stop_at, parted.trainer.val_every = workers, 3, 3
     train(parted, tmp_path / "parted")
     parted.trainer.stop_at, parted.resume = None, "auto"
     train(parted, tmp_path / "parted")

@@ -34,10 +34,10 @@ def mixture(tmp_path_factory) -> Path:
     for task, pictures in (("pose", 2), ("clips", 3)):
         for split, count in (("train", 192), ("val", 9)):  # 9 do not divide evenly
             plan = manifest.plan_tokens(
-                manifest.plan_pairs(split, task, source="s", seed=0, image_size=8),
+                manifest.plan_images(split, task, source="s", seed=0, image_size=8),
                 count, tokens_per_image=N, vocab_size=V, fingerprint="f" * 16,
             )  # fmt: skip
-            plan.pictures = pictures
+            plan.images_per_example = pictures
 
             def ids(start, stop, k=pictures):
                 first = np.random.default_rng(start).integers(0, V, (stop - start, 1, N))

@@ -1,70 +1,89 @@
-"""Single pictures from image shards: what a tokenizer is trained on."""
+"""Single images from image shards: what a tokenizer is trained on."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from delvm import tasks
 from delvm.data.augment import augment
-from delvm.data.datasets.sampler import WINDOW, Shuffle, Turns, shape
+from delvm.data.datasets.sampler import (
+    SHUFFLE_WINDOW_SHARDS,
+    Int64,
+    TaskSchedule,
+    WindowedShuffle,
+    shard_signature,
+)
 from delvm.data.shards.io import read_examples
 from delvm.data.shards.manifest import load_manifests
-from delvm.data.shards.random_access import OPEN_SHARDS, PictureAccess
+from delvm.data.shards.random_access import MAX_OPEN_SHARDS, ImageShardReader
 from delvm.data.types import Example
 from delvm.storage import as_path
 
 
 @dataclass
-class PicturesConfig:
-    """Batches of pictures from a root of image shards.
+class ImagesConfig:
+    """Batches of single images from a root of image shards.
 
     Attributes:
-        path: root, as `delvm prepare` writes it; a folder, or a URL that fsspec knows.
-        val_pairs: examples a task that validation uses, always the same ones.
-        window: shards of a task among whose pictures is shuffled.
+        path: Root of the shards, as `delvm prepare` writes it: a directory, or a URL that fsspec
+            knows.
+        batch_size: Images per batch and device.
+        num_workers: Worker processes that load batches; 0 = the training process.
+        num_val_examples: Examples per task for validation, always the same ones.
+        shuffle_window_shards: Shards of a task whose images are shuffled together.
     """
 
-    kind: str = "pixels"
+    kind: str = "images"
     path: str = "outputs/shapes/pairs"
     batch_size: int = 32
-    workers: int = 0
-    val_pairs: int = 16
-    window: int = WINDOW
+    num_workers: int = 0
+    num_val_examples: int = 16
+    shuffle_window_shards: int = SHUFFLE_WINDOW_SHARDS
 
 
-class Pictures(Dataset[dict[str, Any]]):
-    """Training pictures, endless, every task alike; indexed by whole batches of their numbers.
+class ImageDataset(Dataset[dict[str, Any]]):
+    """Endless training images, equally many per task; an index is a complete batch of indices.
 
-    A batch is {"pixels": (B, 3, H, H) uint8, "until": number of the last picture + 1}. From the
-    second time a picture is met it comes in new geometry.
+    A batch is {"pixels": (B, 3, H, H) uint8, "next_index": index of the last image + 1}. In the
+    first epoch images come as they are, in later ones under a new random geometry.
     """
 
-    def __init__(self, config: PicturesConfig, seed: int) -> None:
-        """Read the manifests.
+    def __init__(self, config: ImagesConfig, seed: int) -> None:
+        """Read the manifests of the training split.
+
+        Args:
+            config: Which shards, and how they are read.
+            seed: Of the order and of the augmentation.
 
         Raises:
-            UserError: no image shards there.
+            UserError: There are no image shards.
         """
         self.root, self.seed, self.config = as_path(config.path), seed, config
-        self.manifests = load_manifests(self.root, "train", "pairs")
+        self.manifests = load_manifests(self.root, "train", "images")
         self.tasks = sorted(self.manifests)
-        self.turns = Turns(dict.fromkeys(self.tasks, 1 / len(self.tasks)))
-        chosen = [self.manifests[task] for task in self.tasks]
-        self.access = [PictureAccess(self.root, m, OPEN_SHARDS // len(chosen)) for m in chosen]
+        self.schedule = TaskSchedule(dict.fromkeys(self.tasks, 1 / len(self.tasks)))
+        manifests = [self.manifests[task] for task in self.tasks]
+        self.readers = [
+            ImageShardReader(self.root, m, MAX_OPEN_SHARDS // len(manifests)) for m in manifests
+        ]
         self.shuffles = [
-            Shuffle(
-                m.task, [m.pictures * shard["count"] for shard in m.shards], seed, config.window
+            WindowedShuffle(
+                m.task,
+                [m.images_per_example * shard["count"] for shard in m.shards],
+                seed,
+                config.shuffle_window_shards,
             )
-            for m in chosen
+            for m in manifests
         ]
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures, H."""
+        """Side of the images in pixels, H."""
         return next(iter(self.manifests.values())).image_size
 
     @property
@@ -72,56 +91,58 @@ class Pictures(Dataset[dict[str, Any]]):
         """All that the order depends on: a run resumes only where it is the same."""
         return {
             "seed": self.seed,
-            "window": self.config.window,
-            "shards": {task: shape(self.manifests[task]) for task in self.tasks},
+            "shuffle_window_shards": self.config.shuffle_window_shards,
+            "shards": {task: shard_signature(self.manifests[task]) for task in self.tasks},
         }
 
-    def mixture(self, until: int) -> dict[str, float]:
-        """Share of each task among the pictures before this one."""
-        counts = self.turns.counts(until) / max(1, until)
+    def mixture(self, next_index: int) -> dict[str, float]:
+        """Fraction of each task among the images before this one."""
+        counts = self.schedule.counts(next_index) / max(1, next_index)
         return dict(zip(self.tasks, counts.tolist(), strict=True))
 
-    def places(self, numbers: np.ndarray) -> list[dict[str, Any]]:
-        """Where these pictures (B,) lie: {"task", "shard", "place"}."""
+    def locate(self, indices: Int64) -> list[dict[str, Any]]:
+        """The examples of these images (B,) on disk: {"task", "shard": file name, "index"}."""
         found: list[dict[str, Any]] = []
-        owners, places = self.turns(numbers)
-        for task, at in zip(owners.tolist(), places, strict=True):
-            shards, inside = self.shuffles[task](at[None])
-            k = self.manifests[self.tasks[task]].pictures
-            found += self.access[task].named(shards, inside // k)
+        task_ids, occurrence = self.schedule(indices)
+        for task, position in zip(task_ids.tolist(), occurrence, strict=True):
+            shards, index = self.shuffles[task](position[None])
+            k = self.manifests[self.tasks[task]].images_per_example
+            found += self.readers[task].describe(shards, index // k)
         return found
 
-    def __getitem__(self, numbers: np.ndarray) -> dict[str, Any]:
-        """The batch of the pictures with these numbers (B,)."""
-        pixels = np.empty((len(numbers), self.image_size, self.image_size, 3), np.uint8)
-        owners, places = self.turns(numbers)
-        for task in np.unique(owners):
-            mine = np.flatnonzero(owners == task)
+    def __getitem__(self, indices: Int64) -> dict[str, Any]:
+        """The batch of the images with these indices (B,)."""
+        pixels = np.empty((len(indices), self.image_size, self.image_size, 3), np.uint8)
+        task_ids, occurrence = self.schedule(indices)
+        for task in np.unique(task_ids):
+            rows = np.flatnonzero(task_ids == task)
             shuffle = self.shuffles[task]
-            found = zip(*shuffle(places[mine]), places[mine] // shuffle.count, strict=True)
-            for row, (shard, at, copy) in zip(mine, found, strict=True):
-                pixels[row] = self._picture(int(task), int(shard), int(at), int(copy))
+            epochs = occurrence[rows] // shuffle.num_examples
+            for row, shard, index, epoch in zip(
+                rows, *shuffle(occurrence[rows]), epochs, strict=True
+            ):
+                pixels[row] = self._image(int(task), int(shard), int(index), int(epoch))
         return {
             "pixels": torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-            "until": int(numbers[-1]) + 1,
+            "next_index": int(indices[-1]) + 1,
         }
 
-    def _picture(self, task: int, shard: int, at: int, copy: int) -> np.ndarray:
-        """Picture (H, H, 3) uint8 of one example, in the geometry of its copy."""
+    def _image(self, task: int, shard: int, index: int, epoch: int) -> npt.NDArray[np.uint8]:
+        """One image (H, H, 3), under the geometry of its epoch."""
         name = self.tasks[task]
-        example, picture = divmod(at, self.manifests[name].pictures)
-        key, pixels = self.access[task].read(shard, example, picture)
-        alone = Example(key, name, (pixels,))
-        return augment(alone, self.seed, copy, flip=tasks.of(name).flips).input
+        example, image = divmod(index, self.manifests[name].images_per_example)
+        key, pixels = self.readers[task].read(shard, example, image)
+        single = Example(key, name, (pixels,))
+        return augment(single, self.seed, epoch, flip=tasks.of(name).flips).input
 
 
-def validation_pictures(config: PicturesConfig) -> Tensor:
-    """The fixed validation pictures, (M, 3, H, H) uint8, of every task."""
-    pictures: list[np.ndarray] = []
+def validation_images(config: ImagesConfig) -> Tensor:
+    """The fixed validation images of all tasks, (M, 3, H, H) uint8."""
+    images: list[npt.NDArray[np.uint8]] = []
     root = as_path(config.path)
-    for task in sorted(load_manifests(root, "val", "pairs")):
+    for task in sorted(load_manifests(root, "val", "images")):
         for number, example in enumerate(read_examples(root, "val", task)):
-            if number == config.val_pairs:
+            if number == config.num_val_examples:
                 break
-            pictures += example.pictures
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+            images += example.images
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

@@ -1,15 +1,15 @@
-"""In which order a corpus comes: arithmetic, so that any place in it can be looked up.
+"""The order of a training stream, by arithmetic: any position can be computed directly.
 
-A training stream is an endless row of items, numbered from 0. Which task item n is of, and which
-examples it holds, is computed from n; nothing needs to be replayed. So a run resumes by one
-number, and ranks and workers share the stream out by taking different numbers.
+A training stream is an endless sequence of items, numbered from 0. The task of item n and the
+examples in it are computed from n, so nothing has to be replayed: a run resumes from one number,
+and ranks and workers divide the stream by taking different numbers.
 
-    item n  --Turns-->  task, and the how-manieth of that task
-            --Shuffle-->  (shard, place in it) of each of its examples
+    item n  --TaskSchedule-->     task id, and occurrence index within the task
+            --WindowedShuffle-->  (shard, index in the shard) of each of its examples
 
-Items of one task go through all its examples, in an order drawn anew each time (an epoch of the
-task). Examples are shuffled within windows of a few shards, the shards among all: reading stays
-within the files of a window, as a disk or the page cache would have it.
+The items of one task go through all its examples, in a new random order each time (one epoch of
+the task). Shards are shuffled, and examples within windows of a few shards, so reads stay within
+the files of one window, which suits a disk and the page cache.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,186 +17,222 @@ from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
+import numpy.typing as npt
 
 from delvm.data.shards.manifest import Manifest
 from delvm.errors import UserError, did_you_mean
 
-CYCLE = 65_536  # items after which the turns repeat: shares are kept to 1 / 65,536
-WINDOW = 32  # shards among whose examples is shuffled
+Int64 = npt.NDArray[np.int64]
+
+# Items after which the task schedule repeats: mixture weights are exact to 1 / 65,536.
+SCHEDULE_PERIOD = 65_536
+SHUFFLE_WINDOW_SHARDS = 32
 
 
-def generator(*parts: int | str) -> np.random.Generator:
-    """A generator seeded by all of the parts."""
+def seeded_rng(*parts: int | str) -> np.random.Generator:
+    """A random generator whose seed depends on all the parts."""
     numbers = [
         part if isinstance(part, int) else int.from_bytes(part.encode(), "little") for part in parts
     ]
     return np.random.default_rng(np.random.SeedSequence(numbers))
 
 
-def shares(weights: Mapping[str, float], tasks: Sequence[str]) -> dict[str, float]:
-    """Share of each task, summing to 1; tasks of weight 0 are left out.
+def mixture_weights(task_weights: Mapping[str, float], tasks: Sequence[str]) -> dict[str, float]:
+    """Fraction of the items for each task, summing to 1; tasks of weight 0 are left out.
+
+    Args:
+        task_weights: Relative weight of each task; empty means equal weights.
+        tasks: Tasks that have shards.
 
     Raises:
-        UserError: A weight for a task that has no shards, a negative one, one too small to ever
-            have a turn, or none above 0.
+        UserError: A weight for a task without shards, a negative weight, one too small to ever
+            be scheduled, or no weight above 0.
     """
-    for task, weight in weights.items():
+    for task, weight in task_weights.items():
         if task not in tasks:
-            raise UserError(f"data.weights.{task}: no such task; {did_you_mean(task, tasks)}")
+            raise UserError(f"data.task_weights.{task}: no such task; {did_you_mean(task, tasks)}")
         if weight < 0:
-            raise UserError(f"data.weights.{task}={weight} is negative: set it to 0 or more")
-    chosen = {t: w for t, w in weights.items() if w > 0} if weights else dict.fromkeys(tasks, 1.0)
+            raise UserError(f"data.task_weights.{task}={weight} is negative: set it to 0 or more")
+    chosen = {t: w for t, w in task_weights.items() if w > 0}
+    if not task_weights:
+        chosen = dict.fromkeys(tasks, 1.0)
     if not chosen:
-        raise UserError("data.weights are all 0: give at least one task a weight above 0")
+        raise UserError("data.task_weights are all 0: give at least one task a weight above 0")
     total = sum(chosen.values())
     for task, weight in chosen.items():
-        if weight / total * CYCLE < 1 - 1e-9:
+        if weight / total * SCHEDULE_PERIOD < 1 - 1e-9:
             raise UserError(
-                f"data.weights.{task}={weight} is below 1 in {CYCLE:,} of all the weights: set it "
-                f"to 0, or to {total / CYCLE:.3g} or more"
+                f"data.task_weights.{task}={weight} is below 1 in {SCHEDULE_PERIOD:,} of all the "
+                f"weights: set it to 0, or to {total / SCHEDULE_PERIOD:.3g} or more"
             )
     return {task: weight / total for task, weight in chosen.items()}
 
 
-def shape(manifest: Manifest) -> str:
-    """What of a task's shards its order depends on: examples, and how they lie in shards."""
+def shard_signature(manifest: Manifest) -> str:
+    """What the order depends on in a task's shards: examples in total, and in each shard."""
     counts = [shard["count"] for shard in manifest.shards]
     digest = blake2b(repr(counts).encode(), digest_size=4).hexdigest()
-    return f"{manifest.count} x {manifest.pictures} in {len(counts)} ({digest})"
+    return f"{manifest.count} x {manifest.images_per_example} in {len(counts)} ({digest})"
 
 
-class Turns:
-    """Whose turn it is: tasks spread evenly, each as often as its share asks.
+class TaskSchedule:
+    """The task of each item: tasks are spread evenly, in proportion to their mixture weights.
 
-    In any run of items a task comes as often as its share of them, to within a few.
+    In any stretch of items the count of a task is its fraction of the stretch, to within a few.
     """
 
-    def __init__(self, shares: Mapping[str, float]) -> None:
-        """Lay out one cycle.
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        """Lay out one period.
 
         Args:
-            shares: Of each task, summing to 1, each at least 1 / CYCLE.
+            weights: Of each task, summing to 1, each at least 1 / SCHEDULE_PERIOD.
         """
-        self.tasks = list(shares)
-        self.quotas = _quotas(np.array([shares[task] for task in self.tasks]))
-        # Item j of q lies in the middle of its q-th part of the cycle.
-        places = np.concatenate([(np.arange(q) + 0.5) / q for q in self.quotas])
-        owners = np.repeat(np.arange(len(self.tasks)), self.quotas)
-        ranks = np.concatenate([np.arange(q) for q in self.quotas])
-        order = np.argsort(places, kind="stable")
-        self._owners, self._ranks = owners[order], ranks[order]
+        self.tasks = list(weights)
+        self.quotas = _quotas(np.array([weights[task] for task in self.tasks]))
+        # Occurrence j of q is in the middle of the j-th of q equal stretches of the period.
+        positions = np.concatenate([(np.arange(q) + 0.5) / q for q in self.quotas])
+        task_ids = np.repeat(np.arange(len(self.tasks)), self.quotas)
+        occurrence = np.concatenate([np.arange(q) for q in self.quotas])
+        order = np.argsort(positions, kind="stable")
+        self._task_ids: Int64 = task_ids[order]
+        self._occurrence: Int64 = occurrence[order]
 
-    def __call__(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The task and the number within the task of items (n,), both (n,) int64."""
-        cycle, slot = np.divmod(numbers, CYCLE)
-        owners = self._owners[slot]
-        return owners, cycle * self.quotas[owners] + self._ranks[slot]
+    def __call__(self, indices: Int64) -> tuple[Int64, Int64]:
+        """The task id and the occurrence index within the task of items (n,), both (n,) int64."""
+        period, slot = np.divmod(indices, SCHEDULE_PERIOD)
+        task_ids = self._task_ids[slot]
+        return task_ids, period * self.quotas[task_ids] + self._occurrence[slot]
 
-    def counts(self, until: int) -> np.ndarray:
-        """How many of the items before this one are of each task, (tasks,) int64."""
-        cycles, slot = divmod(until, CYCLE)
-        rest = np.bincount(self._owners[:slot], minlength=len(self.tasks))
-        return cycles * self.quotas + rest
+    def counts(self, next_index: int) -> Int64:
+        """How many of the items before this one belong to each task, (tasks,) int64."""
+        periods, slot = divmod(next_index, SCHEDULE_PERIOD)
+        rest = np.bincount(self._task_ids[:slot], minlength=len(self.tasks))
+        counts: Int64 = periods * self.quotas + rest
+        return counts
 
 
-def _quotas(shares: np.ndarray) -> np.ndarray:
-    """Shares as whole numbers that sum to CYCLE, by largest remainder, none of them 0."""
-    exact = shares * CYCLE
-    quotas = np.floor(exact + 1e-9).astype(np.int64)  # a share of 1 / CYCLE is not rounded to 0
-    missing = CYCLE - int(quotas.sum())
+def _quotas(weights: npt.NDArray[np.float64]) -> Int64:
+    """Weights as integers that sum to SCHEDULE_PERIOD, by largest remainder, none of them 0."""
+    exact = weights * SCHEDULE_PERIOD
+    # A weight of 1 / SCHEDULE_PERIOD must not be rounded down to 0.
+    quotas = np.floor(exact + 1e-9).astype(np.int64)
+    missing = SCHEDULE_PERIOD - int(quotas.sum())
     largest = np.argsort(quotas - exact, kind="stable")
     quotas[largest[:missing]] += 1
     return quotas
 
 
-class Shuffle:
-    """Where the examples of one task lie, in an order drawn anew each time all have been seen.
+class WindowedShuffle:
+    """Where the examples of one task are, in an order that is shuffled again every epoch.
 
-    Place p of the endless row is place p % count of epoch p // count.
+    Position p of the endless sequence is position p % num_examples of epoch p // num_examples.
     """
 
-    def __init__(self, task: str, counts: Sequence[int], seed: int, window: int = WINDOW) -> None:
-        """Say how many examples (n >= 1) each shard holds.
+    def __init__(
+        self,
+        task: str,
+        counts: Sequence[int],
+        seed: int,
+        window_shards: int = SHUFFLE_WINDOW_SHARDS,
+    ) -> None:
+        """Set up the shuffle of one task; nothing is computed before it is asked for.
 
         Args:
-            task: Its name takes part in the seed, so that tasks are shuffled independently.
-            counts: Examples of each shard.
+            task: Name of the task; part of the seed, so that tasks are shuffled independently.
+            counts: Number of examples (>= 1) in each shard.
             seed: Of the order.
-            window: Shards among whose examples is shuffled.
+            window_shards: Shards whose examples are shuffled together.
         """
-        self.task, self.seed, self.window = task, seed, window
+        self.task, self.seed, self.window_shards = task, seed, window_shards
         self.counts = np.asarray(counts, np.int64)
-        self.count = int(self.counts.sum())
+        self.num_examples = int(self.counts.sum())
         # Caches of the object, not of the class: a stream moves through one epoch at a time.
-        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
-        self._inner = lru_cache(maxsize=2)(self._draw_window)
+        self._epoch = lru_cache(maxsize=2)(self._shuffle_shards)
+        self._inner = lru_cache(maxsize=2)(self._shuffle_window)
 
-    def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The shard and the place within it of places (n,) of the row, both (n,) int64."""
-        epochs, rest = np.divmod(places, self.count)
-        shards, inside = np.empty_like(places), np.empty_like(places)
+    def __call__(self, positions: Int64) -> tuple[Int64, Int64]:
+        """The shard and the index within it of positions (n,), both (n,) int64."""
+        epochs, rest = np.divmod(positions, self.num_examples)
+        shards, index = np.empty_like(positions), np.empty_like(positions)
         for epoch in np.unique(epochs):
-            mine = epochs == epoch
+            in_epoch = epochs == epoch
             _, starts = self._epoch(int(epoch))
             windows = np.searchsorted(starts, rest, side="right") - 1
-            for number in np.unique(windows[mine]):
-                here = mine & (windows == number)
-                files, first, drawn = self._inner(int(epoch), int(number))
-                place = drawn[rest[here] - starts[number]]
-                slot = np.searchsorted(first, place, side="right") - 1
-                shards[here], inside[here] = files[slot], place - first[slot]
-        return shards, inside
+            for number in np.unique(windows[in_epoch]):
+                here = in_epoch & (windows == number)
+                files, first, order = self._inner(int(epoch), int(number))
+                position = order[rest[here] - starts[number]]
+                slot = np.searchsorted(first, position, side="right") - 1
+                shards[here], index[here] = files[slot], position - first[slot]
+        return shards, index
 
-    def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards in the order of an epoch, and the place at which each window begins."""
-        files = generator(self.seed, epoch, self.task).permutation(len(self.counts))
+    def _shuffle_shards(self, epoch: int) -> tuple[Int64, Int64]:
+        """The shards in the order of an epoch, and the position at which each window begins."""
+        files = seeded_rng(self.seed, epoch, self.task).permutation(len(self.counts))
         ends = np.cumsum(self.counts[files])
-        return files, np.concatenate(([0], ends[self.window - 1 : -1 : self.window]))
+        step = self.window_shards
+        return files, np.concatenate(([0], ends[step - 1 : -1 : step]))
 
-    def _draw_window(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The shards of a window, the place of each one's first example, and the drawn order."""
+    def _shuffle_window(
+        self, epoch: int, number: int
+    ) -> tuple[Int64, Int64, npt.NDArray[np.int32]]:
+        """The shards of a window, the position of each one's first example, and the order."""
         files, _ = self._epoch(epoch)
-        mine = files[number * self.window : (number + 1) * self.window]
-        counts = self.counts[mine]
+        step = self.window_shards
+        in_window = files[number * step : (number + 1) * step]
+        counts = self.counts[in_window]
         first = np.cumsum(counts) - counts
-        rng = generator(self.seed, epoch, self.task, number)
-        drawn = rng.permutation(int(counts.sum())).astype(np.int32)
-        return mine, first, drawn
+        rng = seeded_rng(self.seed, epoch, self.task, number)
+        order = rng.permutation(int(counts.sum())).astype(np.int32)
+        return in_window, first, order
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the caches: a worker draws its own."""
+        """The state without its caches: a worker process fills its own."""
         return {k: v for k, v in vars(self).items() if k not in ("_epoch", "_inner")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
-        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
-        self._inner = lru_cache(maxsize=2)(self._draw_window)
+        self._epoch = lru_cache(maxsize=2)(self._shuffle_shards)
+        self._inner = lru_cache(maxsize=2)(self._shuffle_window)
 
 
-class Numbers:
-    """Endless batches of item numbers: what a `DataLoader` asks its data set for, in turn.
+class ResumableBatchSampler:
+    """Endless batches of item indices, from any index on: the sampler of a `DataLoader`.
 
-    Batch g of all the ranks together is the next `batch` x `ranks` numbers; each rank takes a
-    stretch of them, so that each sees every task.
+    Batch g over all ranks is the next `batch_size` x `world_size` indices. Each rank takes a
+    contiguous stretch of them, so that each rank sees every task.
     """
 
     def __init__(
-        self, start: int, batch: int, rank: int = 0, ranks: int = 1, again: int = 0
+        self,
+        start: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        overfit_batches: int = 0,
     ) -> None:
-        """Say where to begin, and whose numbers; above 0, the first `again` batches come anew."""
-        self.start, self.batch, self.rank, self.ranks = start, batch, rank, ranks
-        self.again = again
+        """Set up the stream of one rank.
+
+        Args:
+            start: Index of the first item over all ranks.
+            batch_size: Items per batch and rank.
+            rank, world_size: Which rank this is, and how many there are.
+            overfit_batches: Above 0, only the first so many batches, over and over.
+        """
+        self.start, self.batch_size = start, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.overfit_batches = overfit_batches
 
     def __len__(self) -> int:
-        """As good as endless. (Of a loader without a length Lightning would lose a batch.)"""
+        """Effectively infinite; Lightning loses a batch at resume if a loader has no length."""
         return 10**12
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        step = self.batch * self.ranks
+    def __iter__(self) -> Iterator[Int64]:
+        step = self.batch_size * self.world_size
         first = self.start
         while True:
-            if self.again:
-                first %= self.again * step
-            mine = first + self.rank * self.batch
-            yield np.arange(mine, mine + self.batch)
+            if self.overfit_batches:
+                first %= self.overfit_batches * step
+            start = first + self.rank * self.batch_size
+            yield np.arange(start, start + self.batch_size)
             first += step

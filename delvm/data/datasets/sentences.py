@@ -1,213 +1,238 @@
-"""Visual sentences, packed from token shards as they are read.
+"""Visual sentences, packed from token shards at load time.
 
-A sentence is pictures in a row, all of one task: (input, target) pairs, clips, tuples, or single
-pictures that have nothing to do with each other. What comes, and in which order, is a function of
-the seed alone (`delvm.data.datasets.sampler`); workers and ranks only share it out between them.
+A sentence is a sequence of images of one task: (input, target) pairs, clips, tuples, or unrelated
+single images. Which sentences come, and in which order, is a function of the seed alone
+(`delvm.data.datasets.sampler`); workers and ranks only divide them.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from delvm.data.datasets.sampler import WINDOW, Shuffle, Turns, shape, shares
+from delvm.data.datasets.sampler import (
+    SHUFFLE_WINDOW_SHARDS,
+    Int64,
+    TaskSchedule,
+    WindowedShuffle,
+    mixture_weights,
+    shard_signature,
+)
 from delvm.data.shards.io import read_tokens
 from delvm.data.shards.manifest import Manifest, load_manifests
-from delvm.data.shards.random_access import OPEN_SHARDS, TokenAccess
+from delvm.data.shards.random_access import MAX_OPEN_SHARDS, TokenShardReader
 from delvm.errors import UserError
 from delvm.storage import StoragePath, as_path
 
 
 @dataclass
 class SentencesConfig:
-    """Batches of sentences from a root of token shards.
+    """Batches of visual sentences from a root of token shards.
 
     Attributes:
-        path: root, as `delvm encode` writes it; a folder, or a URL that fsspec knows.
-        pairs_per_sentence: pairs in a sentence; the last one is what prompting asks for.
-        images_per_sentence: the same in pictures, for tasks whose examples are no pairs; None =
+        path: Root of the shards, as `delvm encode` writes it: a directory, or a URL that fsspec
+            knows.
+        pairs_per_sentence: Pairs in a sentence; the last one is what prompting asks for.
+        images_per_sentence: The same in images, for tasks whose examples are not pairs; None =
             twice the pairs.
-        weights: task -> share of the sentences; empty = all alike.
-        val_pairs: examples a task that validation uses, always the same ones.
-        window: shards of a task among whose examples is shuffled.
+        task_weights: Relative weight of each task in the mixture; empty = equal weights.
+        batch_size: Sentences per batch and device.
+        num_workers: Worker processes that load batches; 0 = the training process.
+        num_val_examples: Examples per task for validation, always the same ones.
+        shuffle_window_shards: Shards of a task whose examples are shuffled together.
     """
 
     kind: str = "sentences"
     path: str = "outputs/shapes/tokens"
     pairs_per_sentence: int = 4
     images_per_sentence: int | None = None
-    weights: dict[str, float] = field(default_factory=dict)
+    task_weights: dict[str, float] = field(default_factory=dict)
     batch_size: int = 32
-    workers: int = 0
-    val_pairs: int = 64
-    window: int = WINDOW
+    num_workers: int = 0
+    num_val_examples: int = 64
+    shuffle_window_shards: int = SHUFFLE_WINDOW_SHARDS
 
     @property
-    def images(self) -> int:
-        """Pictures in a sentence."""
+    def num_images(self) -> int:
+        """Images in a sentence."""
         return self.images_per_sentence or 2 * self.pairs_per_sentence
 
 
-class Sentences(Dataset[dict[str, Any]]):
-    """Training sentences, endless; indexed by whole batches of sentence numbers.
+class SentenceDataset(Dataset[dict[str, Any]]):
+    """Endless training sentences; an index is a complete batch of sentence indices.
 
-    A batch is {"ids": (B, T) int64, "task": (B,) number of each sentence's task, "pictures": (B,)
-    pictures an example of that task, "until": number of the last sentence + 1}.
+    A batch is {"input_ids": (B, T) int64, "task": (B,) int64 id of each sentence's task,
+    "images_per_example": (B,) int64 of that task, "next_index": index of the last sentence + 1}.
     """
 
     def __init__(self, config: SentencesConfig, seed: int) -> None:
-        """Read the manifests.
+        """Read the manifests of the training split.
+
+        Args:
+            config: Which shards, and how sentences are made of them.
+            seed: Of the order.
 
         Raises:
-            UserError: no token shards there, an unknown task in the weights, no weight at all, or
-                a sentence that does not hold whole examples, or more than there are.
+            UserError: There are no token shards, a weight is for an unknown task, all weights are
+                0, or a sentence does not hold complete examples, or holds more than there are.
         """
         self.root, self.seed, self.config = as_path(config.path), seed, config
         self.manifests = load_manifests(self.root, "train", "tokens")
         self.tasks = sorted(self.manifests)
-        self.shares = shares(config.weights, self.tasks)
-        chosen = [self.manifests[task] for task in self.shares]
-        self.examples = [examples_per_sentence(config, manifest) for manifest in chosen]
-        self.turns = Turns(self.shares)
+        self.mixture_weights = mixture_weights(config.task_weights, self.tasks)
+        chosen = [self.manifests[task] for task in self.mixture_weights]
+        self.examples_per_sentence = [examples_per_sentence(config, m) for m in chosen]
+        self.schedule = TaskSchedule(self.mixture_weights)
         self.shuffles = [
-            Shuffle(m.task, [shard["count"] for shard in m.shards], seed, config.window)
+            WindowedShuffle(
+                m.task, [shard["count"] for shard in m.shards], seed, config.shuffle_window_shards
+            )
             for m in chosen
         ]
-        self.access = [TokenAccess(self.root, m, OPEN_SHARDS // len(chosen)) for m in chosen]
-        # By the number of a task among the chosen ones: its number among all, its pictures.
-        self._numbers = np.array([self.tasks.index(task) for task in self.shares])
-        self._pictures = np.array([manifest.pictures for manifest in chosen])
+        self.readers = [
+            TokenShardReader(self.root, m, MAX_OPEN_SHARDS // len(chosen)) for m in chosen
+        ]
+        # By position in the mixture: id among all tasks, and images per example.
+        self._task_ids = np.array([self.tasks.index(task) for task in self.mixture_weights])
+        self._images_per_example = np.array([manifest.images_per_example for manifest in chosen])
 
     @property
-    def geometry(self) -> Manifest:
-        """Any of the manifests: all agree on vocabulary and tokens a picture."""
+    def token_layout(self) -> Manifest:
+        """Any one of the manifests: all agree on the vocabulary and on tokens per image."""
         return next(iter(self.manifests.values()))
 
     @property
-    def epoch(self) -> int:
-        """Sentences in which each example of the tasks together would come once."""
-        counts = zip(self.shuffles, self.examples, strict=True)
-        return max(1, sum(shuffle.count // each for shuffle, each in counts))
+    def sentences_per_epoch(self) -> int:
+        """Sentences that would hold each example of all the tasks once."""
+        counts = zip(self.shuffles, self.examples_per_sentence, strict=True)
+        return max(1, sum(shuffle.num_examples // size for shuffle, size in counts))
 
     @property
     def order(self) -> dict[str, Any]:
         """All that the order depends on: a run resumes only where it is the same."""
         return {
             "seed": self.seed,
-            "images_per_sentence": self.config.images,
-            "window": self.config.window,
-            "shares": dict(self.shares),
-            "shards": {task: shape(self.manifests[task]) for task in self.shares},
+            "images_per_sentence": self.config.num_images,
+            "shuffle_window_shards": self.config.shuffle_window_shards,
+            "mixture_weights": dict(self.mixture_weights),
+            "shards": {
+                task: shard_signature(self.manifests[task]) for task in self.mixture_weights
+            },
         }
 
-    def mixture(self, until: int) -> dict[str, float]:
-        """Share of each task among the sentences before this one."""
-        counts = self.turns.counts(until) / max(1, until)
-        return dict(zip(self.shares, counts.tolist(), strict=True))
+    def mixture(self, next_index: int) -> dict[str, float]:
+        """Fraction of each task among the sentences before this one."""
+        counts = self.schedule.counts(next_index) / max(1, next_index)
+        return dict(zip(self.mixture_weights, counts.tolist(), strict=True))
 
-    def places(self, numbers: np.ndarray) -> list[dict[str, Any]]:
-        """Where each example of these sentences (B,) lies: {"task", "shard", "place"}."""
-        owners, ranks = self.turns(numbers)
+    def locate(self, indices: Int64) -> list[dict[str, Any]]:
+        """The examples of these sentences (B,) on disk: {"task", "shard": file name, "index"}."""
+        task_ids, occurrence = self.schedule(indices)
         found: list[dict[str, Any]] = []
-        for task, rank in zip(owners.tolist(), ranks.tolist(), strict=True):
-            size = self.examples[task]
-            found += self.access[task].named(*self.shuffles[task](rank * size + np.arange(size)))
+        for task, number in zip(task_ids.tolist(), occurrence.tolist(), strict=True):
+            size = self.examples_per_sentence[task]
+            positions = number * size + np.arange(size)
+            found += self.readers[task].describe(*self.shuffles[task](positions))
         return found
 
-    def __getitem__(self, numbers: np.ndarray) -> dict[str, Any]:
-        """The batch of the sentences with these numbers (B,)."""
-        assert self.geometry.tokens_per_image is not None
-        length = self.config.images * self.geometry.tokens_per_image
-        ids = np.empty((len(numbers), length), np.uint16)
-        owners, ranks = self.turns(numbers)
-        for task in np.unique(owners):
-            mine, size = owners == task, self.examples[task]
-            places = (ranks[mine, None] * size + np.arange(size)).reshape(-1)
-            examples = np.empty((len(places), length // size), np.uint16)
-            self.access[task].read(*self.shuffles[task](places), examples)
-            ids[mine] = examples.reshape(-1, length)
+    def __getitem__(self, indices: Int64) -> dict[str, Any]:
+        """The batch of the sentences with these indices (B,)."""
+        assert self.token_layout.tokens_per_image is not None
+        length = self.config.num_images * self.token_layout.tokens_per_image
+        ids = np.empty((len(indices), length), np.uint16)
+        task_ids, occurrence = self.schedule(indices)
+        for task in np.unique(task_ids):
+            rows, size = task_ids == task, self.examples_per_sentence[task]
+            positions = (occurrence[rows, None] * size + np.arange(size)).reshape(-1)
+            examples = np.empty((len(positions), length // size), np.uint16)
+            self.readers[task].read(*self.shuffles[task](positions), examples)
+            ids[rows] = examples.reshape(-1, length)
         return {
             # torch's uint16 can be stacked but not looked up with: cast here, in the worker.
-            "ids": torch.from_numpy(ids.astype(np.int64)),
-            "task": torch.from_numpy(self._numbers[owners]),
-            "pictures": torch.from_numpy(self._pictures[owners]),
-            "until": int(numbers[-1]) + 1,
+            "input_ids": torch.from_numpy(ids.astype(np.int64)),
+            "task": torch.from_numpy(self._task_ids[task_ids]),
+            "images_per_example": torch.from_numpy(self._images_per_example[task_ids]),
+            "next_index": int(indices[-1]) + 1,
         }
 
 
 def examples_per_sentence(config: SentencesConfig, manifest: Manifest) -> int:
-    """Whole examples of a task in a sentence.
+    """Number of complete examples of a task in a sentence.
 
     Raises:
-        UserError: The sentence is no multiple of an example, or longer than all examples.
+        UserError: A sentence is not a multiple of an example, or longer than all examples.
     """
-    k, task = manifest.pictures, manifest.task
-    if config.images % k:
-        wanted = k * max(1, round(config.images / k))
+    k, task, num_images = manifest.images_per_example, manifest.task, config.num_images
+    if num_images % k:
+        nearest = k * max(1, round(num_images / k))
         raise UserError(
-            f"an example of task '{task}' is {k} pictures, a sentence {config.images}: set "
-            f"data.images_per_sentence={wanted}, or data.weights without '{task}'"
+            f"an example of task '{task}' has {k} images, a sentence {num_images}: set "
+            f"data.images_per_sentence={nearest}, or data.task_weights without '{task}'"
         )
-    if manifest.count < config.images // k:
+    if manifest.count < num_images // k:
         what = "pairs" if k == 2 else "examples"
         key = "data.pairs_per_sentence" if k == 2 else "data.images_per_sentence"
         most = manifest.count if k == 2 else manifest.count * k
         raise UserError(
-            f"task '{task}' has {manifest.count} {what}, a sentence {config.images // k}: "
+            f"task '{task}' has {manifest.count} {what}, a sentence {num_images // k}: "
             f"set {key}={most}"
         )
-    return config.images // k
+    return num_images // k
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationSentences:
     """The fixed validation sentences.
 
     Attributes:
-        ids: (S, T) int64.
-        task: (S,) number of each sentence's task in `tasks`.
-        pictures: (S,) pictures an example of it.
-        tasks: trained and held-out ones.
+        input_ids: (S, T) int64.
+        task: (S,) id of each sentence's task: its position in `tasks`.
+        images_per_example: (S,) of that task.
+        tasks: Names of all tasks that have a validation split, whether trained on or held out.
     """
 
-    ids: Tensor
+    input_ids: Tensor
     task: Tensor
-    pictures: Tensor
+    images_per_example: Tensor
     tasks: list[str]
 
 
-def validation_sentences(config: SentencesConfig) -> Validation:
+def validation_sentences(config: SentencesConfig) -> ValidationSentences:
     """The first examples of each task of the split "val", packed in order.
 
-    What does not fill a task's last sentence is left out.
+    Examples that do not fill a task's last sentence are left out.
 
     Raises:
-        UserError: no token shards there, or a sentence that does not hold whole examples.
+        UserError: There are no token shards, or a sentence does not hold complete examples.
     """
     root = as_path(config.path)
     manifests = load_manifests(root, "val", "tokens")
     tasks = sorted(manifests)
-    ids, numbers, pictures = [], [], []
+    ids: list[npt.NDArray[np.uint16]] = []
+    task_ids: list[int] = []
+    images_per_example: list[int] = []
     for number, task in enumerate(tasks):
-        size = examples_per_sentence(config, manifests[task])
-        examples = _first(root, manifests[task], max(size, config.val_pairs))
+        manifest = manifests[task]
+        size = examples_per_sentence(config, manifest)
+        examples = _first_examples(root, manifest, max(size, config.num_val_examples))
         ids.append(examples[: len(examples) // size * size].reshape(-1, size * examples.shape[1]))
-        numbers += [number] * len(ids[-1])
-        pictures += [manifests[task].pictures] * len(ids[-1])
-    return Validation(
+        task_ids += [number] * len(ids[-1])
+        images_per_example += [manifest.images_per_example] * len(ids[-1])
+    return ValidationSentences(
         torch.from_numpy(np.concatenate(ids).astype(np.int64)),
-        torch.tensor(numbers),
-        torch.tensor(pictures),
+        torch.tensor(task_ids),
+        torch.tensor(images_per_example),
         tasks,
     )
 
 
-def _first(root: StoragePath, manifest: Manifest, count: int) -> np.ndarray:
-    """The first examples (n <= count, k * N) of a task."""
-    found: list[np.ndarray] = []
+def _first_examples(root: StoragePath, manifest: Manifest, count: int) -> npt.NDArray[np.uint16]:
+    """The ids (n <= count, k * N) of the first examples of a task."""
+    found: list[npt.NDArray[np.uint16]] = []
     for record in read_tokens(root, manifest.split, manifest.task, manifest):
         found.append(record.reshape(len(record), -1))
         if sum(map(len, found)) >= count:

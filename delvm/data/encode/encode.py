@@ -12,7 +12,7 @@ from delvm.data.augment import Balance, BalanceConfig, plan
 from delvm.data.encode.executors.base import Engine, Factory, Share
 from delvm.data.encode.executors.local import Local
 from delvm.data.encode.shard_task import Done, Job, Piece, Tokenizer
-from delvm.data.shards.io import finish_tokens, missing_shards, start_tokens, started
+from delvm.data.shards.io import finalize_tokens, missing_shards, start_tokens, started
 from delvm.data.shards.manifest import (
     MANIFEST,
     Manifest,
@@ -144,13 +144,13 @@ def _run(job: Job, pieces: list[Piece], share: Share, engine: Engine, factory: F
 
 def _finish(job: Job, number: int) -> None:
     if not missing_shards(job.output, job.plans[number]):
-        finish_tokens(job.output, job.plans[number])
+        finalize_tokens(job.output, job.plans[number])
 
 
 def summary(job: Job, done: Done) -> str:
     """A line for a shard that is written."""
     count, plan = job.count(done.piece), job.plans[done.piece.plan]
-    rate = count * plan.pictures / max(done.seconds, 1e-9)
+    rate = count * plan.images_per_example / max(done.seconds, 1e-9)
     return f"{job.title(done.piece)}: {count:,} pairs in {done.seconds:.1f} s, {rate:,.0f} images/s"
 
 
@@ -230,7 +230,7 @@ def _plan_split(
     seed: int,
 ) -> Iterator[tuple[Manifest, Manifest]]:
     """What there is of each task of a split, and what it becomes."""
-    pairs = load_manifests(input, split, "pairs")
+    pairs = load_manifests(input, split, "images")
     counts = {task: manifest.count for task, manifest in pairs.items()}
     balancing = split == "train" and balance.mode is not Balance.unbalanced
     wanted = plan(counts, balance) if balancing else counts
@@ -251,7 +251,7 @@ def _plan_split(
             vocab_size=len(tokenizer.codebook),
             fingerprint=fingerprint,
             balance=settings if balancing else None,
-            fast=tokenizer.fast,
+            bf16=tokenizer.fast,
         )
         yield manifest, tokens
         if balancing and balance.target and counts[task] > balance.target:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from delvm import tasks
 from delvm.data.augment import Balance, Jitter, augment
-from delvm.data.image_io import to_pixels
-from delvm.data.shards.io import read_undecoded, write_token_shard
+from delvm.data.image_io import to_tensor
+from delvm.data.shards.io import iter_lazy, write_token_shard
 from delvm.data.shards.manifest import Manifest
 from delvm.data.types import Example
 from delvm.storage import StoragePath
@@ -142,9 +142,9 @@ def _readers(tokenizer: Tokenizer) -> int:
 
 def _encode(batch: list[Example], tokenizer: Tokenizer) -> np.ndarray:
     """Ids (n, k, N) of n examples of k pictures."""
-    pixels = to_pixels([picture for example in batch for picture in example.pictures])
+    pixels = to_tensor([picture for example in batch for picture in example.images])
     ids = tokenizer.encode(pixels.to(tokenizer.codebook.device))  # (n k, N)
-    return ids.reshape(len(batch), len(batch[0].pictures), -1).cpu().numpy()
+    return ids.reshape(len(batch), len(batch[0].images), -1).cpu().numpy()
 
 
 def decoded(batches: Iterator[list[Lazy]], readers: int) -> Iterator[list[Example]]:
@@ -206,7 +206,7 @@ def balanced(
     while start < stop:
         copy, first = divmod(start, count)
         last = min(count, first + stop - start)
-        examples = read_undecoded(root, plan.split, plan.task, first, pairs)
+        examples = iter_lazy(root, plan.split, plan.task, first, pairs)
         for example in itertools.islice(examples, last - first):
             if augmented:
                 yield partial(_copied, example, settings["seed"], copy, flip=flip, jitter=jitter)

@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from delvm.data.shards.io import Files, write_tar
-from delvm.data.shards.manifest import MANIFEST, UNFINISHED, Manifest, difference, member_names
-from delvm.data.types import Example, Part, Reject
+from delvm.data.shards.manifest import INCOMPLETE, MANIFEST, Manifest, difference, member_names
+from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
 from delvm.storage import (
     StoragePath,
@@ -39,8 +39,8 @@ RESULTS, REJECTS = "parts", "rejects.jsonl"
 
 
 def pending_parts(
-    root: StoragePath, plan: Manifest, parts: list[Part], overwrite: bool = False
-) -> list[Part]:
+    root: StoragePath, plan: Manifest, parts: list[SourceChunk], overwrite: bool = False
+) -> list[SourceChunk]:
     """The parts still to be read: all, those that a killed job left, new ones, or none.
 
     Args:
@@ -59,7 +59,7 @@ def pending_parts(
         found = Manifest.load(folder / MANIFEST)
         _check_same(folder, found, plan, parts)
         done = set(_whole_parts(folder, found))
-    elif (folder / UNFINISHED).exists() and Manifest.load(folder / UNFINISHED) == plan:
+    elif (folder / INCOMPLETE).exists() and Manifest.load(folder / INCOMPLETE) == plan:
         done = {
             part.name
             for part in parts
@@ -71,12 +71,14 @@ def pending_parts(
     return [part for part in parts if part.name not in done]
 
 
-def _check_same(folder: StoragePath, found: Manifest, plan: Manifest, parts: list[Part]) -> None:
+def _check_same(
+    folder: StoragePath, found: Manifest, plan: Manifest, parts: list[SourceChunk]
+) -> None:
     """Refuse a finished folder made with other settings; new parts are no other settings."""
     asked = {part.name: part.count for part in parts}
-    made = {part["name"]: part["expected"] for part in found.parts}
+    made = {part["name"]: part["expected"] for part in found.chunks}
     other = {name: asked.get(name) for name in made if asked.get(name) != made[name]}
-    bare = replace(found, count=0, shards=[], parts=[], pictures=plan.pictures)
+    bare = replace(found, count=0, shards=[], chunks=[], images_per_example=plan.images_per_example)
     if bare != plan or other:
         said = difference(bare, plan)
         if bare == plan:
@@ -89,14 +91,14 @@ def _check_same(folder: StoragePath, found: Manifest, plan: Manifest, parts: lis
 def _whole_parts(folder: StoragePath, found: Manifest) -> Iterator[str]:
     """Names of the parts of a finished folder whose shards are all there."""
     shards = iter(found.shards)
-    for part in found.parts:
+    for part in found.chunks:
         files = [folder / next(shards)["file"] for _ in range(part["shards"])]
         if all(file.exists() for file in files):
             yield part["name"]
 
 
 def start_parts(
-    root: StoragePath, plan: Manifest, parts: list[Part], overwrite: bool = False
+    root: StoragePath, plan: Manifest, parts: list[SourceChunk], overwrite: bool = False
 ) -> None:
     """Make a folder ready for `write_part`: what does not belong to the plan is removed."""
     folder = as_path(root) / plan.split / plan.task
@@ -107,7 +109,7 @@ def start_parts(
         _reopen(folder, done)
     # In this order a job killed here never takes old shards for those of the new plan.
     (folder / MANIFEST).unlink(missing_ok=True)
-    (folder / UNFINISHED).unlink(missing_ok=True)
+    (folder / INCOMPLETE).unlink(missing_ok=True)
     keep = set()
     for name in done:
         keep |= {shard["file"] for shard in _result(folder, name)["shards"]}
@@ -118,14 +120,14 @@ def start_parts(
     for path in {*folder.glob("*.tar"), *folder.glob(".*.part*"), folder / REJECTS}:
         if path.name not in keep:
             path.unlink(missing_ok=True)
-    plan.save(folder / UNFINISHED)
+    plan.save(folder / INCOMPLETE)
 
 
 def _reopen(folder: StoragePath, done: list[str]) -> None:
     """Write the results of the parts of a finished folder anew, to add others to them."""
     manifest = Manifest.load(folder / MANIFEST)
     shards, rejects = iter(manifest.shards), iter(read_rejects(folder))
-    for part in manifest.parts:
+    for part in manifest.chunks:
         mine = [next(shards) for _ in range(part["shards"])]
         left = [asdict(next(rejects)) for _ in range(part["rejected"])]
         if part["name"] in done:
@@ -133,13 +135,13 @@ def _reopen(folder: StoragePath, done: list[str]) -> None:
                 "expected": part["expected"],
                 "shards": mine,
                 "rejects": left,
-                "pictures": manifest.pictures,
+                "pictures": manifest.images_per_example,
             }
             write_json(folder / RESULTS / f"{part['name']}.json", result)
 
 
 def write_part(
-    root: StoragePath, plan: Manifest, part: Part, examples: Iterable[Example | Reject]
+    root: StoragePath, plan: Manifest, part: SourceChunk, examples: Iterable[Example | RejectedItem]
 ) -> dict[str, Any]:
     """Write the shards of one part, then its result; safe to call again, in any process.
 
@@ -162,7 +164,7 @@ def write_part(
         file = f"{part.name}.{len(shards)}.tar" if shards else f"{part.name}.tar"
         with atomic_path(folder / file) as path:
             members = write_tar(path, _files(itertools.chain([first], group)))
-        shards.append({"file": file, "count": members // len(first.pictures)})
+        shards.append({"file": file, "count": members // len(first.images)})
     rejects = [asdict(reject) for reject in accepted.rejects]
     result = {
         "expected": part.count,
@@ -177,15 +179,15 @@ def write_part(
 class _Accepted:
     """The examples of a part, checked; what is rejected is kept aside."""
 
-    def __init__(self, plan: Manifest, examples: Iterable[Example | Reject]) -> None:
+    def __init__(self, plan: Manifest, examples: Iterable[Example | RejectedItem]) -> None:
         self.plan, self.examples = plan, examples
-        self.rejects: list[Reject] = []
+        self.rejects: list[RejectedItem] = []
         self.pictures: int | None = None
         self._keys: set[str] = set()
 
     def __iter__(self) -> Iterator[Example]:
         for each in self.examples:
-            if isinstance(each, Reject):
+            if isinstance(each, RejectedItem):
                 self.rejects.append(each)
             else:
                 self._check(each)
@@ -197,14 +199,14 @@ class _Accepted:
             raise ValueError(f"key {key!r} of task '{plan.task}' is not a new plain name")
         if example.task != plan.task:
             raise ValueError(f"example '{key}' is of task '{example.task}', not '{plan.task}'")
-        self.pictures = self.pictures or len(example.pictures)
-        if len(example.pictures) != self.pictures:
+        self.pictures = self.pictures or len(example.images)
+        if len(example.images) != self.pictures:
             raise ValueError(
-                f"example '{key}' of task '{plan.task}' has {len(example.pictures)} pictures, "
+                f"example '{key}' of task '{plan.task}' has {len(example.images)} pictures, "
                 f"others have {self.pictures}"
             )
         shape = (plan.image_size, plan.image_size, 3)
-        for picture in example.pictures:
+        for picture in example.images:
             if picture.dtype != np.uint8 or picture.shape != shape:
                 raise ValueError(
                     f"example '{key}' of task '{plan.task}' holds {picture.dtype} "
@@ -215,14 +217,14 @@ class _Accepted:
 
 def _files(examples: Iterable[Example]) -> Iterator[Files]:
     for example in examples:
-        names = member_names(len(example.pictures))
-        for name, picture in zip(names, example.pictures, strict=True):
+        names = member_names(len(example.images))
+        for name, picture in zip(names, example.images, strict=True):
             buffer = io.BytesIO()
             Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
             yield f"{example.key}.{name}", buffer.getvalue()
 
 
-def finish_parts(root: StoragePath, plan: Manifest, parts: list[Part]) -> Manifest:
+def finish_parts(root: StoragePath, plan: Manifest, parts: list[SourceChunk]) -> Manifest:
     """Turn the results of all the parts into the folder's manifest.
 
     Raises:
@@ -243,8 +245,8 @@ def finish_parts(root: StoragePath, plan: Manifest, parts: list[Part]) -> Manife
         plan,
         count=sum(shard["count"] for shard in shards),
         shards=shards,
-        pictures=counts.pop() if counts else plan.pictures,
-        parts=[
+        images_per_example=counts.pop() if counts else plan.images_per_example,
+        chunks=[
             {
                 "name": part.name,
                 "expected": part.count,
@@ -255,7 +257,7 @@ def finish_parts(root: StoragePath, plan: Manifest, parts: list[Part]) -> Manife
         ],
     )
     manifest.save(folder / MANIFEST)
-    (folder / UNFINISHED).unlink(missing_ok=True)
+    (folder / INCOMPLETE).unlink(missing_ok=True)
     remove_tree(folder / RESULTS)
     return manifest
 
@@ -264,10 +266,10 @@ def _result(folder: StoragePath, name: str) -> dict[str, Any]:
     return read_json(folder / RESULTS / f"{name}.json", "result of a part")
 
 
-def read_rejects(folder: StoragePath) -> list[Reject]:
+def read_rejects(folder: StoragePath) -> list[RejectedItem]:
     """What a folder's source could make no example of."""
     path = folder / REJECTS
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
-    return [Reject(**json.loads(line)) for line in lines]
+    return [RejectedItem(**json.loads(line)) for line in lines]

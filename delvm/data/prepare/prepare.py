@@ -11,9 +11,9 @@ from delvm.data.shards.io import read_examples
 from delvm.data.shards.manifest import (
     Manifest,
     load_manifests,
-    plan_pairs,
+    plan_images,
 )
-from delvm.data.types import SPLITS, Example, Part, Reject, Source, check_splits
+from delvm.data.types import SPLITS, Example, RejectedItem, Source, SourceChunk, check_splits
 from delvm.errors import Suspicious, UserError
 from delvm.progress import Progress, say, say_kept
 from delvm.storage import StoragePath, as_path, atomic_path
@@ -52,7 +52,7 @@ def prepare(
     jobs = [
         (_plan_examples(source, split, task, shard_size), parts)
         for split in splits
-        for task, parts in source.parts(split).items()
+        for task, parts in source.chunks(split).items()
         if parts
     ]
     if not jobs:
@@ -75,7 +75,7 @@ def prepare(
 
 
 def _plan_examples(source: Source, split: str, task: str, shard_size: int) -> Manifest:
-    return plan_pairs(
+    return plan_images(
         split,
         task,
         source=source.name,
@@ -87,8 +87,8 @@ def _plan_examples(source: Source, split: str, task: str, shard_size: int) -> Ma
 
 
 def _counted(
-    examples: Iterable[Example | Reject], bar: Progress, made: Manifest
-) -> Iterator[Example | Reject]:
+    examples: Iterable[Example | RejectedItem], bar: Progress, made: Manifest
+) -> Iterator[Example | RejectedItem]:
     """The same, counted on the bar: by examples where it is known how many there are."""
     name = f"{made.split}/{made.task}"
     for example in examples:
@@ -116,7 +116,9 @@ def _check_rejects(output: StoragePath, manifest: Manifest, most: float) -> None
 
 
 def _parts_progress(
-    output: StoragePath, jobs: list[tuple[Manifest, list[Part]]], todo: list[list[Part]]
+    output: StoragePath,
+    jobs: list[tuple[Manifest, list[SourceChunk]]],
+    todo: list[list[SourceChunk]],
 ) -> Progress:
     """A bar over what is pending; says what is kept or continued from an earlier run."""
     kept = []
@@ -136,12 +138,12 @@ def _parts_progress(
 
 def write_contact_sheet(root: StoragePath, split: str) -> StoragePath:
     """Write ROOT/contact_sheet.png: the first examples of each task of a split."""
-    manifests = load_manifests(root, split, "pairs")
+    manifests = load_manifests(root, split, "images")
     rows = []
     for task in manifests:
-        pictures = (p for example in read_examples(root, split, task) for p in example.pictures)
+        pictures = (p for example in read_examples(root, split, task) for p in example.images)
         rows.append([Image.fromarray(p) for p in itertools.islice(pictures, SHEET_PICTURES)])
-    paired = all(manifest.pictures == 2 for manifest in manifests.values())
+    paired = all(manifest.images_per_example == 2 for manifest in manifests.values())
     titles = ["input", "target"] * (SHEET_PICTURES // 2) if paired else None
     sheet = contact_sheet(rows, titles, row_titles=list(manifests))
     path = as_path(root) / "contact_sheet.png"

@@ -22,8 +22,8 @@ import numpy as np
 
 from delvm.data.image_io import open_image
 from delvm.data.shards.manifest import (
+    INCOMPLETE,
     MANIFEST,
-    UNFINISHED,
     Manifest,
     examples_per_record,
     load_manifests,
@@ -74,7 +74,7 @@ def write_tokens(
     """
     for number in start_tokens(root, plan, overwrite):
         write_token_shard(root, plan, number, ids)
-    return finish_tokens(root, plan)
+    return finalize_tokens(root, plan)
 
 
 def start_tokens(root: StoragePath, plan: Manifest, overwrite: bool = False) -> list[int]:
@@ -92,12 +92,12 @@ def start_tokens(root: StoragePath, plan: Manifest, overwrite: bool = False) -> 
         folder.mkdir(parents=True, exist_ok=True)
         # In this order a job killed here never takes old shards for those of the new plan.
         (folder / MANIFEST).unlink(missing_ok=True)
-        (folder / UNFINISHED).unlink(missing_ok=True)
+        (folder / INCOMPLETE).unlink(missing_ok=True)
         keep = {shard["file"] for shard in plan.shards} - set(todo)
         for file in {*folder.glob("*.tar"), *folder.glob(".*.part*")}:
             if file.name not in keep:
                 file.unlink()
-        plan.save(folder / UNFINISHED)
+        plan.save(folder / INCOMPLETE)
     return missing_shards(root, plan)
 
 
@@ -107,7 +107,7 @@ def started(root: StoragePath, plan: Manifest) -> bool:
     try:
         if (folder / MANIFEST).exists():
             return Manifest.load(folder / MANIFEST) == plan and not missing_shards(root, plan)
-        return (folder / UNFINISHED).exists() and Manifest.load(folder / UNFINISHED) == plan
+        return (folder / INCOMPLETE).exists() and Manifest.load(folder / INCOMPLETE) == plan
     except UserError:  # another process is just starting or finishing it
         return False
 
@@ -132,7 +132,7 @@ def write_token_shard(
     shard = plan.shards[number]
     start = sum(each["count"] for each in plan.shards[:number])
     stop = start + shard["count"]
-    per_record = examples_per_record(plan.pictures * plan.tokens_per_image)
+    per_record = examples_per_record(plan.images_per_example * plan.tokens_per_image)
 
     def members() -> Iterator[Files]:
         arrays = (_checked(array, plan) for array in ids(start, stop))
@@ -145,12 +145,12 @@ def write_token_shard(
         write_tar(part, members())
 
 
-def finish_tokens(root: StoragePath, plan: Manifest) -> Manifest:
+def finalize_tokens(root: StoragePath, plan: Manifest) -> Manifest:
     """Declare a folder finished, all of whose shards are there; safe to call again, anywhere."""
     folder = as_path(root) / plan.split / plan.task
     if not (folder / MANIFEST).exists():
         plan.save(folder / MANIFEST)
-    (folder / UNFINISHED).unlink(missing_ok=True)
+    (folder / INCOMPLETE).unlink(missing_ok=True)
     for file in folder.glob(".*.part.tar"):  # of processes that were killed
         file.unlink(missing_ok=True)
     return plan
@@ -169,10 +169,10 @@ def _ids_fault(array: np.ndarray, plan: Manifest) -> str | None:
         return f"{array.dtype} is no integer type"
     if (
         array.ndim != 3
-        or array.shape[1:] != (plan.pictures, plan.tokens_per_image)
+        or array.shape[1:] != (plan.images_per_example, plan.tokens_per_image)
         or not len(array)
     ):
-        return f"shape {array.shape} is not (n, {plan.pictures}, {plan.tokens_per_image})"
+        return f"shape {array.shape} is not (n, {plan.images_per_example}, {plan.tokens_per_image})"
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= plan.vocab_size:
         bad = low if low < 0 else high
@@ -214,11 +214,11 @@ def read_examples(
     Raises:
         UserError: A shard is missing or damaged, or holds something else than its manifest says.
     """
-    for decode in read_undecoded(root, split, task, start, manifest):
+    for decode in iter_lazy(root, split, task, start, manifest):
         yield decode()
 
 
-def read_undecoded(
+def iter_lazy(
     root: StoragePath, split: str, task: str, start: int = 0, manifest: Manifest | None = None
 ) -> Iterator[Callable[[], Example]]:
     """The same, each as a call that decodes it, in whatever thread.
@@ -226,8 +226,8 @@ def read_undecoded(
     Raises:
         UserError: As `read_examples`; what is wrong with a picture, when it is decoded.
     """
-    manifest = manifest or _manifest(root, split, task, "pairs")
-    names = set(member_names(manifest.pictures))
+    manifest = manifest or _manifest(root, split, task, "images")
+    names = set(member_names(manifest.images_per_example))
     for shard in manifest.shards:
         if start >= shard["count"]:
             start -= shard["count"]
@@ -245,7 +245,7 @@ def read_undecoded(
 def _decode(path: StoragePath, key: str, files: dict[str, bytes], manifest: Manifest) -> Example:
     shape = (manifest.image_size, manifest.image_size, 3)
     pictures = []
-    for name in member_names(manifest.pictures):
+    for name in member_names(manifest.images_per_example):
         picture = np.asarray(open_image(files[name], f"{path}: {key}.{name}"))
         if picture.shape != shape:
             raise UserError(f"{path}: {key}.{name} is {picture.shape}, not {shape}")

@@ -1,6 +1,6 @@
 """What a root of shards holds: a manifest for each split and task, and the codebook of its ids.
 
-What is to be made is planned before any of it is written (`plan_pairs`, `plan_tokens`), so a
+What is to be made is planned before any of it is written (`plan_images`, `plan_tokens`), so a
 finished folder can be told from one made with other settings, and a killed job continues at the
 first part it had not finished. What a folder of pictures will hold is known only once its source
 has been read; a folder of tokens is known to the last shard.
@@ -14,18 +14,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from delvm import legacy
 from delvm.errors import UserError
 from delvm.storage import StoragePath, as_path, atomic_path, local_copy, read_json, write_json
 
-MANIFEST, UNFINISHED = "manifest.json", "unfinished.json"
+MANIFEST, INCOMPLETE = "manifest.json", "unfinished.json"
 TOKENS_PER_RECORD = 65_536
 RECORDS_PER_SHARD = 16
-# Of older manifests, which did not say.
-_UNSAID: dict[str, Any] = {"fast": False, "pictures": 2, "settings": {}, "parts": []}
-_PART = {"name": str, "expected": int, "shards": int, "rejected": int}
-MADE_BY = {"pairs": "delvm prepare output={}", "tokens": "delvm encode output={}"}
-OTHER_KIND = {
-    "pairs": "give the folder that `delvm prepare` wrote",
+# What manifests without these keys meant.
+_LEGACY_DEFAULTS: dict[str, Any] = {
+    "bf16": False,
+    "images_per_example": 2,
+    "settings": {},
+    "chunks": [],
+}
+_CHUNK = {"name": str, "expected": int, "shards": int, "rejected": int}
+COMMAND_FOR = {"images": "delvm prepare output={}", "tokens": "delvm encode output={}"}
+HINT_FOR_OTHER_KIND = {
+    "images": "give the folder that `delvm prepare` wrote",
     "tokens": "give the folder that `delvm encode` wrote",
 }
 
@@ -35,18 +41,18 @@ class Manifest:
     """What one folder of shards holds.
 
     Attributes:
-        kind: "pairs" (pictures; a pair is the most frequent example) or "tokens".
+        kind: "images" or "tokens".
         task, split: As the folders are named.
         count: Examples in all the shards.
         shards: {"file": name, "count": examples} in order.
         image_size: Side of the pictures in pixels.
-        tokens_per_image, vocab_size, fingerprint: Of the tokenizer; None for pairs.
+        tokens_per_image, vocab_size, fingerprint: Of the tokenizer; None for images.
         source, seed: Of the raw material.
         balance: How a training task was balanced, None where it was not.
-        fast: Whether the tokenizer computed in bfloat16.
-        pictures: Pictures an example, k: 2 of a pair.
+        bf16: Whether the tokenizer computed in bfloat16.
+        images_per_example: k: 2 for a pair.
         settings: What else the examples depend on.
-        parts: Of a source, in order: {"name", "expected", "shards", "rejected"}.
+        chunks: Of the source, in order: {"name", "expected", "shards", "rejected"}.
     """
 
     kind: str
@@ -61,15 +67,15 @@ class Manifest:
     source: str
     seed: int
     balance: dict[str, Any] | None
-    fast: bool = False
-    pictures: int = 2
+    bf16: bool = False
+    images_per_example: int = 2
     settings: dict[str, Any] = field(default_factory=dict)
-    parts: list[dict[str, Any]] = field(default_factory=list)
+    chunks: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def rejected(self) -> int:
         """Raw items that no example could be made of."""
-        return sum(part["rejected"] for part in self.parts)
+        return sum(chunk["rejected"] for chunk in self.chunks)
 
     def save(self, path: StoragePath) -> None:
         """Write it as JSON, whole or not at all."""
@@ -82,7 +88,9 @@ class Manifest:
         Raises:
             UserError: Missing, not JSON, unknown or missing keys, or values of a wrong kind.
         """
-        values = dict(_UNSAID) | read_json(path, "manifest")
+        values = _LEGACY_DEFAULTS | legacy.rename_keys(
+            read_json(path, "manifest"), legacy.MANIFEST, legacy.MANIFEST_VALUES
+        )
         names = {field.name for field in fields(cls)}
         if values.keys() != names:
             missing, unknown = (sorted(names - values.keys()), sorted(values.keys() - names))
@@ -94,11 +102,13 @@ class Manifest:
 
     def _fault(self) -> str | None:
         """What is wrong with the values, if anything is."""
-        wanted: dict[str, type] = dict.fromkeys(("count", "image_size", "seed", "pictures"), int)
+        wanted: dict[str, type] = dict.fromkeys(
+            ("count", "image_size", "seed", "images_per_example"), int
+        )
         wanted |= dict.fromkeys(("task", "split", "source"), str)
-        wanted |= {"shards": list, "fast": bool, "settings": dict, "parts": list}
-        if self.kind not in MADE_BY:
-            return f"kind is {self.kind!r}, not one of {sorted(MADE_BY)}"
+        wanted |= {"shards": list, "bf16": bool, "settings": dict, "chunks": list}
+        if self.kind not in COMMAND_FOR:
+            return f"kind is {self.kind!r}, not one of {sorted(COMMAND_FOR)}"
         if self.kind == "tokens":
             wanted |= {"tokens_per_image": int, "vocab_size": int, "fingerprint": str}
         for name, kind in wanted.items():
@@ -112,17 +122,17 @@ class Manifest:
             # A name is never a path, so that a manifest reaches nothing outside its folder.
             if not re.fullmatch(r"\w[\w-]*(\.\d+)?\.tar", str(shard["file"])):
                 return f"shard file {shard['file']!r} is not NAME.tar"
-        for part in self.parts:
-            if not isinstance(part, dict) or {k: type(v) for k, v in part.items()} != _PART:
-                return f"part {part!r} is not {{{', '.join(_PART)}}}"
-        if self.pictures < 1:
-            return f"pictures is {self.pictures}, below 1"
+        for chunk in self.chunks:
+            if not isinstance(chunk, dict) or {k: type(v) for k, v in chunk.items()} != _CHUNK:
+                return f"chunk {chunk!r} is not {{{', '.join(_CHUNK)}}}"
+        if self.images_per_example < 1:
+            return f"images_per_example is {self.images_per_example}, below 1"
         if self.count != sum(shard["count"] for shard in self.shards):
             return f"count {self.count} is not the sum of its shards"
         return None
 
 
-def plan_pairs(
+def plan_images(
     split: str,
     task: str,
     *,
@@ -137,7 +147,19 @@ def plan_pairs(
         raise UserError(f"shard_size={shard_size} is below 1: set shard_size=1000")
     made = {"shard_size": shard_size} | (settings or {})
     return Manifest(
-        "pairs", task, split, 0, [], image_size, None, None, None, source, seed, None, settings=made
+        "images",
+        task,
+        split,
+        0,
+        [],
+        image_size,
+        None,
+        None,
+        None,
+        source,
+        seed,
+        None,
+        settings=made,
     )
 
 
@@ -149,7 +171,7 @@ def plan_tokens(
     vocab_size: int,
     fingerprint: str,
     balance: dict[str, Any] | None = None,
-    fast: bool = False,
+    bf16: bool = False,
 ) -> Manifest:
     """What the folder of tokens of `pairs` will hold, balanced to `count` examples.
 
@@ -158,17 +180,17 @@ def plan_tokens(
     """
     if vocab_size > 1 << 16:
         raise UserError(f"vocab_size {vocab_size} (tokenizer) > {1 << 16}, the limit of a shard")
-    per_record = examples_per_record(pairs.pictures * tokens_per_image)
+    per_record = examples_per_record(pairs.images_per_example * tokens_per_image)
     values = asdict(pairs) | {
         "kind": "tokens",
-        "parts": [],
+        "chunks": [],
         "count": count,
         "shards": _split(count, per_record * RECORDS_PER_SHARD),
         "tokens_per_image": tokens_per_image,
         "vocab_size": vocab_size,
         "fingerprint": fingerprint,
         "balance": balance,
-        "fast": fast,
+        "bf16": bf16,
     }
     return Manifest(**values)
 
@@ -207,7 +229,7 @@ def pending(root: StoragePath, plan: Manifest, overwrite: bool = False) -> list[
         if found != plan:
             said = difference(found, plan)
             raise UserError(f"{folder} {said}: set overwrite=true to replace it")
-    elif not (folder / UNFINISHED).exists() or Manifest.load(folder / UNFINISHED) != plan:
+    elif not (folder / INCOMPLETE).exists() or Manifest.load(folder / INCOMPLETE) != plan:
         return plan.shards
     return [shard for shard in plan.shards if not (folder / shard["file"]).exists()]
 
@@ -229,7 +251,7 @@ def load_manifests(root: StoragePath, split: str, kind: str) -> dict[str, Manife
             shards that do not go together.
     """
     folder = as_path(root) / split
-    made_by = MADE_BY[kind].format(root)
+    made_by = COMMAND_FOR[kind].format(root)
     manifests: dict[str, Manifest] = {}
     found: list[StoragePath] = [*folder.iterdir()] if folder.is_dir() else []
     for path in sorted(found, key=lambda each: each.name):
@@ -241,7 +263,9 @@ def load_manifests(root: StoragePath, split: str, kind: str) -> dict[str, Manife
         if (manifest.split, manifest.task) != (split, path.name):
             raise UserError(f"{path} holds {manifest.split}/{manifest.task}: was it renamed?")
         if manifest.kind != kind:
-            raise UserError(f"{path} holds {manifest.kind}, not {kind}: {OTHER_KIND[kind]}")
+            raise UserError(
+                f"{path} holds {manifest.kind}, not {kind}: {HINT_FOR_OTHER_KIND[kind]}"
+            )
         manifests[path.name] = manifest
     if not manifests:
         raise UserError(f"no {kind} in {folder}: run `{made_by}` first")
@@ -291,7 +315,7 @@ def read_codebook(root: StoragePath) -> tuple[Tensor, str]:
     """
     path = as_path(root) / "codebook.safetensors"
     if not path.exists():
-        raise UserError(f"codebook not found: {path}: run `{MADE_BY['tokens'].format(root)}`")
+        raise UserError(f"codebook not found: {path}: run `{COMMAND_FOR['tokens'].format(root)}`")
     try:
         with safe_open(local_copy(path), framework="pt") as file:
             codebook, metadata = file.get_tensor("codebook"), file.metadata() or {}

@@ -1,8 +1,8 @@
-"""Reading any example of a shard at once, without the ones before it.
+"""Read any example of a shard directly, without reading the ones before it.
 
-Tars keep their members whole and uncompressed, so a member is a stretch of the file. A shard is
-walked once to learn where they are; then reading an example is one `pread`. Memory holds the
-places in a bounded number of shards, never what they contain.
+A tar stores its members uncompressed and contiguous, so a member is a byte range of the file. A
+shard is scanned once to index these ranges; after that, reading an example is one `pread`. Memory
+holds the index of a bounded number of shards, never their contents.
 """
 
 import itertools
@@ -13,6 +13,7 @@ from tarfile import TarError
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from delvm.data.image_io import open_image
 from delvm.data.shards.io import members
@@ -20,30 +21,38 @@ from delvm.data.shards.manifest import Manifest, member_names
 from delvm.errors import UserError
 from delvm.storage import StoragePath, local_copy
 
-OPEN_SHARDS = 256  # of a stream, so that the system's usual limit of 1,024 files is far
+MAX_OPEN_SHARDS = 256  # per stream, well below the usual limit of 1,024 open files
 
 Index = TypeVar("Index")
 
 
-class _Open(Generic[Index]):
-    """The shards of one task, each opened and indexed when first asked for and kept a while."""
+class _ShardCache(Generic[Index]):
+    """The shards of one task, opened and indexed on first use; least recently used are closed."""
 
-    def __init__(self, root: StoragePath, manifest: Manifest, keep: int = OPEN_SHARDS) -> None:
-        """Say where the shards are, and how many may be open at a time."""
-        self.keep = max(1, keep)
+    def __init__(
+        self, root: StoragePath, manifest: Manifest, max_open: int = MAX_OPEN_SHARDS
+    ) -> None:
+        """Set up the readers of one task; nothing is opened yet.
+
+        Args:
+            root: Root of the shards.
+            manifest: Of the task.
+            max_open: Shards that may be open at the same time.
+        """
+        self.max_open = max(1, max_open)
         self.folder = root / manifest.split / manifest.task
         self.manifest = manifest
         self._open: OrderedDict[int, tuple[int, StoragePath, Index]] = OrderedDict()
 
     def index(self, path: StoragePath) -> tuple[int, Index]:
-        """(number of examples, where they are) of a shard."""
+        """(number of examples, their byte ranges) of a shard."""
         raise NotImplementedError
 
     def shard(self, number: int) -> tuple[int, StoragePath, Index]:
         """(file descriptor, path, index) of a shard.
 
         Raises:
-            UserError: It is missing or damaged, or holds something else than its manifest says.
+            UserError: It is missing or damaged, or its contents differ from its manifest.
         """
         if number in self._open:
             self._open.move_to_end(number)
@@ -55,20 +64,22 @@ class _Open(Generic[Index]):
             raise UserError(
                 f"{path} holds {count} examples, its manifest says {shard['count']}: make it again"
             )
-        if len(self._open) >= self.keep:
+        if len(self._open) >= self.max_open:
             os.close(self._open.popitem(last=False)[1][0])
         self._open[number] = os.open(local_copy(path), os.O_RDONLY), path, index
         return self._open[number]
 
-    def named(self, shards: np.ndarray, places: np.ndarray) -> list[dict[str, Any]]:
-        """Examples (n,) as people find them: {"task", "shard": file, "place": in it}."""
+    def describe(
+        self, shards: npt.NDArray[np.int64], indices: npt.NDArray[np.int64]
+    ) -> list[dict[str, Any]]:
+        """Examples (n,) for a report: {"task", "shard": file name, "index": in the shard}."""
         return [
             {
                 "task": self.manifest.task,
                 "shard": self.manifest.shards[shard]["file"],
-                "place": place,
+                "index": index,
             }
-            for shard, place in zip(shards.tolist(), places.tolist(), strict=True)
+            for shard, index in zip(shards.tolist(), indices.tolist(), strict=True)
         ]
 
     def close(self) -> None:
@@ -80,56 +91,63 @@ class _Open(Generic[Index]):
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files: a worker process opens its own."""
+        """The state without open files: a worker process opens its own."""
         return vars(self) | {"_open": OrderedDict()}
 
 
-class _Records(NamedTuple):
-    """Of a token shard: where each record's ids begin, and the number of its first example."""
+class _TokenIndex(NamedTuple):
+    """Of each record in a token shard: where its ids begin, and the number of its first example."""
 
     offsets: list[int]
     first: list[int]
 
 
-class TokenAccess(_Open[_Records]):
-    """Any example of one task's token shards."""
+class TokenShardReader(_ShardCache[_TokenIndex]):
+    """Random access to the examples in one task's token shards."""
 
-    def __init__(self, root: StoragePath, manifest: Manifest, keep: int = OPEN_SHARDS) -> None:
-        super().__init__(root, manifest, keep)
+    def __init__(
+        self, root: StoragePath, manifest: Manifest, max_open: int = MAX_OPEN_SHARDS
+    ) -> None:
+        super().__init__(root, manifest, max_open)
         assert manifest.tokens_per_image is not None and manifest.vocab_size is not None
-        self.tokens = manifest.pictures * manifest.tokens_per_image  # an example
+        self.tokens_per_example = manifest.images_per_example * manifest.tokens_per_image
         self.vocab_size = manifest.vocab_size
 
-    def read(self, shards: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
+    def read(
+        self,
+        shards: npt.NDArray[np.int64],
+        indices: npt.NDArray[np.int64],
+        out: npt.NDArray[np.uint16],
+    ) -> None:
         """Read examples into an array.
 
         Args:
-            shards, places: (n,): which shard each example is in, and its place there.
+            shards, indices: (n,): the shard of each example, and its index there.
             out: (n, k * N) uint16, contiguous.
 
         Raises:
             UserError: A shard cannot be read, or holds an id outside the vocabulary.
         """
-        assert out.dtype == np.uint16 and out.shape == (len(shards), self.tokens)
-        size = 2 * self.tokens
+        assert out.dtype == np.uint16 and out.shape == (len(shards), self.tokens_per_example)
+        size = 2 * self.tokens_per_example
         buffer = out.reshape(-1).view(np.uint8).data
-        for n, (number, place) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
+        for n, (number, index) in enumerate(zip(shards.tolist(), indices.tolist(), strict=True)):
             file, path, records = self.shard(number)
-            record = bisect_right(records.first, place) - 1
-            offset = records.offsets[record] + (place - records.first[record]) * size
+            record = bisect_right(records.first, index) - 1
+            offset = records.offsets[record] + (index - records.first[record]) * size
             if os.preadv(file, [buffer[n * size : (n + 1) * size]], offset) != size:
-                raise UserError(f"shard {path} is damaged: it ends before its example {place}")
+                raise UserError(f"shard {path} is damaged: it ends before its example {index}")
         if len(out) and (worst := int(out.max())) >= self.vocab_size:
-            at = self.manifest.shards[int(shards[out.max(axis=1).argmax()])]["file"]
+            name = self.manifest.shards[int(shards[out.max(axis=1).argmax()])]["file"]
             raise UserError(
-                f"{self.folder / at}: id {worst} is outside [0, {self.vocab_size}): "
+                f"{self.folder / name}: id {worst} is outside [0, {self.vocab_size}): "
                 "make it again, or look with `delvm inspect`"
             )
 
-    def index(self, path: StoragePath) -> tuple[int, _Records]:
+    def index(self, path: StoragePath) -> tuple[int, _TokenIndex]:
         """Where the records of a shard are, each checked to be an array of ids."""
-        k = self.manifest.pictures
-        n = self.tokens // k
+        k = self.manifest.images_per_example
+        n = self.tokens_per_example // k
         offsets, first, count = [], [], 0
         for tar, info, key, name in members(path):
             file = tar.extractfile(info)
@@ -147,52 +165,52 @@ class TokenAccess(_Open[_Records]):
             offsets.append(info.offset_data + file.tell())
             first.append(count)
             count += shape[0]
-        return count, _Records(offsets, first)
+        return count, _TokenIndex(offsets, first)
 
 
-class _Members(NamedTuple):
-    """Of a shard of pictures: where each one is, (n, k, 2): offset and size; and the keys."""
+class _ImageIndex(NamedTuple):
+    """Of each image in a shard: (n, k, 2) int64 offset and size in bytes; and the keys."""
 
-    places: np.ndarray
+    ranges: npt.NDArray[np.int64]
     keys: list[str]
 
 
-class PictureAccess(_Open[_Members]):
-    """Any picture of one task's image shards."""
+class ImageShardReader(_ShardCache[_ImageIndex]):
+    """Random access to the images in one task's image shards."""
 
-    def read(self, number: int, place: int, picture: int) -> tuple[str, np.ndarray]:
-        """One picture of an example.
+    def read(self, shard: int, index: int, image: int) -> tuple[str, npt.NDArray[np.uint8]]:
+        """Read one image of an example.
 
         Args:
-            number: Of the shard.
-            place: Of the example in it.
-            picture: Which of the example's.
+            shard: Number of the shard.
+            index: Of the example in the shard.
+            image: Of the image in the example.
 
         Returns:
-            The example's key, and the picture (H, H, 3) uint8.
+            The example's key, and the image (H, H, 3) uint8.
 
         Raises:
-            UserError: The shard or the picture cannot be read, or is of another size.
+            UserError: The shard or the image cannot be read, or the image has another size.
         """
-        file, path, index = self.shard(number)
-        offset, size = index.places[place, picture].tolist()
-        key, name = index.keys[place], member_names(self.manifest.pictures)[picture]
+        file, path, found = self.shard(shard)
+        offset, size = found.ranges[index, image].tolist()
+        key, name = found.keys[index], member_names(self.manifest.images_per_example)[image]
         pixels = np.asarray(open_image(os.pread(file, size, offset), f"{path}: {key}.{name}"))
         side = self.manifest.image_size
         if pixels.shape != (side, side, 3):
             raise UserError(f"{path}: {key}.{name} is {pixels.shape}, not {(side, side, 3)}")
         return key, pixels
 
-    def index(self, path: StoragePath) -> tuple[int, _Members]:
-        """Where the pictures of a shard are."""
-        names = member_names(self.manifest.pictures)
+    def index(self, path: StoragePath) -> tuple[int, _ImageIndex]:
+        """Where the images of a shard are."""
+        names = member_names(self.manifest.images_per_example)
         keys: list[str] = []
-        places: list[list[tuple[int, int]]] = []
+        ranges: list[list[tuple[int, int]]] = []
         found = ((key, (name, info)) for _, info, key, name in members(path))
         for key, group in itertools.groupby(found, key=lambda member: member[0]):
             files = {name: (info.offset_data, info.size) for _, (name, info) in group}
             if files.keys() != set(names):
                 raise UserError(f"{path}: {key} holds {sorted(files)}, not {sorted(names)}")
             keys.append(key)
-            places.append([files[name] for name in names])
-        return len(keys), _Members(np.array(places, np.int64), keys)
+            ranges.append([files[name] for name in names])
+        return len(keys), _ImageIndex(np.array(ranges, np.int64), keys)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from delvm.data.image_io import fit, open_image
-from delvm.data.types import SPLITS, Example, Part, Reject, in_parts
+from delvm.data.image_io import open_image, resize_center_crop
+from delvm.data.types import SPLITS, Example, RejectedItem, SourceChunk, split_into_chunks
 from delvm.errors import UserError, did_you_mean
 
 FILES_A_PART = 1000
@@ -51,7 +51,7 @@ class RawSource(SourceConfig):
         values = asdict(self)
         return {name: values[name] for name in values if name not in ("name", "size", "seed")}
 
-    def parts(self, split: str) -> dict[str, list[Part]]:
+    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
         """The parts of each task in a split, without reading them.
 
         Raises:
@@ -59,7 +59,7 @@ class RawSource(SourceConfig):
         """
         raise NotImplementedError
 
-    def read(self, split: str, task: str, part: Part) -> Iterator[Example | Reject]:
+    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
         """The examples of a part in order, and what had to be left out."""
         raise NotImplementedError
 
@@ -109,7 +109,7 @@ class RawSource(SourceConfig):
         Raises:
             UserError: it cannot be opened.
         """
-        return np.asarray(fit(open_image(file, name), self.size))
+        return np.asarray(resize_center_crop(open_image(file, name), self.size))
 
 
 def middle_square(width: int, height: int) -> Box:
@@ -143,12 +143,12 @@ def pictures_in(folder: Path) -> list[Path]:
     )
 
 
-def file_parts(files: Sequence[Any]) -> list[Part]:
+def file_parts(files: Sequence[Any]) -> list[SourceChunk]:
     """Files in numbered parts."""
-    return in_parts(len(files), FILES_A_PART)
+    return split_into_chunks(len(files), FILES_A_PART)
 
 
-def files_of(part: Part, files: Sequence[Any]) -> Sequence[Any]:
+def files_of(part: SourceChunk, files: Sequence[Any]) -> Sequence[Any]:
     """The files of one of `file_parts`."""
     first = int(part.name) * FILES_A_PART
     return files[first : first + FILES_A_PART]
@@ -169,9 +169,9 @@ def distinct(names: Sequence[str]) -> list[str]:
     ]
 
 
-def rejected(name: str, error: UserError) -> Reject:
+def rejected(name: str, error: UserError) -> RejectedItem:
     """What `open_image` refused under this name, which its reason need not repeat."""
-    return Reject(name, str(error).removeprefix(f"{name} ").removesuffix(f": {name}"))
+    return RejectedItem(name, str(error).removeprefix(f"{name} ").removesuffix(f": {name}"))
 
 
 def same_size(pictures: Sequence[Image.Image]) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from delvm.data.image_io import fit, open_image
+from delvm.data.image_io import open_image, resize_center_crop
 from delvm.data.sources._io.coco_json import ORDER, PLACES, Person, Photo, read_annotations
 from delvm.data.sources.base import (
     Box,
@@ -22,7 +22,7 @@ from delvm.data.sources.base import (
     middle_square,
     rejected,
 )
-from delvm.data.types import Example, Part, Reject
+from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
 from delvm.tasks import Task, pose
 from delvm.tasks import multi_pose as poses
@@ -68,7 +68,7 @@ class CocoPose(RawSource):
     keypoints: int = 8
     min_side: int = 64
 
-    def parts(self, split: str) -> dict[str, list[Part]]:
+    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
         """Numbered parts of 1000 people or pictures each.
 
         Raises:
@@ -79,12 +79,12 @@ class CocoPose(RawSource):
         self._check()
         return {self._task().name: file_parts(self._listed.get(split, []))}
 
-    def read(self, split: str, task: str, part: Part) -> Iterator[Example | Reject]:
+    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
         """The people, or the pictures, of a part."""
         for key, item in files_of(part, self._listed[split]):
             photo = self._photos(item.own)[item.photo]
-            if isinstance(photo, Reject):
-                yield Reject(f"{self._path(item.own).name} {photo.key}", photo.reason)
+            if isinstance(photo, RejectedItem):
+                yield RejectedItem(f"{self._path(item.own).name} {photo.key}", photo.reason)
                 continue
             name = f"{item.own}2017/{photo.file}"
             try:
@@ -104,7 +104,7 @@ class CocoPose(RawSource):
     def _alone(self, image: Image.Image, person: Person) -> tuple[np.ndarray, np.ndarray]:
         box = square_about(person.box, self.margin, *image.size)
         figure = pose.render(_within(person.points, box), self.size)
-        return np.asarray(fit(image.crop(box), self.size)), figure
+        return np.asarray(resize_center_crop(image.crop(box), self.size)), figure
 
     def _everybody(self, image: Image.Image, people: list[Person]) -> tuple[np.ndarray, np.ndarray]:
         box = middle_square(*image.size)
@@ -112,7 +112,7 @@ class CocoPose(RawSource):
         figures = np.stack([_within(person.points, box) for person in by_size])
         scales = np.array([person.side for person in by_size]) / (box[2] - box[0])
         drawn = poses.render(figures, scales, self.size)
-        return np.asarray(fit(image.crop(box), self.size)), drawn
+        return np.asarray(resize_center_crop(image.crop(box), self.size)), drawn
 
     def _task(self) -> Task:
         return poses.TASK if self.whole else pose.TASK
@@ -129,7 +129,7 @@ class CocoPose(RawSource):
         splits: dict[str, list[_Item]] = {}
         for own in there:
             for number, photo in enumerate(self._photos(own)):
-                name = photo.key if isinstance(photo, Reject) else photo.file
+                name = photo.key if isinstance(photo, RejectedItem) else photo.file
                 split = self.split_of(f"{own}/{name}", NATURAL[own])
                 splits.setdefault(split, []).extend(self._items(own, number, photo))
         if not any(splits.values()):
@@ -142,8 +142,8 @@ class CocoPose(RawSource):
             for split, found in splits.items()
         }
 
-    def _items(self, own: str, number: int, photo: Photo | Reject) -> Iterator[_Item]:
-        if isinstance(photo, Reject):
+    def _items(self, own: str, number: int, photo: Photo | RejectedItem) -> Iterator[_Item]:
+        if isinstance(photo, RejectedItem):
             yield _Item(f"{own} {photo.key}", own, number, None)
             return
         stem = Path(photo.file).with_suffix("").as_posix()
@@ -160,7 +160,7 @@ class CocoPose(RawSource):
     def _path(self, own: str) -> Path:
         return Path(self.path) / "annotations" / f"person_keypoints_{own}2017.json"
 
-    def _photos(self, own: str) -> list[Photo | Reject]:
+    def _photos(self, own: str) -> list[Photo | RejectedItem]:
         path = self._path(own)
         return read_annotations(path, path.stat().st_mtime_ns)
 

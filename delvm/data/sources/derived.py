@@ -9,7 +9,7 @@ import numpy as np
 from delvm.data.sources.base import RawSource
 from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion
-from delvm.data.types import Example, Part, Reject
+from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError, did_you_mean
 from delvm.tasks import derived
 
@@ -38,21 +38,21 @@ class Derived(RawSource):
     hole: list[float] = field(default_factory=lambda: [0.3, 0.5])
     tuples: list[str] = field(default_factory=list)
 
-    def parts(self, split: str) -> dict[str, list[Part]]:
+    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
         """The parts of the pictures, the same for every task.
 
         Raises:
             UserError: an unknown task or annotation, or a hole that no picture has.
         """
         self._check()
-        found = self._pictures.parts(split)["images"]
+        found = self._pictures.chunks(split)["images"]
         made = [*self.tasks, *(["tuple"] if self.tuples else [])]
         return dict.fromkeys(made, found)
 
-    def read(self, split: str, task: str, part: Part) -> Iterator[Example | Reject]:
+    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
         """An example of the task from each picture of a part."""
         for each in self._pictures.read(split, "images", part):
-            if isinstance(each, Reject):
+            if isinstance(each, RejectedItem):
                 yield each
             else:
                 yield Example(each.key, task, self._made(task, each.input, each.key))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from delvm.data.sources.paired_base import Pair, PairSource, files_in, match
-from delvm.data.types import Reject
+from delvm.data.types import RejectedItem
 from delvm.errors import UserError
 
 
@@ -24,7 +24,7 @@ class GoPro(PairSource):
         """Always deblur."""
         return "deblur"
 
-    def pairs(self) -> Iterator[tuple[str, Pair | Reject]]:
+    def pairs(self) -> Iterator[tuple[str, Pair | RejectedItem]]:
         """Pairs of both splits, scene by scene.
 
         Raises:

@@ -16,7 +16,7 @@ from delvm.data.sources.base import (
     pictures_in,
     rejected,
 )
-from delvm.data.types import Example, Part, Reject
+from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
 
 
@@ -41,17 +41,17 @@ class Images(RawSource):
     categories: bool = False
     pictures: int = 8
 
-    def parts(self, split: str) -> dict[str, list[Part]]:
+    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
         """Numbered parts of 1000 examples each."""
         check_split(split)
         self.root()
         task = "categories" if self.categories else "images"
         return {task: file_parts(self._listed.get(split, []))}
 
-    def read(self, split: str, task: str, part: Part) -> Iterator[Example | Reject]:
+    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
         """The examples of a part; one whose pictures cannot all be read is rejected as a whole."""
         for key, group in files_of(part, self._listed[split]):
-            if isinstance(group, Reject):
+            if isinstance(group, RejectedItem):
                 yield group
                 continue
             pictures = []
@@ -69,7 +69,7 @@ class Images(RawSource):
                 yield Example(key, task, tuple(pictures))
 
     @cached_property
-    def _listed(self) -> dict[str, list[tuple[str, _Group | Reject]]]:
+    def _listed(self) -> dict[str, list[tuple[str, _Group | RejectedItem]]]:
         """(key, example) of each split."""
         root = self.root()
         files = [path.relative_to(root).as_posix() for path in pictures_in(root)]
@@ -85,7 +85,7 @@ class Images(RawSource):
             listed[split] = list(zip(distinct(names), found, strict=True))
         return listed
 
-    def _grouped(self, split: str, files: list[str]) -> Iterator[_Group | Reject]:
+    def _grouped(self, split: str, files: list[str]) -> Iterator[_Group | RejectedItem]:
         """Groups of each class, of pictures in a drawn order, the classes mixed."""
         if self.pictures < 2:
             raise UserError(
@@ -111,7 +111,7 @@ class Images(RawSource):
                 groups.append(_Group(f"{name}/{number:05d}", mine))
             if left := len(members) - whole * self.pictures:
                 said = f"{left} of {len(members)} pictures of {split} left, fewer than"
-                rejects.append(Reject(name, f"{said} pictures={self.pictures}"))
+                rejects.append(RejectedItem(name, f"{said} pictures={self.pictures}"))
         groups.sort(key=lambda group: (self.draw("order", split, group.name), group.name))
         yield from groups
         yield from rejects

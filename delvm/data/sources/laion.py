@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from delvm.data.image_io import fit, open_image
+from delvm.data.image_io import open_image, resize_center_crop
 from delvm.data.sources._io.tar import members, tars_in
 from delvm.data.sources.base import PICTURES, RawSource, check_split, plain, rejected
-from delvm.data.types import Example, Part, Reject
+from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
 
 # What img2dataset writes beside a picture: its caption and what else is known of it.
@@ -31,12 +31,12 @@ class Laion(RawSource):
     name: str = "laion"
     min_side: int = 0
 
-    def parts(self, split: str) -> dict[str, list[Part]]:
+    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
         """A part for each tar, called as it is."""
         check_split(split)
-        return {"images": [Part(name) for name in self._tars]}
+        return {"images": [SourceChunk(name) for name in self._tars]}
 
-    def read(self, split: str, task: str, part: Part) -> Iterator[Example | Reject]:
+    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
         """The pictures of a tar that belong to the split, and what had to be left out."""
         path = self._tars[part.name]
         tar = path.relative_to(self.root()).as_posix()
@@ -46,7 +46,7 @@ class Laion(RawSource):
             if self.split_of(whole.rpartition(".")[0] if name else tar) != split:
                 continue
             if isinstance(content, str):
-                yield Reject(whole, content)
+                yield RejectedItem(whole, content)
                 continue
             key = plain(part.name, *PurePosixPath(name).with_suffix("").parts)
             try:
@@ -55,7 +55,7 @@ class Laion(RawSource):
                 yield rejected(whole, error)
                 continue
             if key in keys:
-                yield Reject(whole, f"its key {key} comes twice")
+                yield RejectedItem(whole, f"its key {key} comes twice")
                 continue
             keys.add(key)
             yield Example(key, task, (picture,))
@@ -65,7 +65,7 @@ class Laion(RawSource):
         if min(image.size) < self.min_side:
             width, height = image.size
             raise UserError(f"{width} x {height} pixels, below min_side={self.min_side}")
-        return np.asarray(fit(image, self.size))
+        return np.asarray(resize_center_crop(image, self.size))
 
     @cached_property
     def _tars(self) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from delvm.data.image_io import fit, open_image
+from delvm.data.image_io import open_image, resize_center_crop
 from delvm.data.sources.base import (
     RawSource,
     check_split,
@@ -21,7 +21,7 @@ from delvm.data.sources.base import (
     rejected,
     same_size,
 )
-from delvm.data.types import Example, Part, Reject
+from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
 
 
@@ -60,7 +60,7 @@ class PairSource(RawSource):
         """Name of the one task that it makes."""
         raise NotImplementedError
 
-    def pairs(self) -> Iterator[tuple[str, Pair | Reject]]:
+    def pairs(self) -> Iterator[tuple[str, Pair | RejectedItem]]:
         """Every pair of the data set in order, and each file that has no partner.
 
         Yields:
@@ -85,9 +85,9 @@ class PairSource(RawSource):
         return at.name if place == "." else f"{place}/{at.name}"
 
     @cached_property
-    def _listed(self) -> dict[str, list[tuple[str, Pair | Reject]]]:
+    def _listed(self) -> dict[str, list[tuple[str, Pair | RejectedItem]]]:
         """(key, pair) of each split."""
-        splits: dict[str, list[Pair | Reject]] = {}
+        splits: dict[str, list[Pair | RejectedItem]] = {}
         for split, each in self.pairs():
             splits.setdefault(split, []).append(each)
         if not splits:
@@ -98,7 +98,7 @@ class PairSource(RawSource):
         }
         return {split: list(zip(keys[split], splits[split], strict=True)) for split in splits}
 
-    def parts(self, split: str) -> dict[str, list[Part]]:
+    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
         """Numbered parts of 1000 pairs each of the one task."""
         check_split(split)
         self.root()
@@ -106,22 +106,22 @@ class PairSource(RawSource):
             raise UserError(f"source.crops={self.crops} is below 0: set source.crops=0")
         views = max(1, self.crops)
         found = file_parts(self._listed.get(split, []))
-        return {self.made_task(): [Part(part.name, part.count * views) for part in found]}
+        return {self.made_task(): [SourceChunk(part.name, part.count * views) for part in found]}
 
-    def read(self, split: str, task: str, part: Part) -> Iterator[Example | Reject]:
+    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
         """The pairs of a part, cut into crops if that was asked for."""
         for key, pair in files_of(part, self._listed[split]):
-            if isinstance(pair, Reject):
+            if isinstance(pair, RejectedItem):
                 yield pair
                 continue
             opened = self._open(pair)
-            if isinstance(opened, Reject):
+            if isinstance(opened, RejectedItem):
                 yield opened
                 continue
             for name, pictures in self._views(key, pair, opened):
                 yield Example(name, task, pictures)
 
-    def _open(self, pair: Pair) -> tuple[Image.Image, ...] | Reject:
+    def _open(self, pair: Pair) -> tuple[Image.Image, ...] | RejectedItem:
         pictures = []
         for at in (pair.input, pair.target):
             label = self.label(at)
@@ -132,7 +132,7 @@ class PairSource(RawSource):
         try:
             same_size(pictures)
         except UserError as error:
-            return Reject(self.label(pair.input), str(error))
+            return RejectedItem(self.label(pair.input), str(error))
         return tuple(pictures)
 
     def _views(
@@ -140,14 +140,16 @@ class PairSource(RawSource):
     ) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
         """The whole pair, or crops of it: the same square of the input and of the target."""
         if not self.crops:
-            yield key, tuple(np.asarray(fit(each, self.size)) for each in pictures)
+            yield key, tuple(np.asarray(resize_center_crop(each, self.size)) for each in pictures)
         width, height = pictures[0].size
         side = min(self.size, width, height)
         for number in range(self.crops):
             rng = self.rng("crop", pair.name, number)
             left, top = (int(rng.integers(0, room - side + 1)) for room in (width, height))
             box = (left, top, left + side, top + side)
-            cut = tuple(np.asarray(fit(each.crop(box), self.size)) for each in pictures)
+            cut = tuple(
+                np.asarray(resize_center_crop(each.crop(box), self.size)) for each in pictures
+            )
             yield f"{key}-c{number}", cut
 
 
@@ -164,7 +166,7 @@ def match(
     targets: Iterable[tuple[str, At]],
     split: Callable[[str], str],
     within: str = "",
-) -> Iterator[tuple[str, Pair | Reject]]:
+) -> Iterator[tuple[str, Pair | RejectedItem]]:
     """Pairs of the same id, in the order of the ids, and a reject of each that is without.
 
     Args:
@@ -182,7 +184,7 @@ def match(
             if name in side:
                 taken = source.label(side[name])
                 whole = f"{within}/{name}" if within else name
-                yield split(whole), Reject(source.label(at), f"its name is that of {taken}")
+                yield split(whole), RejectedItem(source.label(at), f"its name is that of {taken}")
             else:
                 side[name] = at
     first, second = sides
@@ -193,4 +195,4 @@ def match(
             yield split(whole), Pair(whole, first[name], second[name])
         else:
             missing = "target" if name in first else "input"
-            yield split(whole), Reject(source.label(at), f"missing {missing}")
+            yield split(whole), RejectedItem(source.label(at), f"missing {missing}")

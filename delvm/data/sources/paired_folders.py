@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from delvm import tasks
 from delvm.data.sources.base import pictures_in
 from delvm.data.sources.paired_base import At, Pair, PairSource, files_in, match
-from delvm.data.types import Reject
+from delvm.data.types import RejectedItem
 from delvm.errors import UserError
 
 _ID = "{id}"
@@ -37,7 +37,7 @@ class Paired(PairSource):
         """
         return tasks.of(self.task).name
 
-    def pairs(self) -> Iterator[tuple[str, Pair | Reject]]:
+    def pairs(self) -> Iterator[tuple[str, Pair | RejectedItem]]:
         """Pairs in the order of their ids.
 
         Raises:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from delvm.data.sources.paired_base import At, Pair, PairSource, files_in, match
-from delvm.data.types import Reject
+from delvm.data.types import RejectedItem
 from delvm.errors import UserError
 
 _SIDES = ("input", "target")
@@ -29,7 +29,7 @@ class Rain13K(PairSource):
         """Always derain."""
         return "derain"
 
-    def pairs(self) -> Iterator[tuple[str, Pair | Reject]]:
+    def pairs(self) -> Iterator[tuple[str, Pair | RejectedItem]]:
         """Pairs of the training folder, then of every set of the test folder.
 
         Raises:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from delvm.data.image_io import fit, open_image
+from delvm.data.image_io import open_image, resize_center_crop
 from delvm.data.sources._io.rle import read_runs
 from delvm.data.sources._io.tar import DAMAGE, content, damaged, scan, tars_in
 from delvm.data.sources.base import Box, RawSource, check_split, distinct, middle_square, rejected
-from delvm.data.types import Example, Part, Reject
+from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
 from delvm.tasks import sam_masks as masks
 
@@ -45,7 +45,7 @@ class SA1B(RawSource):
     crop_side: int = 800
     masks: int = len(masks.PALETTE)
 
-    def parts(self, split: str) -> dict[str, list[Part]]:
+    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
         """A part for each tar, called as it is.
 
         Raises:
@@ -67,9 +67,9 @@ class SA1B(RawSource):
                 f"source.masks={self.masks} is not in 1..{most}, the colours that can be told "
                 f"apart: set source.masks={most}"
             )
-        return {masks.TASK.name: [Part(name) for name in self._tars]}
+        return {masks.TASK.name: [SourceChunk(name) for name in self._tars]}
 
-    def read(self, split: str, task: str, part: Part) -> Iterator[Example | Reject]:
+    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
         """The crops of the pictures of a tar that belong to the split, and what is left out."""
         path = self._tars[part.name]
         place = path.relative_to(self.root()).as_posix()
@@ -77,7 +77,7 @@ class SA1B(RawSource):
             tar = tarfile.open(path, "r:")  # noqa: SIM115 -- closed below
         except DAMAGE as error:
             if self.split_of(place) == split:
-                yield Reject(place, damaged(error))
+                yield RejectedItem(place, damaged(error))
             return
         with tar:
             found, rejects = _index(tar, place)
@@ -89,11 +89,11 @@ class SA1B(RawSource):
 
     def _examples(
         self, tar: tarfile.TarFile, place: str, key: str, files: dict[str, tarfile.TarInfo]
-    ) -> Iterator[Example | Reject]:
+    ) -> Iterator[Example | RejectedItem]:
         names = {suffix: f"{place}/{info.name}" for suffix, info in files.items()}
         for suffix in SUFFIXES:
             if suffix not in files:
-                yield Reject(next(iter(names.values())), f"missing {suffix[1:]}")
+                yield RejectedItem(next(iter(names.values())), f"missing {suffix[1:]}")
                 return
         name = names[".jpg"]
         try:
@@ -105,7 +105,7 @@ class SA1B(RawSource):
             return
         colours = masks.colours(self.masks, self.rng("colours", key))
         for number, box in enumerate(self._boxes(*image.size)):
-            picture = fit(image.crop(box), self.size)
+            picture = resize_center_crop(image.crop(box), self.size)
             # The nearest label, since a mixture of two colours would be a third mask's.
             near = labels.crop(box).resize(picture.size, Image.Resampling.NEAREST)
             pictures = np.asarray(picture), colours[np.asarray(near)]
@@ -140,7 +140,7 @@ class SA1B(RawSource):
 
 def _index(
     tar: tarfile.TarFile, place: str
-) -> tuple[dict[str, dict[str, tarfile.TarInfo]], list[Reject]]:
+) -> tuple[dict[str, dict[str, tarfile.TarInfo]], list[RejectedItem]]:
     """The files of each picture by suffix, pictures in the order of their names, and the rest."""
     found: dict[str, dict[str, tarfile.TarInfo]] = {}
     rejects = []
@@ -149,10 +149,12 @@ def _index(
             at = PurePosixPath(info.name)
             files = found.setdefault(at.with_suffix("").as_posix(), {}) if not fault else {}
             if fault or at.suffix.lower() in files:
-                rejects.append(Reject(f"{place}/{info.name}", fault or "its name comes twice"))
+                rejects.append(
+                    RejectedItem(f"{place}/{info.name}", fault or "its name comes twice")
+                )
             files.setdefault(at.suffix.lower(), info)
     except DAMAGE as error:
-        rejects.append(Reject(place, damaged(error)))
+        rejects.append(RejectedItem(place, damaged(error)))
     return dict(sorted(found.items())), rejects
 
 

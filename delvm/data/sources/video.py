@@ -19,7 +19,7 @@ from delvm.data.sources._io.video import (
     natural,
 )
 from delvm.data.sources.base import PICTURES, RawSource, check_split, distinct, encoded
-from delvm.data.types import Example, Part, Reject
+from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
 
 VIDEOS_A_PART = 100
@@ -61,7 +61,7 @@ class Video(RawSource):
     overlap: int = 0
     cut: float = 0.45
 
-    def parts(self, split: str) -> dict[str, list[Part]]:
+    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
         """Parts of 100 videos each, whose names tell which ones.
 
         Raises:
@@ -69,17 +69,17 @@ class Video(RawSource):
         """
         check_split(split)
         self._check()
-        return {"video": [Part(name) for name in self._parts(split)]}
+        return {"video": [SourceChunk(name) for name in self._parts(split)]}
 
-    def read(self, split: str, task: str, part: Part) -> Iterator[Example | Reject]:
+    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
         """The clips of the videos of a part."""
         for key, shown in self._parts(split)[part.name]:
             if shown.fault:
-                yield Reject(shown.path, shown.fault)
+                yield RejectedItem(shown.path, shown.fault)
                 continue
             for each in self._clips(self.root() / shown.path):
                 if isinstance(each, str):
-                    yield Reject(shown.path, each)
+                    yield RejectedItem(shown.path, each)
                 else:
                     yield Example(f"{key}-{each.start:06d}", task, each.frames)
 

@@ -46,7 +46,7 @@ class SkipNonFiniteGrad(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int
     ) -> None:
-        self._seen.append(batch["until"])
+        self._seen.append(batch["next_index"])
 
     def grad_is_finite(
         self, norm: Tensor, module: L.LightningModule, optimizer_name: str = "model"
@@ -72,7 +72,7 @@ class SkipNonFiniteGrad(L.Callback):
         examples = [
             place
             for until in self._seen
-            for place in self.data.train.places(np.arange(until - size, until))
+            for place in self.data.train.locate(np.arange(until - size, until))
         ]
         line = {"step": step, "rank": module.global_rank, "norm": str(float(norm))}
         with self.report.open("a", encoding="utf-8") as file:

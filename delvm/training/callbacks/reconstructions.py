@@ -6,8 +6,8 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from delvm.data.codebook_usage import draw_use
-from delvm.data.image_io import contact_sheet, to_images
+from delvm.data.codebook_usage import plot_code_histogram
+from delvm.data.image_io import contact_sheet, to_pil
 from delvm.storage import atomic_path
 from delvm.training.loggers import log_image
 from delvm.training.tokenizer import TokenizerTraining
@@ -28,9 +28,9 @@ class LogReconstructions(L.Callback):
         assert isinstance(module, TokenizerTraining)
         pixels = self.pictures.to(module.device).float() / 255
         drawn = module.model.decode(module.model.encode(pixels)).float()
-        rows = [to_images(pixels), to_images(drawn)]
+        rows = [to_pil(pixels), to_pil(drawn)]
         sheet = contact_sheet(rows, cell=96, row_titles=["picture", "drawn"])
-        use = draw_use(module.counts.cpu())
+        use = plot_code_histogram(module.counts.cpu())
         step = trainer.global_step
         for name, file, picture in (
             ("reconstructions", f"{step:07d}.png", sheet),

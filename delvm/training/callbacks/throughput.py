@@ -34,11 +34,11 @@ class ThroughputMonitor(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        self.samples += len(batch["ids"] if "ids" in batch else batch["pixels"])
-        self.tokens += batch["ids"].numel() if "ids" in batch else 0
+        self.samples += len(batch["input_ids"] if "input_ids" in batch else batch["pixels"])
+        self.tokens += batch["input_ids"].numel() if "input_ids" in batch else 0
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             spent = max(time.monotonic() - self.since, 1e-9)
-            length = batch["ids"].shape[1] if "ids" in batch else 0
+            length = batch["input_ids"].shape[1] if "input_ids" in batch else 0
             module.log_dict(self.rates(module, spent, length, trainer.world_size))
             self.samples = self.tokens = 0
             self.since = time.monotonic()

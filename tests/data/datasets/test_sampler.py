@@ -6,7 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from delvm.data.datasets.sampler import CYCLE, Numbers, Shuffle, Turns, shares
+from delvm.data.datasets.sampler import (
+    SCHEDULE_PERIOD,
+    ResumableBatchSampler,
+    TaskSchedule,
+    WindowedShuffle,
+    mixture_weights,
+)
 from delvm.errors import UserError
 
 SHARES = [
@@ -14,14 +20,14 @@ SHARES = [
     {"a": 0.5, "b": 0.3, "c": 0.2},
     {"a": 0.97, "b": 0.02, "c": 0.01},
     dict.fromkeys("abcdefg", 1 / 7),
-    {"a": 1 - 2 / CYCLE, "b": 1 / CYCLE, "c": 1 / CYCLE},
+    {"a": 1 - 2 / SCHEDULE_PERIOD, "b": 1 / SCHEDULE_PERIOD, "c": 1 / SCHEDULE_PERIOD},
 ]
 
 
 @pytest.mark.parametrize("share", SHARES, ids=str)
 def test_turns_against_a_count(share):
     """Each task counts its own items 0, 1, 2, ... over the seam of two cycles."""
-    owners, ranks = Turns(share)(np.arange(2 * CYCLE + 100))
+    owners, ranks = TaskSchedule(share)(np.arange(2 * SCHEDULE_PERIOD + 100))
     seen: Counter[int] = Counter()
     for owner, rank in zip(owners.tolist(), ranks.tolist(), strict=True):
         assert rank == seen[owner]
@@ -30,7 +36,7 @@ def test_turns_against_a_count(share):
 
 @pytest.mark.parametrize("share", SHARES[:4], ids=str)
 def test_shares_are_kept_all_along(share):
-    owners, _ = Turns(share)(np.arange(20_000))
+    owners, _ = TaskSchedule(share)(np.arange(20_000))
     for number, wanted in enumerate(share.values()):
         so_far = np.cumsum(owners == number)
         assert np.abs(so_far - wanted * np.arange(1, 20_001)).max() <= 1 + len(share) / 2
@@ -39,7 +45,7 @@ def test_shares_are_kept_all_along(share):
 
 def test_a_stretch_of_a_batch_holds_every_task():
     """What ranks take is a stretch: taking every second number would leave a task out."""
-    owners, _ = Turns({"a": 0.5, "b": 0.5})(np.arange(64))
+    owners, _ = TaskSchedule({"a": 0.5, "b": 0.5})(np.arange(64))
     assert all(set(part) == {0, 1} for part in owners.reshape(-1, 4))
 
 
@@ -52,7 +58,7 @@ def replayed(shuffle, epoch):
 
 @pytest.mark.parametrize("window", [1, 2, 3, 7, 100])
 def test_an_epoch_has_each_example_once(window):
-    shuffle = Shuffle("pose", COUNTS, 0, window)
+    shuffle = WindowedShuffle("pose", COUNTS, 0, window)
     every = {(shard, place) for shard, count in enumerate(COUNTS) for place in range(count)}
     for epoch in (0, 1, 5):
         assert len(replayed(shuffle, epoch)) == 31
@@ -61,7 +67,7 @@ def test_an_epoch_has_each_example_once(window):
 
 
 def test_reading_stays_within_a_window():
-    shuffle = Shuffle("pose", [100] * 12, 0, 3)
+    shuffle = WindowedShuffle("pose", [100] * 12, 0, 3)
     shards, _ = shuffle(np.arange(1200))
     for part in shards.reshape(-1, 300):
         assert len(set(part.tolist())) == 3
@@ -69,34 +75,37 @@ def test_reading_stays_within_a_window():
 
 
 def test_any_place_can_be_looked_up_alone():
-    shuffle = Shuffle("pose", COUNTS, 3, 2)
+    shuffle = WindowedShuffle("pose", COUNTS, 3, 2)
     together = [each.tolist() for each in shuffle(np.arange(20, 80))]
-    fresh = pickle.loads(pickle.dumps(Shuffle("pose", COUNTS, 3, 2)))
+    fresh = pickle.loads(pickle.dumps(WindowedShuffle("pose", COUNTS, 3, 2)))
     one_by_one = [fresh(np.array([n])) for n in reversed(range(20, 80))][::-1]
     assert together == [[int(each[i][0]) for each in one_by_one] for i in (0, 1)]
 
 
 def test_order_depends_on_seed_and_task():
-    first = replayed(Shuffle("pose", COUNTS, 0, 7), 0)
-    assert first == replayed(Shuffle("pose", COUNTS, 0, 7), 0)
-    assert first != replayed(Shuffle("pose", COUNTS, 1, 7), 0)
-    assert first != replayed(Shuffle("derain", COUNTS, 0, 7), 0)
+    first = replayed(WindowedShuffle("pose", COUNTS, 0, 7), 0)
+    assert first == replayed(WindowedShuffle("pose", COUNTS, 0, 7), 0)
+    assert first != replayed(WindowedShuffle("pose", COUNTS, 1, 7), 0)
+    assert first != replayed(WindowedShuffle("derain", COUNTS, 0, 7), 0)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_ranks_share_the_numbers(ranks):
-    streams = [iter(Numbers(10, 4, rank, ranks)) for rank in range(ranks)]
+    streams = [iter(ResumableBatchSampler(10, 4, rank, ranks)) for rank in range(ranks)]
     taken = [next(stream) for _ in range(5) for stream in streams]
     assert np.concatenate(taken).tolist() == list(range(10, 10 + 5 * 4 * ranks))
 
 
 def test_faults():
     with pytest.raises(UserError, match="did you mean 'derain'"):
-        shares({"derian": 1.0}, ["derain"])
+        mixture_weights({"derian": 1.0}, ["derain"])
     with pytest.raises(UserError, match="negative"):
-        shares({"derain": -1.0}, ["derain"])
+        mixture_weights({"derain": -1.0}, ["derain"])
     with pytest.raises(UserError, match="all 0"):
-        shares({"derain": 0.0}, ["derain"])
-    with pytest.raises(UserError, match="data.weights.b=1e-05 is below 1 in 65,536"):
-        shares({"a": 1.0, "b": 1e-5}, ["a", "b"])
-    assert shares({"a": 3.0, "b": 1.0, "c": 0.0}, ["a", "b", "c"]) == {"a": 0.75, "b": 0.25}
+        mixture_weights({"derain": 0.0}, ["derain"])
+    with pytest.raises(UserError, match="data.task_weights.b=1e-05 is below 1 in 65,536"):
+        mixture_weights({"a": 1.0, "b": 1e-5}, ["a", "b"])
+    assert mixture_weights({"a": 3.0, "b": 1.0, "c": 0.0}, ["a", "b", "c"]) == {
+        "a": 0.75,
+        "b": 0.25,
+    }

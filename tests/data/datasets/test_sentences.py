@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from delvm.data.datasets.sentences import Sentences, SentencesConfig, validation_sentences
+from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig, validation_sentences
 from delvm.data.shards import io as shards
 from delvm.data.shards import manifest
 from delvm.errors import UserError
@@ -25,13 +25,13 @@ def write(root, tasks):
         for task in tasks:
             k = KINDS[task]
             plan = manifest.plan_tokens(
-                manifest.plan_pairs(split, task, source="s", seed=0, image_size=8),
+                manifest.plan_images(split, task, source="s", seed=0, image_size=8),
                 COUNTS[task] // scale,
                 tokens_per_image=TOKENS,
                 vocab_size=2000,
                 fingerprint="f" * 16,
             )
-            plan.pictures = k
+            plan.images_per_example = k
 
             def ids(start, stop, task=task, k=k):
                 first = OFFSET[task] + k * np.arange(start, stop)
@@ -54,8 +54,8 @@ def config(root, **changes):
 def take(data, count, start=0):
     """(ids, number of the task) of the sentences from start on."""
     batch = data[np.arange(start, start + count)]
-    assert batch["until"] == start + count
-    return list(zip(batch["ids"].tolist(), batch["task"].tolist(), strict=True))
+    assert batch["next_index"] == start + count
+    return list(zip(batch["input_ids"].tolist(), batch["task"].tolist(), strict=True))
 
 
 def examples_of(sentence, task):
@@ -68,7 +68,7 @@ def examples_of(sentence, task):
 
 
 def test_a_sentence_is_whole_pairs_of_one_task(root):
-    data = Sentences(config(root), seed=0)
+    data = SentenceDataset(config(root), seed=0)
     for ids, number in take(data, 50):
         assert len(ids) == 3 * 2 * TOKENS
         assert len(examples_of(ids, data.tasks[number])) == 3
@@ -78,7 +78,7 @@ def test_a_sentence_is_whole_pairs_of_one_task(root):
 def test_every_kind_of_example_in_one_mixture(tmp_path, images, held):
     """Pairs, clips of three and single pictures, in sentences of one length."""
     write(tmp_path, COUNTS)
-    data = Sentences(config(tmp_path, images_per_sentence=images), seed=0)
+    data = SentenceDataset(config(tmp_path, images_per_sentence=images), seed=0)
     seen = {task: [] for task in COUNTS}
     for ids, number in take(data, 80):
         task = data.tasks[number]
@@ -88,13 +88,13 @@ def test_every_kind_of_example_in_one_mixture(tmp_path, images, held):
     for task, count in COUNTS.items():  # each once, before any comes twice
         every = [OFFSET[task] + KINDS[task] * n for n in range(count)]
         assert sorted(seen[task][:count]) == every
-    kinds = data[np.arange(4)]["pictures"].tolist()
+    kinds = data[np.arange(4)]["images_per_example"].tolist()
     assert sorted(kinds) == [1, 2, 2, 3]
 
 
 @pytest.mark.parametrize("window", [1, 32])
 def test_each_pair_comes_once_an_epoch(root, window):
-    data = Sentences(config(root, pairs_per_sentence=1, window=window), seed=0)
+    data = SentenceDataset(config(root, pairs_per_sentence=1, shuffle_window_shards=window), seed=0)
     taken = [(ids, data.tasks[n]) for ids, n in take(data, 80)]
     firsts = [f for ids, task in taken if task != "derain" for f in examples_of(ids, task)]
     assert sorted(firsts) == list(range(1000, 1080, 2))
@@ -102,26 +102,28 @@ def test_each_pair_comes_once_an_epoch(root, window):
 
 
 def test_pairs_are_redrawn_each_epoch(root):
-    data = Sentences(config(root, weights={"segmentation": 1.0}, pairs_per_sentence=4), seed=0)
+    data = SentenceDataset(
+        config(root, task_weights={"segmentation": 1.0}, pairs_per_sentence=4), seed=0
+    )
     sentences = [frozenset(examples_of(ids, "segmentation")) for ids, _ in take(data, 20)]
-    assert data.epoch == 10
+    assert data.sentences_per_epoch == 10
     assert set(sentences[:10]) != set(sentences[10:])
     assert set.union(*map(set, sentences[:10])) == set.union(*map(set, sentences[10:]))
 
 
 def test_order_is_a_function_of_the_seed(root):
-    assert take(Sentences(config(root), 1), 30) == take(Sentences(config(root), 1), 30)
-    assert take(Sentences(config(root), 1), 30) != take(Sentences(config(root), 2), 30)
+    assert take(SentenceDataset(config(root), 1), 30) == take(SentenceDataset(config(root), 1), 30)
+    assert take(SentenceDataset(config(root), 1), 30) != take(SentenceDataset(config(root), 2), 30)
 
 
 def test_a_batch_is_its_sentences_one_by_one(root):
-    data = Sentences(config(root), 0)
+    data = SentenceDataset(config(root), 0)
     assert take(data, 40, 7) == [take(data, 1, n)[0] for n in range(7, 47)]
 
 
 def test_mixture_is_exact_over_an_epoch(root):
     weights = {"segmentation": 0.99, "derain": 0.01}
-    data = Sentences(config(root, weights=weights), 0)
+    data = SentenceDataset(config(root, task_weights=weights), 0)
     counts = Counter(data.tasks[n] for _, n in take(data, 10_000))
     assert counts["derain"] == pytest.approx(100, abs=1)
 
@@ -147,16 +149,16 @@ def pull(data, batches):
     for _ in range(batches):
         batch = next(loader)
         data.take(batch)
-        seen += [tuple(ids) for ids in batch["ids"].tolist()]
+        seen += [tuple(ids) for ids in batch["input_ids"].tolist()]
     return seen
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_goes_on_with_the_batch_that_would_have_come(root, workers):
     whole = pull(module(root), 12)
-    first = module(root, workers=workers)
+    first = module(root, num_workers=workers)
     assert pull(first, 5) == whole[:20]  # workers have read further: that does not count
-    again = module(root, workers=2 - workers, state=first.state_dict())
+    again = module(root, num_workers=2 - workers, state=first.state_dict())
     assert pull(again, 7) == whole[20:]
 
 
@@ -184,40 +186,40 @@ def test_resume_refuses_another_order(root):
     state = module(root).state_dict()
     with pytest.raises(UserError, match="images_per_sentence 6 != 4.*start=PATH"):
         module(root, pairs_per_sentence=2, state=state)
-    with pytest.raises(UserError, match="shares"):
-        module(root, weights={"derain": 1.0}, state=state)
+    with pytest.raises(UserError, match="mixture_weights"):
+        module(root, task_weights={"derain": 1.0}, state=state)
 
 
 def test_validation_is_fixed_and_finite(root):
-    val = validation_sentences(config(root, val_pairs=9))
+    val = validation_sentences(config(root, num_val_examples=9))
     assert val.tasks == ["derain", "segmentation"]
-    assert val.ids.shape == (1 + 3, 3 * 2 * TOKENS)  # 5 and 9 pairs, 3 a sentence
-    assert val.task.tolist() == [0, 1, 1, 1] and val.pictures.tolist() == [2] * 4
-    assert torch.equal(val.ids, validation_sentences(config(root, val_pairs=9)).ids)
+    assert val.input_ids.shape == (1 + 3, 3 * 2 * TOKENS)  # 5 and 9 pairs, 3 a sentence
+    assert val.task.tolist() == [0, 1, 1, 1] and val.images_per_example.tolist() == [2] * 4
+    assert torch.equal(
+        val.input_ids, validation_sentences(config(root, num_val_examples=9)).input_ids
+    )
 
 
 def test_ranks_validate_each_sentence_once(root):
-    ranks = [module(root, rank, 3, val_pairs=9) for rank in range(3)]
+    ranks = [module(root, rank, 3, num_val_examples=9) for rank in range(3)]
     shares = [list(rank.val_dataloader()) for rank in ranks]
-    assert len({sum(len(batch["ids"]) for batch in share) for share in shares}) == 1
+    assert len({sum(len(batch["input_ids"]) for batch in share) for share in shares}) == 1
     counted = [
         tuple(ids)
         for share in shares
         for batch in share
-        for ids, task in zip(batch["ids"].tolist(), batch["task"].tolist(), strict=True)
+        for ids, task in zip(batch["input_ids"].tolist(), batch["task"].tolist(), strict=True)
         if task >= 0
     ]
-    assert sorted(counted) == sorted(map(tuple, ranks[0].val.ids.tolist()))
+    assert sorted(counted) == sorted(map(tuple, ranks[0].val.input_ids.tolist()))
 
 
 def test_faults(root, tmp_path_factory):
     with pytest.raises(UserError, match="did you mean 'derain'"):
-        Sentences(config(root, weights={"derian": 1.0}), 0)
+        SentenceDataset(config(root, task_weights={"derian": 1.0}), 0)
     with pytest.raises(UserError, match="data.pairs_per_sentence=11"):
-        Sentences(config(root, pairs_per_sentence=12), 0)
-    with pytest.raises(
-        UserError, match="'derain' is 2 pictures, a sentence 5: set data.images_per"
-    ):
-        Sentences(config(root, images_per_sentence=5), 0)
+        SentenceDataset(config(root, pairs_per_sentence=12), 0)
+    with pytest.raises(UserError, match="'derain' has 2 images, a sentence 5: set data.images_per"):
+        SentenceDataset(config(root, images_per_sentence=5), 0)
     with pytest.raises(UserError, match="delvm encode"):
-        Sentences(config(tmp_path_factory.mktemp("empty")), 0)
+        SentenceDataset(config(tmp_path_factory.mktemp("empty")), 0)

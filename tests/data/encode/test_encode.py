@@ -96,7 +96,7 @@ def test_what_does_not_go_together_is_said_before_any_work(pairs, tmp_path):
     out = tmp_path / "t"
     with pytest.raises(UserError, match=r"image size 16 .* != resolution 32 .*source.size=32"):
         encode(pairs, out, FakeTokenizer(32), "abc")
-    with pytest.raises(UserError, match="no pairs in .*run `delvm prepare"):
+    with pytest.raises(UserError, match="no images in .*run `delvm prepare"):
         encode(tmp_path / "nothing", out, FakeTokenizer(), "abc")
     with pytest.raises(UserError, match="input and output are both"):
         encode(pairs, pairs, FakeTokenizer(), "abc", overwrite=True)

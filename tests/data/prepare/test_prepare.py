@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from delvm.data.encode.encode import encode
-from delvm.data.image_io import to_pixels
+from delvm.data.image_io import to_tensor
 from delvm.data.prepare.chunks import read_rejects
 from delvm.data.prepare.prepare import prepare
 from delvm.data.shards.io import read_examples
-from delvm.data.types import Part, Reject
+from delvm.data.types import RejectedItem, SourceChunk
 from delvm.errors import Suspicious, UserError
 from tests.data.corpus_makers import FakeSource, FakeTokenizer, contents, stored
 
@@ -71,8 +71,8 @@ def test_a_killed_prepare_ends_like_an_uninterrupted_one(tmp_path, capsys):
 
 def test_a_source_that_has_grown_adds_its_new_parts(tmp_path, capsys):
     class Smaller(FakeSource):
-        def parts(self, split):
-            return {task: parts[:1] for task, parts in super().parts(split).items()}
+        def chunks(self, split):
+            return {task: parts[:1] for task, parts in super().chunks(split).items()}
 
     prepare(FakeSource(), tmp_path / "whole", ["train"], shard_size=4)
     prepare(Smaller(), tmp_path / "grown", ["train"], shard_size=4)
@@ -86,8 +86,8 @@ def test_a_source_that_has_grown_adds_its_new_parts(tmp_path, capsys):
 
 def test_a_part_that_has_changed_since_a_kill_is_read_again(tmp_path):
     class Smaller(FakeSource):
-        def parts(self, split):
-            return {"derain": [Part("000000", 3), Part("000001", 4)]}
+        def chunks(self, split):
+            return {"derain": [SourceChunk("000000", 3), SourceChunk("000001", 4)]}
 
     with pytest.raises(KeyboardInterrupt):
         prepare(Smaller(fail_at=5), tmp_path, ["train"], shard_size=4)
@@ -103,7 +103,7 @@ class Damaged(FakeSource):
     def read(self, split, task, part):
         for example in super().read(split, task, part):
             broken = int(example.key) % 3 == 1
-            yield Reject(f"raw/{example.key}.jpg", "truncated") if broken else example
+            yield RejectedItem(f"raw/{example.key}.jpg", "truncated") if broken else example
 
 
 def test_rejects_are_listed_and_counted(tmp_path, capsys):
@@ -111,7 +111,7 @@ def test_rejects_are_listed_and_counted(tmp_path, capsys):
     manifests = prepare(Damaged(), whole, ["train"], shard_size=4, max_reject_fraction=0.5)
     assert [(m.task, m.count, m.rejected) for m in manifests] == [("derain", 5, 2), ("pose", 2, 1)]
     rejects = read_rejects(whole / "train/derain")
-    assert rejects == [Reject(f"raw/00000{n}.jpg", "truncated") for n in (1, 4)]
+    assert rejects == [RejectedItem(f"raw/00000{n}.jpg", "truncated") for n in (1, 4)]
     assert "train/derain: 2 of 7 raw items rejected (28.6%)" in capsys.readouterr().err
     assert len(list(read_examples(whole, "train", "derain"))) == 5
     with pytest.raises(KeyboardInterrupt):
@@ -139,20 +139,20 @@ class Clips(FakeSource):
 
     def pair(self, split, task, index):
         example = super().pair(split, task, index)
-        return replace(example, pictures=(*example.pictures, example.input // 2))
+        return replace(example, images=(*example.images, example.input // 2))
 
 
 def test_examples_of_more_than_two_pictures(tmp_path):
     (derain, _) = prepare(Clips(), tmp_path / "clips", ["train"])
-    assert derain.pictures == 3
+    assert derain.images_per_example == 3
     found = list(read_examples(tmp_path / "clips", "train", "derain"))
     wanted = Clips().pair("train", "derain", 6)
-    assert all(map(np.array_equal, found[6].pictures, wanted.pictures))
+    assert all(map(np.array_equal, found[6].images, wanted.images))
     encode(tmp_path / "clips", tmp_path / "t", FakeTokenizer(), "abc", splits=["train"])
     ids = stored(tmp_path / "t", "train", "derain")
     assert ids.shape == (7, 3, 4)
     with torch.inference_mode():
-        tokens = FakeTokenizer().encode(to_pixels(list(wanted.pictures)))
+        tokens = FakeTokenizer().encode(to_tensor(list(wanted.images)))
     assert np.array_equal(ids[6], tokens)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from delvm.data.shards import io as shards
 from delvm.data.shards import manifest
-from delvm.data.shards.random_access import PictureAccess, TokenAccess
+from delvm.data.shards.random_access import ImageShardReader, TokenShardReader
 from delvm.data.types import Example
 from delvm.errors import UserError
 from tests.data.shard_makers import write_examples
@@ -19,13 +19,13 @@ def tokens(tmp_path):
     """Three records of 2,000 clips of three pictures, in shards of two records at most."""
     manifest.write_codebook(tmp_path, torch.randn(500, 2), "f" * 16)
     plan = manifest.plan_tokens(
-        manifest.plan_pairs("train", "video", source="s", seed=0, image_size=8),
+        manifest.plan_images("train", "video", source="s", seed=0, image_size=8),
         5000,
         tokens_per_image=11,
         vocab_size=500,
         fingerprint="f" * 16,
     )
-    plan.pictures = 3
+    plan.images_per_example = 3
     per_record = manifest.examples_per_record(33)
     plan.shards = [
         {"file": "a.tar", "count": 2 * per_record},
@@ -46,13 +46,13 @@ def test_tokens_at_random_are_those_in_order(tokens):
     first = plan.shards[0]["count"]
     shard = (numbers >= first).astype(np.int64)
     out = np.empty((5000, 33), np.uint16)
-    TokenAccess(root, plan).read(shard, numbers - first * shard, out)
+    TokenShardReader(root, plan).read(shard, numbers - first * shard, out)
     assert (out == whole[numbers]).all()
 
 
 def test_few_files_are_open_at_a_time(tokens):
     root, plan = tokens
-    reader, out = TokenAccess(root, plan, keep=1), np.empty((4, 33), np.uint16)
+    reader, out = TokenShardReader(root, plan, max_open=1), np.empty((4, 33), np.uint16)
     before = len(os.listdir("/proc/self/fd"))
     reader.read(np.array([0, 1, 0, 1]), np.array([5, 5, 6, 6]), out)
     assert len(os.listdir("/proc/self/fd")) == before + 1
@@ -66,22 +66,22 @@ def test_faults_of_token_shards(tokens):
     one = np.array([0])
     folder = root / "train" / "video"
     with pytest.raises(UserError, match=r"a.tar: id \d+ is outside \[0, 100\)"):
-        small = TokenAccess(root, plan)
+        small = TokenShardReader(root, plan)
         small.vocab_size = 100
         small.read(np.zeros(50, np.int64), np.arange(50), np.empty((50, 33), np.uint16))
-    reader, last = TokenAccess(root, plan), one + plan.shards[0]["count"] - 1
+    reader, last = TokenShardReader(root, plan), one + plan.shards[0]["count"] - 1
     reader.read(one, last, out)
     os.truncate(folder / "a.tar", 200_000)
     with pytest.raises(UserError, match="ends before its example"):
         reader.read(one, last, out)
     with pytest.raises(UserError, match="a.tar is damaged"):
-        TokenAccess(root, plan).read(one, one, out)
+        TokenShardReader(root, plan).read(one, one, out)
     (folder / "a.tar").write_bytes((folder / "b.tar").read_bytes())
     with pytest.raises(UserError, match="its manifest says"):
-        TokenAccess(root, plan).read(one, one, out)
+        TokenShardReader(root, plan).read(one, one, out)
     (folder / "a.tar").unlink()
     with pytest.raises(UserError, match="shard not found"):
-        TokenAccess(root, plan).read(one, one, out)
+        TokenShardReader(root, plan).read(one, one, out)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,9 @@ def test_a_record_of_another_kind_is_told(tokens, array, said):
     content = (root / "x.npy").read_bytes()
     shards.write_tar(root / "train" / "video" / "a.tar", [("0.ids.npy", content)])
     with pytest.raises(UserError, match=said):
-        TokenAccess(root, plan).read(np.array([0]), np.array([0]), np.empty((1, 33), np.uint16))
+        TokenShardReader(root, plan).read(
+            np.array([0]), np.array([0]), np.empty((1, 33), np.uint16)
+        )
 
 
 def test_pictures_at_random_are_those_in_order(tmp_path):
@@ -108,13 +110,13 @@ def test_pictures_at_random_are_those_in_order(tmp_path):
         for i in range(7)
     ]
     write_examples(tmp_path, "train", "derain", made, source="s", seed=0, image_size=8)
-    plan = manifest.load_manifests(tmp_path, "train", "pairs")["derain"]
-    reader = PictureAccess(tmp_path, plan)
+    plan = manifest.load_manifests(tmp_path, "train", "images")["derain"]
+    reader = ImageShardReader(tmp_path, plan)
     for number in (6, 0, 3):
         for picture in (1, 0):
             key, pixels = reader.read(0, number, picture)
             assert key == f"k{number}"
-            assert (pixels == made[number].pictures[picture]).all()
+            assert (pixels == made[number].images[picture]).all()
     plan.image_size = 16
     with pytest.raises(UserError, match=r"k0.input.png is \(8, 8, 3\)"):
         reader.read(0, 0, 0)

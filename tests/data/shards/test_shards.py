@@ -64,8 +64,8 @@ def test_pairs_that_do_not_fit_are_refused(tmp_path):
     short = (good.input, good.target[:4])
     faults = {
         "is of task 'pose', not 'derain'": replace(good, task="pose"),
-        r"uint8 \(4, 8, 3\), not uint8 \(8, 8, 3\)": replace(good, pictures=short),
-        "float32": replace(good, pictures=(good.input.astype(np.float32), good.target)),
+        r"uint8 \(4, 8, 3\), not uint8 \(8, 8, 3\)": replace(good, images=short),
+        "float32": replace(good, images=(good.input.astype(np.float32), good.target)),
         "key '../a' ": replace(good, key="../a"),
         "key 'a.b' ": replace(good, key="a.b"),
     }
@@ -103,7 +103,7 @@ def test_other_settings_are_refused_unless_overwritten(tmp_path, options, messag
         write(tmp_path, **options)
     assert tar_bytes(tmp_path) == before
     manifest = write(tmp_path, overwrite=True, **options)
-    assert load_manifests(tmp_path, "train", "pairs") == {"derain": manifest}
+    assert load_manifests(tmp_path, "train", "images") == {"derain": manifest}
     assert len(list(read_examples(tmp_path, "train", "derain"))) == manifest.count
     assert len(tar_bytes(tmp_path)) == len(manifest.shards)
 
@@ -130,7 +130,7 @@ def test_a_killed_job_continues_at_its_first_unfinished_shard(tmp_path):
         "unfinished.json",
     ]
     with pytest.raises(UserError, match=r"not finished: run `delvm prepare output=.*` again"):
-        load_manifests(killed, "train", "pairs")
+        load_manifests(killed, "train", "images")
     (folder / ".000001.99.part.tar").write_bytes(b"left by a kill without warning")
     stamp = (folder / "000000.tar").stat().st_mtime_ns
     write(killed)
@@ -251,22 +251,22 @@ def test_a_wrong_manifest_is_refused(tmp_path, change, message):
     values.pop(values.pop("-", None), None)
     (tmp_path / "train/derain/manifest.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match=message):
-        load_manifests(tmp_path, "train", "pairs")
+        load_manifests(tmp_path, "train", "images")
 
 
 def test_missing_or_other_shards_say_what_to_run(tmp_path):
-    with pytest.raises(UserError, match=r"no pairs in .*run `delvm prepare output="):
-        load_manifests(tmp_path, "train", "pairs")
+    with pytest.raises(UserError, match=r"no images in .*run `delvm prepare output="):
+        load_manifests(tmp_path, "train", "images")
     with pytest.raises(UserError, match=r"no tokens in .*run `delvm encode output="):
         load_manifests(tmp_path, "train", "tokens")
     write(tmp_path)
-    with pytest.raises(UserError, match="holds pairs, not tokens: give the folder"):
+    with pytest.raises(UserError, match="holds images, not tokens: give the folder"):
         load_manifests(tmp_path, "train", "tokens")
     with pytest.raises(UserError, match=r"no task 'pose' in .*, only \['derain'\]"):
         list(read_examples(tmp_path, "train", "pose"))
     (tmp_path / "train/derain").rename(tmp_path / "train/deblur")
     with pytest.raises(UserError, match="deblur holds train/derain"):
-        load_manifests(tmp_path, "train", "pairs")
+        load_manifests(tmp_path, "train", "images")
 
 
 def test_tasks_of_two_tokenizers_do_not_mix(tmp_path):

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from delvm.data.prepare.prepare import prepare
 from delvm.data.shards.io import read_examples
-from delvm.data.types import SPLITS, Example, Reject
+from delvm.data.types import SPLITS, Example, RejectedItem
 
 
 def read_all(source, split):
     """Task -> what its parts give, in order."""
     return {
         task: [each for part in parts for each in source.read(split, task, part)]
-        for task, parts in source.parts(split).items()
+        for task, parts in source.chunks(split).items()
     }
 
 
@@ -21,17 +21,17 @@ def keys(source, split, task):
 
 def rejects(source, split, task):
     found = read_all(source, split).get(task, [])
-    return {each.key: each.reason for each in found if isinstance(each, Reject)}
+    return {each.key: each.reason for each in found if isinstance(each, RejectedItem)}
 
 
 def same(one, other):
     """Whether two lists of examples and rejects are the same."""
     return len(one) == len(other) and all(
         a == b
-        if isinstance(a, Reject) or isinstance(b, Reject)
+        if isinstance(a, RejectedItem) or isinstance(b, RejectedItem)
         else a.key == b.key
-        and len(a.pictures) == len(b.pictures)
-        and all((x == y).all() for x, y in zip(a.pictures, b.pictures, strict=True))
+        and len(a.images) == len(b.images)
+        and all((x == y).all() for x, y in zip(a.images, b.images, strict=True))
         for a, b in zip(one, other, strict=True)
     )
 

@@ -123,7 +123,7 @@ def test_a_tar_that_ends_quietly_is_told_too(tmp_path, cut):
     else:
         path.write_bytes(data[: start + (100 if cut == "in a header" else 0)])
     source = Laion(path=str(tmp_path), size=SIZE, val=0, test=0)
-    (part,) = source.parts("train")["images"]
+    (part,) = source.chunks("train")["images"]
     found = list(source.read("train", "images", part))
     assert [getattr(each, "key", "") for each in found] == ["00000-0", "00000-1", "00000.tar"]
     assert "truncated or damaged" in found[-1].reason

@@ -144,7 +144,7 @@ def test_who_is_taken(tmp_path):
     assert keys(source(tmp_path, whole=True), "train", "poses") == ["000000000002"]
     size = max(fourth["bbox"][2:])
     with pytest.raises(UserError, match="nobody with keypoints=8 and min_side"):
-        source(tmp_path, min_side=int(size) + 1).parts("train")
+        source(tmp_path, min_side=int(size) + 1).chunks("train")
     assert not rejects(source(tmp_path, **every), "train", "pose")
 
 
@@ -241,7 +241,7 @@ def test_what_is_broken_is_rejected_and_the_rest_is_read(tmp_path):
 
 def test_what_is_wrong_with_the_whole_is_told(tmp_path):
     with pytest.raises(UserError, match="has no annotations/person_keypoints_train2017.json"):
-        source(tmp_path).parts("train")
+        source(tmp_path).chunks("train")
     path = tmp_path / "annotations/person_keypoints_train2017.json"
     path.parent.mkdir()
     for text, said in (
@@ -253,10 +253,10 @@ def test_what_is_wrong_with_the_whole_is_told(tmp_path):
         path.write_text(text)
         coco.read_annotations.cache_clear()
         with pytest.raises(UserError, match=said):
-            source(tmp_path).parts("train")
+            source(tmp_path).chunks("train")
     for change, said in (
         ({"keypoints": 0}, "source.keypoints=0 is not in 1..17"),
         ({"margin": -1}, "source.margin=-1 is not in"),
     ):
         with pytest.raises(UserError, match=said):
-            source(tmp_path, **change).parts("train")
+            source(tmp_path, **change).chunks("train")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delvm.data.image_io import fit
+from delvm.data.image_io import resize_center_crop
 from delvm.data.prepare import prepare as corpus
 from delvm.data.prepare.prepare import prepare
 from delvm.data.sources.gopro import GoPro
@@ -17,7 +17,7 @@ SIZE = 16
 
 
 def fitted(picture):
-    return np.asarray(fit(Image.fromarray(picture), SIZE))
+    return np.asarray(resize_center_crop(Image.fromarray(picture), SIZE))
 
 
 def pair(number, side):
@@ -90,7 +90,7 @@ def test_crops_are_the_same_square_of_both_sides(tmp_path):
         save(tmp_path / "test" / side / "a.png", picture)
         save(tmp_path / "test" / side / "small.png", picture[:8, :12])
     source = GoPro(path=str(tmp_path), size=SIZE, crops=3)
-    (part,) = source.parts("test")["deblur"]
+    (part,) = source.chunks("test")["deblur"]
     examples = list(source.read("test", "deblur", part))
     assert part.count == 6 == len(examples)
     assert [e.key for e in examples][:3] == ["a-c0", "a-c1", "a-c2"]
@@ -115,7 +115,7 @@ def test_parts_hold_a_thousand_files_each(tmp_path, monkeypatch):
     whole = read_all(GoPro(path=str(tmp_path), size=SIZE, crops=2), "test")["deblur"]
     monkeypatch.setattr("delvm.data.sources.base.FILES_A_PART", 3)
     source = GoPro(path=str(tmp_path), size=SIZE, crops=2)
-    assert [part.count for part in source.parts("test")["deblur"]] == [6, 6, 2]
+    assert [part.count for part in source.chunks("test")["deblur"]] == [6, 6, 2]
     assert same(read_all(source, "test")["deblur"], whole)
 
 
@@ -140,17 +140,17 @@ def test_a_killed_job_continues_to_the_same_bytes(gopro, tmp_path, monkeypatch):
 
 def test_another_layout_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not there"):
-        GoPro(path=str(tmp_path / "none")).parts("train")
+        GoPro(path=str(tmp_path / "none")).chunks("train")
     with pytest.raises(UserError, match="no folder train or test"):
-        GoPro(path=str(tmp_path)).parts("train")
+        GoPro(path=str(tmp_path)).chunks("train")
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match="neither input and target nor SCENE/blur"):
-        GoPro(path=str(tmp_path)).parts("train")
+        GoPro(path=str(tmp_path)).chunks("train")
     with pytest.raises(UserError, match="train/Rain13K/input"):
-        Rain13K(path=str(tmp_path)).parts("train")
+        Rain13K(path=str(tmp_path)).chunks("train")
     (tmp_path / "train" / "target").mkdir()
     with pytest.raises(UserError, match="holds one side, and neither input nor input.lmdb"):
-        Rain13K(path=str(tmp_path)).parts("train")
+        Rain13K(path=str(tmp_path)).chunks("train")
 
 
 def test_a_scene_without_blurred_frames_is_told(tmp_path):
@@ -166,7 +166,7 @@ def test_the_package_of_the_stores_may_be_missing(tmp_path, monkeypatch):
         write_store(tmp_path / "train" / f"{side}.lmdb", {"0": encoded(pair(0, side), "png")})
     monkeypatch.setattr("delvm.data.sources.rain13k.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs the package lmdb: run `pip install delvm\[data\]`"):
-        Rain13K(path=str(tmp_path)).parts("train")
+        Rain13K(path=str(tmp_path)).chunks("train")
 
 
 # ------------------------------------------------------------ Rain13K
@@ -239,7 +239,7 @@ def test_what_is_wrong_with_a_store(tmp_path):
         store_keys(store)
     (store / "meta_info.txt").unlink()
     with pytest.raises(UserError, match="list of the pictures"):
-        Rain13K(path=str(tmp_path)).parts("train")
+        Rain13K(path=str(tmp_path)).chunks("train")
 
 
 # ------------------------------------------------------------ paired
@@ -296,4 +296,4 @@ def test_paired_says_what_is_wrong(tmp_path):
         ({"crops": -1}, "source.crops=-1 is below 0"),
     ):
         with pytest.raises(UserError, match=said):
-            Paired(**settings | change).parts("train")
+            Paired(**settings | change).chunks("train")

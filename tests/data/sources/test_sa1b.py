@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from delvm.data.image_io import fit, open_image
+from delvm.data.image_io import open_image, resize_center_crop
 from delvm.data.sources._io.rle import read_runs
 from delvm.data.sources.sa1b import SA1B
 from delvm.errors import UserError
@@ -169,7 +169,7 @@ def test_pictures_smaller_than_a_crop(tmp_path):
     assert found == [*(f"sa_000000-sa_1-c{n}" for n in range(3)), "sa_000001-sa_2-c0"]
     (whole,) = read_all(source(tmp_path, crops=0), "train")["masks"][1:]
     decoded = open_image(jpeg(smooth(HIGH, HIGH, seed=0)))
-    assert (whole.input == np.asarray(fit(decoded, SIZE))).all()
+    assert (whole.input == np.asarray(resize_center_crop(decoded, SIZE))).all()
 
 
 def test_the_whole_job_a_tar_a_shard(tmp_path):
@@ -259,7 +259,7 @@ def test_settings_that_no_picture_can_have(tmp_path):
         ({"path": str(tmp_path / "none")}, "is not there"),
     ):
         with pytest.raises(UserError, match=said):
-            source(tmp_path, **change).parts("train")
+            source(tmp_path, **change).chunks("train")
     (tmp_path / "a.tar").unlink()
     with pytest.raises(UserError, match="holds no .tar"):
-        source(tmp_path).parts("train")
+        source(tmp_path).chunks("train")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delvm.data.image_io import fit
+from delvm.data.image_io import resize_center_crop
 from delvm.data.sources.derived import Derived
 from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion
@@ -20,7 +20,7 @@ SPLITS = ("train", "val", "test")
 
 
 def fitted(number):
-    return np.asarray(fit(Image.fromarray(smooth(24, 18, seed=number)), SIZE))
+    return np.asarray(resize_center_crop(Image.fromarray(smooth(24, 18, seed=number)), SIZE))
 
 
 def folder(root, count=30):
@@ -55,7 +55,7 @@ def test_pictures_are_those_written(source):
     found = {e.key: e for split in SPLITS for e in read_all(source, split)["images"]}
     assert len(found) == 30
     for key, example in found.items():
-        assert len(example.pictures) == 1
+        assert len(example.images) == 1
         assert (example.input == fitted(int(key.rpartition("-")[2]))).all()
 
 
@@ -72,13 +72,13 @@ def test_the_whole_job(source, tmp_path):
     made = prepared(source, tmp_path / "out")
     assert {(split, "images") for split in SPLITS} == made.keys()
     assert sum(manifest.count for manifest in made.values()) == 30
-    assert all(manifest.pictures == 1 for manifest in made.values())
+    assert all(manifest.images_per_example == 1 for manifest in made.values())
 
 
 def test_a_part_is_a_tar(tmp_path):
     source = Laion(path=tars(tmp_path), size=SIZE)
     for split in SPLITS:
-        assert [part.name for part in source.parts(split)["images"]] == ["00000", "00001", "00002"]
+        assert [part.name for part in source.chunks(split)["images"]] == ["00000", "00001", "00002"]
 
 
 def test_pictures_below_min_side_are_rejected(tmp_path):
@@ -137,15 +137,15 @@ def test_categories(tmp_path):
     numbers = []
     for each in read_all(source, "train")["categories"]:
         if getattr(each, "task", "") and each.key.startswith("dog"):
-            numbers += [n for p in each.pictures for n in range(9) if (p == fitted(n)).all()]
+            numbers += [n for p in each.images for n in range(9) if (p == fitted(n)).all()]
     assert sorted(numbers) == list(range(9)) != numbers  # each once, in a drawn order
     made = prepared(source, tmp_path / "out", ["train"])
-    assert made["train", "categories"].pictures == 3
+    assert made["train", "categories"].images_per_example == 3
     (tmp_path / "raw/stray.png").write_bytes(b"")
     with pytest.raises(UserError, match="stray.png lies in no class"):
-        Images(**settings).parts("train")
+        Images(**settings).chunks("train")
     with pytest.raises(UserError, match="source.pictures=1 of one class is below 2"):
-        Images(**settings | {"pictures": 1}).parts("train")
+        Images(**settings | {"pictures": 1}).chunks("train")
 
 
 def test_an_unreadable_picture_costs_its_example(tmp_path):
@@ -174,7 +174,7 @@ def test_derived_tasks_are_made_of_the_pictures(tmp_path, kind):
     for task, examples in found.items():
         assert [each.key for each in examples] == list(pictures)
         for each in examples:
-            picture, shown = pictures[each.key], each.pictures
+            picture, shown = pictures[each.key], each.images
             grey, edges = derived.grey(picture), derived.trace_edges(picture)
             if task == "inpainting":
                 hole = (shown[0] != shown[1]).any(2)
@@ -189,7 +189,7 @@ def test_derived_tasks_are_made_of_the_pictures(tmp_path, kind):
                 assert len(wanted) == len(shown)
                 assert all((a == b).all() for a, b in zip(wanted, shown, strict=True))
     made = prepared(source, tmp_path / "out")
-    assert made["train", "tuple"].pictures == 3 and len(made) == 12
+    assert made["train", "tuple"].images_per_example == 3 and len(made) == 12
 
 
 def test_holes_are_of_the_asked_size_and_a_function_of_the_seed(tmp_path):
@@ -215,10 +215,10 @@ def test_derived_says_what_is_wrong(tmp_path):
         ({"hole": [0.6, 0.5]}, "source.hole=.0.6, 0.5. is no range"),
     ):
         with pytest.raises(UserError, match=said):
-            Derived(path=str(tmp_path), **change).parts("train")
+            Derived(path=str(tmp_path), **change).chunks("train")
 
 
 @pytest.mark.parametrize("kind, said", [(Images, "no pictures"), (Laion, "no .tar")])
 def test_an_empty_folder_is_told(tmp_path, kind, said):
     with pytest.raises(UserError, match=said):
-        kind(path=str(tmp_path)).parts("train")
+        kind(path=str(tmp_path)).chunks("train")

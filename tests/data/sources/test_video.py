@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delvm.data.image_io import fit
+from delvm.data.image_io import resize_center_crop
 from delvm.data.sources._io import video as frames
 from delvm.data.sources._io.video import Clip, clips_of, scene_distance
 from delvm.data.sources.shapes import photographs
@@ -31,7 +31,7 @@ def moving(count, scene="astronaut", width=WIDE, height=HIGH):
 
 
 def fitted(picture):
-    return np.asarray(fit(Image.fromarray(picture), SIZE))
+    return np.asarray(resize_center_crop(Image.fromarray(picture), SIZE))
 
 
 def near(one, other):
@@ -69,8 +69,8 @@ def test_clips(place, count, stride, overlap, starts):
     made = read_all(source(place.parent, stride=stride, overlap=overlap), "train")["video"]
     assert [each.key for each in made] == [f"a-{start:06d}" for start in starts]
     for each, start in zip(made, starts, strict=True):
-        assert len(each.pictures) == 4
-        for number, picture in enumerate(each.pictures):
+        assert len(each.images) == 4
+        for number, picture in enumerate(each.images):
             assert near(picture, fitted(shown[start + number * stride]))
 
 
@@ -78,7 +78,7 @@ def test_frames_go_by_their_numbers(tmp_path):
     shown = [np.full((HIGH, WIDE, 3), 4 * number, np.uint8) for number in range(12)]
     write_frames(tmp_path / "a", shown)
     made = read_all(source(tmp_path), "train")["video"]
-    levels = [int(picture[0, 0, 0]) for each in made for picture in each.pictures]
+    levels = [int(picture[0, 0, 0]) for each in made for picture in each.images]
     assert levels == [4 * number for number in range(12)]
 
 
@@ -104,7 +104,7 @@ def test_cuts_are_told_from_movement_and_light():
         picture = photographs.load(scene)
         side = int(side * min(picture.size))
         left = int(left * min(picture.size))
-        return np.asarray(fit(picture.crop((left, 0, left + side, side)), SIZE))
+        return np.asarray(resize_center_crop(picture.crop((left, 0, left + side, side)), SIZE))
 
     threshold = Video(path="x").cut
     scenes = [name for name in (*photographs.TRAINING, *photographs.HELD_OUT)
@@ -127,7 +127,7 @@ def test_a_video_is_turned_upright(tmp_path):
     turned = [np.ascontiguousarray(np.rot90(frame, -1)) for frame in shown]
     write_video(tmp_path / "a.mp4", turned, turned=90)
     (made,) = read_all(source(tmp_path), "train")["video"]
-    assert all(near(p, fitted(f)) for p, f in zip(made.pictures, shown, strict=True))
+    assert all(near(p, fitted(f)) for p, f in zip(made.images, shown, strict=True))
 
 
 def test_memory_does_not_grow_with_the_length():
@@ -222,7 +222,7 @@ def test_the_whole_job(tmp_path, kind):
     reader = source(root, kind, val=0.3, test=0.2)
     made = prepared(reader, tmp_path / "out")
     assert sum(manifest.count for manifest in made.values()) == 2 * count
-    assert {manifest.pictures for manifest in made.values()} == {4}
+    assert {manifest.images_per_example for manifest in made.values()} == {4}
     found = {split: {key.rpartition("_")[0] for key in keys(reader, split, "video")}
              for split in ("train", "val", "test")}  # fmt: skip
     assert all(found.values())
@@ -251,10 +251,10 @@ def test_hdvila_names(tmp_path):
 def test_a_part_is_known_by_its_videos(tmp_path):
     for name in "abc":
         write_frames(tmp_path / name, moving(4))
-    before = source(tmp_path).parts("train")["video"]
-    assert before == source(tmp_path).parts("train")["video"] and len(before) == 1
+    before = source(tmp_path).chunks("train")["video"]
+    assert before == source(tmp_path).chunks("train")["video"] and len(before) == 1
     write_frames(tmp_path / "b2", moving(4))
-    assert source(tmp_path).parts("train")["video"] != before
+    assert source(tmp_path).chunks("train")["video"] != before
 
 
 def test_names_that_differ_in_the_extension_alone(tmp_path):
@@ -276,6 +276,6 @@ def test_settings_that_no_clip_can_have(tmp_path):
         ({}, "holds neither videos nor folders of frames"),
     ):
         with pytest.raises(UserError, match=said):
-            source(tmp_path, **change).parts("train")
+            source(tmp_path, **change).chunks("train")
     with pytest.raises(UserError, match="holds no video_clips/ID/ID.N.mp4"):
-        source(tmp_path, HdVila).parts("train")
+        source(tmp_path, HdVila).chunks("train")

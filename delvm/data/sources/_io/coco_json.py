@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from delvm.data.types import Reject
+from delvm.data.types import RejectedItem
 from delvm.errors import UserError
 from delvm.tasks.pose import KEYPOINTS
 
@@ -59,7 +59,7 @@ class Photo(NamedTuple):
 
 
 @lru_cache(maxsize=4)
-def read_annotations(path: Path, stamp: int) -> list[Photo | Reject]:
+def read_annotations(path: Path, stamp: int) -> list[Photo | RejectedItem]:
     """Everything in person_keypoints_SPLIT2017.json, 200 MB of JSON, once a process.
 
     Crowds and people without a labelled keypoint are left out: COCO has no pose of them.
@@ -82,7 +82,7 @@ def read_annotations(path: Path, stamp: int) -> list[Photo | Reject]:
     images, annotations = held.get("images"), held.get("annotations")
     if not isinstance(images, list) or not isinstance(annotations, list):
         raise UserError(f"annotations {path} are no object with lists of images and annotations")
-    rejects: list[Reject] = []
+    rejects: list[RejectedItem] = []
     photos = _photos(images, rejects)
     numbers: set[int] = set()
     for place, annotation in enumerate(annotations):
@@ -95,7 +95,7 @@ def read_annotations(path: Path, stamp: int) -> list[Photo | Reject]:
                 raise UserError(f"its id {person.number} comes twice")
         except (UserError, TypeError, KeyError) as error:
             said = str(error) if isinstance(error, UserError) else f"cannot be read: {error!r}"
-            rejects.append(Reject(f"annotation {place}", said))
+            rejects.append(RejectedItem(f"annotation {place}", said))
             continue
         if person:
             numbers.add(person.number)
@@ -103,7 +103,7 @@ def read_annotations(path: Path, stamp: int) -> list[Photo | Reject]:
     return [photos[number] for number in sorted(photos)] + rejects
 
 
-def _photos(images: list[Any], rejects: list[Reject]) -> dict[int, Photo]:
+def _photos(images: list[Any], rejects: list[RejectedItem]) -> dict[int, Photo]:
     photos: dict[int, Photo] = {}
     files: set[str] = set()
     for place, image in enumerate(images):
@@ -119,7 +119,7 @@ def _photos(images: list[Any], rejects: list[Reject]) -> dict[int, Photo]:
                     continue
             case _:
                 fault = "without id, file_name, width and height"
-        rejects.append(Reject(f"image {place}", fault))
+        rejects.append(RejectedItem(f"image {place}", fault))
     return photos
 
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from delvm.data.image_io import MAX_PIXELS, fit, open_image
+from delvm.data.image_io import MAX_PIXELS, open_image, resize_center_crop
 from delvm.data.sources.base import PICTURES
 from delvm.errors import UserError
 
@@ -190,7 +190,7 @@ def clips_of(
             continue
         broken = False
         seen += 1
-        picture = np.asarray(fit(frame, size))
+        picture = np.asarray(resize_center_crop(frame, size))
         if cut and held and scene_distance(held[-1][1], picture) > cut:
             cuts += 1
             held.clear()

@@ -12,7 +12,7 @@ import numpy as np
 
 from delvm import tasks
 from delvm.data.sources.shapes import people, scenes
-from delvm.data.types import SPLITS, Example, Part, in_parts
+from delvm.data.types import SPLITS, Example, SourceChunk, split_into_chunks
 from delvm.errors import UserError, did_you_mean
 from delvm.tasks import derived, pose, restoration, segmentation
 
@@ -139,15 +139,19 @@ class Shapes:
         """Nothing more: an example depends on its number alone."""
         return {}
 
-    def parts(self, split: str) -> dict[str, list[Part]]:
+    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
         """Each task's examples, `PART` a part.
 
         Raises:
             UserError: there is no such split.
         """
-        return {task: in_parts(count, PART) for task, count in self.counts(split).items() if count}
+        return {
+            task: split_into_chunks(count, PART)
+            for task, count in self.counts(split).items()
+            if count
+        }
 
-    def read(self, split: str, task: str, part: Part) -> Iterator[Example]:
+    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example]:
         """The examples of a part."""
         first = int(part.name) * PART
         for index in range(first, first + part.count):
