@@ -36,6 +36,9 @@ CHECKPOINT_STATE: dict[str, str] = {}
 # manifest.json of a directory of shards.
 MANIFEST: dict[str, str] = {"pictures": "images_per_example", "parts": "chunks", "fast": "bf16"}
 MANIFEST_VALUES: dict[str, dict[Any, Any]] = {"kind": {"pairs": "images"}}
+# "balance" in such a manifest: how a task was balanced.
+MANIFEST_BALANCE: dict[str, str] = {"target": "examples_per_task"}
+MANIFEST_BALANCE_VALUES: dict[str, dict[Any, Any]] = {"mode": {"resample": "oversample"}}
 
 # The order of a data set's stream: "order" in the state of a data module, in checkpoints.
 DATA_ORDER: dict[str, str] = {"window": "shuffle_window_shards", "shares": "mixture_weights"}

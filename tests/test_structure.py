@@ -29,13 +29,14 @@ ALLOWED = {
     "storage": {"errors"},
     "progress": set(),
     "legacy": set(),
+    "viz": set(),
     "models": BASE,
     "tasks": {"errors", "legacy"},
-    "data": BASE | {"tasks"},
+    "data": BASE | {"tasks", "viz"},
     "interop": BASE | {"models"},
     "inference": BASE | {"models", "interop", "tasks", "data"},
-    "training": BASE | {"models", "interop", "tasks", "data"},
-    "evaluation": BASE | {"models", "interop", "tasks", "data", "inference"},
+    "training": BASE | {"models", "interop", "tasks", "data", "viz"},
+    "evaluation": BASE | {"models", "interop", "tasks", "data", "inference", "viz"},
 }
 ALLOWED["commands"] = {*ALLOWED}
 ALLOWED["cli"] = {*ALLOWED}

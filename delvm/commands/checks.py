@@ -80,7 +80,8 @@ def _of(named: dict[str, Any], *names: str) -> dict[str, float | None]:
 
 def _encode(cfg: EncodeConfig) -> list[str]:
     found = _splits(cfg.splits) + at_least(
-        1, {"batch_size": cfg.batch_size, "balance.target": cfg.balance.target}
+        1,
+        {"batch_size": cfg.batch_size, "balance.examples_per_task": cfg.balance.examples_per_task},
     )
     named = {f"engine.{key}": value for key, value in asdict(cfg.engine).items()}
     found += at_least(0, _of(named, "workers", "threads", "restarts"))

@@ -10,10 +10,11 @@ from PIL import Image
 
 from delvm.commands.devices import pick
 from delvm.commands.schema import GenerateConfig
-from delvm.data.image_io import contact_sheet, open_image, resize_center_crop
+from delvm.data.image_io import open_image, resize_center_crop
 from delvm.errors import UserError
 from delvm.inference.prompt_folder import find_queries, read_prompt
 from delvm.storage import atomic_path
+from delvm.viz.image_grid import image_grid
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ROWS = 16  # queries on one contact sheet
@@ -118,7 +119,7 @@ def _sheet(
     prompt = [picture for pair in pairs for picture in pair]
     rows = [[*prompt, *each] for each in zip(queries, answers, strict=True)]
     titles = [f"{side} {i + 1}" for i in range(len(pairs)) for side in ("input", "target")]
-    return contact_sheet(rows, [*titles, "query", "answer"], cell)
+    return image_grid(rows, [*titles, "query", "answer"], cell)
 
 
 def _save(picture: Picture, path: Path) -> None:

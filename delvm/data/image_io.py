@@ -1,7 +1,6 @@
 """Pictures in and out: opening untrusted files, fitting, tensors, contact sheets."""
 
 import io
-import math
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from delvm.errors import UserError
@@ -139,69 +138,3 @@ def to_pil(pixels: Tensor) -> list[Image.Image]:
     scaled = pixels.detach().float().clamp(0, 1).mul(255).add(0.5).floor()
     arrays = scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(np.ascontiguousarray(array)) for array in arrays]
-
-
-def contact_sheet(
-    rows: list[list[Image.Image]],
-    titles: list[str] | None = None,
-    cell: int = 128,
-    row_titles: list[str] | None = None,
-) -> Image.Image:
-    """Pictures in rows on one light sheet.
-
-    Small pictures are enlarged by a whole factor without smoothing, so that a pixel stays a
-    pixel; large ones are reduced to the cell.
-
-    Args:
-        rows: Rows of pictures; rows may differ in length.
-        titles: One a column, above.
-        cell: Side of the square that holds a picture, in pixels.
-        row_titles: One a row, to the left.
-    """
-    gap = max(4, cell // 16)
-    font = ImageFont.load_default(size=max(11, cell // 9))
-    line = math.ceil(font.getbbox("Ag")[3]) + gap
-    columns = max((len(row) for row in rows), default=0)
-    left = gap
-    if row_titles:
-        left += math.ceil(max(font.getlength(title) for title in row_titles)) + 2 * gap
-    top = gap + (line if titles else 0)
-    step = cell + gap
-    sheet = Image.new("RGB", (left + columns * step, top + len(rows) * step), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles or []):
-        text = _shorten(title, font, cell)
-        draw.text((left + column * step + cell // 2, top - gap), text, INK, font, anchor="md")
-    for number, row in enumerate(rows):
-        y = top + number * step
-        if row_titles and number < len(row_titles):
-            place = (left - 2 * gap, y + cell // 2)
-            draw.text(place, row_titles[number], INK, font, anchor="rm")
-        for column, image in enumerate(row):
-            picture = _to_cell(image, cell)
-            x = left + column * step + (cell - picture.width) // 2
-            below = y + (cell - picture.height) // 2
-            box = (x - 1, below - 1, x + picture.width, below + picture.height)
-            draw.rectangle(box, outline=FRAME)
-            sheet.paste(picture, (x, below))
-    return sheet
-
-
-def _to_cell(image: Image.Image, cell: int) -> Image.Image:
-    """The picture enlarged by a whole factor, or reduced, to fit a cell."""
-    long = max(image.size)
-    if long > cell:
-        width, height = (max(1, round(side * cell / long)) for side in image.size)
-        return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-    factor = cell // long
-    larger = (image.width * factor, image.height * factor)
-    return image.convert("RGB").resize(larger, Image.Resampling.NEAREST)
-
-
-def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text, cut with an ellipsis where it is wider than `width` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."

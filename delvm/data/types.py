@@ -1,49 +1,52 @@
-"""What a source of training material looks like: examples of tasks, read part by part."""
+"""What a data source yields: examples of tasks, read chunk by chunk."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from delvm.errors import UserError, did_you_mean
 
 SPLITS = ("train", "val", "test")
 
+ImageArray: TypeAlias = npt.NDArray[np.uint8]  # (H, W, 3), RGB
+
 
 @dataclass(frozen=True)
 class Example:
-    """One example of a task: pictures that belong together, most often an input and its target.
+    """One example of a task: images that belong together, usually an input and its target.
 
     Attributes:
         key: Name of the example, unique within its split and task; no dots or slashes.
-        task: Name of the task, as `delvm.tasks.of` takes it.
+        task: Name of the task, one of `delvm.tasks`.
         images: k of them, each (H, W, 3) uint8 RGB of one size: input and target of a pair, the
-            frames of a clip, a picture and all its annotations, or one picture alone.
+            frames of a clip, an image and all its annotations, or a single image.
     """
 
     key: str
     task: str
-    images: tuple[np.ndarray, ...]
+    images: tuple[ImageArray, ...]
 
     @property
-    def input(self) -> np.ndarray:
-        """The first picture."""
+    def input(self) -> ImageArray:
+        """The first image."""
         return self.images[0]
 
     @property
-    def target(self) -> np.ndarray:
-        """The last picture: what the task makes of the input."""
+    def target(self) -> ImageArray:
+        """The last image: what the task makes of the input."""
         return self.images[-1]
 
 
 @dataclass(frozen=True)
 class RejectedItem:
-    """Raw material that no example could be made of.
+    """A raw item that no example could be made of.
 
     Attributes:
         key: Where it is: a file, or a member of an archive.
-        reason: What is wrong with it, in a line.
+        reason: What is wrong with it, in one line.
     """
 
     key: str
@@ -52,10 +55,10 @@ class RejectedItem:
 
 @dataclass(frozen=True)
 class SourceChunk:
-    """A piece of a source that is read in one go, such as an archive or some files of a folder.
+    """A piece of a source that is read in one go, such as an archive or a range of files.
 
     Attributes:
-        name: What its shards are called: letters, digits, - and _.
+        name: Name of its shards: letters, digits, - and _.
         count: Examples to expect, 0 if that is not known before it is read.
     """
 
@@ -64,12 +67,12 @@ class SourceChunk:
 
 
 class Source(Protocol):
-    """Where examples come from. What a part holds is a function of the source's settings alone.
+    """Where examples come from. What a chunk holds depends on the source's settings alone.
 
     Attributes:
         name: Kind of source, as conf/source spells it.
-        size: Side of the pictures that it makes, in pixels.
-        seed: Of whatever is random about it.
+        size: Side of the images that it makes, in pixels.
+        seed: Of everything random about it.
     """
 
     name: str
@@ -77,24 +80,24 @@ class Source(Protocol):
     seed: int
 
     def settings(self, split: str, task: str) -> dict[str, Any]:
-        """What the examples depend on beside size and seed, for JSON."""
+        """What the examples depend on apart from size and seed, for JSON."""
         ...
 
     def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
-        """The parts of each task in a split, without reading them.
+        """The chunks of each task in a split, without reading them.
 
         Raises:
-            UserError: the raw material is not there, or is of another layout.
+            UserError: The raw data is missing, or has another layout.
         """
         ...
 
-    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
-        """The examples of a part in order, and what had to be left out."""
+    def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example | RejectedItem]:
+        """The examples of a chunk in order, and the items that had to be left out."""
         ...
 
 
 def split_into_chunks(count: int, size: int) -> list[SourceChunk]:
-    """`count` examples in numbered parts of `size`; the last one may be smaller."""
+    """`count` examples in numbered chunks of `size`; the last one may be smaller."""
     starts = range(0, count, size)
     return [
         SourceChunk(f"{number:06d}", min(size, count - start))
@@ -103,10 +106,10 @@ def split_into_chunks(count: int, size: int) -> list[SourceChunk]:
 
 
 def check_splits(splits: Sequence[str]) -> None:
-    """Refuse names that are no split.
+    """Refuse unknown splits, and an empty list of them.
 
     Raises:
-        UserError: one is not known, or there is none.
+        UserError: A split is unknown, or there are none.
     """
     if not splits:
         raise UserError(f"no splits given: set splits=[{','.join(SPLITS)}]")

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from delvm.data.codebook_usage import CodebookUsage, plot_code_histogram
-from delvm.data.image_io import contact_sheet, to_pil, to_tensor
+from delvm.data.codebook_usage import CodebookUsage
+from delvm.data.image_io import to_pil, to_tensor
 from delvm.data.shards.io import read_examples
 from delvm.data.shards.manifest import load_manifests
 from delvm.errors import UserError
@@ -33,6 +33,8 @@ from delvm.models.vqgan import VQGAN
 from delvm.progress import Progress
 from delvm.storage import StoragePath, atomic_path, write_json, write_text
 from delvm.tasks import metrics
+from delvm.viz.code_histogram import plot_code_histogram
+from delvm.viz.image_grid import image_grid
 
 SCORES = {"psnr": metrics.psnr, "ssim": metrics.ssim, "ms_ssim": metrics.ms_ssim}
 SHOWN = 8  # the first pictures of a side, which the report shows
@@ -215,7 +217,7 @@ def _rows(report: dict[str, Any]) -> Iterator[list[Any]]:
         for metric in SCORES:
             yield [task, side, metric, *(numbers[metric][key] for key in COLUMNS[3:])]
         for name, value in numbers["codes"].items():
-            yield [task, side, f"codes_{name}", value, None, None, numbers["codes"]["tokens"]]
+            yield [task, side, f"codes_{name}", value, None, None, numbers["codes"]["num_tokens"]]
     if rfid := report["rfid"]:
         yield ["all", "all", "rfid", rfid["value"], None, None, rfid["pictures"]]
 
@@ -224,7 +226,7 @@ def _write(output: Path, report: dict[str, Any], measured: dict[str, dict[str, S
     """Pictures first, the numbers last: where metrics.json is new, all is."""
     use = plot_code_histogram(_joined(measured).counts)
     sheets = {
-        task: contact_sheet(
+        task: image_grid(
             [list(row) for side in sides.values() for row in zip(*side.shown, strict=True)],
             row_titles=[text for side in sides for text in (side, "drawn")],
         )

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from delvm.data.codebook_usage import CodebookUsage, plot_code_histogram
+from delvm.data.codebook_usage import CodebookUsage
 from delvm.data.datasets.sampler import seeded_rng
-from delvm.data.image_io import contact_sheet, to_pil
+from delvm.data.image_io import to_pil
 from delvm.data.shards.io import read_examples, read_tokens
 from delvm.data.shards.manifest import MANIFEST, Manifest, load_manifests
 from delvm.errors import UserError
@@ -25,6 +25,8 @@ from delvm.interop.fingerprint import fingerprint
 from delvm.models.vqgan import VQGAN
 from delvm.progress import Progress
 from delvm.storage import StoragePath, atomic_path, write_json
+from delvm.viz.code_histogram import plot_code_histogram
+from delvm.viz.image_grid import image_grid
 
 TOO_FREQUENT = 0.2  # one code's share of the tokens of a side
 CONSTANT = 0.01  # share of pictures that are one code all over
@@ -164,7 +166,7 @@ def _look_at_pairs(
         if number in chosen:
             for row, picture in zip(rows, example.images, strict=True):
                 row.append(Image.fromarray(picture))
-    _save(contact_sheet(rows, row_titles=list(names)), output / f"{split}_{task}.png")
+    _save(image_grid(rows, row_titles=list(names)), output / f"{split}_{task}.png")
     return _counts(manifest)
 
 
@@ -202,7 +204,7 @@ def _look_at_tokens(
     if fits:
         drawn = torch.from_numpy(np.stack(shown).astype(np.int64))  # (n, k, N)
         rows = [to_pil(decode(tokenizer, drawn[:, number])) for number in range(len(seen))]
-        _save(contact_sheet(rows, row_titles=list(seen)), output / f"{split}_{task}.png")
+        _save(image_grid(rows, row_titles=list(seen)), output / f"{split}_{task}.png")
     all_counts = torch.stack([side.counts for side in seen.values()]).sum(0)
     _save(plot_code_histogram(all_counts), output / f"{split}_{task}_codes.png")
     for name, side in seen.items():
@@ -235,12 +237,14 @@ def suspicious(side: Side, manifest: Manifest, tokenizer: VQGAN, fits: bool) -> 
         tokenizer: draws the most frequent code, if the ids ``fits`` it.
     """
     found, use = [], CodebookUsage.of(side.counts)
-    if use.most_share > TOO_FREQUENT and not (fits and _is_black(tokenizer, use.most)):
-        found.append(f"code {use.most} is {use.most_share:.0%} of the tokens")
+    if use.most_frequent_fraction > TOO_FREQUENT and not (
+        fits and _is_black(tokenizer, use.most_frequent)
+    ):
+        found.append(f"code {use.most_frequent} is {use.most_frequent_fraction:.0%} of the tokens")
     if (share := side.constant / side.pictures) > CONSTANT:
         found.append(f"{share:.0%} of the pictures are one code all over")
     again = 1 - len(side.distinct) / side.pictures
-    if (manifest.balance or {}).get("mode") != "resample" and again > REPEATED:
+    if (manifest.balance or {}).get("mode") != "oversample" and again > REPEATED:
         found.append(f"only {len(side.distinct):,} of {side.pictures:,} pictures are distinct")
     return found
 

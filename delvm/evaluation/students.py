@@ -8,7 +8,6 @@ from typing import Any
 from PIL import Image
 
 from delvm import tasks as all_tasks
-from delvm.data.image_io import contact_sheet
 from delvm.data.shards.manifest import load_manifests
 from delvm.errors import UserError, did_you_mean
 from delvm.evaluation import query_set as prompting
@@ -24,6 +23,7 @@ from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.progress import Progress
 from delvm.storage import StoragePath, as_path, atomic_path, write_json, write_text
+from delvm.viz.image_grid import image_grid
 
 UNKNOWN_ORIGIN = "origin not stated"
 Students = Mapping[str, Transformer]
@@ -241,4 +241,4 @@ def sheet(examples: list[Example]) -> Image.Image:
         ]
         for e in examples
     ]
-    return contact_sheet(rows, titles)
+    return image_grid(rows, titles)

@@ -9,9 +9,9 @@ from PIL import Image
 
 import delvm
 from delvm import tasks
-from delvm.data.image_io import contact_sheet
 from delvm.data.sources.shapes.source import Shapes
 from delvm.storage import atomic_path
+from delvm.viz.image_grid import image_grid
 
 EXAMPLES, ANSWERS = Path("examples"), Path("docs/answers.png")
 PAIRS, QUERY = 3, 3
@@ -46,7 +46,7 @@ def main() -> None:
         save(query, EXAMPLES / f"{task}_query.png")
         (answer,) = prompter.complete(pairs, [query])
         rows.append([picture for pair in pairs for picture in pair] + [query, answer, truth])
-    sheet = contact_sheet(rows, titles=TITLES, cell=128, row_titles=list(tasks.TRAINED))
+    sheet = image_grid(rows, column_titles=TITLES, cell=128, row_titles=list(tasks.TRAINED))
     save(sheet, ANSWERS)
     print(f"examples: {EXAMPLES}\npicture: {ANSWERS}")
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 from PIL import Image
 
 from delvm import cli
-from delvm.data.image_io import contact_sheet
 from delvm.data.shards.io import read_examples
 from delvm.errors import UserError
 from delvm.storage import atomic_path
+from delvm.viz.image_grid import image_grid
 from experiments.sources.raw import RAW
 
 SHEET = Path("docs/sources.png")
@@ -88,7 +88,7 @@ def draw(path: Path, size: int = 256) -> None:
         for number, row in enumerate(ROWS):
             rows.append(pictures(row, Path(scratch) / str(number), size))
             titles.append(f"{row.source}: {', '.join(row.tasks)}")
-    sheet = contact_sheet(rows, cell=CELL, row_titles=titles)
+    sheet = image_grid(rows, cell=CELL, row_titles=titles)
     with atomic_path(path) as part:
         # 256 colours halve the file, and are enough at this size.
         sheet.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(part, optimize=True)

@@ -75,7 +75,7 @@ def stages(setting: Setting, seed: int, folder: Path) -> Iterator[tuple[Path, st
     yield (
         folder / "tokens" / "test" / "segmentation" / "manifest.json",
         f"encode tokenizer={folder}/tokenizer output={folder}/tokens balance=augment "
-        "balance.target=2500",
+        "balance.examples_per_task=2500",
     )
     yield (
         folder / "student" / "student",
@@ -129,8 +129,8 @@ def row(name: str, seed: int) -> dict[str, Any] | None:
         "seed": seed,
         "overrides": "; ".join(values),
         **{metric: drawn[metric]["mean"] for metric in ("psnr", "ssim", "ms_ssim")},
-        "codes": codes["codes"],
-        "codes_used": codes["used"],
+        "codes": codes["codebook_size"],
+        "codes_used": codes["num_used"],
         "code_perplexity": codes["perplexity"],
         "entropy_bits_per_pixel": codes["entropy_bits_per_pixel"],
         "student_target_loss": losses[-1],

@@ -251,7 +251,8 @@ OTHERS = {
     "prepare shard_size=0": "shard_size=0 is below 1: set shard_size=1 or more",
     "encode input=nowhere": "input=nowhere not found: run `delvm prepare output=nowhere`",
     "encode input=. output=.": "input and output are both .: set output to another folder",
-    "encode input=. balance.target=0": "balance.target=0 is below 1: set balance.target=1 or more",
+    "encode input=. balance.examples_per_task=0": "balance.examples_per_task=0 is below 1: "
+    "set balance.examples_per_task=1 or more",
     "generate prompt=a query=b temperature=-1": "temperature=-1.0 is below 0: set temperature=0 "
     "or more",
     "generate prompt=a query=b temperature=1 top_p=1.5": "top_p=1.5 is no share: set it above 0 "

@@ -28,7 +28,7 @@ from delvm.commands.completion import SCRIPTS, complete
             "delvm train student.net.init=",
             [f"student.net.init={i}" for i in ("reference", "ordinary")],
         ),
-        ("delvm encode balance=r", ["balance=resample"]),
+        ("delvm encode balance=o", ["balance=oversample"]),
         ("delvm encode tokenizer=nothing_is_called_so", []),
         ("delvm generate device=c", ["device=cpu", "device=cuda"]),
         ("delvm generate --cfg job que", ["query="]),

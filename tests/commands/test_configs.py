@@ -19,7 +19,7 @@ from delvm.commands.schema import (
     PrepareConfig,
     ShapesSource,
 )
-from delvm.data.augment import Balance, BalanceConfig
+from delvm.data.augment import BalanceConfig, BalanceMode
 from delvm.data.datasets.images import ImagesConfig
 from delvm.data.datasets.sentences import SentencesConfig
 from delvm.data.sources import SOURCES
@@ -103,8 +103,8 @@ def test_parts_come_as_their_own_dataclasses():
     cfg = compose("train", ["module=tokenizer", "module.ema_decay=null"])
     assert isinstance(cfg.module, TokenizerModule) and cfg.module.ema_decay is None
     assert isinstance(cfg.data, SentencesConfig)
-    cfg = compose("encode", ["balance=augment", "balance.target=7"])
-    assert cfg.balance == BalanceConfig(Balance.augment, 7)
+    cfg = compose("encode", ["balance=augment", "balance.examples_per_task=7"])
+    assert cfg.balance == BalanceConfig(BalanceMode.augment, 7)
 
 
 @pytest.mark.parametrize("name", options(CONF, "student"))

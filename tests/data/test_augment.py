@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from delvm.data.augment import LABEL_COLOURS, Balance, BalanceConfig, Jitter, augment, plan
+from delvm.data.augment import (
+    MAX_LABEL_COLORS,
+    BalanceConfig,
+    BalanceMode,
+    Jitter,
+    augment,
+    target_counts,
+)
 from delvm.data.types import Example
 from delvm.errors import UserError
 
@@ -52,15 +59,15 @@ def test_jitter_leaves_black_ground_nearly_black():
 
 
 def test_plan_of_each_mode():
-    assert plan(COUNTS, BalanceConfig()) == COUNTS
-    for mode in (Balance.resample, Balance.augment):
-        assert plan(COUNTS, BalanceConfig(mode)) == dict.fromkeys(COUNTS, 10)
-        larger = BalanceConfig(mode, target=25)
-        assert plan(COUNTS, larger) == dict.fromkeys(COUNTS, 25)
+    assert target_counts(COUNTS, BalanceConfig()) == COUNTS
+    for mode in (BalanceMode.oversample, BalanceMode.augment):
+        assert target_counts(COUNTS, BalanceConfig(mode)) == dict.fromkeys(COUNTS, 10)
+        larger = BalanceConfig(mode, examples_per_task=25)
+        assert target_counts(COUNTS, larger) == dict.fromkeys(COUNTS, 25)
 
 
 def test_a_task_above_the_target_keeps_all_its_pairs():
-    assert plan(COUNTS, BalanceConfig(Balance.augment, 5)) == {
+    assert target_counts(COUNTS, BalanceConfig(BalanceMode.augment, 5)) == {
         "segmentation": 10,
         "pose": 5,
         "derain": 5,
@@ -68,10 +75,12 @@ def test_a_task_above_the_target_keeps_all_its_pairs():
 
 
 def test_plan_refuses_what_cannot_be_balanced():
-    with pytest.raises(UserError, match=r"balance\.target=0 .*balance\.target=null"):
-        plan(COUNTS, BalanceConfig(Balance.resample, 0))
+    with pytest.raises(
+        UserError, match=r"balance\.examples_per_task=0 .*balance\.examples_per_task=null"
+    ):
+        target_counts(COUNTS, BalanceConfig(BalanceMode.oversample, 0))
     with pytest.raises(UserError, match="'empty' has 0 pairs"):
-        plan({"empty": 0}, BalanceConfig(Balance.augment, 5))
+        target_counts({"empty": 0}, BalanceConfig(BalanceMode.augment, 5))
 
 
 def test_copy_zero_is_the_pair_itself():
@@ -125,7 +134,7 @@ def test_nothing_is_invented_beyond_the_border():
 
 def test_label_pictures_gain_no_colour_and_photographs_are_smoothed():
     wanted = {tuple(colour) for colour in labels().reshape(-1, 3)}
-    assert len(np.unique(smooth().reshape(-1, 3), axis=0)) > LABEL_COLOURS
+    assert len(np.unique(smooth().reshape(-1, 3), axis=0)) > MAX_LABEL_COLORS
     for copy in range(1, 20):
         made = augment(pair(target=labels()), 0, copy, flip=True)
         assert {tuple(colour) for colour in made.target.reshape(-1, 3)} <= wanted

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from delvm.data import image_io as images
-from delvm.data.image_io import contact_sheet, open_image, resize_center_crop, to_pil, to_tensor
+from delvm.data.image_io import open_image, resize_center_crop, to_pil, to_tensor
 from delvm.errors import UserError
 
 
@@ -202,20 +202,3 @@ def test_to_pixels_refuses_what_is_not_rgb_of_one_size():
         to_tensor([noise((6, 4)), noise((4, 6))])
     with pytest.raises(ValueError, match=r"\(3, 4, 6\)"):
         to_pil(torch.zeros(3, 4, 6))
-
-
-def test_contact_sheet_enlarges_without_smoothing():
-    tiny = Image.fromarray(np.array([[[255, 0, 0], [0, 0, 255]]] * 2, dtype=np.uint8))
-    sheet = np.asarray(contact_sheet([[tiny]], cell=64))
-    red, blue = ((sheet == colour).all(-1) for colour in ([255, 0, 0], [0, 0, 255]))
-    assert red.sum() == blue.sum() == 32 * 64
-
-
-def test_contact_sheet_titles_rows_and_odd_sizes():
-    rows = [[noise((300, 100)), noise((5, 9))], [noise((64, 64))]]
-    plain = contact_sheet(rows, cell=64)
-    titled = contact_sheet(rows, ["in", "a title much wider than its cell"], 64, ["one", "two"])
-    assert plain.size == (4 + 2 * 68, 4 + 2 * 68)
-    assert titled.width > plain.width and titled.height > plain.height
-    assert np.asarray(titled)[: titled.height - plain.height].min() < 100  # ink above the rows
-    assert contact_sheet([]).size[0] > 0

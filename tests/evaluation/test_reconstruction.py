@@ -35,7 +35,7 @@ def test_numbers_are_those_of_the_pictures(
     assert found["psnr"]["n"] == 12
     counts = torch.bincount(ids.flatten(), minlength=tokenizer.config.num_embeddings)
     share = counts[counts > 0] / counts.sum()
-    assert found["codes"]["used"] == len(share)
+    assert found["codes"]["num_used"] == len(share)
     assert found["codes"]["entropy_bits"] == pytest.approx(float(-(share * share.log2()).sum()))
     assert found["codes"]["bits_per_pixel"] == pytest.approx(np.log2(6**3) / 16)
 
@@ -45,7 +45,9 @@ def test_all_is_over_every_picture(measured: dict[str, Any]) -> None:
     assert len(sides) == 6 and measured["all"]["psnr"]["n"] == 72
     mean = np.mean([side["psnr"]["mean"] for side in sides])
     assert measured["all"]["psnr"]["mean"] == pytest.approx(mean)
-    assert measured["all"]["codes"]["tokens"] == sum(side["codes"]["tokens"] for side in sides)
+    assert measured["all"]["codes"]["num_tokens"] == sum(
+        side["codes"]["num_tokens"] for side in sides
+    )
 
 
 def test_what_is_written(measured: dict[str, Any], tmp_path: Path) -> None:

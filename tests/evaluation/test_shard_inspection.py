@@ -46,8 +46,8 @@ def test_sound_tokens_raise_no_flag(write: Any, tokenizer: Any, tmp_path: Path) 
     facts = report["splits"]["train"]["pose"]
     assert (facts["count"], facts["shards"]) == (COUNT, 1)
     for number, side in enumerate(("input", "target")):
-        assert facts[side]["used"] == len(np.unique(ids[:, number]))
-        assert facts[side]["tokens"] == COUNT * N
+        assert facts[side]["num_used"] == len(np.unique(ids[:, number]))
+        assert facts[side]["num_tokens"] == COUNT * N
     assert json.loads((tmp_path / "look" / "inspect.json").read_text()) == report
     names = {path.name for path in (tmp_path / "look").glob("*.png")}
     assert names == {"train_pose.png", "train_pose_codes.png"}
@@ -80,7 +80,7 @@ def test_repeated_pictures_are_flagged_unless_asked_for(
 
 
 def test_repetition_that_balances_is_no_fault(write: Any, tokenizer: Any, tmp_path: Path) -> None:
-    root = write(np.concatenate([random_ids()[:5]] * 12), balance={"mode": "resample"})
+    root = write(np.concatenate([random_ids()[:5]] * 12), balance={"mode": "oversample"})
     assert inspect(root, tokenizer, output=tmp_path)["flags"] == []
 
 

@@ -5,7 +5,7 @@ from pycocotools import mask as coco
 from scipy import ndimage
 
 from delvm import tasks
-from delvm.data.augment import LABEL_COLOURS
+from delvm.data.augment import MAX_LABEL_COLORS
 from delvm.tasks import sam_masks as masks
 
 
@@ -38,7 +38,7 @@ def test_colours_are_distinct_far_apart_and_never_black():
     table = np.asarray(((0, 0, 0), *masks.PALETTE), float)
     away = np.linalg.norm(table[:, None] - table[None], axis=2)
     assert away[np.triu_indices(len(table), 1)].min() > 2 * masks.TOLERANCE
-    assert len(masks.PALETTE) == LABEL_COLOURS - 1
+    assert len(masks.PALETTE) == MAX_LABEL_COLORS - 1
     for seed in (0, 1):
         drawn = masks.colours(len(masks.PALETTE), np.random.default_rng(seed))
         assert drawn.dtype == np.uint8 and not drawn[0].any()

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from delvm.data.augment import Balance, BalanceConfig, plan
+from delvm.data.augment import BalanceConfig, BalanceMode, target_counts
 from delvm.data.encode.executors.base import Engine, Factory, Share
 from delvm.data.encode.executors.local import Local
 from delvm.data.encode.shard_task import Done, Job, Piece, Tokenizer
@@ -232,8 +232,8 @@ def _plan_split(
     """What there is of each task of a split, and what it becomes."""
     pairs = load_manifests(input, split, "images")
     counts = {task: manifest.count for task, manifest in pairs.items()}
-    balancing = split == "train" and balance.mode is not Balance.unbalanced
-    wanted = plan(counts, balance) if balancing else counts
+    balancing = split == "train" and balance.mode is not BalanceMode.none
+    wanted = target_counts(counts, balance) if balancing else counts
     size = tokenizer.config.resolution
     for task, manifest in pairs.items():
         if manifest.image_size != size:
@@ -241,8 +241,12 @@ def _plan_split(
                 f"image size {manifest.image_size} (pairs in {input}) != resolution {size} "
                 f"(tokenizer): run `delvm prepare source.size={size}`"
             )
-        settings = {"mode": balance.mode.value, "target": balance.target, "seed": seed}
-        if balance.mode is Balance.augment:
+        settings = {
+            "mode": balance.mode.value,
+            "examples_per_task": balance.examples_per_task,
+            "seed": seed,
+        }
+        if balance.mode is BalanceMode.augment:
             settings["jitter"] = balance.jitter.value
         tokens = plan_tokens(
             manifest,
@@ -254,10 +258,8 @@ def _plan_split(
             bf16=tokenizer.fast,
         )
         yield manifest, tokens
-        if balancing and balance.target and counts[task] > balance.target:
-            say(
-                f"encode: {split}/{task} keeps its {counts[task]:,} pairs, above {balance.target:,}"
-            )
+        if balancing and (target := balance.examples_per_task) and counts[task] > target:
+            say(f"encode: {split}/{task} keeps its {counts[task]:,} pairs, above {target:,}")
 
 
 def _say_found(job: Job, overwrite: bool) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from delvm import tasks
-from delvm.data.augment import Balance, Jitter, augment
+from delvm.data.augment import BalanceMode, Jitter, augment
 from delvm.data.image_io import to_tensor
 from delvm.data.shards.io import iter_lazy, write_token_shard
 from delvm.data.shards.manifest import Manifest
@@ -200,7 +200,7 @@ def balanced(
     """
     count = pairs.count
     settings = plan.balance or {}
-    augmented = settings.get("mode") == Balance.augment.value
+    augmented = settings.get("mode") == BalanceMode.augment.value
     flip = augmented and tasks.of(plan.task).flips
     jitter = Jitter(settings.get("jitter", "none"))
     while start < stop:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from PIL import Image
 
-from delvm.data.image_io import contact_sheet
 from delvm.data.prepare.chunks import REJECTS, finish_parts, pending_parts, start_parts, write_part
 from delvm.data.shards.io import read_examples
 from delvm.data.shards.manifest import (
@@ -17,6 +16,7 @@ from delvm.data.types import SPLITS, Example, RejectedItem, Source, SourceChunk,
 from delvm.errors import Suspicious, UserError
 from delvm.progress import Progress, say, say_kept
 from delvm.storage import StoragePath, as_path, atomic_path
+from delvm.viz.image_grid import image_grid
 
 SHEET_PICTURES = 6  # of each task on the contact sheet
 
@@ -145,7 +145,7 @@ def write_contact_sheet(root: StoragePath, split: str) -> StoragePath:
         rows.append([Image.fromarray(p) for p in itertools.islice(pictures, SHEET_PICTURES)])
     paired = all(manifest.images_per_example == 2 for manifest in manifests.values())
     titles = ["input", "target"] * (SHEET_PICTURES // 2) if paired else None
-    sheet = contact_sheet(rows, titles, row_titles=list(manifests))
+    sheet = image_grid(rows, titles, row_titles=list(manifests))
     path = as_path(root) / "contact_sheet.png"
     with atomic_path(path) as part:
         sheet.save(part)

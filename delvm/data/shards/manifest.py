@@ -91,6 +91,10 @@ class Manifest:
         values = _LEGACY_DEFAULTS | legacy.rename_keys(
             read_json(path, "manifest"), legacy.MANIFEST, legacy.MANIFEST_VALUES
         )
+        if isinstance(balance := values.get("balance"), dict):
+            values["balance"] = legacy.rename_keys(
+                balance, legacy.MANIFEST_BALANCE, legacy.MANIFEST_BALANCE_VALUES
+            )
         names = {field.name for field in fields(cls)}
         if values.keys() != names:
             missing, unknown = (sorted(names - values.keys()), sorted(values.keys() - names))

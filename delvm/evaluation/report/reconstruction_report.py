@@ -85,7 +85,7 @@ def _header(report: Mapping[str, Any]) -> str:
     codes = all_numbers["codes"]
     text = (
         f"{s['tokens_per_image']} tokens for {s['image_size']} x {s['image_size']} pixels, "
-        f"{s['vocab_size']:,} codes, of which {codes['used']:,} occur in "
+        f"{s['vocab_size']:,} codes, of which {codes['num_used']:,} occur in "
         f"{all_numbers['psnr']['n']:,} held-out pictures. PSNR {psnr} dB."
     )
     if rfid := report["rfid"]:
@@ -111,8 +111,8 @@ def _codes(places: list[tuple[str, Mapping[str, Any]]]) -> str:
     for name, numbers in places:
         codes = numbers["codes"]
         shown = [
-            f"{codes['used']:,}", f"{codes['perplexity']:,.1f}", f"{codes['entropy_bits']:.2f}",
-            tables.percent(codes["most_share"]), f"{codes['bits_per_pixel']:.3f}",
+            f"{codes['num_used']:,}", f"{codes['perplexity']:,.1f}", f"{codes['entropy_bits']:.2f}",
+            tables.percent(codes["most_frequent_fraction"]), f"{codes['bits_per_pixel']:.3f}",
             f"{codes['entropy_bits_per_pixel']:.3f}",
         ]  # fmt: skip
         cells = "".join(f"<td>{text}</td>" for text in shown)

@@ -6,11 +6,12 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from delvm.data.codebook_usage import plot_code_histogram
-from delvm.data.image_io import contact_sheet, to_pil
+from delvm.data.image_io import to_pil
 from delvm.storage import atomic_path
 from delvm.training.loggers import log_image
 from delvm.training.tokenizer import TokenizerTraining
+from delvm.viz.code_histogram import plot_code_histogram
+from delvm.viz.image_grid import image_grid
 
 
 class LogReconstructions(L.Callback):
@@ -29,7 +30,7 @@ class LogReconstructions(L.Callback):
         pixels = self.pictures.to(module.device).float() / 255
         drawn = module.model.decode(module.model.encode(pixels)).float()
         rows = [to_pil(pixels), to_pil(drawn)]
-        sheet = contact_sheet(rows, cell=96, row_titles=["picture", "drawn"])
+        sheet = image_grid(rows, cell=96, row_titles=["picture", "drawn"])
         use = plot_code_histogram(module.counts.cpu())
         step = trainer.global_step
         for name, file, picture in (

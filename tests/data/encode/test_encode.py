@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from delvm.data.augment import Balance, BalanceConfig, augment
+from delvm.data.augment import BalanceConfig, BalanceMode, augment
 from delvm.data.encode.encode import encode
 from delvm.data.prepare.prepare import prepare
 from delvm.data.shards.io import read_examples
@@ -12,7 +12,7 @@ from delvm.data.shards.manifest import load_manifests, read_codebook
 from delvm.errors import UserError
 from tests.data.corpus_makers import FakeSource, FakeTokenizer, contents, stored, tokens_of
 
-AUGMENT = BalanceConfig(Balance.augment)
+AUGMENT = BalanceConfig(BalanceMode.augment)
 
 
 @pytest.fixture
@@ -37,7 +37,9 @@ def test_encode_stores_the_tokens_of_every_pair_in_order(pairs, tmp_path, batch_
 
 
 def test_resampling_repeats_the_rare_task_in_train_alone(pairs, tmp_path):
-    encode(pairs, tmp_path / "t", FakeTokenizer(), "abc", balance=BalanceConfig(Balance.resample))
+    encode(
+        pairs, tmp_path / "t", FakeTokenizer(), "abc", balance=BalanceConfig(BalanceMode.oversample)
+    )
     once = tokens_of(read_examples(pairs, "train", "pose"))
     assert np.array_equal(stored(tmp_path / "t", "train", "pose"), once[[0, 1, 2, 0, 1, 2, 0]])
     assert len(stored(tmp_path / "t", "train", "derain")) == 7
@@ -47,7 +49,7 @@ def test_resampling_repeats_the_rare_task_in_train_alone(pairs, tmp_path):
 
 @pytest.mark.parametrize(("task", "flip"), [("pose", False), ("derain", True)])
 def test_augmenting_makes_each_item_from_its_pair_and_copy(pairs, tmp_path, task, flip):
-    balance = BalanceConfig(Balance.augment, target=17)
+    balance = BalanceConfig(BalanceMode.augment, examples_per_task=17)
     encode(pairs, tmp_path / "t", FakeTokenizer(), "abc", balance=balance, seed=5, batch_size=4)
     originals = list(read_examples(pairs, "train", task))
     count = len(originals)
@@ -58,7 +60,7 @@ def test_augmenting_makes_each_item_from_its_pair_and_copy(pairs, tmp_path, task
 
 
 def test_a_task_above_the_target_is_kept_whole_and_said_so(pairs, tmp_path, capsys):
-    balance = BalanceConfig(Balance.augment, target=5)
+    balance = BalanceConfig(BalanceMode.augment, examples_per_task=5)
     encode(pairs, tmp_path / "t", FakeTokenizer(), "abc", balance=balance)
     counts = load_manifests(tmp_path / "t", "train", "tokens")
     assert {task: manifest.count for task, manifest in counts.items()} == {"derain": 7, "pose": 5}

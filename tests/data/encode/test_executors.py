@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from delvm.data.augment import Balance, BalanceConfig
+from delvm.data.augment import BalanceConfig, BalanceMode
 from delvm.data.encode import encode as encoding
 from delvm.data.encode import shard_task as pieces
 from delvm.data.encode.encode import encode
@@ -26,7 +26,7 @@ from tests.data.corpus_makers import FakeSource, FakeTokenizer, Makes, contents,
 
 # 16,384 tokens a picture: 32 pairs a shard.
 WIDE = Makes(tokens=1 << 14)
-SETTINGS = {"balance": BalanceConfig(Balance.augment, target=70), "batch_size": 8}
+SETTINGS = {"balance": BalanceConfig(BalanceMode.augment, examples_per_task=70), "batch_size": 8}
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,6 @@
+"""Images for people to look at: image grids and code histograms, drawn with PIL alone."""
+
+from delvm.viz.code_histogram import plot_code_histogram
+from delvm.viz.image_grid import image_grid
+
+__all__ = ["image_grid", "plot_code_histogram"]
