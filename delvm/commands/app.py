@@ -2,9 +2,13 @@
 
 import argparse
 import copy
-from collections.abc import Iterator, Sequence
+import hashlib
+import math
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 from hydra import initialize_config_dir
@@ -12,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -21,7 +25,8 @@ from delvm.commands.checks import check
 from delvm.commands.help import config_dir, keys
 from delvm.commands.jobs import Halt, Job, refuse_extra, typed
 from delvm.commands.schema import register
-from delvm.errors import UserError, did_you_mean, mendable
+from delvm.errors import Diverged, UserError, did_you_mean, mendable
+from delvm.progress import say
 
 
 class _Parser(argparse.ArgumentParser):
@@ -172,3 +177,115 @@ def _dispatch(hydra: Any, verb: str, args: argparse.Namespace, overrides: list[s
     check(verb, plain)
     with _explained(verb):
         hydra.run(verb, Job(verb), overrides)
+
+
+# The words of this process's command line, verb included. Hydra reads sys.argv without the verb;
+# Lightning starts further processes by the whole of it.
+command_line: list[str] | None = None
+
+
+def run_job(
+    verb: str, cfg: DictConfig, work: Callable[[Any], float | None], typed_config: bool = True
+) -> float | None:
+    """Run one job of a verb: what the verb's `main(cfg)` under ``@hydra.main`` calls.
+
+    The config is checked before `work` is called, so a mistake leaves nothing behind. Under
+    ``--multirun`` the job gets a directory of its own below the output directory.
+
+    Args:
+        verb: name of the verb.
+        cfg: the composed config.
+        work: does the verb's work; in a search it returns the objective.
+        typed_config: whether `work` takes the verb's dataclass; otherwise the DictConfig.
+
+    Raises:
+        SystemExit: a user's mistake, which is its cause; it passes Hydra without a traceback.
+        UserError: the same in a worker process of a launcher, where other jobs continue.
+    """
+    hydra = HydraConfig.get()
+    if command_line is not None:
+        sys.argv = command_line
+    name = f"job {hydra.job.num}: " if in_sweep() else ""
+    if name:
+        say(f"{name}{' '.join(hydra.overrides.task)}")
+    try:
+        return _checked_job(verb, cfg, work, typed_config, name)
+    except Exception as error:
+        known = mendable(error) if isinstance(error, OSError) else error
+        if not isinstance(known, UserError):
+            if hydra.runtime.choices["hydra/launcher"] != "basic":
+                say(f"{name}{traceback.format_exc()}")  # which does not travel with the error
+            raise
+        known.args = (f"{name}{known}", *known.args[1:])
+        if hydra.runtime.choices["hydra/launcher"] == "basic":
+            raise SystemExit(known.exit_code) from known
+        say(f"delvm: {known}")
+        raise known from error
+
+
+def _checked_job(
+    verb: str, cfg: DictConfig, work: Callable[[Any], float | None], typed_config: bool, name: str
+) -> float | None:
+    refuse_extra(cfg)
+    if missing := OmegaConf.missing_keys(cfg):
+        raise UserError(explain.missing(missing))
+    if name:
+        set_job_output(cfg)
+    config = typed(cfg) if typed_config else cfg
+    check(verb, config)
+    try:
+        objective = work(config)
+    except Diverged as error:
+        if not is_search():
+            raise
+        say(f"{name}{error}; it counts as infinite")
+        return math.inf
+    if is_search():
+        if objective is None:
+            raise UserError(
+                f"delvm {verb} returned no objective to search by: set hydra/sweeper=basic"
+            )
+        say(f"{name}objective {objective:.4f}")
+    return objective
+
+
+def in_sweep() -> bool:
+    """Whether this is one of several jobs (``--multirun``)."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def is_search() -> bool:
+    """Whether the sweeper compares jobs by the objective that each returns."""
+    return in_sweep() and OmegaConf.select(HydraConfig.get().sweeper, "direction") is not None
+
+
+def set_job_output(cfg: DictConfig) -> None:
+    """Give a job of a sweep an output of its own, named by the values that vary.
+
+    OUTPUT becomes OUTPUT/JOB, and OUTPUT/FILE.csv becomes OUTPUT/JOB/FILE.csv.
+    """
+    hydra = HydraConfig.get()
+    job = hydra.sweep.subdir
+    if job == ".":
+        job = job_name(hydra.job.override_dirname)
+        job = f"{hydra.job.num}_{job}" if is_search() else job  # it may try a value twice
+    key = "output_dir" if "output_dir" in cfg else "output"
+    base, slash, last = str(cfg[key]).rpartition("/")
+    file = key == "output" and PurePath(last).suffix
+    cfg[key] = f"{base}{slash}{job}/{last}" if file else f"{cfg[key]}/{job}"
+
+
+def job_name(overrides: str) -> str:
+    """Overrides made fit for the name of a directory."""
+    name = overrides.replace("/", "-") or "job"
+    if len(name) <= 200:
+        return name
+    return f"{name[:190]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def save_config(cfg: DictConfig, output_dir: str | Path) -> None:
+    """Write a run's config and overrides to OUTPUT_DIR/.hydra, where `delvm runs` reads them."""
+    folder = Path(output_dir) / ".hydra"
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, folder / "config.yaml")
+    OmegaConf.save(HydraConfig.get().overrides.task, folder / "overrides.yaml")

@@ -1,0 +1,164 @@
+"""Schemas in Hydra's ConfigStore, so that a mistyped key or a wrong type fails at composition.
+
+A shipped config file begins with its schema (``defaults: [/schema/source/gopro@_here_, _self_]``).
+The file of a plugin needs none: its node is `Any` in the verb's schema, and `_target_` is enough.
+"""
+
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import field, fields, is_dataclass, make_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+import delvm
+
+Groups = dict[str, dict[str, type]]  # group ("source", "module/loss") -> option -> schema
+SchemaField = tuple[str, Any, Any]  # name, annotation, dataclasses.field
+
+
+def config_dir() -> Path:
+    """conf/ of the checkout the package is run from, else the copy inside the installed package."""
+    package = Path(delvm.__file__).resolve().parent
+    checkout = package.parent / "conf"
+    return checkout if (checkout / "train.yaml").is_file() else package / "conf"
+
+
+def config_root(verb: str) -> Path:
+    """The folder of a verb's primary config and of its groups.
+
+    Hydra takes ``tokenizer=PATH`` for the choice of a group wherever the folder has a subfolder of
+    that name. So the verbs that have such plain keys do not share a folder with `delvm train`.
+    """
+    return config_dir() if verb == "train" else config_dir() / "verbs"
+
+
+def schema_of(
+    target: Callable[..., Any],
+    *,
+    name: str | None = None,
+    target_path: str | None = None,
+    omit: Collection[str] = (),
+    **defaults: Any,
+) -> type:
+    """A dataclass of the arguments of a class or function, led by its `_target_`.
+
+    Annotations that OmegaConf does not support become `Any`, and arguments without a default are
+    mandatory. Left out are `*args`, `**kwargs`, and arguments whose default is an object that a
+    config cannot hold.
+
+    Args:
+        target: what `hydra.utils.instantiate` is to call. The schema of a dataclass is a subclass
+            of it, which keeps its `validate`.
+        name: of the schema, by default the target's.
+        target_path: dotted path of the target, by default where it is defined.
+        omit: arguments that code passes, such as the parameters of a model to its optimizer.
+        defaults: replace the target's own; further names (`_partial_=True`) become fields.
+    """
+    path = target_path or f"{target.__module__}.{target.__qualname__}"
+    arguments = _fields(target, defaults) if is_dataclass(target) else _arguments(target, defaults)
+    own = {key for key, *_ in arguments}
+    arguments = [("_target_", str, field(default=path)), *arguments]
+    arguments += [
+        (key, type(each), _field(each)) for key, each in defaults.items() if key not in own
+    ]
+    return make_dataclass(
+        name or target.__name__,
+        [each for each in arguments if each[0] not in omit],
+        bases=(target,) if is_dataclass(target) and isinstance(target, type) else (),
+    )
+
+
+def _fields(target: Any, defaults: dict[str, Any]) -> list[SchemaField]:
+    hints = get_type_hints(target)
+    found = []
+    for each in fields(target):
+        if each.name in defaults:
+            default = _field(defaults[each.name])
+        elif each.default_factory is not NO_DEFAULT:
+            default = field(default_factory=each.default_factory)
+        else:
+            default = _field(MISSING if each.default is NO_DEFAULT else each.default)
+        if each.init:
+            found.append((each.name, _annotation(hints[each.name]), default))
+    return found
+
+
+def _arguments(target: Callable[..., Any], defaults: dict[str, Any]) -> list[SchemaField]:
+    called: Any = target  # mypy warns of __init__ of an instance
+    hints = get_type_hints(called.__init__ if isinstance(target, type) else target)
+    found = []
+    for each in inspect.signature(target).parameters.values():
+        if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
+            continue
+        own = MISSING if each.default is each.empty else each.default
+        default = defaults.get(each.name, own)
+        annotation = _annotation(hints.get(each.name, Any))
+        if _fits(annotation, default):
+            found.append((each.name, annotation, _field(default)))
+        elif _fits(Any, default):
+            found.append((each.name, Any, _field(default)))
+    return found
+
+
+def _annotation(hint: Any) -> Any:
+    """The annotation where OmegaConf supports it, else Any."""
+    return hint if _fits(hint, MISSING) else Any
+
+
+def _fits(annotation: Any, default: Any) -> bool:
+    """Whether OmegaConf takes a field of this annotation and default."""
+    try:
+        OmegaConf.structured(make_dataclass("Probe", [("value", annotation, _field(default))]))
+    except Exception:  # OmegaConf's own and whatever the comparison of foreign types raises
+        return False
+    return True
+
+
+def _field(default: Any) -> Any:
+    if isinstance(default, list | dict) or is_dataclass(default):
+        return field(default_factory=lambda: default)  # OmegaConf copies what it is given
+    return field(default=default)
+
+
+def store(verb: str, root: type, groups: Groups) -> None:
+    """Make a verb's schemas known to Hydra as `schema/VERB` and `schema/GROUP/NAME`."""
+    known = ConfigStore.instance()
+    known.store(group="schema", name=verb, node=_open_dicts(root), provider="delvm")
+    for group, options in groups.items():
+        for name, each in options.items():
+            node = _open_dicts(each)
+            known.store(group=f"schema/{group}", name=name, node=node, provider="delvm")
+
+
+def register(verb: str) -> None:
+    """Make the schemas of a verb known to Hydra; to repeat it does no harm.
+
+    They are in `SCHEMAS` of `delvm.configs.train` (which imports torch) or `delvm.configs.verbs`.
+    """
+    module = import_module(f"delvm.configs.{'train' if verb == 'train' else 'verbs'}")
+    store(verb, *module.SCHEMAS[verb])
+
+
+def _open_dicts(schema: type) -> DictConfig:
+    """The schema as a config whose plain dictionaries take new keys from the command line."""
+    node: DictConfig = OmegaConf.structured(schema)
+    _open(node)
+    return node
+
+
+def _open(node: DictConfig) -> None:
+    for key in node:
+        if OmegaConf.is_missing(node, key):
+            continue
+        value = node[key]
+        if not isinstance(value, DictConfig):
+            continue
+        if OmegaConf.get_type(value) is dict:
+            OmegaConf.set_struct(value, False)
+        else:
+            _open(value)
