@@ -1,5 +1,6 @@
-"""DeLVM: train, distil and prompt a large vision model that has no language in it."""
+"""DeLVM: train, distill and prompt a large vision model without language."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -9,15 +10,19 @@ if TYPE_CHECKING:
     from delvm.inference.prompter import Prompter
     from delvm.interop.load import load_student, load_tokenizer
 
+# Name -> its module, imported on first use: torch and Hydra take seconds to import.
+_LAZY = {
+    "Prompter": "delvm.inference.prompter",
+    "load_student": "delvm.interop.load",
+    "load_tokenizer": "delvm.interop.load",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import: wait until something needs it
-    if name == "Prompter":
-        from delvm.inference.prompter import Prompter
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-        return Prompter
-    if name in ("load_tokenizer", "load_student"):
-        from delvm.interop import load as checkpoints
 
-        return getattr(checkpoints, name)
-    raise AttributeError(f"module 'delvm' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return __all__

@@ -75,7 +75,7 @@ def history(weights: str) -> Path | None:
 
 def origin(weights: str) -> str:
     """Where weights come from, in the report's words."""
-    from delvm.interop.load import SHIPPED
+    from delvm.interop.load import SHIPPED_DIR
 
-    shipped = not Path(weights).exists() and (SHIPPED / weights).is_dir()
+    shipped = not Path(weights).exists() and (SHIPPED_DIR / weights).is_dir()
     return f"weights that ship with DeLVM: {weights}" if shipped else weights

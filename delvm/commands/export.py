@@ -4,17 +4,16 @@ from pathlib import Path
 
 import torch
 
-from delvm.commands.schema import ExportConfig, ExportFormat
+from delvm.commands.schema import ExportConfig
 from delvm.errors import UserError
-from delvm.interop.formats import internlm_hf, llama, open_muse
+from delvm.interop.formats import FORMATS, import_writable_format
 from delvm.interop.load import load_student, load_tokenizer, resolve
-
-STUDENTS = {ExportFormat.llama: llama.write, ExportFormat.internlm_hf: internlm_hf.write}
 
 
 def run(cfg: ExportConfig) -> None:
     """Write the folder whole or not at all, and say what it holds."""
-    kind = "student" if cfg.format in STUDENTS else "tokenizer"
+    kind = FORMATS[cfg.format.value].exports or ""
+    layout = import_writable_format(cfg.format.value)
     output, dtype = Path(cfg.output), getattr(torch, cfg.dtype.value)
     source = resolve(cfg.checkpoint, kind)
     if source.resolve().is_relative_to(output.resolve()):  # a folder is replaced whole
@@ -24,10 +23,10 @@ def run(cfg: ExportConfig) -> None:
         )
     if kind == "student":
         student = load_student(source)
-        STUDENTS[cfg.format](student, output, dtype)
+        layout.write(student, output, dtype)
         what = f"{student.parameter_count() / 1e6:,.1f}M parameters"
     else:
         tokenizer = load_tokenizer(source)
-        open_muse.write(tokenizer, output, dtype)
+        layout.write(tokenizer, output, dtype)
         what = f"{tokenizer.config.num_embeddings:,} codes"
     print(f"{source}: {kind} of {what} to {output} ({cfg.format.value}, {cfg.dtype.value})")

@@ -10,7 +10,7 @@ from delvm.data.image_io import resize_center_crop, to_pil, to_tensor
 from delvm.errors import UserError
 from delvm.inference.decoding import Decoding, resolve_decoding
 from delvm.inference.sampling import generate
-from delvm.interop.fingerprint import fingerprint, may_carry
+from delvm.interop.fingerprint import codebook_matches, fingerprint
 from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
 
@@ -129,7 +129,7 @@ def check_tokenizer_match(tokenizer: VQGAN, student: Transformer) -> None:
         raise UserError(
             f"num_embeddings {codebook_size} (tokenizer) != {known} codes (student): {fix}"
         )
-    if not trained_on and not may_carry(student, tokenizer.codebook):
+    if not trained_on and not codebook_matches(student, tokenizer.codebook):
         raise UserError(
             f"the codes of tokenizer {given} differ from those that this student contains: {fix}"
         )

@@ -1,4 +1,4 @@
-"""A short name for exactly one tokenizer, so that ids are never decoded by another."""
+"""A short hash that identifies a tokenizer, so that ids are never decoded by another one."""
 
 import hashlib
 import json
@@ -12,16 +12,16 @@ from delvm import legacy
 from delvm.models.transformer import CodebookEmbedding, Transformer
 from delvm.models.vqgan import VQGAN
 
-# Fields added to `VQGANConfig` since the first shards were written, under their first names, and
-# the value that a tokenizer without the field has.
+# Fields (under their first names) added to `VQGANConfig` since the first shards were written, and
+# the value that tokenizers had before. With that value a field is left out of the hash.
 _DEFAULTS_BEFORE_V1 = {"signed_pixels": False, "normalize_codes": False, "lone_attention": False}
 
 
 def fingerprint(tokenizer: VQGAN) -> str:
-    """Sixteen hexadecimal digits of the SHA-256 over the architecture and the float32 weights.
+    """The first 16 hexadecimal digits of a SHA-256 over architecture and float32 weights.
 
-    Shards and students on disk carry it, so it must not change: the architecture is hashed under
-    the names that its fields had first.
+    It is stored in shards and students, so it must not change when a field is renamed: the
+    architecture is hashed under the first name of each field.
     """
     config = {k: v.value if isinstance(v, Enum) else v for k, v in asdict(tokenizer.config).items()}
     config = legacy.restore_keys(config, legacy.VQGAN_CONFIG, legacy.VQGAN_CONFIG_VALUES)
@@ -35,14 +35,14 @@ def fingerprint(tokenizer: VQGAN) -> str:
     return digest.hexdigest()[:16]
 
 
-def may_carry(student: Transformer, codebook: Tensor) -> bool:
-    """Whether the codes that a student carries may be those of a codebook (V, d).
+def codebook_matches(student: Transformer, codebook: Tensor) -> bool:
+    """Whether the student's copy of the tokenizer's codebook, if it has one, may be this (V, d).
 
-    It tells students of other projects apart, which do not name their tokenizer. One that carries
-    none may have been trained on any.
+    This is the check for students of other projects, which do not record a fingerprint. A student
+    without a codebook may have been trained with any tokenizer.
     """
     if not isinstance(student.embed, CodebookEmbedding):
         return True
-    own, codes = student.embed.codebook, codebook.to(student.embed.codebook)
+    own, codebook = student.embed.codebook, codebook.to(student.embed.codebook)
     # One of the two may have been stored in half precision.
-    return own.shape == codes.shape and torch.allclose(own, codes, rtol=1e-2, atol=1e-6)
+    return own.shape == codebook.shape and torch.allclose(own, codebook, rtol=1e-2, atol=1e-6)

@@ -1,14 +1,13 @@
-"""Load a tokenizer or a student from whatever holds one, and write our own folders.
+"""Load a tokenizer or a student from a folder, a checkpoint, or the weights that ship.
 
-Our folder has ``config.json`` {"format", "kind", "config", and for a student
-"tokenizer_fingerprint" and "space"} and ``model.safetensors``. A Lightning checkpoint of ours
-carries the same dictionary under the key ``delvm``, beside the training state; it is a file, or a
-folder of the parts that several processes held (`sharded`). Other projects' layouts have a module
-each: tokenizers `open_muse` and `taming`, students `internlm_hf` and `llama`, and `internlm_raw`
-for both.
+DeLVM's own folder has ``config.json`` {"format", "kind", "config", and for a student
+"tokenizer_fingerprint" and "space"} and ``model.safetensors``. A Lightning checkpoint of DeLVM has
+the same dictionary under the key ``delvm``, next to the training state; it is a file, or a folder
+in which each process wrote its shard (`sharded_checkpoint`). Other projects' formats are in
+`formats`.
 """
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,68 +17,31 @@ from torch import Tensor, nn
 
 from delvm import legacy
 from delvm.errors import UserError
-from delvm.interop import sharded_checkpoint as sharded
-from delvm.interop import weight_files as weights
-from delvm.interop.formats import internlm_checkpoint as internlm_raw
-from delvm.interop.formats import internlm_hf, llama, open_muse, taming
+from delvm.interop import sharded_checkpoint
+from delvm.interop.formats import FORMATS, find_format
+from delvm.interop.model_source import ModelData, ModelSource
+from delvm.interop.save import FORMAT
+from delvm.interop.weight_files import read_pickle, read_tensors
 from delvm.models.attention import Backend
 from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
-from delvm.storage import atomic_dir, read_json, write_json
 
-FORMAT = "delvm-1"
-SHIPPED = Path(__file__).parent.parent / "weights"
-
-
-def describe(model: VQGAN | Transformer) -> dict[str, Any]:
-    """What a folder's config.json says of a model: plain values only."""
-    config = {k: v.value if isinstance(v, Enum) else v for k, v in asdict(model.config).items()}
-    if isinstance(model, VQGAN):
-        return {"format": FORMAT, "kind": "tokenizer", "config": config}
-    return {
-        "format": FORMAT,
-        "kind": "student",
-        "config": config,
-        "tokenizer_fingerprint": model.tokenizer_fingerprint,
-        "space": asdict(model.space),
-    }
-
-
-def save_model(
-    model: VQGAN | Transformer,
-    folder: str | Path,
-    dtype: torch.dtype = torch.float32,
-    state: dict[str, Tensor] | None = None,
-) -> None:
-    """Write a model as a folder, whole or not at all.
-
-    Args:
-        model: a tokenizer or a student.
-        folder: replaced if it exists.
-        dtype: of the weights on disk; float16 halves the size.
-        state: the model's weights where it does not hold them whole itself.
-    """
-    state = model.state_dict() if state is None else state
-    # Copies: a tied embedding and its head share one tensor, which safetensors would refuse.
-    tensors = {k: v.detach().to("cpu", dtype, copy=True) for k, v in state.items()}
-    with atomic_dir(folder) as part:
-        weights.write_tensors(part / "model.safetensors", tensors)
-        write_json(part / "config.json", describe(model))
+SHIPPED_DIR = Path(__file__).parent.parent / "weights"
 
 
 def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> VQGAN:
     """The tokenizer at ``path``, in evaluation mode and float32.
 
     Args:
-        path: a folder of ours, or of open-muse, LVM or DeLVM; the folder of a checkpoint of
-            InternLM's training, which has DeLVM's tokenizer inside (see
-            `internlm_raw.read_tokenizer`); a Lightning checkpoint (.ckpt) of ours, or of
-            taming-transformers with its YAML beside it; or the name of weights that ship with
-            the package ("shapes").
+        path: a folder of DeLVM, open-muse or LVM; a training checkpoint of InternLM, which
+            contains DeLVM's tokenizer; a Lightning checkpoint (.ckpt) of ``delvm train``, or of
+            taming-transformers with its YAML next to it; the output folder of a training run; or
+            the name of weights that ship with the package ("shapes").
+        device: where to put it.
 
     Raises:
-        UserError: nothing is there, it holds something else, or the weights do not fit.
+        UserError: nothing is there, it is something else, or the weights do not fit.
     """
     model = _load(path, "tokenizer", device)
     assert isinstance(model, VQGAN)
@@ -89,16 +51,18 @@ def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> VQGA
 def load_student(path: str | Path, device: str | torch.device = "cpu") -> Transformer:
     """The student (or teacher) at ``path``, in evaluation mode and float32.
 
-    ``tokenizer_fingerprint`` of the result says which tokenizer its ids belong to, where that is
-    known, and ``space`` which of its ids are pictures.
+    Its ``tokenizer_fingerprint`` names the tokenizer it was trained with, where that is known, and
+    its token space tells which ids are codes of the tokenizer.
 
     Args:
-        path: a folder of ours, of InternLM or Llama in the format of transformers (LVM), or of
-            a checkpoint of InternLM's training; a Lightning checkpoint (.ckpt) of ours, a file
-            or a folder of parts; or the name of weights that ship with the package ("shapes").
+        path: a folder of DeLVM; of InternLM or Llama in the format of transformers (LVM); a
+            training checkpoint of InternLM; a Lightning checkpoint (.ckpt) of ``delvm train``, a
+            file or a sharded folder; the output folder of a training run; or the name of weights
+            that ship with the package ("shapes").
+        device: where to put it.
 
     Raises:
-        UserError: nothing is there, it holds something else, or the weights do not fit.
+        UserError: nothing is there, it is something else, or the weights do not fit.
     """
     model = _load(path, "student", device)
     assert isinstance(model, Transformer)
@@ -106,157 +70,148 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Transf
 
 
 def _load(path: str | Path, kind: str, device: str | torch.device) -> VQGAN | Transformer:
-    place = resolve(path, kind)
-    description, found = _read_folder(place, kind) if place.is_dir() else _read_checkpoint(place)
-    if description.get("kind") != kind:
-        raise UserError(f"{path} holds a {description.get('kind')}, not a {kind}: set {kind}=PATH")
-    model = _build(description, place)
-    _fill(model, found, place)
+    source = resolve(path, kind)
+    metadata, state = _read(source, kind)
+    if metadata.get("kind") != kind:
+        raise UserError(f"{path} holds a {metadata.get('kind')}, not a {kind}: set {kind}=PATH")
+    model = _build(metadata, source)
+    _load_state(model, state, source)
     return model.to(device).eval()
 
 
 def resolve(path: str | Path, kind: str) -> Path:
-    """The folder or file that ``path`` means: itself, a run's folder, or shipped weights.
+    """The folder or file meant by ``path``: itself, a model in a run's folder, or shipped weights.
 
     Raises:
-        UserError: there is nothing of that kind.
+        UserError: there is no model of that kind.
     """
-    place = Path(path)
-    if place.is_dir() and not (place / "config.json").exists() and (place / kind).is_dir():
-        return place / kind  # the folder of a training run
-    if place.exists():
-        return place
-    shipped = SHIPPED / place / kind
-    if not place.is_absolute() and shipped.is_dir():
+    found = Path(path)
+    if found.is_dir() and not (found / "config.json").exists() and (found / kind).is_dir():
+        return found / kind  # the output folder of a training run
+    if found.exists():
+        return found
+    shipped = SHIPPED_DIR / found / kind
+    if not found.is_absolute() and shipped.is_dir():
         return shipped
-    names = sorted(p.name for p in SHIPPED.glob("*") if (p / kind).is_dir())
+    names = sorted(p.name for p in SHIPPED_DIR.glob("*") if (p / kind).is_dir())
     raise UserError(
-        f"{kind} not found: {path} is neither a folder, a checkpoint, nor one of the weights "
-        f"that ship ({', '.join(names) or 'none'}): set {kind}=PATH"
+        f"{kind} not found: {path} is not a folder, a checkpoint, or the name of shipped weights "
+        f"({', '.join(names) or 'none'}): set {kind}=PATH"
     )
 
 
-def _read_folder(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if sharded.recognises(folder):
-        found = sharded.read_rest(folder) | sharded.read(folder, "state_dict.")
-        return _ours(legacy.upgrade_checkpoint(found), folder)
-    if internlm_raw.recognises(folder):
-        read = internlm_raw.read_student if kind == "student" else internlm_raw.read_tokenizer
-        return read(folder)
-    description = read_json(folder / "config.json", "model config")
-    if open_muse.recognises(description):
-        config, found = open_muse.read(folder, description)
-        return {"kind": "tokenizer", "config": config}, found
-    for layout in (internlm_hf, llama):
-        if layout.recognises(description):
-            return layout.read(folder, description)
-    if description.get("format") != FORMAT:
-        raise UserError(
-            f"{folder}/config.json is neither of format {FORMAT!r}, nor an open-muse VQGAN's, nor "
-            f"of {internlm_hf.CLASS} or {llama.CLASS}"
-        )
-    return legacy.upgrade_model_metadata(description), weights.read_tensors(
-        folder / "model.safetensors"
-    )
+def _read(path: Path, kind: str) -> ModelData:
+    """Metadata and weights, under the names of this version."""
+    if sharded_checkpoint.can_load(path):
+        metadata = sharded_checkpoint.read_metadata(path)
+        return _from_lightning(metadata | sharded_checkpoint.read(path, "state_dict."), path)
+    source = ModelSource(path)
+    if source.config.get("format") == FORMAT:
+        state = read_tensors(path / "model.safetensors")
+        return legacy.upgrade_model_metadata(source.config), state
+    if {"delvm", "state_dict"} <= source.checkpoint.keys():
+        return _from_lightning(source.checkpoint, path)
+    if (found := find_format(source)) is not None:
+        return found.read(source, kind)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise UserError(f"model config not found: {path}/config.json")
+    where = f"{path}/config.json" if path.is_dir() else f"checkpoint {path}"
+    known = ", ".join([f"{FORMAT} (`delvm train`)", *(each.summary for each in FORMATS.values())])
+    raise UserError(f"{where} is not in a known format: {known}")
 
 
-def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    checkpoint = weights.read_pickle(file)
-    if isinstance(checkpoint, dict) and {"delvm", "state_dict"} <= checkpoint.keys():
-        return _ours(legacy.upgrade_checkpoint(checkpoint), file)
-    if isinstance(checkpoint, dict) and taming.recognises(checkpoint):
-        config, found = taming.read(file, checkpoint)
-        return {"kind": "tokenizer", "config": config}, found
-    raise UserError(
-        f"checkpoint {file} was written neither by `delvm train` nor by taming-transformers"
-    )
-
-
-def _ours(checkpoint: dict[str, Any], place: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The description and the weights in a checkpoint of `delvm train`."""
-    if not {"delvm", "state_dict"} <= checkpoint.keys():
-        raise UserError(f"checkpoint {place} was not written by `delvm train`")
-    state = checkpoint["state_dict"]
-    return checkpoint["delvm"], {
-        k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")
+def _from_lightning(checkpoint: dict[str, Any], path: Path) -> ModelData:
+    """Metadata and weights of the model in a checkpoint of `delvm train`."""
+    checkpoint = legacy.upgrade_checkpoint(checkpoint)
+    metadata, state = checkpoint.get("delvm"), checkpoint.get("state_dict")
+    if not isinstance(metadata, dict) or not isinstance(state, dict):
+        raise UserError(f"checkpoint {path} was not written by `delvm train`")
+    prefix = "model."
+    return metadata, {
+        k.removeprefix(prefix): v for k, v in state.items() if str(k).startswith(prefix)
     }
 
 
-def peek(place: Path) -> Any:
-    """What a checkpoint of training says, and the names of its weights; no weight is read.
+def read_metadata(path: Path) -> Any:
+    """What a training checkpoint contains, without reading the weights.
 
     Returns:
-        What the file holds, with its tensors left on disk; of a folder in parts the same, with
-        only the names in ``state_dict``.
+        The checkpoint with its tensors memory-mapped; of a sharded one ``state_dict`` has only the
+        names of the weights. Names are those of this version.
 
     Raises:
         UserError: it cannot be read as tensors and plain values.
     """
-    if not sharded.recognises(place):
-        found = weights.read_pickle(place, lazy=True)
+    if not sharded_checkpoint.can_load(path):
+        found = read_pickle(path, lazy=True)
         return legacy.upgrade_checkpoint(found) if isinstance(found, dict) else found
-    lead = "state_dict."
-    names = {k.removeprefix(lead) for k in sharded.names(place) if k.startswith(lead)}
-    rest = sharded.read_rest(place) | {"state_dict": dict.fromkeys(names)}
-    return legacy.upgrade_checkpoint(rest)
+    prefix = "state_dict."
+    names = sharded_checkpoint.tensor_names(path)
+    state = dict.fromkeys(k.removeprefix(prefix) for k in names if k.startswith(prefix))
+    metadata = sharded_checkpoint.read_metadata(path)
+    return legacy.upgrade_checkpoint(metadata | {"state_dict": state})
 
 
-def _build(description: dict[str, Any], place: Path) -> VQGAN | Transformer:
-    kind = description["kind"]
+def _build(metadata: dict[str, Any], path: Path) -> VQGAN | Transformer:
+    """A model with fresh weights, as its metadata describes it."""
+    kind = metadata["kind"]
     schema: type[VQGANConfig | TransformerConfig] = (
         VQGANConfig if kind == "tokenizer" else TransformerConfig
     )
-    values = dict(description.get("config") or {})
+    values = metadata.get("config")
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: the {kind} config is missing or not an object")
+    values = dict(values)
     known = {field.name for field in fields(schema)}
-    if unknown := sorted(set(values) - known):
-        raise UserError(f"{place}: unknown keys in the {kind} config: {', '.join(unknown)}")
-    if "attention" in values:  # what computed it in training need not work where it is loaded
+    if unknown := sorted(map(str, set(values) - known)):
+        raise UserError(f"{path}: unknown keys in the {kind} config: {', '.join(unknown)}")
+    if "attention" in values:  # the backend used in training may not work here
         values["attention"] = Backend.auto
     try:
-        config = schema(**_with_enums(schema, values))
+        config = schema(**_parse_enums(schema, values))
         if isinstance(config, VQGANConfig):
             return VQGAN(config)
         student = Transformer(config)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{place}: the {kind} config is not valid: {error}") from None
-    student.tokenizer_fingerprint = str(description.get("tokenizer_fingerprint", ""))
-    if (space := description.get("space")) is not None:
-        student.space = _space(space, student.config.vocab_size, place)
+        raise UserError(f"{path}: invalid {kind} config: {error}") from None
+    student.tokenizer_fingerprint = str(metadata.get("tokenizer_fingerprint", ""))
+    if (space := metadata.get("space")) is not None:
+        student.space = _parse_token_space(space, student.config.vocab_size, path)
     return student
 
 
-def _with_enums(schema: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a config whose type is an enum, from their plain values."""
-    kinds = get_type_hints(schema)
+def _parse_enums(schema: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a config's fields, with enums made from their plain values."""
+    types = get_type_hints(schema)
     return {
-        k: kinds[k](v) if isinstance(kinds[k], type) and issubclass(kinds[k], Enum) else v
+        k: types[k](v) if isinstance(types[k], type) and issubclass(types[k], Enum) else v
         for k, v in values.items()
     }
 
 
-def _space(values: Any, vocab_size: int, place: Path) -> TokenSpace:
-    """The token space that a description declares; its ids are some of the student's."""
+def _parse_token_space(values: Any, vocab_size: int, path: Path) -> TokenSpace:
+    """The token space declared by metadata; its ids must be in the student's vocabulary."""
     names = {field.name for field in fields(TokenSpace)}
     if not isinstance(values, dict) or "codes" not in values or not values.keys() <= names:
-        raise UserError(f"{place}: space {values} is none of {', '.join(sorted(names))}")
+        raise UserError(f"{path}: space {values}: expected the keys {', '.join(sorted(names))}")
     given = {name: value for name, value in values.items() if value is not None}
     for name, value in given.items():
-        most = vocab_size + (name == "codes")
-        if type(value) is not int or not 0 <= value < most:
-            raise UserError(f"{place}: {name} {value!r} is none of {vocab_size} ids (vocab_size)")
+        upper = vocab_size + (name == "codes")
+        if type(value) is not int or not 0 <= value < upper:
+            raise UserError(f"{path}: {name} {value!r} is not one of {vocab_size} ids (vocab_size)")
     return TokenSpace(**given)
 
 
-def _fill(model: nn.Module, found: dict[str, Tensor], place: Path) -> None:
+def _load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Load weights; every key and shape must match."""
-    wanted = model.state_dict()
-    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    expected = model.state_dict()
+    missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     wrong = [
-        f"{k} {tuple(found[k].shape)} != {tuple(v.shape)}"
-        for k, v in wanted.items()
-        if k in found and found[k].shape != v.shape
+        f"{k} {tuple(state[k].shape)} != {tuple(v.shape)}"
+        for k, v in expected.items()
+        if k in state and state[k].shape != v.shape
     ]
-    parts = [("missing", missing), ("unexpected", extra), ("of another shape", wrong)]
-    if faults := [f"{what}: {', '.join(names)}" for what, names in parts if names]:
-        raise UserError(f"weights in {place} do not fit: {'; '.join(faults)}")
-    model.load_state_dict(found)
+    groups = [("missing", missing), ("unexpected", extra), ("wrong shape", wrong)]
+    if errors := [f"{what}: {', '.join(names)}" for what, names in groups if names]:
+        raise UserError(f"weights in {path} do not fit: {'; '.join(errors)}")
+    model.load_state_dict(state)

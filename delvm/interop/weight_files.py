@@ -1,6 +1,7 @@
-"""Weight files: written as safetensors; read, as untrusted, from those or pickles, or shards.
+"""Weight files: safetensors, pickled state dicts, and either of them in shards with an index.
 
-A pickle is opened for tensors and plain values only; one that wants to run code is refused.
+Files are untrusted. A pickle may hold tensors and plain values; one that asks for anything else is
+refused. Weights are always written as safetensors.
 """
 
 import re
@@ -13,10 +14,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from delvm.errors import UserError
-from delvm.storage import read_json
+from delvm.storage import atomic_dir, read_json, write_json
 
-# As transformers, diffusers and open-muse name them; the first one found is read.
-NAMES = (
+# Names used by transformers, diffusers and open-muse; the first one found is read.
+WEIGHT_FILES = (
     "model.safetensors",
     "diffusion_pytorch_model.safetensors",
     "pytorch_model.bin",
@@ -24,100 +25,110 @@ NAMES = (
 )
 
 
-class _Inert:
-    """Stands in for a class that a checkpoint names and nothing here needs."""
+class _Placeholder:
+    """Takes the place of a class that a checkpoint names and that nothing here needs."""
 
 
-# What may be named, and what it becomes: the other project's own class is never imported.
-_STAND_INS: list[tuple[type, str]] = [
-    # Lightning before 2.0 names its callbacks by their class; the name alone does no harm.
-    (_Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
-    (_Inert, "pytorch_lightning.callbacks.early_stopping.EarlyStopping"),
-    # InternLM's training configs, in its model_config.pt: a subclass of dict, and nested.
+# Classes a pickle may name, and what is built instead: the other project's class is never imported.
+SAFE_GLOBALS: list[tuple[type, str]] = [
+    # Lightning before 2.0 keys callback states by class; only the name is read.
+    (_Placeholder, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (_Placeholder, "pytorch_lightning.callbacks.early_stopping.EarlyStopping"),
+    # The nested config in InternLM's model_config.pt, a subclass of dict.
     (dict, "internlm.core.context.parallel_context.Config"),
 ]
 
 
 def read_pickle(path: Path, lazy: bool = False) -> Any:
-    """Tensors and plain values of a file that torch.save wrote.
+    """Tensors and plain values from a file written by torch.save.
 
     Args:
         path: the file.
-        lazy: leave tensors on disk until they are used.
+        lazy: memory-map tensors, so that they are read from disk when they are used.
 
     Raises:
-        UserError: it cannot be read, or holds more than that.
+        UserError: the file cannot be read, or holds anything else.
     """
     try:
-        with torch.serialization.safe_globals(list(_STAND_INS)):
+        with torch.serialization.safe_globals(list(SAFE_GLOBALS)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
     except Exception as error:  # whatever a broken or hostile file makes torch raise
         raise UserError(
-            f"checkpoint {path} cannot be read as tensors and plain values: {reason(error)}"
+            f"checkpoint {path} cannot be read as tensors and plain values: {describe_error(error)}"
         ) from None
 
 
-def reason(error: Exception) -> str:
-    """What is wrong with a file, without torch's advice to read it unsafely."""
-    if wants := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it asks for {wants[1]}, which is neither"
+def describe_error(error: Exception) -> str:
+    """Why a file cannot be read, without torch's advice to read it unsafely."""
+    if wanted := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it asks for {wanted[1]}, which is neither"
     if "zip archive" in str(error):
-        return "it is damaged, or not all of it is there"
+        return "it is damaged or incomplete"
     return "it is not a checkpoint"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor of one file, .safetensors or a pickled state dict.
+    """The state dict in one file, .safetensors or pickled.
 
     Raises:
-        UserError: it cannot be read, or is something else.
+        UserError: the file cannot be read, or is not a state dict.
     """
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"weights {path} cannot be read: {error}") from None
-    found = read_pickle(path)
-    if not isinstance(found, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
+    state = read_pickle(path)
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
-        raise UserError(f"weights {path} are no state dict: a name and a tensor each")
-    return found
+        raise UserError(f"weights {path} are not a state dict (name -> tensor)")
+    return state
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file, with the permissions that files have here."""
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    # Not save_file, which would make a file that nobody else may read. transformers reads none
-    # that does not say its format.
-    path.write_bytes(save(whole, metadata={"format": "pt"}))
+def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
+    """Write a safetensors file with the default permissions of new files."""
+    contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
+    # Not safetensors' save_file, which makes the file readable by its owner only. transformers
+    # refuses files without a "format" in their metadata.
+    path.write_bytes(save(contiguous, metadata={"format": "pt"}))
 
 
-def read_folder(folder: Path) -> dict[str, Tensor]:
-    """The weights in a folder, from one file or from the shards that an index lists.
+def write_model_dir(
+    output_dir: str | Path, state: dict[str, Tensor], config: dict[str, Any]
+) -> None:
+    """Write config.json and model.safetensors. The folder appears complete or not at all."""
+    with atomic_dir(output_dir) as tmp:
+        write_tensors(tmp / "model.safetensors", state)
+        write_json(tmp / "config.json", config)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The state dict in a folder, from one file or from the shards listed in an index.
 
     Raises:
-        UserError: there are none, or a shard is missing, unreadable or not as the index says.
+        UserError: there is none, or a shard is missing, unreadable or inconsistent with the index.
     """
-    for name in NAMES:
+    for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return read_tensors(folder / name)
         if (index := folder / f"{name}.index.json").is_file():
             return _read_shards(index)
-    raise UserError(f"no weights in {folder}: it needs one of {', '.join(NAMES)}")
+    raise UserError(f"no weights in {folder}: expected one of {', '.join(WEIGHT_FILES)}")
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    places = read_json(index, "index of shards").get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
-        raise UserError(f"{index} has no weight_map of names and files")
-    weights: dict[str, Tensor] = {}
-    for file in sorted(set(places.values())):
-        if PurePath(file).name != file:  # an index must not reach outside its folder
-            raise UserError(f"{index} names {file!r}, which is not a file beside it")
+    """The state dict of all shards that an index lists."""
+    files = read_json(index, "shard index").get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
+        raise UserError(f"{index} has no weight_map (name -> file)")
+    state: dict[str, Tensor] = {}
+    for file in sorted(set(files.values())):
+        if PurePath(file).name != file:  # an index must not reach outside of its folder
+            raise UserError(f"{index} names {file!r}, which is not a file next to it")
         if not (index.parent / file).is_file():
-            raise UserError(f"shard {file} is missing beside {index}")
-        weights |= read_tensors(index.parent / file)
-    if odd := sorted(weights.keys() ^ places.keys()):
-        raise UserError(f"shards and {index} do not agree on: {', '.join(odd)}")
-    return weights
+            raise UserError(f"shard {file} is missing next to {index}")
+        state |= read_tensors(index.parent / file)
+    if mismatched := sorted(state.keys() ^ files.keys()):
+        raise UserError(f"the shards do not match {index}: {', '.join(mismatched)}")
+    return state

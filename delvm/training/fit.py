@@ -15,8 +15,9 @@ from delvm.data.datasets.images import ImagesConfig
 from delvm.data.datasets.sentences import SentencesConfig
 from delvm.data.shards.manifest import read_codebook
 from delvm.errors import UserError
-from delvm.interop.fingerprint import may_carry
-from delvm.interop.load import describe, load_student, load_tokenizer
+from delvm.interop.fingerprint import codebook_matches
+from delvm.interop.load import load_student, load_tokenizer
+from delvm.interop.save import config_dict
 from delvm.models.precision import settled
 from delvm.models.transformer import Embedding, Transformer
 from delvm.models.vqgan import VQGAN
@@ -104,7 +105,7 @@ def _callbacks(
         TrackDataPosition(data),
         module.grad_guard,
         RNGState(config.seed),
-        SaveModelConfig(describe(module.model)),
+        SaveModelConfig(config_dict(module.model)),
         LearningRate(),
         ThroughputMonitor(config.module.name, data),
         stop,
@@ -167,7 +168,7 @@ def _check_ids(trained: Transformer, name: str, data: str) -> None:
     """
     codebook, ours = read_codebook(as_path(data))
     theirs = trained.tokenizer_fingerprint
-    fits = theirs == ours if theirs else may_carry(trained, codebook)
+    fits = theirs == ours if theirs else codebook_matches(trained, codebook)
     if not fits:
         whose = f"tokenizer {theirs}" if theirs else "a tokenizer with other codes"
         raise UserError(
@@ -218,7 +219,7 @@ def _started(kind: str, start: str) -> VQGAN | Transformer:
 def _begin(model: VQGAN | Transformer, trained: VQGAN | Transformer, start: str) -> None:
     """Give a new network the weights of a trained one, which must be the same function of them."""
     kind = "tokenizer" if isinstance(model, VQGAN) else "student"
-    ours, theirs = (describe(each)["config"] for each in (model, trained))
+    ours, theirs = (config_dict(each)["config"] for each in (model, trained))
     if odd := sorted(key for key in ours if ours[key] != theirs[key] and key not in FREE):
         raise UserError(
             "; ".join(

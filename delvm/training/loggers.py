@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from delvm.interop.load import peek
+from delvm.interop.load import read_metadata
 from delvm.training.config import LoggerConfig, LoggerName
 
 CSV_NAME = "metrics.csv"
@@ -45,7 +45,7 @@ def history_until(checkpoint: str, file: Path) -> list[dict[str, float]]:
     """Rows of a metrics.csv up to the step of a checkpoint: what was logged after it is redone."""
     if not file.exists():
         return []
-    last = peek(Path(checkpoint))["global_step"]
+    last = read_metadata(Path(checkpoint))["global_step"]
     with file.open(newline="", encoding="utf-8") as lines:
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
     return [row for row in rows if row["step"] < last]

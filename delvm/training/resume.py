@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from delvm.errors import UserError
-from delvm.interop.load import describe, peek
+from delvm.interop.load import read_metadata
+from delvm.interop.save import config_dict
 from delvm.training.callbacks.checkpoint import REQUIRED_KEYS, latest_valid_checkpoint
 from delvm.training.config import TokenizerModule, TrainConfig
 from delvm.training.student import StudentTraining
@@ -50,12 +51,12 @@ def check_resumed(
     Raises:
         UserError: it is damaged, not ours, or of another network.
     """
-    found = peek(Path(file))
+    found = read_metadata(Path(file))
     if not isinstance(found, dict) or not found.keys() >= REQUIRED_KEYS:
         raise UserError(f"resume={file} is no checkpoint of `delvm train`: set resume=PATH or null")
     _check_codes(file, found["delvm"], module)
     _check_average(file, found, config)
-    theirs, ours = (each.get("config", {}) for each in (found["delvm"], describe(module.model)))
+    theirs, ours = (each.get("config", {}) for each in (found["delvm"], config_dict(module.model)))
     # What a checkpoint does not say was added to the networks since, and is as it was by default.
     odd = sorted(key for key in theirs if theirs[key] != ours.get(key) and key not in FREE)
     differ = [f"{key} {typed(theirs[key])} != {typed(ours.get(key))}" for key in odd]
@@ -74,7 +75,7 @@ def _check_codes(
 ) -> None:
     """Refuse data whose ids are another tokenizer's."""
     theirs = described.get("tokenizer_fingerprint")
-    ours = describe(module.model).get("tokenizer_fingerprint")
+    ours = config_dict(module.model).get("tokenizer_fingerprint")
     if theirs != ours:
         raise UserError(
             f"resume={file} was trained on ids of tokenizer {theirs}, data.path holds those of "

@@ -50,7 +50,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from delvm.interop import sharded_checkpoint as sharded
-from delvm.interop.load import save_model
+from delvm.interop.save import save_model
 from delvm.interop.weight_files import read_pickle
 from delvm.legacy import upgrade_checkpoint
 from delvm.models.transformer import Block, Transformer
@@ -116,7 +116,7 @@ class ShardedCheckpointMixin(ParallelStrategy):
         try:
             dcp.save(state, storage_writer=dcp.FileSystemWriter(part))
             if self.is_global_zero:
-                sharded.write_rest(part, checkpoint)
+                sharded.write_metadata(part, checkpoint)
                 _atomic_replace(part, path)
         finally:
             if self.is_global_zero:
@@ -129,7 +129,7 @@ class ShardedCheckpointMixin(ParallelStrategy):
         """Take what a checkpoint holds, in parts or whole, and return the rest of it."""
         assert self.model is not None
         path = Path(self.broadcast(checkpoint_path))
-        if not sharded.recognises(path):
+        if not sharded.can_load(path):
             return self._load_whole(upgrade_checkpoint(read_pickle(path, lazy=True)))
         weights = {"state_dict": get_model_state_dict(self.model)}
         sharded.load(weights, path)
@@ -138,7 +138,7 @@ class ShardedCheckpointMixin(ParallelStrategy):
             state = {f"optimizer_{number}": get_optimizer_state_dict(self.model, optimizer)}
             sharded.load(state, path)
             set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{number}"])
-        return upgrade_checkpoint(sharded.read_rest(path))
+        return upgrade_checkpoint(sharded.read_metadata(path))
 
     def _load_whole(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         assert self.model is not None and self.lightning_module is not None
@@ -234,13 +234,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: it is in parts, and damaged or hostile.
         """
-        if not sharded.recognises(path):
+        if not sharded.can_load(path):
             found = super().load_checkpoint(path, weights_only=weights_only)
             return upgrade_checkpoint(found)
         found = sharded.read(Path(path))
         states = [found[f"optimizer_{number}"] for number in range(len(found) - 1)]
         states = [_renamed(state, range(len(state["state"]))) for state in states]
-        rest = sharded.read_rest(Path(path))
+        rest = sharded.read_metadata(Path(path))
         return upgrade_checkpoint(
             {**rest, "state_dict": found["state_dict"], "optimizer_states": states}
         )

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from delvm.interop.fingerprint import fingerprint
-from delvm.interop.load import SHIPPED, load_student, load_tokenizer, save_model
+from delvm.interop.load import SHIPPED_DIR, load_student, load_tokenizer
+from delvm.interop.save import save_model
 from delvm.models.vqgan import VQGAN
 
 LIMIT = 12_000_000  # bytes, tokenizer and student together
@@ -18,7 +19,7 @@ LIMIT = 12_000_000  # bytes, tokenizer and student together
 
 def ship(kind: str, run: Path, name: str = "shapes") -> Path:
     """Write the weights of a training run as the shipped ones; returns their folder."""
-    folder = SHIPPED / name / kind
+    folder = SHIPPED_DIR / name / kind
     model = load_tokenizer(run) if kind == "tokenizer" else load_student(run)
     save_model(model, folder, torch.float16)
     return folder

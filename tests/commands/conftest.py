@@ -9,7 +9,7 @@ from PIL import Image
 
 from delvm import cli
 from delvm.interop.fingerprint import fingerprint
-from delvm.interop.load import save_model
+from delvm.interop.save import save_model
 from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from delvm.data.shards.io import read_tokens
-from delvm.interop.load import save_model
+from delvm.interop.save import save_model
 from delvm.models.vqgan import VQGAN, VQGANConfig
 
 GOLDEN = Path(__file__).parents[1] / "data/golden/token_files"

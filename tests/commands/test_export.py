@@ -10,7 +10,8 @@ from safetensors import safe_open
 from delvm.interop import weight_files as files
 from delvm.interop.fingerprint import fingerprint
 from delvm.interop.formats import llama
-from delvm.interop.load import load_student, load_tokenizer, save_model
+from delvm.interop.load import load_student, load_tokenizer
+from delvm.interop.save import save_model
 from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Embedding, Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
@@ -44,7 +45,7 @@ def test_a_tokenizer(delvm, tmp_path):
     assert json.loads(Path("muse/config.json").read_text())["_class_name"] == "VQGANModel"
     assert fingerprint(load_tokenizer("muse")) == fingerprint(tokenizer)
     assert delvm(*words, "overwrite=true", "dtype=bfloat16")[0] == 0
-    tensors = files.read_folder(Path("muse"))
+    tensors = files.read_weights(Path("muse"))
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
 
 
@@ -89,7 +90,7 @@ def test_it_is_written_whole_or_not_at_all(delvm, weights, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "out")
 
-    monkeypatch.setattr("delvm.interop.formats.llama.write_json", full)
+    monkeypatch.setattr("delvm.interop.weight_files.write_json", full)
     code, _, err = delvm(*words)
     assert code == 2 and "No space left" in err
     assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before

@@ -8,7 +8,8 @@ from PIL import Image
 from delvm.commands.generate import plan
 from delvm.data.image_io import open_image
 from delvm.inference.prompter import Prompter
-from delvm.interop.load import load_student, load_tokenizer, save_model
+from delvm.interop.load import load_student, load_tokenizer
+from delvm.interop.save import save_model
 from delvm.models.vqgan import VQGAN
 
 

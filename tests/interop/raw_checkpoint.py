@@ -1,7 +1,7 @@
-"""DeLVM's own training checkpoint, put together from the parts that lie in tests/data.
+"""A training checkpoint of DeLVM's engine, assembled from tests/data/golden.
 
-Its weights are those of the golden InternLM folder, its tokenizer the golden VQGAN, and the
-projection between them the one thing that neither has.
+The weights are those of the golden InternLM folder, the tokenizer is the golden VQGAN; only the
+projection between them is stored separately.
 """
 
 import json
@@ -16,25 +16,25 @@ LAYERS = 4
 
 
 def stages(sizes: list[int], tokenizer: bool = True) -> list[dict[str, Tensor]]:
-    """Weights of each stage of the pipeline, as many layers in each as ``sizes`` says."""
+    """Weights of each pipeline stage, with ``sizes`` layers in each."""
     theirs = torch.load(GOLDEN / "internlm_hf" / "pytorch_model.bin", weights_only=True)
     codes = torch.load(GOLDEN / "muse_vqgan" / "pytorch_model.bin", weights_only=True)
     first = torch.load(GOLDEN / "internlm_raw" / "embed_proj.pt", weights_only=True)
     for name, tensor in codes.items():
         if tokenizer or name == "quantize.embedding.weight":
             first[f"model.embedding.vq_model.{name}"] = tensor
-    made: list[dict[str, Tensor]] = [{} for _ in sizes]
-    made[0] |= first
+    built: list[dict[str, Tensor]] = [{} for _ in sizes]
+    built[0] |= first
     layer = 0
-    for stage, size in zip(made, sizes, strict=True):
+    for stage, size in zip(built, sizes, strict=True):
         for number in range(size):
             stage |= _block(theirs, layer, f"model.blocks.{number}.")
             layer += 1
-    made[-1] |= {
+    built[-1] |= {
         "model.norm.weight": theirs["model.norm.weight"],
         "model.head.weight": theirs["lm_head.weight"],
     }
-    return made
+    return built
 
 
 def _block(theirs: dict[str, Tensor], layer: int, name: str) -> dict[str, Tensor]:
@@ -54,12 +54,12 @@ def _block(theirs: dict[str, Tensor], layer: int, name: str) -> dict[str, Tensor
     return ours
 
 
-def write(folder: Path, made: list[dict[str, Tensor]], **settings: object) -> Path:
-    """The folder that the engine would leave: config, stages, and what else lies beside them."""
+def write(folder: Path, built: list[dict[str, Tensor]], **settings: object) -> Path:
+    """The folder as the engine writes it: config, stages, and the files next to them."""
     folder.mkdir(parents=True, exist_ok=True)
     config = torch.load(GOLDEN / "internlm_raw" / "model_config.pt", weights_only=True)
     torch.save(config | settings, folder / "model_config.pt")
-    for number, stage in enumerate(made):
+    for number, stage in enumerate(built):
         torch.save(stage, folder / f"model_tp0_pp{number}.pt")
         (folder / f"topo_tp0_pp{number}.json").write_text(json.dumps({}))
         torch.save({"step": 1}, folder / f"optimizer_tp0_pp{number}_zo0.pt")
@@ -67,6 +67,6 @@ def write(folder: Path, made: list[dict[str, Tensor]], **settings: object) -> Pa
 
 
 def with_config(folder: Path) -> Path:
-    """The same with the config.json of the tokenizer beside."""
+    """The same with the tokenizer's config.json."""
     shutil.copy(GOLDEN / "muse_vqgan" / "config.json", folder)
     return folder

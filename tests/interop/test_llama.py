@@ -1,4 +1,4 @@
-"""Students in the layout of Llama: LVM's are read, ours are written and read back."""
+"""Students in the format of Llama: those of LVM, and exports of ours."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 from delvm.errors import UserError
 from delvm.inference.sampling import generate
 from delvm.interop.formats import llama
-from delvm.interop.load import describe, load_student, save_model
+from delvm.interop.load import load_student
+from delvm.interop.save import config_dict, save_model
 from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
 
-CODES, IDS = 8192, 8292  # of LVM: 100 ids beyond the codes
+CODES, IDS = 8192, 8292  # of LVM: 100 special tokens beyond the codes
 
 
 def student(**changes: object) -> Transformer:
@@ -30,7 +31,7 @@ def student(**changes: object) -> Transformer:
 
 
 def rounded(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """The same with weights that a format of fewer bits can hold."""
+    """The same model with weights that a type of fewer bits holds exactly."""
     for weight in model.parameters():
         weight.data = weight.data.to(dtype).float()
     return model
@@ -43,23 +44,23 @@ def edit(folder: Path, **values: object) -> Path:
 
 
 def lvm(folder: Path) -> tuple[Transformer, Path]:
-    """A student of LVM's: no bias, halves in shards, stored angles, a config that tells little."""
+    """A student as LVM has it: no bias, float16 shards, stored inv_freq, few config keys."""
     model = student(vocab_size=IDS, bias=False, rope_base=10000.0, norm_eps=1e-6)
     model = rounded(model, torch.float16)
     llama.write(model, folder, torch.float16)
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    angles = 10000.0 ** (-torch.arange(0, 8, 2) / 8)
-    places: dict[str, str] = {}
+    inv_freq = 10000.0 ** (-torch.arange(0, 8, 2) / 8)
+    files: dict[str, str] = {}
     for layer in range(4):
         part = {k: v for k, v in state.items() if k.startswith(f"model.layers.{layer}.")}
-        part |= {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": angles.half()}
+        part |= {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": inv_freq.half()}
         if layer == 3:
             part = {k: v for k, v in state.items() if "layers" not in k}
         file = f"pytorch_model-{layer + 1:05d}-of-00004.bin"
         torch.save(part, folder / file)
-        places |= dict.fromkeys(part, file)
-    index = {"metadata": {"total_size": 1}, "weight_map": places}
+        files |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 1}, "weight_map": files}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     config = json.loads((folder / "config.json").read_text())
     for name in ("delvm", "attention_bias", "mlp_bias", "rope_theta", "head_dim"):
@@ -69,10 +70,12 @@ def lvm(folder: Path) -> tuple[Transformer, Path]:
     return model, folder
 
 
-def test_a_student_of_lvm(tmp_path):
+def test_student_of_lvm_loads(tmp_path):
     model, folder = lvm(tmp_path / "lvm")
     found = load_student(folder)
-    assert found.space == TokenSpace(CODES)  # 1 and 2 are pictures, whatever the config says
+    assert found.space == TokenSpace(
+        CODES
+    )  # 1 and 2 are codes, though config.json names them BOS and EOS
     assert (found.config.bias, found.config.vocab_size) == (False, IDS)
     assert found.config.norm_eps == 1e-6
     ids = torch.randint(0, CODES, (2, 20))
@@ -81,7 +84,7 @@ def test_a_student_of_lvm(tmp_path):
     assert load_student(tmp_path / "ours").space == TokenSpace(CODES)
 
 
-def test_an_answer_is_made_of_codes(tmp_path):
+def test_special_tokens_are_never_generated(tmp_path):
     _, folder = lvm(tmp_path / "lvm")
     found = load_student(folder)
     found.head.weight.data[CODES:] += 9 * found.head.weight.data.std()
@@ -97,7 +100,7 @@ def test_an_answer_is_made_of_codes(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_written_and_read_back_it_is_the_same(tmp_path, dtype):
+def test_export_and_load_round_trip(tmp_path, dtype):
     model = rounded(student(), dtype)
     model.space, model.tokenizer_fingerprint = TokenSpace(36, 36, 37), "0123456789abcdef"
     llama.write(model, tmp_path / "out", dtype)
@@ -113,7 +116,7 @@ def test_written_and_read_back_it_is_the_same(tmp_path, dtype):
     assert (config["bos_token_id"], config["eos_token_id"]) == (36, 37)
 
 
-def test_a_codebook_is_multiplied_out(tmp_path):
+def test_codebook_embedding_is_exported_as_learned(tmp_path):
     config = TransformerConfig(20, 32, 2, 2, context=16, codebook_dim=8, init=Init.ordinary)
     model = Transformer(config, torch.randn(20, 8)).eval()
     llama.write(model, tmp_path / "out")
@@ -124,7 +127,7 @@ def test_a_codebook_is_multiplied_out(tmp_path):
     torch.testing.assert_close(again(ids), model(ids), atol=1e-6, rtol=0)
 
 
-def test_a_head_that_is_the_embedding(tmp_path):
+def test_tied_embedding(tmp_path):
     llama.write(student(), tmp_path / "out")
     state = load_file(tmp_path / "out" / "model.safetensors")
     del state["lm_head.weight"]
@@ -135,7 +138,7 @@ def test_a_head_that_is_the_embedding(tmp_path):
     assert torch.equal(tied.head.weight, tied.embed.weight)
 
 
-def test_angles_as_transformers_5_writes_them(tmp_path):
+def test_rope_parameters_of_transformers_5(tmp_path):
     llama.write(student(), tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     del config["rope_theta"], config["rope_scaling"]
@@ -145,39 +148,45 @@ def test_angles_as_transformers_5_writes_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "fault"),
+    ("values", "message"),
     [
         ({"num_key_value_heads": 2}, "num_key_value_heads 2 != num_attention_heads 4"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear' is not support"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type 'llama3' is not supported"),
         ({"rope_scaling": "yarn"}, "rope_type 'yarn' is not supported"),
-        ({"rope_theta": -1}, "rope_theta -1 is no number above 0"),
+        ({"rope_theta": -1}, "rope_theta -1 is not a positive number"),
         ({"hidden_act": "gelu"}, "hidden_act gelu is not supported, only silu"),
         ({"mlp_bias": True}, "mlp_bias True is not supported"),
         ({"head_dim": 16}, "head_dim 16 x 4 heads != hidden_size 32"),
-        ({"num_attention_heads": 0}, "num_attention_heads 0 is no whole number above 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads 0 is not a positive integer"),
         ({"num_hidden_layers": 2}, r"unexpected: blocks\.2"),
         ({"attention_bias": False}, r"unexpected: blocks\.0\.attention\.out\.bias"),
         ({"vocab_size": 41}, r"head\.weight \(40, 32\) != \(41, 32\)"),
-        ({"delvm": {"space": {"codes": 41}}}, r"codes 41 is none of 40 ids"),
-        ({"delvm": {"space": {"codes": 30, "bos": 40}}}, r"bos 40 is none of 40 ids"),
-        ({"delvm": {"space": {"codes": 30, "pad": 1}}}, "space .* is none of bos, codes, eos"),
+        ({"delvm": {"space": {"codes": 41}}}, r"codes 41 is not one of 40 ids"),
+        ({"delvm": {"space": {"codes": 30, "bos": 40}}}, r"bos 40 is not one of 40 ids"),
+        (
+            {"delvm": {"space": {"codes": 30, "pad": 1}}},
+            "space .*: expected the keys bos, codes, eos",
+        ),
         ({"delvm": {"space": {"codes": 30, "eos": 3}}}, "eos=3 is the id of a picture"),
-        ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, "is neither of form"),
+        (
+            {"architectures": ["MistralForCausalLM"], "model_type": "mistral"},
+            "is not in a known format: delvm-1",
+        ),
     ],
 )
-def test_faults_of_a_config(tmp_path, values, fault):
+def test_unsupported_config_is_refused(tmp_path, values, message):
     llama.write(student(), tmp_path / "out")
-    with pytest.raises(UserError, match=fault):
+    with pytest.raises(UserError, match=message):
         load_student(edit(tmp_path / "out", **values))
 
 
-def test_faults_of_weights(tmp_path):
+def test_invalid_weights_are_refused(tmp_path):
     llama.write(student(), tmp_path / "out")
     file = tmp_path / "out" / "model.safetensors"
     state = load_file(file)
     save_file(state | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, file)
-    with pytest.raises(UserError, match="not the angles of heads of 8 with base 5000"):
+    with pytest.raises(UserError, match="inv_freq does not match head_dim 8 and rope base 5000"):
         load_student(tmp_path / "out")
     key = "model.layers.0.self_attn.k_proj.weight"
     save_file(state | {key: torch.zeros(16, 32)}, file)
@@ -186,13 +195,13 @@ def test_faults_of_weights(tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     del config["rms_norm_eps"]
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"config\.json: no rms_norm_eps"):
+    with pytest.raises(UserError, match=r"config\.json: missing keys: rms_norm_eps"):
         load_student(tmp_path / "out")
 
 
-def test_a_checkpoint_of_ours_declares_its_ids(tmp_path):
+def test_lightning_checkpoint_keeps_the_token_space(tmp_path):
     model = student()
     model.space = TokenSpace(36, bos=36)
     state = {f"model.{k}": v for k, v in model.state_dict().items()}
-    torch.save({"state_dict": state, "delvm": describe(model)}, tmp_path / "last.ckpt")
+    torch.save({"state_dict": state, "delvm": config_dict(model)}, tmp_path / "last.ckpt")
     assert load_student(tmp_path / "last.ckpt").space == model.space

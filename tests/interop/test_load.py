@@ -1,4 +1,4 @@
-"""Folders and checkpoints: what was written is read back, and what is not ours is refused."""
+"""Folders and checkpoints: what was written is read back, anything else is refused."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,8 @@ import torch
 
 from delvm.errors import UserError
 from delvm.interop.fingerprint import fingerprint
-from delvm.interop.load import describe, load_student, load_tokenizer, save_model
+from delvm.interop.load import load_student, load_tokenizer
+from delvm.interop.save import config_dict, save_model
 from delvm.models.transformer import Init, Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
 
@@ -30,7 +31,7 @@ def student() -> Transformer:
     return model
 
 
-def test_tokenizer_folder(tokenizer, tmp_path):
+def test_tokenizer_folder_round_trip(tokenizer, tmp_path):
     save_model(tokenizer, tmp_path / "t")
     again = load_tokenizer(tmp_path / "t")
     pixels = torch.rand(2, 3, 16, 16)
@@ -40,7 +41,7 @@ def test_tokenizer_folder(tokenizer, tmp_path):
     assert (tmp_path / "t" / "model.safetensors").stat().st_mode & 0o044 == 0o044  # for all to read
 
 
-def test_student_folder(student, tmp_path):
+def test_student_folder_round_trip(student, tmp_path):
     save_model(student, tmp_path / "s")
     again = load_student(tmp_path / "s")
     ids = torch.randint(0, 20, (2, 16))
@@ -49,8 +50,8 @@ def test_student_folder(student, tmp_path):
     assert again.config == student.config
 
 
-def test_half_precision_is_stable(tokenizer, tmp_path):
-    """Weights rounded once keep their fingerprint: what ships is what tokens were made with."""
+def test_half_precision_keeps_its_fingerprint(tokenizer, tmp_path):
+    """Shipped float16 weights match the tokens that were made with them."""
     save_model(tokenizer, tmp_path / "a", torch.float16)
     first = load_tokenizer(tmp_path / "a")
     save_model(first, tmp_path / "b", torch.float16)
@@ -61,15 +62,15 @@ def test_half_precision_is_stable(tokenizer, tmp_path):
     assert half.stat().st_size < 0.6 * (full / "model.safetensors").stat().st_size
 
 
-def test_checkpoint(student, tmp_path):
+def test_lightning_checkpoint_loads(student, tmp_path):
     weights = {f"model.{k}": v for k, v in student.state_dict().items()}
     file = tmp_path / "last.ckpt"
-    torch.save({"state_dict": weights, "delvm": describe(student)}, file)
+    torch.save({"state_dict": weights, "delvm": config_dict(student)}, file)
     ids = torch.randint(0, 20, (1, 8))
     assert torch.equal(load_student(file)(ids), student(ids))
 
 
-def test_run_folder(student, tmp_path):
+def test_run_folder_loads(student, tmp_path):
     save_model(student, tmp_path / "run" / "student")
     assert load_student(tmp_path / "run").config == student.config
 
@@ -85,20 +86,20 @@ def edit(folder: Path, **values: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-def test_other_kind_is_refused(student, tmp_path):
+def test_wrong_kind_is_refused(student, tmp_path):
     save_model(student, tmp_path / "s")
     with pytest.raises(UserError, match="holds a student, not a tokenizer: set tokenizer=PATH"):
         load_tokenizer(tmp_path / "s")
 
 
-def test_missing_path_names_what_ships():
+def test_missing_path_error_names_shipped_weights():
     with pytest.raises(UserError, match="student not found: nowhere.*set student=PATH"):
         load_student("nowhere")
 
 
-def test_other_shapes_are_listed(student, tmp_path):
+def test_mismatched_shapes_are_listed(student, tmp_path):
     save_model(student, tmp_path / "s")
-    edit(tmp_path / "s", config=describe(student)["config"] | {"vocab_size": 21, "layers": 1})
+    edit(tmp_path / "s", config=config_dict(student)["config"] | {"vocab_size": 21, "layers": 1})
     with pytest.raises(UserError) as error:
         load_student(tmp_path / "s")
     assert "head.weight (20, 32) != (21, 32)" in str(error.value)
@@ -107,12 +108,12 @@ def test_other_shapes_are_listed(student, tmp_path):
 
 def test_unknown_config_keys_are_listed(student, tmp_path):
     save_model(student, tmp_path / "s")
-    edit(tmp_path / "s", config=describe(student)["config"] | {"experts": 8})
+    edit(tmp_path / "s", config=config_dict(student)["config"] | {"experts": 8})
     with pytest.raises(UserError, match="experts"):
         load_student(tmp_path / "s")
 
 
-def test_pickles_with_code_are_refused(tmp_path):
+def test_pickle_with_code_is_refused(tmp_path):
     class Trap:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "sprung",))
@@ -124,7 +125,7 @@ def test_pickles_with_code_are_refused(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_torn_weights_are_refused(student, tmp_path):
+def test_truncated_weights_are_refused(student, tmp_path):
     save_model(student, tmp_path / "s")
     file = tmp_path / "s" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])

@@ -1,4 +1,4 @@
-"""Tokenizers of other projects: read as they lie on disk, written as others read them."""
+"""Tokenizers of other projects: open-muse and taming-transformers."""
 
 import json
 import sys
@@ -39,24 +39,24 @@ def golden_state() -> dict[str, torch.Tensor]:
     return torch.load(GOLDEN / "pytorch_model.bin", weights_only=True)
 
 
-def test_an_open_muse_folder_is_a_tokenizer():
+def test_open_muse_folder_matches_golden_ids():
     tokenizer = load_tokenizer(GOLDEN)
     with np.load(GOLDEN / "golden.npz", allow_pickle=False) as known:
         assert np.array_equal(tokenizer.encode(torch.from_numpy(known["pixels"])), known["ids"])
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_shards_are_one_tokenizer(tmp_path, name):
+def test_sharded_weights(tmp_path, name):
     state = golden_state()
     stem, suffix = name.split(".")
     write: Callable[..., None] = save_file if suffix == "safetensors" else torch.save
-    places = {}
+    files = {}
     for number in range(3):
         part = {k: v.clone() for i, (k, v) in enumerate(state.items()) if i % 3 == number}
         file = f"{stem}-{number + 1:05d}-of-00003.{suffix}"
         write(part, tmp_path / file)
-        places |= dict.fromkeys(part, file)
-    (tmp_path / f"{name}.index.json").write_text(json.dumps({"weight_map": places}))
+        files |= dict.fromkeys(part, file)
+    (tmp_path / f"{name}.index.json").write_text(json.dumps({"weight_map": files}))
     (tmp_path / "config.json").write_text((GOLDEN / "config.json").read_text())
     assert fingerprint(load_tokenizer(tmp_path)) == fingerprint(load_tokenizer(GOLDEN))
     (tmp_path / file).unlink()
@@ -65,43 +65,43 @@ def test_shards_are_one_tokenizer(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("places", "fault"),
+    ("files", "message"),
     [
-        ({"a": "../secret.safetensors"}, "not a file beside it"),
-        ({"a": "/etc/passwd"}, "not a file beside it"),
+        ({"a": "../secret.safetensors"}, "not a file next to it"),
+        ({"a": "/etc/passwd"}, "not a file next to it"),
         ({"a": 3}, "no weight_map"),
-        ({"a": "one.safetensors", "b": "one.safetensors"}, "do not agree on: b"),
+        ({"a": "one.safetensors", "b": "one.safetensors"}, "do not match .*index\.json: b"),
     ],
 )
-def test_an_index_is_untrusted(tmp_path, places, fault):
+def test_shard_index_is_untrusted(tmp_path, files, message):
     save_file({"a": torch.zeros(1)}, tmp_path / "one.safetensors")
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    with pytest.raises(UserError, match=fault):
-        weights.read_folder(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    with pytest.raises(UserError, match=message):
+        weights.read_weights(tmp_path)
 
 
-def test_a_tokenizer_is_written_as_open_muse_reads_it(tmp_path):
+def test_open_muse_export(tmp_path):
     tokenizer = load_tokenizer(GOLDEN)
     open_muse.write(tokenizer, tmp_path / "muse")
     assert fingerprint(load_tokenizer(tmp_path / "muse")) == fingerprint(tokenizer)
-    theirs = json.loads((GOLDEN / "config.json").read_text())
-    assert json.loads((tmp_path / "muse" / "config.json").read_text()) == theirs
-    written = weights.read_folder(tmp_path / "muse")
+    expected = json.loads((GOLDEN / "config.json").read_text())
+    assert json.loads((tmp_path / "muse" / "config.json").read_text()) == expected
+    written = weights.read_weights(tmp_path / "muse")
     assert {k: v.shape for k, v in written.items()} == {
         k: v.shape for k, v in golden_state().items()
     }
 
 
-def test_open_muse_cannot_hold_every_tokenizer(tmp_path):
+def test_open_muse_refuses_unsupported_architecture(tmp_path):
     with pytest.raises(UserError, match="patch_size: 4"):
         open_muse.write(load_tokenizer("shapes"), tmp_path / "muse")
     assert not (tmp_path / "muse").exists()
 
 
-def test_faults_of_an_open_muse_folder(tmp_path):
+def test_invalid_open_muse_folder_is_refused(tmp_path):
     config = json.loads((GOLDEN / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"no weights in .*: it needs one of model\.safetensors"):
+    with pytest.raises(UserError, match=r"no weights in .*: expected one of model\.safetensors"):
         load_tokenizer(tmp_path)
     torch.save(golden_state() | {"bonus": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="unexpected: bonus"):
@@ -112,7 +112,7 @@ def test_faults_of_an_open_muse_folder(tmp_path):
 
 
 def taming(folder: Path, **changes: object) -> tuple[VQGAN, Path]:
-    """A first stage as taming-transformers leaves it, and the same network without the range."""
+    """A first stage as taming-transformers saves it, and the same network on [0, 1]."""
     torch.manual_seed(0)
     config = VQGANConfig(16, 3, 32, [1, 1], 1, [8], z_channels=32, num_embeddings=24)
     config.quantized_embed_dim, config.lone_attention = 8, True
@@ -125,19 +125,19 @@ def taming(folder: Path, **changes: object) -> tuple[VQGAN, Path]:
     return plain, folder / "last.ckpt"
 
 
-def test_a_taming_checkpoint_takes_pixels_from_zero_to_one(tmp_path):
+def test_taming_checkpoint_takes_pixels_in_0_1(tmp_path):
     plain, file = taming(tmp_path)
     tokenizer = load_tokenizer(file)
     pixels = torch.rand(2, 3, 16, 16)
     ids = tokenizer.encode(pixels)
     signed = plain.features(2 * pixels - 1).flatten(0, 1)
     assert torch.equal(ids, plain.quantize.search(signed).view(ids.shape))
-    wanted = (plain.decode(ids, clamp=False) + 1) / 2
-    torch.testing.assert_close(tokenizer.decode(ids, clamp=False), wanted)
+    expected = (plain.decode(ids, clamp=False) + 1) / 2
+    torch.testing.assert_close(tokenizer.decode(ids, clamp=False), expected)
     assert tokenizer.config == replace(plain.config, signed_pixels=True)
 
 
-def test_the_yaml_of_a_taming_checkpoint(tmp_path):
+def test_taming_yaml_locations(tmp_path):
     logs = tmp_path / "logs"
     (logs / "checkpoints").mkdir(parents=True)
     (logs / "configs").mkdir()
@@ -146,36 +146,38 @@ def test_the_yaml_of_a_taming_checkpoint(tmp_path):
     found.rename(logs / "configs" / "2021-04-03T19-39-50-project.yaml")
     load_tokenizer(file)
     (logs / "configs" / "2021-04-03T19-39-50-project.yaml").rename(found.with_name("other.yaml"))
-    with pytest.raises(UserError, match=r"the YAML of .*last\.ckpt is not there"):
+    with pytest.raises(
+        UserError, match=r"the YAML of .*last\.ckpt is missing: expected NAME\.yaml"
+    ):
         load_tokenizer(file)
 
 
 @pytest.mark.parametrize(
-    ("changes", "fault"),
+    ("changes", "message"),
     [
         ({"double_z": True}, "double_z True is not supported"),
-        ({"out_ch": 1}, "out_ch and in_channels differ"),
+        ({"out_ch": 1}, "out_ch 1 != in_channels 3"),
         ({"experts": 2}, "unknown keys in ddconfig: experts"),
         ({"ch": 64}, "do not fit"),
-        ({"ch": "many"}, "not valid"),
+        ({"ch": "many"}, "invalid tokenizer config"),
     ],
 )
-def test_faults_of_a_taming_yaml(tmp_path, changes, fault):
+def test_unsupported_taming_yaml_is_refused(tmp_path, changes, message):
     _, file = taming(tmp_path, **changes)
-    with pytest.raises(UserError, match=fault):
+    with pytest.raises(UserError, match=message):
         load_tokenizer(file)
 
 
 @pytest.mark.parametrize("text", ["model: [", "model: {params: {}}", "[]"])
-def test_a_broken_yaml_is_named(tmp_path, text):
+def test_broken_taming_yaml_is_named(tmp_path, text):
     _, file = taming(tmp_path)
     file.with_suffix(".yaml").write_text(text)
     with pytest.raises(UserError, match=r"last\.yaml"):
         load_tokenizer(file)
 
 
-def test_callbacks_of_an_old_lightning_do_no_harm(tmp_path, monkeypatch):
-    """Released checkpoints name a class that is not installed; nothing of it is run."""
+def test_callbacks_of_old_lightning_are_not_imported(tmp_path, monkeypatch):
+    """Released checkpoints name a class that is not installed; it is never imported."""
     module = ModuleType("pytorch_lightning.callbacks.model_checkpoint")
     cls = type("ModelCheckpoint", (), {"__module__": module.__name__})
     module.ModelCheckpoint = cls
@@ -190,10 +192,13 @@ def test_callbacks_of_an_old_lightning_do_no_harm(tmp_path, monkeypatch):
     load_tokenizer(file)
 
 
-def test_a_checkpoint_of_something_else(tmp_path):
+def test_unknown_checkpoint_is_refused(tmp_path):
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "x.ckpt")
-    with pytest.raises(UserError, match="neither by `delvm train` nor by taming-transformers"):
+    with pytest.raises(
+        UserError,
+        match="is not in a known format: delvm-1 .*, a VQGAN checkpoint of taming-transformers",
+    ):
         load_tokenizer(tmp_path / "x.ckpt")
     torch.save([1, 2], tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="no state dict"):
-        weights.read_folder(tmp_path)
+    with pytest.raises(UserError, match="not a state dict"):
+        weights.read_weights(tmp_path)

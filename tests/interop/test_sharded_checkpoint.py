@@ -1,4 +1,4 @@
-"""Checkpoints in parts: what was saved is read, and what is not ours is refused."""
+"""Sharded checkpoints: what was saved is read, anything else is refused."""
 
 import pickle
 import warnings
@@ -13,7 +13,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from delvm import cli
 from delvm.errors import UserError
 from delvm.interop import sharded_checkpoint as sharded
-from delvm.interop.load import describe, load_student, peek
+from delvm.interop.load import load_student, read_metadata
+from delvm.interop.save import config_dict
 from delvm.models.transformer import Init, Transformer, TransformerConfig
 from delvm.training.strategies import AtomicCheckpointIO
 
@@ -28,7 +29,7 @@ def student() -> Transformer:
 
 
 def write(folder: Path, student: Transformer, **more: Any) -> dict[str, Any]:
-    """A checkpoint of one part, as a training run leaves it."""
+    """A checkpoint of one shard, as a training run writes it."""
     folder.mkdir()
     state = {
         "state_dict": {f"model.{k}": v for k, v in student.state_dict().items()},
@@ -44,7 +45,7 @@ def write(folder: Path, student: Transformer, **more: Any) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp.save(state, storage_writer=dcp.FileSystemWriter(folder))
-    sharded.write_rest(folder, {"delvm": describe(student), "global_step": 7})
+    sharded.write_metadata(folder, {"delvm": config_dict(student), "global_step": 7})
     return state
 
 
@@ -58,27 +59,27 @@ def same(a: Any, b: Any) -> bool:
     return a == b
 
 
-def test_what_was_saved_is_read(student, tmp_path):
+def test_read_returns_what_was_saved(student, tmp_path):
     folder = tmp_path / "last.ckpt"
     state = write(folder, student)
-    assert sharded.recognises(folder) and not sharded.recognises(tmp_path)
+    assert sharded.can_load(folder) and not sharded.can_load(tmp_path)
     assert same(sharded.read(folder), state)
     assert sharded.read(folder, "optimizer_0.").keys() == {"optimizer_0"}
-    assert sharded.read_rest(folder)["global_step"] == 7
+    assert sharded.read_metadata(folder)["global_step"] == 7
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp_to_torch_save(folder, tmp_path / "whole")
-    assert same(torch.load(tmp_path / "whole", weights_only=True), state)  # as torch reads it
+        dcp_to_torch_save(folder, tmp_path / "merged")
+    assert same(torch.load(tmp_path / "merged", weights_only=True), state)  # as torch reads it
 
 
-def test_a_student_is_loaded_and_exported(student, tmp_path, capsys):
+def test_student_loads_and_exports(student, tmp_path, capsys):
     folder = tmp_path / "last.ckpt"
     write(folder, student)
     again = load_student(folder)
     ids = torch.randint(0, 20, (2, 16))
     assert torch.equal(again(ids), student(ids))
     assert again.tokenizer_fingerprint == "0123456789abcdef"
-    found = peek(folder)
+    found = read_metadata(folder)
     assert found["global_step"] == 7
     assert found["state_dict"].keys() == {f"model.{key}" for key in student.state_dict()}
     words = [f"checkpoint={folder}", "format=llama", f"output={tmp_path / 'llama'}"]
@@ -89,7 +90,7 @@ def test_a_student_is_loaded_and_exported(student, tmp_path, capsys):
     torch.testing.assert_close(load_student(tmp_path / "llama")(ids), student(ids))
 
 
-def test_lightning_gets_it_whole(student, tmp_path):
+def test_lightning_gets_the_merged_checkpoint(student, tmp_path):
     folder = tmp_path / "last.ckpt"
     state = write(folder, student)
     found = AtomicCheckpointIO().load_checkpoint(folder, weights_only=True)
@@ -97,51 +98,53 @@ def test_lightning_gets_it_whole(student, tmp_path):
     (optimizer,) = found["optimizer_states"]
     assert same(optimizer["state"], {0: state["optimizer_0"]["state"]["model.b"]})
     assert [group["params"] for group in optimizer["param_groups"]] == [[0], []]
-    AtomicCheckpointIO().save_checkpoint({"global_step": 8}, folder)  # a file takes its place
+    AtomicCheckpointIO().save_checkpoint({"global_step": 8}, folder)  # a file replaces it
     assert AtomicCheckpointIO().load_checkpoint(folder, weights_only=True) == {"global_step": 8}
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 class Trap:
-    """Leaves a mark where it is unpickled with too much trust."""
+    """Creates a file when it is unpickled without restrictions."""
 
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.mark,))
+        return (Path.touch, (self.sprung,))
 
 
-def test_code_in_the_index_is_refused(student, tmp_path):
-    folder, mark = tmp_path / "last.ckpt", tmp_path / "sprung"
+def test_index_with_code_is_refused(student, tmp_path):
+    folder, sprung = tmp_path / "last.ckpt", tmp_path / "sprung"
     write(folder, student)
-    (folder / ".metadata").write_bytes(pickle.dumps(Trap(mark)))
-    for read in (load_student, peek, sharded.read):
-        with pytest.raises(UserError, match=r"/\.metadata asks for \S+, which no index of"):
+    (folder / ".metadata").write_bytes(pickle.dumps(Trap(sprung)))
+    for read in (load_student, read_metadata, sharded.read):
+        with pytest.raises(
+            UserError, match=r"/\.metadata asks for \S+, which an index of tensors does not need"
+        ):
             read(folder)
-    assert not mark.exists()
+    assert not sprung.exists()
 
 
-def test_code_in_a_value_is_refused(student, tmp_path):
-    folder, mark = tmp_path / "last.ckpt", tmp_path / "sprung"
-    write(folder, student, optimizer_1=Trap(mark))
+def test_value_with_code_is_refused(student, tmp_path):
+    folder, sprung = tmp_path / "last.ckpt", tmp_path / "sprung"
+    write(folder, student, optimizer_1=Trap(sprung))
     with pytest.raises(UserError, match="plain values: it asks for getattr, which is neither"):
         sharded.read(folder)
-    assert not mark.exists()
-    load_student(folder)  # which has no use for it
+    assert not sprung.exists()
+    load_student(folder)  # which does not read it
 
 
-def test_an_index_reaches_no_file_outside(student, tmp_path):
+def test_index_cannot_name_files_outside(student, tmp_path):
     folder = tmp_path / "last.ckpt"
     write(folder, student)
     index = folder / ".metadata"
     index.write_bytes(index.read_bytes().replace(b"__0_0.distcp", b"../0_.distcp"))
-    with pytest.raises(UserError, match="names '../0_.distcp', which is not a file beside it"):
+    with pytest.raises(UserError, match="names '../0_.distcp', which is not a file next to it"):
         load_student(folder)
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "meta.pt"])
-def test_a_torn_or_missing_part_is_told(student, tmp_path, name):
+def test_truncated_or_missing_file_is_refused(student, tmp_path, name):
     folder = tmp_path / "last.ckpt"
     write(folder, student)
     part = folder / name
@@ -153,9 +156,9 @@ def test_a_torn_or_missing_part_is_told(student, tmp_path, name):
         load_student(folder)
 
 
-def test_what_is_no_index_is_told(student, tmp_path):
+def test_invalid_index_is_refused(student, tmp_path):
     folder = tmp_path / "last.ckpt"
     write(folder, student)
     (folder / ".metadata").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(UserError, match="is no index of a checkpoint"):
+    with pytest.raises(UserError, match="is not the index of a checkpoint"):
         load_student(folder)

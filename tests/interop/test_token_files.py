@@ -1,4 +1,4 @@
-"""Token files of InternLM and LVM, against their samples read in the plainest way."""
+"""Token files of InternLM and LVM, compared with a plain reading of them."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ BIN, JSONL = GOLDEN / "derain/train.bin", GOLDEN / "dataset.jsonl"
 SPACE = TokenSpace()
 
 
-def test_samples_of_both_projects():
+def test_read_golden_files():
     lines = BIN.read_text().splitlines()
     found = list(read_internlm(BIN, SPACE))
     assert len(found) == len(lines) == 24
@@ -30,12 +30,12 @@ def test_samples_of_both_projects():
         assert ids.tolist() == np.frombuffer(raw, np.int32).tolist()
 
 
-def test_written_again_they_are_the_same_bytes(tmp_path):
+def test_write_is_byte_identical(tmp_path):
     assert write_internlm(tmp_path / "a.bin", read_internlm(BIN, SPACE), SPACE) == 24
     assert (tmp_path / "a.bin").read_bytes() == BIN.read_bytes()
-    wanted = np.load(BIN.with_name("train.bin.meta"))
+    expected = np.load(BIN.with_name("train.bin.meta"))
     with (tmp_path / "a.bin.meta").open("rb") as file:
-        assert np.array_equal(np.load(file), wanted)
+        assert np.array_equal(np.load(file), expected)
     write_lvm(tmp_path / "b.jsonl", read_lvm(JSONL, SPACE), SPACE)
     assert (tmp_path / "b.jsonl").read_bytes() == JSONL.read_bytes()
 
@@ -43,13 +43,13 @@ def test_written_again_they_are_the_same_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("write", "read"), [(write_internlm, read_internlm), (write_lvm, read_lvm)]
 )
-def test_declared_ends_are_added_and_taken_off(tmp_path, write, read):
+def test_special_tokens_are_added_and_stripped(tmp_path, write, read):
     lvm = TokenSpace(8192, bos=8192, eos=8193)
     ids = np.array([5, 0, 8191])
     write(tmp_path / "x", [ids], lvm)
     assert [each.tolist() for each in read(tmp_path / "x", lvm)] == [[5, 0, 8191]]
-    whole = TokenSpace(9000)
-    assert [each.tolist() for each in read(tmp_path / "x", whole)] == [[8192, 5, 0, 8191, 8193]]
+    larger = TokenSpace(9000)
+    assert [each.tolist() for each in read(tmp_path / "x", larger)] == [[8192, 5, 0, 8191, 8193]]
     write(tmp_path / "y", [ids], SPACE)
     with pytest.raises(UserError, match="line 1: 5 stands where bos=8192 is declared"):
         list(read(tmp_path / "y", lvm))
@@ -66,17 +66,17 @@ GOOD = b'{"tokens": [1, 2]}\n'
     ("content", "message"),
     [
         (GOOD + b"{nonsense\n", "line 2: "),
-        (GOOD + b"[1, 2]\n", 'line 2: is no object with "tokens"'),
-        (GOOD + b'{"tokens": [1, "2"]}\n', "line 2: tokens are no list of whole numbers"),
-        (GOOD + b'{"tokens": [1, 2.0]}\n', "line 2: tokens are no list of whole numbers"),
-        (GOOD + b'{"tokens": [true]}\n', "line 2: tokens are no list of whole numbers"),
+        (GOOD + b"[1, 2]\n", 'line 2: not an object with "tokens"'),
+        (GOOD + b'{"tokens": [1, "2"]}\n', "line 2: tokens are not a list of integers"),
+        (GOOD + b'{"tokens": [1, 2.0]}\n', "line 2: tokens are not a list of integers"),
+        (GOOD + b'{"tokens": [true]}\n', "line 2: tokens are not a list of integers"),
         (GOOD + b'{"tokens": [-1]}\n', r"line 2: an id is outside \[0, 2\^31\)"),
         (GOOD + b'{"tokens": [8192]}\n', r"line 2: id 8192 is outside \[0, 8192\)"),
-        (GOOD + b'{"tokens": [1, ', "line 2 has no end: the file is cut short"),
+        (GOOD + b'{"tokens": [1, ', "line 2 has no newline: the file is truncated"),
         (GOOD + b"[" * 100_000 + b"\n", "line 2: "),
     ],
 )
-def test_the_first_bad_line_of_internlm_is_told(tmp_path, content, message):
+def test_first_bad_line_of_internlm_is_reported(tmp_path, content, message):
     (tmp_path / "x.bin").write_bytes(content)
     with pytest.raises(UserError, match=message):
         list(read_internlm(tmp_path / "x.bin", SPACE))
@@ -85,24 +85,24 @@ def test_the_first_bad_line_of_internlm_is_told(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ('"AA*="', "line 1: tokens are no base64"),
-        ('"AAAA"', "line 1: tokens of 3 bytes are no int32"),
-        ("[1, 2]", "line 1: tokens are no base64"),
+        ('"AA*="', "line 1: tokens are not base64"),
+        ('"AAAA"', "line 1: tokens of 3 bytes are not int32"),
+        ("[1, 2]", "line 1: tokens are not base64"),
         ('"/////w=="', r"line 1: id -1 is outside"),
     ],
 )
-def test_bad_lines_of_lvm_are_told(tmp_path, tokens, message):
+def test_bad_line_of_lvm_is_reported(tmp_path, tokens, message):
     (tmp_path / "x.jsonl").write_text(f'{{"tokens": {tokens}}}\n')
     with pytest.raises(UserError, match=message):
         list(read_lvm(tmp_path / "x.jsonl", SPACE))
 
 
-def test_a_meta_that_lies_is_refused_and_a_missing_one_is_not_needed(tmp_path):
+def test_wrong_meta_is_refused_missing_meta_is_fine(tmp_path):
     path, meta = tmp_path / "x.bin", tmp_path / "x.bin.meta"
     write_internlm(path, [np.array([1, 2]), np.array([3])], SPACE)
     for rows, message in (
-        ([[0, 2], [19, 2]], r"line 2: at 19 with 1 tokens, x.bin.meta says \(19, 2\)"),
-        ([[0, 2]], "line 2: .* says None"),
+        ([[0, 2], [19, 2]], r"line 2: offset and tokens \(19, 1\) != \(19, 2\) \(x.bin.meta\)"),
+        ([[0, 2]], "line 2: .* != None \(x.bin.meta\)"),
         ([[0, 2], [19, 1], [34, 1]], "has 2 lines, x.bin.meta has 3"),
         ([0, 2], r"holds int64 \(2,\)"),
     ):
@@ -117,7 +117,7 @@ def test_a_meta_that_lies_is_refused_and_a_missing_one_is_not_needed(tmp_path):
     assert [ids.tolist() for ids in read_internlm(path, SPACE)] == [[1, 2], [3]]
 
 
-def test_what_fails_leaves_nothing_behind(tmp_path):
+def test_failed_write_leaves_no_file(tmp_path):
     def broken():
         yield np.array([1])
         raise KeyboardInterrupt

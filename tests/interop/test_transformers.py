@@ -1,4 +1,4 @@
-"""What we write, loaded by transformers, and what it writes, loaded by us."""
+"""Exports loaded by transformers, and models saved by transformers loaded here."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
-def test_transformers_computes_the_same(tmp_path, bias):
+def test_exported_student_matches_in_transformers(tmp_path, bias):
     torch.manual_seed(0)
     config = TransformerConfig(60, 64, 3, 4, context=48, bias=bias, rope_base=500.0)
     config.codebook_dim, config.init, config.norm_eps = 8, Init.ordinary, 1e-3
@@ -28,12 +28,12 @@ def test_transformers_computes_the_same(tmp_path, bias):
     assert type(theirs) is transformers.LlamaForCausalLM
     ids = torch.randint(0, 60, (2, 40))
     assert (theirs(ids).logits - ours(ids)).abs().max() < 1e-5
-    drawn = theirs.generate(ids[:, :8], max_new_tokens=20, do_sample=False)
-    assert torch.equal(drawn[:, 8:], generate(ours, ids[:, :8], 20))
+    generated = theirs.generate(ids[:, :8], max_new_tokens=20, do_sample=False)
+    assert torch.equal(generated[:, 8:], generate(ours, ids[:, :8], 20))
 
 
 @torch.no_grad()
-def test_a_trained_checkpoint_of_delvm_goes_to_transformers(tmp_path):
+def test_checkpoint_of_delvm_matches_in_transformers(tmp_path):
     ours = load_student(write(tmp_path / "raw", stages([3, 1])))
     llama.write(ours, tmp_path / "out")
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()
@@ -42,7 +42,7 @@ def test_a_trained_checkpoint_of_delvm_goes_to_transformers(tmp_path):
 
 
 @torch.no_grad()
-def test_what_transformers_saves_is_a_student(tmp_path):
+def test_model_saved_by_transformers_loads(tmp_path):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=8292, hidden_size=64, intermediate_size=96, num_hidden_layers=2,

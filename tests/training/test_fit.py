@@ -11,7 +11,8 @@ from delvm.data.datasets.sentences import SentencesConfig
 from delvm.data.shards import io as shards
 from delvm.data.shards import manifest
 from delvm.errors import Diverged, UserError
-from delvm.interop.load import load_student, load_tokenizer, save_model
+from delvm.interop.load import load_student, load_tokenizer
+from delvm.interop.save import save_model
 from delvm.models.precision import settled
 from delvm.training import tokenizer as tokenizer_module
 from delvm.training.config import (

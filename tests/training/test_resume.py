@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from delvm.errors import UserError
-from delvm.interop.load import load_student, load_tokenizer, save_model
+from delvm.interop.load import load_student, load_tokenizer
+from delvm.interop.save import save_model
 from delvm.models.transformer import TransformerConfig
 from delvm.training.config import (
     OptimConfig,

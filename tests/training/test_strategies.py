@@ -263,5 +263,5 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monke
     with pytest.raises(OSError, match="No space left"):
         save(2.0)
     assert sharded.read(path)["state_dict"]["model.a"].tolist() == [1.0] * 3
-    assert sharded.read_rest(path) == {"global_step": 1.0}
+    assert sharded.read_metadata(path) == {"global_step": 1.0}
     assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]

@@ -1,7 +1,7 @@
-"""What the decoders of transformers have in common: a config.json, and names of weights.
+"""What the decoders in the format of transformers share: config.json and the names of weights.
 
-InternLM's and Llama's differ in a few keys of the config alone; `internlm_hf` and `llama` know
-those.
+InternLM's and Llama's differ only in a few config keys, which `internlm_hf` and `llama` handle.
+Not a format by itself.
 """
 
 import re
@@ -14,8 +14,8 @@ from torch import Tensor
 from delvm.errors import UserError
 from delvm.models.transformer import Embedding, Transformer
 
-# Keys of a config.json -> of `TransformerConfig`. All of them must be there.
-_SIZES = {
+# Keys of config.json -> fields of `TransformerConfig`. All of them are required.
+_CONFIG_KEYS = {
     "vocab_size": "vocab_size",
     "hidden_size": "width",
     "num_hidden_layers": "layers",
@@ -24,9 +24,16 @@ _SIZES = {
     "max_position_embeddings": "context",
     "rms_norm_eps": "norm_eps",
 }
-# Keys that would change what is computed -> what `Transformer` computes, and what absence means.
-_ONLY = {"hidden_act": "silu", "mlp_bias": False, "partial_rotary_factor": 1.0, "rotary": None}
-_LAYER = {
+# Keys that change what is computed -> the only value that `Transformer` supports, which is also
+# the meaning of a missing key.
+_SUPPORTED_ONLY = {
+    "hidden_act": "silu",
+    "mlp_bias": False,
+    "partial_rotary_factor": 1.0,
+    "rotary": None,
+}
+# Names of `Transformer` -> names of transformers: in each block, and outside of the blocks.
+_BLOCK_NAMES = {
     "norm1.weight": "input_layernorm.weight",
     "norm2.weight": "post_attention_layernorm.weight",
     "attention.out.weight": "self_attn.o_proj.weight",
@@ -35,78 +42,79 @@ _LAYER = {
     "mlp.up.weight": "mlp.up_proj.weight",
     "mlp.down.weight": "mlp.down_proj.weight",
 }
-_ENDS = {
+_TOP_NAMES = {
     "embed.weight": "model.embed_tokens.weight",
     "norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
 }
-_FREQUENCIES = "rotary_emb.inv_freq"
+_INV_FREQ = "rotary_emb.inv_freq"
 
 
 # ---------------------------------------------------------------- config.json
 
 
-def read_config(config: dict[str, Any], bias: str, place: Path) -> dict[str, Any]:
-    """Fields of `TransformerConfig` that a config.json decides.
+def import_config(config: dict[str, Any], bias_key: str, path: Path) -> dict[str, Any]:
+    """Fields of `TransformerConfig` from a config.json.
 
     Args:
         config: the config.json.
-        bias: its key for the bias of q, k, v and the attention's output.
-        place: it came from.
+        bias_key: its key for the bias of q, k, v and the attention's output.
+        path: of the config.json, for messages.
 
     Raises:
-        UserError: a key is missing, or says what `Transformer` cannot be.
+        UserError: a key is missing, or has a value that `Transformer` does not support.
     """
-    if missing := [name for name in _SIZES if name not in config]:
-        raise UserError(f"{place}: no {', '.join(missing)}")
-    for name, only in _ONLY.items():
+    if missing := [name for name in _CONFIG_KEYS if name not in config]:
+        raise UserError(f"{path}: missing keys: {', '.join(missing)}")
+    for name, only in _SUPPORTED_ONLY.items():
         if (value := config.get(name, only)) != only:
-            raise UserError(f"{place}: {name} {value} is not supported, only {only}")
-    ours = {name: positive(theirs, config[theirs], place) for theirs, name in _SIZES.items()}
-    width, heads = ours["width"], ours["heads"]
-    if (groups := config.get("num_key_value_heads") or heads) != heads:
+            raise UserError(f"{path}: {name} {value} is not supported, only {only}")
+    values = {ours: require_positive(hf, config[hf], path) for hf, ours in _CONFIG_KEYS.items()}
+    dim, n_heads = values["width"], values["heads"]
+    if (kv_heads := config.get("num_key_value_heads") or n_heads) != n_heads:
         raise UserError(
-            f"{place}: num_key_value_heads {groups} != num_attention_heads {heads}: keys and "
-            "values that heads share are not supported"
+            f"{path}: num_key_value_heads {kv_heads} != num_attention_heads {n_heads}: "
+            "grouped-query attention is not supported"
         )
-    if (each := config.get("head_dim") or width / heads) != width / heads:
-        raise UserError(f"{place}: head_dim {each} x {heads} heads != hidden_size {width}")
-    return ours | {
-        "rope_base": _rope_base(config, place),
-        "bias": config.get(bias, False) is True,
+    if (head_dim := config.get("head_dim") or dim / n_heads) != dim / n_heads:
+        raise UserError(f"{path}: head_dim {head_dim} x {n_heads} heads != hidden_size {dim}")
+    return values | {
+        "rope_base": _rope_base(config, path),
+        "bias": config.get(bias_key, False) is True,
         "embedding": Embedding.own.value,
     }
 
 
-def positive(name: str, value: Any, place: Path) -> Any:
-    """A value, if it is a number above 0, and whole but where it is an epsilon or a base.
+def require_positive(name: str, value: Any, path: Path) -> Any:
+    """The value, if it is a positive integer, or a positive number for an epsilon or a base.
 
     Raises:
         UserError: it is not.
     """
     real = name.endswith(("eps", "epsilon", "theta"))
-    kinds = (int, float) if real else (int,)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
-        raise UserError(f"{place}: {name} {value!r} is no {'' if real else 'whole '}number above 0")
+    types = (int, float) if real else (int,)
+    if isinstance(value, bool) or not isinstance(value, types) or not value > 0:
+        kind = "number" if real else "integer"
+        raise UserError(f"{path}: {name} {value!r} is not a positive {kind}")
     return value
 
 
-def _rope_base(config: dict[str, Any], place: Path) -> float:
-    """The base of the rotary angles, at the top or, as transformers 5 has it, in a part."""
-    parts = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = parts.get("rope_type", parts.get("type")) if isinstance(parts, dict) else parts
-    if kind not in (None, "default"):
-        raise UserError(f"{place}: rope_type {kind!r} is not supported, only default")
-    base = parts.get("rope_theta", config.get("rope_theta", 10000.0))
-    return float(positive("rope_theta", base, place))
+def _rope_base(config: dict[str, Any], path: Path) -> float:
+    """The base of the rotary angles: a key of config.json, or nested since transformers 5."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
+    if rope_type not in (None, "default"):
+        raise UserError(f"{path}: rope_type {rope_type!r} is not supported, only default")
+    base = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    return float(require_positive("rope_theta", base, path))
 
 
-def write_config(student: Transformer, architecture: str, dtype: torch.dtype) -> dict[str, Any]:
-    """What both config.json say of a student."""
-    c = student.config
-    values = {"mlp_width": c.inner}
-    ours = {theirs: values.get(name, getattr(c, name)) for theirs, name in _SIZES.items()}
-    return ours | {
+def export_config(student: Transformer, architecture: str, dtype: torch.dtype) -> dict[str, Any]:
+    """The keys that both formats write to config.json."""
+    cfg = student.config
+    values = {"mlp_width": cfg.inner}
+    sizes = {hf: values.get(ours, getattr(cfg, ours)) for hf, ours in _CONFIG_KEYS.items()}
+    return sizes | {
         "architectures": [architecture],
         "hidden_act": "silu",
         "tie_word_embeddings": False,
@@ -116,74 +124,86 @@ def write_config(student: Transformer, architecture: str, dtype: torch.dtype) ->
     }
 
 
-# ---------------------------------------------------------------- names of weights
+# ---------------------------------------------------------------- weights
 
 
-def read_weights(
-    found: dict[str, Tensor], config: dict[str, Any], place: Path, tied: bool = False
+def import_weights(
+    state: dict[str, Tensor], config: dict[str, Any], path: Path, tied: bool = False
 ) -> dict[str, Tensor]:
-    """Weights under our names; a name that is not known keeps its own.
+    """A state dict under the names of `Transformer`; unknown names are kept.
 
     Args:
-        found: theirs.
+        state: as it was read.
         config: fields of `TransformerConfig`.
-        place: they came from.
-        tied: whether the head is the embedding.
+        path: of the folder, for messages.
+        tied: whether the head shares the weights of the embedding.
 
     Raises:
-        UserError: rotary frequencies that were stored are not those of the config.
+        UserError: stored rotary frequencies do not match the config.
     """
-    found = dict(found)
-    for name in [name for name in found if name.endswith(_FREQUENCIES)]:
-        check_frequencies(found.pop(name), config, f"{place}: {name}")
-    if tied and "model.embed_tokens.weight" in found:
-        found["lm_head.weight"] = found["model.embed_tokens.weight"]
-    ours = {name: found.pop(theirs) for name, theirs in _ENDS.items() if theirs in found}
-    names = {theirs: name for name, theirs in _LAYER.items()}
-    for name in list(found):
+    state = dict(state)
+    for name in [name for name in state if name.endswith(_INV_FREQ)]:
+        check_inv_freq(state.pop(name), config, f"{path}: {name}")
+    if tied and "model.embed_tokens.weight" in state:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    renamed = {ours: state.pop(hf) for ours, hf in _TOP_NAMES.items() if hf in state}
+    names = {hf: ours for ours, hf in _BLOCK_NAMES.items()}
+    for name in list(state):
         if (layer := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)) is None:
             continue
         if layer[2] in names:
-            ours[f"blocks.{layer[1]}.{names[layer[2]]}"] = found.pop(name)
+            renamed[f"blocks.{layer[1]}.{names[layer[2]]}"] = state.pop(name)
         elif q := re.fullmatch(r"self_attn\.q_proj\.(weight|bias)", layer[2]):
-            three = [name.replace("q_proj", f"{x}_proj") for x in "qkv"]
-            shapes = {found[each].shape if each in found else None for each in three}
+            qkv_names = [name.replace("q_proj", f"{x}_proj") for x in "qkv"]
+            shapes = {state[each].shape if each in state else None for each in qkv_names}
             if len(shapes) == 1 and not shapes & {None, ()}:
-                qkv = torch.cat([found.pop(each) for each in three])
-                ours[f"blocks.{layer[1]}.attention.qkv.{q[1]}"] = qkv
-    return ours | found
+                qkv = torch.cat([state.pop(each) for each in qkv_names])
+                renamed[f"blocks.{layer[1]}.attention.qkv.{q[1]}"] = qkv
+    return renamed | state
 
 
-def frequencies(width: int, base: float) -> Tensor:
-    """The rotary angles a position, (D / 2,), of heads of a width."""
-    return base ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+def inv_freq(head_dim: int, base: float) -> Tensor:
+    """Inverse frequencies of the rotary angles, (head_dim / 2,): radians per position."""
+    return base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
 
 
-def check_frequencies(stored: Tensor, config: dict[str, Any], what: str) -> None:
-    """Refuse stored angles that are not those of a config, by its width, heads and rope_base.
+def check_inv_freq(stored: Tensor, config: dict[str, Any], what: str) -> None:
+    """Refuse stored inverse frequencies that differ from those of a config.
+
+    Args:
+        stored: in any precision.
+        config: fields of `TransformerConfig`.
+        what: where they are stored, for the message.
 
     Raises:
-        UserError: they are not.
+        UserError: they differ.
     """
-    width, base = config["width"] // config["heads"], config["rope_base"]
-    wanted = frequencies(width, base)
-    # In half precision they are a few thousandths off.
-    if stored.shape != wanted.shape or not torch.allclose(stored.float(), wanted, rtol=1e-2):
-        raise UserError(f"{what} are not the angles of heads of {width} with base {base:g}")
+    head_dim, base = config["width"] // config["heads"], config["rope_base"]
+    expected = inv_freq(head_dim, base)
+    # In half precision they are off by a few thousandths.
+    if stored.shape != expected.shape or not torch.allclose(stored.float(), expected, rtol=1e-2):
+        raise UserError(f"{what} does not match head_dim {head_dim} and rope base {base:g}")
 
 
-def write_weights(student: Transformer, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A student's weights under their names; a codebook is multiplied out."""
+def export_weights(student: Transformer, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A student's state dict under the names of transformers.
+
+    An embedding that projects the tokenizer's codebook is exported as the product of the two.
+    """
     state = {k: v.detach().cpu() for k, v in student.state_dict().items() if k[:6] != "embed."}
     ids = torch.arange(student.config.vocab_size, device=student.head.weight.device)
     with torch.no_grad():
         state["embed.weight"] = student.embed(ids).cpu()
-    theirs = {name: state[ours] for ours, name in _ENDS.items()}
+    renamed = {hf: state[ours] for ours, hf in _TOP_NAMES.items()}
     for layer in range(student.config.layers):
-        ours, name = f"blocks.{layer}.", f"model.layers.{layer}."
-        theirs |= {name + b: state[ours + a] for a, b in _LAYER.items() if ours + a in state}
+        block, prefix = f"blocks.{layer}.", f"model.layers.{layer}."
+        renamed |= {
+            prefix + hf: state[block + ours]
+            for ours, hf in _BLOCK_NAMES.items()
+            if block + ours in state
+        }
         for part in ("weight", "bias"):
-            if (qkv := state.get(f"{ours}attention.qkv.{part}")) is not None:
+            if (qkv := state.get(f"{block}attention.qkv.{part}")) is not None:
                 for x, each in zip("qkv", qkv.chunk(3), strict=True):
-                    theirs[f"{name}self_attn.{x}_proj.{part}"] = each
-    return {name: tensor.to(dtype) for name, tensor in theirs.items()}
+                    renamed[f"{prefix}self_attn.{x}_proj.{part}"] = each
+    return {name: tensor.to(dtype) for name, tensor in renamed.items()}

@@ -1,69 +1,64 @@
-"""InternLMForCausalLM folders, as DeLVM's converter to transformers writes them.
+"""InternLMForCausalLM folders, as written by DeLVM's converter to transformers.
 
-The input embedding in them is the codebook multiplied out by its projection. The converter writes
-an RMSNorm epsilon other than that of the training; what the file says is what is computed.
+The input embedding is stored as the product of the tokenizer's codebook and its projection. The
+converter writes another RMSNorm epsilon than the training used; the epsilon in the file is used.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from delvm.errors import UserError
-from delvm.interop import weight_files as weights
 from delvm.interop.formats import hf_decoder
+from delvm.interop.model_source import ModelData, ModelSource
+from delvm.interop.weight_files import read_weights, write_model_dir
 from delvm.models.transformer import Transformer
-from delvm.storage import atomic_dir, write_json
 
-CLASS = "InternLMForCausalLM"
+ARCHITECTURE = "InternLMForCausalLM"
 ROPE_BASE = 10000.0
 
 
-def recognises(config: dict[str, Any]) -> bool:
-    """Whether a config.json is of this layout."""
-    return config.get("architectures") == [CLASS] or config.get("model_type") == "internlm"
+def matches(source: ModelSource) -> bool:
+    """Whether config.json names the architecture."""
+    return (
+        source.config.get("architectures") == [ARCHITECTURE]
+        or source.config.get("model_type") == "internlm"
+    )
 
 
-def read(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Description and weights of a student.
-
-    Args:
-        folder: that holds the weights.
-        config: its config.json.
-
-    Raises:
-        UserError: the config says what `Transformer` cannot be, or the weights cannot be read.
-    """
-    ours = hf_decoder.read_config(config, "bias", folder / "config.json")
-    tied = config.get("tie_word_embeddings") is True
-    found = hf_decoder.read_weights(weights.read_folder(folder), ours, folder, tied)
-    return {"kind": "student", "config": ours}, found
-
-
-def write(student: Transformer, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a student as the class of DeLVM reads it, whole or not at all.
+def read(source: ModelSource, kind: str) -> ModelData:
+    """Metadata and weights of a student.
 
     Raises:
-        UserError: it has what the layout cannot express.
+        UserError: `Transformer` does not support the config, or the weights cannot be read.
     """
-    c = student.config
-    if c.rope_base != ROPE_BASE:
+    config = hf_decoder.import_config(source.config, "bias", source.path / "config.json")
+    tied = source.config.get("tie_word_embeddings") is True
+    state = hf_decoder.import_weights(read_weights(source.path), config, source.path, tied)
+    return {"kind": "student", "config": config}, state
+
+
+def write(student: Transformer, output_dir: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a student as DeLVM's own class reads it. The folder appears complete or not at all.
+
+    Raises:
+        UserError: the student has another rope base, or ids that are not codes.
+    """
+    cfg = student.config
+    if cfg.rope_base != ROPE_BASE:
         raise UserError(
-            f"InternLM has no other rope_base than {ROPE_BASE:g}, this student has "
-            f"{c.rope_base:g}: set format=llama"
+            f"rope_base {cfg.rope_base:g} (student) != {ROPE_BASE:g} (InternLM supports no other): "
+            "set format=llama"
         )
-    if student.space.codes != c.vocab_size:
+    if student.space.codes != cfg.vocab_size:
         raise UserError(
-            f"InternLM has no ids but codes, this student has {c.vocab_size} ids and "
-            f"{student.space.codes} codes: set format=llama"
+            f"vocab_size {cfg.vocab_size} (student) != codebook_size {student.space.codes}: "
+            "InternLM has no special tokens: set format=llama"
         )
-    config = hf_decoder.write_config(student, CLASS, dtype)
-    config |= {"model_type": "internlm", "bias": c.bias}
-    tensors = hf_decoder.write_weights(student, dtype)
-    for layer in range(c.layers):  # the class keeps them among its weights
+    config = hf_decoder.export_config(student, ARCHITECTURE, dtype)
+    config |= {"model_type": "internlm", "bias": cfg.bias}
+    state = hf_decoder.export_weights(student, dtype)
+    for layer in range(cfg.layers):  # the class has them in its state dict
         name = f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"
-        tensors[name] = hf_decoder.frequencies(c.head_width, c.rope_base)
-    with atomic_dir(folder) as part:
-        weights.write_tensors(part / "model.safetensors", tensors)
-        write_json(part / "config.json", config)
+        state[name] = hf_decoder.inv_freq(cfg.head_width, cfg.rope_base)
+    write_model_dir(output_dir, state, config)

@@ -1,9 +1,9 @@
-"""LlamaForCausalLM of transformers: LVM's students, and what other programs read of ours.
+"""LlamaForCausalLM of transformers: LVM's students, and exports for other programs.
 
-LVM (https://github.com/ytongbai/LVM) has 8,192 codes, and ids of no picture beyond them; its
-config.json does not say so, and names as BOS and EOS the ids 1 and 2 of Llama's texts, which are
-codes here. Our own exports say both, and the tokenizer's fingerprint, under the key ``delvm``,
-which transformers carries along.
+LVM (https://github.com/ytongbai/LVM) has 8,192 codes and special tokens beyond them. Its
+config.json does not say so; it names ids 1 and 2 as BOS and EOS, as Llama's text models do, which
+are codes here. DeLVM's exports write the token space and the tokenizer's fingerprint under the key
+``delvm``, which transformers preserves.
 """
 
 from dataclasses import asdict
@@ -11,78 +11,75 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from delvm import legacy
-from delvm.interop import weight_files as weights
 from delvm.interop.formats import hf_decoder
+from delvm.interop.model_source import ModelData, ModelSource
+from delvm.interop.weight_files import read_weights, write_model_dir
 from delvm.models.transformer import Transformer
-from delvm.storage import atomic_dir, write_json
 
-CLASS = "LlamaForCausalLM"
-LVM_CODES = 8192
-
-
-def recognises(config: dict[str, Any]) -> bool:
-    """Whether a config.json is of this layout."""
-    return config.get("architectures") == [CLASS] or config.get("model_type") == "llama"
+ARCHITECTURE = "LlamaForCausalLM"
+LVM_CODEBOOK_SIZE = 8192
 
 
-def read(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Description and weights of a student.
+def matches(source: ModelSource) -> bool:
+    """Whether config.json names the architecture."""
+    return (
+        source.config.get("architectures") == [ARCHITECTURE]
+        or source.config.get("model_type") == "llama"
+    )
 
-    Args:
-        folder: that holds the weights.
-        config: its config.json.
+
+def read(source: ModelSource, kind: str) -> ModelData:
+    """Metadata and weights of a student.
 
     Raises:
-        UserError: the config says what `Transformer` cannot be, or the weights cannot be read.
+        UserError: `Transformer` does not support the config, or the weights cannot be read.
     """
-    place = folder / "config.json"
-    ours = hf_decoder.read_config(config, "attention_bias", place)
-    tied = config.get("tie_word_embeddings") is True
-    found = hf_decoder.read_weights(weights.read_folder(folder), ours, folder, tied)
-    said = config.get("delvm")
-    description = {"space": space(config)} | (
-        legacy.upgrade_model_metadata(said) if isinstance(said, dict) else {}
-    )
-    return description | {"kind": "student", "config": ours}, found
+    file = source.path / "config.json"
+    config = hf_decoder.import_config(source.config, "attention_bias", file)
+    tied = source.config.get("tie_word_embeddings") is True
+    state = hf_decoder.import_weights(read_weights(source.path), config, source.path, tied)
+    metadata: dict[str, Any] = {"space": guess_token_space(source.config)}
+    if isinstance(own := source.config.get("delvm"), dict):
+        metadata |= legacy.upgrade_model_metadata(own)
+    return metadata | {"kind": "student", "config": config}, state
 
 
-def space(config: dict[str, Any]) -> dict[str, int | None]:
-    """Fields of `TokenSpace`, as far as a config.json of somebody else's tells.
+def guess_token_space(config: dict[str, Any]) -> dict[str, int | None]:
+    """Fields of `TokenSpace` for a config.json that does not declare them.
 
-    Of more than 8,192 ids, the first 8,192 are taken for pictures, as in LVM. A BOS or an EOS
-    among the pictures is the default of transformers, and none.
+    Of more than 8,192 ids the first 8,192 are taken as codes, as in LVM. A BOS or EOS among the
+    codes is a default of transformers, and ignored.
     """
-    codes = min(config["vocab_size"], LVM_CODES)
-    ends = {name: config.get(f"{name}_token_id") for name in ("bos", "eos")}
-    return {"codes": codes} | {
-        name: value if type(value) is int and codes <= value < config["vocab_size"] else None
-        for name, value in ends.items()
-    }
+    vocab_size = config["vocab_size"]
+    codebook_size = min(vocab_size, LVM_CODEBOOK_SIZE)
+    space: dict[str, int | None] = {"codes": codebook_size}
+    for name in ("bos", "eos"):
+        value = config.get(f"{name}_token_id")
+        special = type(value) is int and codebook_size <= value < vocab_size
+        space[name] = value if special else None
+    return space
 
 
-def write(student: Transformer, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a student as transformers reads it, whole or not at all.
+def write(student: Transformer, output_dir: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a student as transformers reads it. The folder appears complete or not at all.
 
-    The input embedding is written multiplied out: what is read back has one of its own.
+    The input embedding is written as a plain table, so the student read back has
+    ``embedding: learned``.
     """
-    c = student.config
-    config = hf_decoder.write_config(student, CLASS, dtype) | {
+    cfg = student.config
+    config = hf_decoder.export_config(student, ARCHITECTURE, dtype) | {
         "model_type": "llama",
-        "attention_bias": c.bias,
+        "attention_bias": cfg.bias,
         "mlp_bias": False,
-        "num_key_value_heads": c.heads,
-        "head_dim": c.head_width,
-        "rope_theta": c.rope_base,
+        "num_key_value_heads": cfg.heads,
+        "head_dim": cfg.head_width,
+        "rope_theta": cfg.rope_base,
         "rope_scaling": None,
         "delvm": {
             "space": asdict(student.space),
             "tokenizer_fingerprint": student.tokenizer_fingerprint,
         },
     }
-    tensors = hf_decoder.write_weights(student, dtype)
-    with atomic_dir(folder) as part:
-        weights.write_tensors(part / "model.safetensors", tensors)
-        write_json(part / "config.json", config)
+    write_model_dir(output_dir, hf_decoder.export_weights(student, dtype), config)

@@ -1,19 +1,19 @@
-"""The VQGAN checkpoints of taming-transformers: a Lightning .ckpt and the YAML beside it.
+"""VQGAN checkpoints of taming-transformers: a Lightning .ckpt with a YAML next to it.
 
-Its weights have the names of `VQGAN`, with those of the loss (discriminator, LPIPS) among them,
-and its network works on pixels in [-1, 1].
+The weights have the names of `VQGAN`, mixed with those of the training loss (discriminator, LPIPS),
+and the network works on pixels in [-1, 1].
 """
 
 from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import Tensor
 
 from delvm.errors import UserError
+from delvm.interop.model_source import ModelData, ModelSource
 
-# Names below model.params.ddconfig -> ours.
-_NAMES = {
+# Keys under model.params.ddconfig -> fields of `VQGANConfig`.
+_CONFIG_KEYS = {
     "resolution": "resolution",
     "in_channels": "num_channels",
     "ch": "hidden_channels",
@@ -24,53 +24,56 @@ _NAMES = {
     "dropout": "dropout",
     "resamp_with_conv": "resample_with_conv",
 }
-_ONLY = {"double_z": False, "attn_type": "vanilla", "give_pre_end": False, "tanh_out": False}
-_PLACES = "NAME.yaml, model.yaml or config.yaml beside it, or ../configs/*-project.yaml"
+_SUPPORTED_ONLY = {
+    "double_z": False,
+    "attn_type": "vanilla",
+    "give_pre_end": False,
+    "tanh_out": False,
+}
+_YAML_LOCATIONS = "NAME.yaml, model.yaml or config.yaml next to it, or ../configs/*-project.yaml"
 
 
-def recognises(checkpoint: dict[str, Any]) -> bool:
-    """Whether a checkpoint is of a first stage of taming-transformers."""
-    return "encoder.conv_in.weight" in _state(checkpoint)
+def matches(source: ModelSource) -> bool:
+    """Whether a file is the checkpoint of a first stage (VQGAN)."""
+    return "encoder.conv_in.weight" in _state_dict(source.checkpoint)
 
 
-def read(path: Path, checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Architecture and weights; those of the training loss are left out.
-
-    Args:
-        path: of the checkpoint, to find its YAML.
-        checkpoint: what the file holds.
+def read(source: ModelSource, kind: str) -> ModelData:
+    """Metadata and weights of a tokenizer; weights of the training loss are left out.
 
     Raises:
-        UserError: the YAML is missing or broken, or says what `VQGAN` cannot be.
+        UserError: the YAML is missing or broken, or `VQGAN` does not support the architecture.
     """
-    return _config(find_yaml(path)), {
-        name: tensor for name, tensor in _state(checkpoint).items() if not name.startswith("loss.")
-    }
+    config = _import_config(find_yaml(source.path))
+    state = _state_dict(source.checkpoint)
+    weights = {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
+    return {"kind": "tokenizer", "config": config}, weights
 
 
-def find_yaml(path: Path) -> Path:
-    """The YAML of a checkpoint: as downloads have it, or in the layout of a training's logs.
+def find_yaml(checkpoint: Path) -> Path:
+    """The YAML of a checkpoint, as it is in downloads or in the log folder of a training run.
 
     Raises:
         UserError: there is none, or there are several.
     """
-    beside = [path.with_suffix(".yaml"), path.parent / "model.yaml", path.parent / "config.yaml"]
-    for place in beside:
-        if place.is_file():
-            return place
-    logs = sorted((path.parent.parent / "configs").glob("*-project.yaml"))
-    if len(logs) == 1:
-        return logs[0]
-    many = f"; there are {len(logs)} of the last" if logs else ""
-    raise UserError(f"the YAML of {path} is not there: put it at {_PLACES}{many}")
+    folder = checkpoint.parent
+    for path in (checkpoint.with_suffix(".yaml"), folder / "model.yaml", folder / "config.yaml"):
+        if path.is_file():
+            return path
+    logged = sorted((folder.parent / "configs").glob("*-project.yaml"))
+    if len(logged) == 1:
+        return logged[0]
+    several = f" (found {len(logged)} of the last)" if logged else ""
+    raise UserError(f"the YAML of {checkpoint} is missing: expected {_YAML_LOCATIONS}{several}")
 
 
-def _state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _state_dict(checkpoint: dict[str, Any]) -> dict[str, Any]:
     state = checkpoint.get("state_dict", checkpoint)
     return state if isinstance(state, dict) else {}
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _import_config(path: Path) -> dict[str, Any]:
+    """Fields of `VQGANConfig` from the YAML."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         params = found["model"]["params"]
@@ -81,15 +84,14 @@ def _config(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has no model.params with ddconfig, embed_dim and n_embed"
         ) from None
-    if net.pop("out_ch", 3) != net.get("in_channels", 3):
-        raise UserError(f"{path}: out_ch and in_channels differ, a tokenizer draws what it reads")
-    for name, only in _ONLY.items():
+    if (out := net.pop("out_ch", 3)) != (channels := net.get("in_channels", 3)):
+        raise UserError(f"{path}: out_ch {out} != in_channels {channels}")
+    for name, only in _SUPPORTED_ONLY.items():
         if (value := net.pop(name, only)) != only:
             raise UserError(f"{path}: {name} {value} is not supported, only {only}")
-    if unknown := sorted(set(net) - set(_NAMES)):
+    if unknown := sorted(set(net) - set(_CONFIG_KEYS)):
         raise UserError(f"{path}: unknown keys in ddconfig: {', '.join(unknown)}")
-    ours = {_NAMES[name]: value for name, value in net.items()}
-    return ours | {
+    return {_CONFIG_KEYS[name]: value for name, value in net.items()} | {
         "num_embeddings": n_embed,
         "quantized_embed_dim": embed_dim,
         "signed_pixels": True,

@@ -21,7 +21,7 @@ import lightning as L
 import torch
 
 from delvm.errors import Interrupted, UserError
-from delvm.interop.load import peek
+from delvm.interop.load import read_metadata
 from delvm.storage import remove
 
 # What every checkpoint of ours has; of a torn one, not even the list of its keys can be read.
@@ -44,7 +44,7 @@ def latest_valid_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that can be read; says which ones it passed over."""
     for path in list_checkpoints(folder):
         try:
-            found = peek(path)
+            found = read_metadata(path)
         except UserError as error:
             print(f"resume: passed over, {error}", file=sys.stderr, flush=True)
             continue
