@@ -25,7 +25,7 @@ from delvm.commands.checks import check
 from delvm.commands.help import config_dir, keys
 from delvm.commands.jobs import Halt, Job, refuse_extra, typed
 from delvm.commands.schema import register
-from delvm.errors import Diverged, UserError, did_you_mean, mendable
+from delvm.errors import Diverged, UserError, did_you_mean, to_user_error
 from delvm.progress import say
 
 
@@ -95,7 +95,7 @@ def _explained(verb: str) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise UserError(explain.one_line(error, verb)) from error
     except OSError as error:  # of the run folder
-        raise mendable(error) from error
+        raise to_user_error(error) from error
 
 
 def _without_hydra(cfg: DictConfig) -> DictConfig:
@@ -211,7 +211,7 @@ def run_job(
     try:
         return _checked_job(verb, cfg, work, typed_config, name)
     except Exception as error:
-        known = mendable(error) if isinstance(error, OSError) else error
+        known = to_user_error(error) if isinstance(error, OSError) else error
         if not isinstance(known, UserError):
             if hydra.runtime.choices["hydra/launcher"] != "basic":
                 say(f"{name}{traceback.format_exc()}")  # which does not travel with the error

@@ -11,7 +11,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from delvm.commands import help
-from delvm.errors import UserError, did_you_mean, nearest
+from delvm.errors import UserError, closest_match, did_you_mean
 
 EXAMPLES = {"prompt": "FOLDER", "query": "PICTURE", "teacher.checkpoint": "PATH"}
 # Group of Hydra -> what packages add to it.
@@ -56,7 +56,7 @@ def unknown_key(name: str, siblings: Iterable[str], everywhere: Iterable[str] = 
     """
     parent, _, leaf = name.rpartition(".")
     lead = f"{parent}." if parent else ""
-    close = nearest(leaf, siblings)
+    close = closest_match(leaf, siblings)
     deeper = [key for key in everywhere if key.startswith(lead) and key.endswith(f".{leaf}")]
     if close is None and deeper:
         return f"unknown key '{name}': did you mean '{deeper[0]}'?"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from delvm.commands.devices import pick
 from delvm.commands.schema import InspectConfig
-from delvm.errors import Suspicious
+from delvm.errors import CheckFailed
 from delvm.storage import as_path
 
 
@@ -12,7 +12,7 @@ def run(cfg: InspectConfig) -> None:
     """Look, and say what was seen.
 
     Raises:
-        Suspicious: something is flagged.
+        CheckFailed: something is flagged.
     """
     # Imported here: torch takes seconds, which a mistake in the config need not wait for.
     from delvm.evaluation.shard_inspection import inspect, kind_of
@@ -38,5 +38,5 @@ def run(cfg: InspectConfig) -> None:
     print(f"pictures and numbers: {output}")
     if flags := report["flags"]:
         listed = "\n  - ".join(["", *flags])
-        raise Suspicious(f"{len(flags)} flagged in {root}:{listed}")
+        raise CheckFailed(f"{len(flags)} flagged in {root}:{listed}")
     print("nothing suspicious")

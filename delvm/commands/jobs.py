@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from delvm.commands import explain
 from delvm.commands.checks import check
-from delvm.errors import Diverged, UserError, mendable
+from delvm.errors import Diverged, UserError, to_user_error
 
 # Verbs of which each job of a sweep gets a folder of its own, below output.
 OWN_FOLDER = ("train", "evaluate", "inspect")
@@ -89,7 +89,7 @@ class Job:
         try:
             return self._run(raw, name)
         except Exception as error:
-            told = mendable(error) if isinstance(error, OSError) else error
+            told = to_user_error(error) if isinstance(error, OSError) else error
             if name and isinstance(told, UserError):
                 told.args = (f"{name}: {told}",)
             if self.elsewhere:

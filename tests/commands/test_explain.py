@@ -49,7 +49,7 @@ LINES = {
     "train student.net=5": "student.net=5 does not fit: student.net takes keys of its own, as "
     "GROUP.KEY=VALUE",
     "train module=distillation module.direction=forwrad": "module.direction=forwrad is not one of "
-    "forward, inverse: did you mean 'forward'?",
+    "forward, reverse, inverse: did you mean 'forward'?",
     "generate device=gpu": "device=gpu is not one of auto, cpu, cuda: did you mean 'cpu'?",
     "prepare source.size=null": "source.size=null does not fit: source.size takes a whole number",
     "evaluate students=3": "students=3 does not fit: students takes a dictionary, as {a: 1}",

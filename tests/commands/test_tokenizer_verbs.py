@@ -8,7 +8,7 @@ import pytest
 
 from delvm.commands import encode
 from delvm.data.types import Example
-from delvm.errors import Suspicious
+from delvm.errors import CheckFailed
 from delvm.models.vqgan import VQGAN
 from tests.data.shard_makers import write_examples
 
@@ -48,7 +48,7 @@ def test_what_is_flagged_ends_in_code_3(delvm, weights, pairs):
     delvm("encode", f"input={pairs}", "output=tokens", "splits=[test]",
           f"tokenizer={weights / 'tokenizer'}")  # fmt: skip
     code, out, err = delvm("inspect", "input=tokens")  # with the tokenizer that ships
-    assert code == Suspicious.exit_code == 3
+    assert code == CheckFailed.exit_code == 3
     assert "test/derain: 6 examples" in out and "encoded by tokenizer" in err
     assert "Traceback" not in err
 

@@ -13,7 +13,7 @@ from delvm.data.shards.manifest import (
     plan_images,
 )
 from delvm.data.types import SPLITS, Example, RejectedItem, Source, SourceChunk, check_splits
-from delvm.errors import Suspicious, UserError
+from delvm.errors import CheckFailed, UserError
 from delvm.progress import Progress, say, say_kept
 from delvm.storage import StoragePath, as_path, atomic_path
 from delvm.viz.image_grid import image_grid
@@ -45,7 +45,7 @@ def prepare(
 
     Raises:
         UserError: Unknown split, or a finished folder made with other settings.
-        Suspicious: More was rejected than allowed; what has been written stays.
+        CheckFailed: More was rejected than allowed; what has been written stays.
     """
     output = as_path(output)
     check_splits(splits)
@@ -108,7 +108,7 @@ def _check_rejects(output: StoragePath, manifest: Manifest, most: float) -> None
         f"({share:.1%}), listed in {folder / REJECTS}"
     )
     if share > most or not manifest.count:
-        raise Suspicious(
+        raise CheckFailed(
             f"{manifest.split}/{manifest.task}: {said}: more than max_reject_fraction={most}; "
             "what has been written is valid"
         )

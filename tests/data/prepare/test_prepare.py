@@ -13,7 +13,7 @@ from delvm.data.prepare.chunks import read_rejects
 from delvm.data.prepare.prepare import prepare
 from delvm.data.shards.io import read_examples
 from delvm.data.types import RejectedItem, SourceChunk
-from delvm.errors import Suspicious, UserError
+from delvm.errors import CheckFailed, UserError
 from tests.data.corpus_makers import FakeSource, FakeTokenizer, contents, stored
 
 
@@ -127,9 +127,9 @@ def test_rejects_are_listed_and_counted(tmp_path, capsys):
 
 
 def test_too_many_rejects_end_the_job_and_leave_what_is_done(tmp_path):
-    with pytest.raises(Suspicious, match=r"2 of 7 raw .* more than max_reject_fraction=0.1"):
+    with pytest.raises(CheckFailed, match=r"2 of 7 raw .* more than max_reject_fraction=0.1"):
         prepare(Damaged(), tmp_path, ["train"], max_reject_fraction=0.1)
-    assert Suspicious.exit_code == 3
+    assert CheckFailed.exit_code == 3
     assert len(list(read_examples(tmp_path, "train", "derain"))) == 5
 
 

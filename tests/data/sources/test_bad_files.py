@@ -11,7 +11,7 @@ from delvm.data.shards.io import read_examples
 from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion
 from delvm.data.sources.paired_folders import Paired
-from delvm.errors import Suspicious
+from delvm.errors import CheckFailed
 from tests.data.sources import bad_files
 from tests.data.sources.bad_files import BAD, GOOD, encoded, smooth
 
@@ -133,7 +133,7 @@ def test_too_many_rejects_are_suspicious_and_what_was_written_is_valid(tmp_path)
     bad_files.write_bad(tmp_path / "raw")
     truths = bad_files.write_good(tmp_path / "raw")
     source = Images(path=str(tmp_path / "raw"), size=SIZE, val=0, test=0)
-    with pytest.raises(Suspicious, match="4 of 9 raw items rejected .44.4%") as caught:
+    with pytest.raises(CheckFailed, match="4 of 9 raw items rejected .44.4%") as caught:
         prepare(source, tmp_path / "out", ["train"], max_reject_fraction=0.4)
     assert caught.value.exit_code == 3
     examples = list(read_examples(tmp_path / "out", "train", "images"))

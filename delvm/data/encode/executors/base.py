@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from delvm.data.encode.shard_task import Done, Job, Piece, Report, Tokenizer, encode_piece
-from delvm.errors import UserError, mendable
+from delvm.errors import UserError, to_user_error
 from delvm.storage import RemotePath, absolute_path
 
 
@@ -117,7 +117,7 @@ class Worker:
         try:
             return encode_piece(self.job, piece, self.tokenizer, report)
         except OSError as error:
-            raise mendable(error, f"{self.job.output}/{self.job.title(piece)}") from error
+            raise to_user_error(error, f"{self.job.output}/{self.job.title(piece)}") from error
 
     def attempt(self, piece: Piece, report: Report = lambda count: None) -> Done | UserError:
         """The same with a user's error as the result, so that it crosses to another process."""
