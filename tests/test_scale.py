@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from delvm.data.shards.io import write_tokens
 from delvm.data.shards.manifest import plan_images, plan_tokens
+from delvm.data.shards.writer import write_tokens
 from delvm.errors import UserError
 from experiments.scale.estimate import LVM, PAPER, estimate, main, table
 

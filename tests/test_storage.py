@@ -17,8 +17,8 @@ from delvm.data.encode.encode import encode
 from delvm.data.encode.executors.processes import Processes
 from delvm.data.prepare.chunks import read_rejects
 from delvm.data.prepare.prepare import prepare
-from delvm.data.shards.io import read_examples, read_tokens
 from delvm.data.shards.manifest import load_manifests, read_codebook
+from delvm.data.shards.reader import read_examples, read_tokens
 from delvm.errors import UserError
 from delvm.evaluation.shard_inspection import inspect
 from delvm.storage import (
@@ -183,7 +183,7 @@ def test_what_was_killed_in_a_store_is_continued(store, tmp_path, capsys):
     encode(store / "pairs", store / "tokens", tokenizer, "abc", splits=["train"])
     assert len(tokenizer.batches) == 1 and "kept" not in capsys.readouterr().out
     assert stored(store / "tokens") == contents(tmp_path / "tokens")
-    with pytest.raises(UserError, match="fingerprint=abc, asked for is fingerprint=def"):
+    with pytest.raises(UserError, match="fingerprint=abc, requested is fingerprint=def"):
         encode(store / "pairs", store / "tokens", FakeTokenizer(), "def", splits=["train"])
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from delvm.commands.schema import ConvertConfig, Format
-from delvm.data.shards.io import read_tokens, write_tokens
 from delvm.data.shards.manifest import (
     MANIFEST,
     load_manifests,
@@ -16,6 +15,8 @@ from delvm.data.shards.manifest import (
     plan_tokens,
     write_codebook,
 )
+from delvm.data.shards.reader import read_tokens
+from delvm.data.shards.writer import write_tokens
 from delvm.data.types import SPLITS
 from delvm.errors import UserError
 from delvm.interop.fingerprint import fingerprint

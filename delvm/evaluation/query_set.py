@@ -14,8 +14,8 @@ from torch import Tensor
 
 from delvm.data.datasets.sampler import seeded_rng
 from delvm.data.image_io import to_tensor
-from delvm.data.shards.io import read_examples
 from delvm.data.shards.manifest import Manifest, load_manifests
+from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
 from delvm.errors import UserError
 from delvm.models.vqgan import VQGAN

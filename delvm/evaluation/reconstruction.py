@@ -20,8 +20,8 @@ from torch import Tensor
 
 from delvm.data.codebook_usage import CodebookUsage
 from delvm.data.image_io import to_pil, to_tensor
-from delvm.data.shards.io import read_examples
 from delvm.data.shards.manifest import load_manifests
+from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
 from delvm.evaluation import bootstrap
 from delvm.evaluation.fid import RFID

@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader
 
 from delvm.data.datasets.sampler import ResumableBatchSampler
 from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
-from delvm.data.shards import io as shards
-from delvm.data.shards import manifest
+from delvm.data.shards import manifest, reader, writer
 from delvm.interop.token_files import write_internlm
 from delvm.models.token_space import TokenSpace
 from experiments.bench.frame import Row
@@ -38,7 +37,7 @@ def rows() -> list[Row]:
         write(large, LARGE)
         samples = (
             pair.reshape(-1)
-            for record in shards.read_tokens(small, "train", "pose")
+            for record in reader.read_tokens(small, "train", "pose")
             for pair in record
         )
         write_internlm(lines, samples, TokenSpace(V))
@@ -56,7 +55,7 @@ def write(root: Path, pairs: int) -> None:
     def ids(start: int, stop: int) -> list[np.ndarray]:
         return [np.random.default_rng(start).integers(0, V, (stop - start, 2, N))]
 
-    shards.write_tokens(root, plan, ids)
+    writer.write_tokens(root, plan, ids)
 
 
 def stream(root: Path) -> SentenceDataset:

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from delvm.data.shards import io as shards
-from delvm.data.shards import manifest
+from delvm.data.shards import manifest, writer
 from experiments.bench.frame import Row, medians
 
 REPEATS = 9
@@ -50,7 +49,7 @@ def write(root: Path) -> None:
         def ids(start: int, stop: int) -> list[np.ndarray]:
             return [np.random.default_rng(start).integers(0, V, (stop - start, 2, N))]
 
-        shards.write_tokens(root, plan, ids)
+        writer.write_tokens(root, plan, ids)
 
 
 def overrides(folder: Path) -> list[str]:

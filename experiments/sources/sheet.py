@@ -14,7 +14,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from delvm import cli
-from delvm.data.shards.io import read_examples
+from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
 from delvm.storage import atomic_path
 from delvm.viz.image_grid import image_grid

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from delvm.data.shards.io import read_tokens
+from delvm.data.shards.reader import read_tokens
 from delvm.interop.save import save_model
 from delvm.models.vqgan import VQGAN, VQGANConfig
 

@@ -83,6 +83,6 @@ def test_the_fast_mode_needs_hardware_for_it(delvm, weights, pairs, monkeypatch,
         assert manifest["bf16"] is True
         code, _, err = delvm("encode", f"input={pairs}", "output=tokens", "splits=[test]",
                              f"tokenizer={weights / 'tokenizer'}")  # fmt: skip
-        assert code == 2 and "was made with bf16=True, asked for is bf16=False" in err
+        assert code == 2 and "was made with bf16=True, requested is bf16=False" in err
         return
     assert "fast=true needs bfloat16, which this cpu has not" in err

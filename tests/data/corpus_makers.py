@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from delvm.data.image_io import to_tensor
-from delvm.data.shards import io as shards
-from delvm.data.shards.io import read_tokens
+from delvm.data.shards import writer
+from delvm.data.shards.reader import read_tokens
 from delvm.data.types import Example, split_into_chunks
 from delvm.errors import UserError
 
@@ -100,7 +100,7 @@ class Makes:
         if self.refuse:
             raise UserError(self.refuse)
         if self.full:
-            shards.write_tar = no_space
+            writer.write_records = no_space
         return Deadly(self.kill_once, self.tokens) if self.kill_once else self.plain()
 
     def plain(self):

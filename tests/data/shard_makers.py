@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from delvm.data.prepare.chunks import finish_parts, pending_parts, start_parts, write_part
-from delvm.data.shards.io import write_tokens
 from delvm.data.shards.manifest import plan_images, plan_tokens, write_codebook
+from delvm.data.shards.writer import write_tokens
 from delvm.data.types import Example, split_into_chunks
 
 SETTINGS = {"source": "fake", "seed": 0, "image_size": 8}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from delvm.data.image_io import to_tensor
-from delvm.data.shards.io import read_examples
+from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
 from delvm.models.token_space import TokenSpace
 from tests.data.shard_makers import write_examples

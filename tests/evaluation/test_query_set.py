@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from delvm.data.image_io import to_tensor
-from delvm.data.shards.io import read_examples
+from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
 from delvm.evaluation import query_set as prompting
 

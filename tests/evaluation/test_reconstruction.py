@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from delvm.data.image_io import to_tensor
-from delvm.data.shards.io import read_examples
+from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
 from delvm.evaluation.fid import RFID
 from delvm.evaluation.reconstruction import COLUMNS, run

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from delvm.data.shards.io import write_tokens
 from delvm.data.shards.manifest import plan_images, plan_tokens, write_codebook
+from delvm.data.shards.writer import write_tokens
 from delvm.errors import UserError
 from delvm.evaluation.shard_inspection import inspect, kind_of
 from delvm.interop.fingerprint import fingerprint

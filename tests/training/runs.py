@@ -9,8 +9,7 @@ import torch
 
 from delvm.data.datasets.images import ImagesConfig
 from delvm.data.datasets.sentences import SentencesConfig
-from delvm.data.shards import io as shards
-from delvm.data.shards import manifest
+from delvm.data.shards import manifest, writer
 from delvm.models.transformer import Init, TransformerConfig
 from delvm.models.vqgan import VQGANConfig
 from delvm.training.config import (
@@ -41,7 +40,7 @@ def write_ids(root: Path) -> None:
             inputs = np.random.default_rng(start).integers(0, V, (stop - start, 1, N))
             yield np.concatenate((inputs, (inputs + 1) % V), axis=1)
 
-        shards.write_tokens(root, plan, ids)
+        writer.write_tokens(root, plan, ids)
 
 
 def student_config(tokens: Path, steps: int = 3, **changes: object) -> TrainConfig:

@@ -8,8 +8,7 @@ import torch
 
 from delvm.data.datasets.images import ImagesConfig
 from delvm.data.datasets.sentences import SentencesConfig
-from delvm.data.shards import io as shards
-from delvm.data.shards import manifest
+from delvm.data.shards import manifest, writer
 from delvm.errors import Diverged, UserError
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import save_model
@@ -63,7 +62,7 @@ def test_single_pictures_are_packed_as_documents(tmp_path):
         )  # fmt: skip
         plan.images_per_example = 1
         rising = [np.arange(N) + np.arange(64)[:, None, None] % (V - N)]
-        shards.write_tokens(tmp_path / "tokens", plan, lambda start, stop, r=rising: r)
+        writer.write_tokens(tmp_path / "tokens", plan, lambda start, stop, r=rising: r)
     config = student_config(tmp_path / "tokens", steps=60)
     train(config, tmp_path / "run")
     # Within a picture each token is the one before and one; the first is told by nothing.

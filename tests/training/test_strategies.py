@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from delvm.data.shards import io as shards
-from delvm.data.shards import manifest
+from delvm.data.shards import manifest, writer
 from delvm.interop import sharded_checkpoint as sharded
 from delvm.interop.load import load_student
 from delvm.training import strategies
@@ -43,7 +42,7 @@ def mixture(tmp_path_factory) -> Path:
                 first = np.random.default_rng(start).integers(0, V, (stop - start, 1, N))
                 yield np.concatenate([(first + i) % V for i in range(k)], axis=1)
 
-            shards.write_tokens(root, plan, ids)
+            writer.write_tokens(root, plan, ids)
     return root
 
 

@@ -18,9 +18,9 @@ from delvm.data.datasets.sampler import (
     WindowedShuffle,
     shard_signature,
 )
-from delvm.data.shards.io import read_examples
 from delvm.data.shards.manifest import load_manifests
 from delvm.data.shards.random_access import MAX_OPEN_SHARDS, ImageShardReader
+from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
 from delvm.storage import as_path
 

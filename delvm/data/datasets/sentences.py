@@ -22,9 +22,9 @@ from delvm.data.datasets.sampler import (
     mixture_weights,
     shard_signature,
 )
-from delvm.data.shards.io import read_tokens
 from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.data.shards.random_access import MAX_OPEN_SHARDS, TokenShardReader
+from delvm.data.shards.reader import read_tokens
 from delvm.errors import UserError
 from delvm.storage import StoragePath, as_path
 

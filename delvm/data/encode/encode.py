@@ -12,15 +12,15 @@ from delvm.data.augment import BalanceConfig, BalanceMode, target_counts
 from delvm.data.encode.executors.base import Engine, Factory, Share
 from delvm.data.encode.executors.local import Local
 from delvm.data.encode.shard_task import Done, Job, Piece, Tokenizer
-from delvm.data.shards.io import finalize_tokens, missing_shards, start_tokens, started
 from delvm.data.shards.manifest import (
     MANIFEST,
     Manifest,
     load_manifests,
-    pending,
+    pending_shards,
     plan_tokens,
     write_codebook,
 )
+from delvm.data.shards.writer import finalize_tokens, is_in_progress, missing_shards, start_tokens
 from delvm.data.types import SPLITS, check_splits
 from delvm.errors import UserError
 from delvm.progress import Progress, say, say_kept
@@ -181,9 +181,9 @@ def _wait_for_start(job: Job, share: Share) -> None:
     """
     for manifest in job.plans:
         if (job.output / manifest.split / manifest.task / MANIFEST).exists():
-            pending(job.output, manifest)  # refuses what the first process refuses too
+            pending_shards(job.output, manifest)  # refuses what the first process refuses too
     end = time.monotonic() + PATIENCE
-    while not all(started(job.output, manifest) for manifest in job.plans):
+    while not all(is_in_progress(job.output, manifest) for manifest in job.plans):
         if time.monotonic() > end:
             raise UserError(
                 f"RANK={share.rank} of WORLD_SIZE={share.ranks} waited {PATIENCE:.0f} s for RANK=0 "
@@ -270,7 +270,7 @@ def _say_found(job: Job, overwrite: bool) -> None:
     """
     kept = []
     for manifest in job.plans:
-        todo = sum(shard["count"] for shard in pending(job.output, manifest, overwrite))
+        todo = sum(shard["count"] for shard in pending_shards(job.output, manifest, overwrite))
         name = f"{manifest.split}/{manifest.task}"
         if not todo:
             kept.append(name)

@@ -21,8 +21,9 @@ from torch import Tensor
 from delvm import tasks
 from delvm.data.augment import BalanceMode, Jitter, augment
 from delvm.data.image_io import to_tensor
-from delvm.data.shards.io import iter_lazy, write_token_shard
 from delvm.data.shards.manifest import Manifest
+from delvm.data.shards.reader import iter_lazy
+from delvm.data.shards.writer import write_token_shard
 from delvm.data.types import Example
 from delvm.storage import StoragePath
 

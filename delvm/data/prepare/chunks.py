@@ -21,8 +21,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from delvm.data.shards.io import Files, write_tar
-from delvm.data.shards.manifest import INCOMPLETE, MANIFEST, Manifest, difference, member_names
+from delvm.data.shards.manifest import (
+    INCOMPLETE,
+    MANIFEST,
+    Manifest,
+    describe_difference,
+    member_names,
+)
+from delvm.data.shards.writer import Record, write_records
 from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
 from delvm.storage import (
@@ -80,7 +86,7 @@ def _check_same(
     other = {name: asked.get(name) for name in made if asked.get(name) != made[name]}
     bare = replace(found, count=0, shards=[], chunks=[], images_per_example=plan.images_per_example)
     if bare != plan or other:
-        said = difference(bare, plan)
+        said = describe_difference(bare, plan)
         if bare == plan:
             name = next(iter(other))
             now = "which is gone" if other[name] is None else f"now {other[name]:,}"
@@ -163,8 +169,8 @@ def write_part(
         # The first is called as its part is, so that most parts are one shard of that name.
         file = f"{part.name}.{len(shards)}.tar" if shards else f"{part.name}.tar"
         with atomic_path(folder / file) as path:
-            members = write_tar(path, _files(itertools.chain([first], group)))
-        shards.append({"file": file, "count": members // len(first.images)})
+            count = write_records(path, map(_record, itertools.chain([first], group)))
+        shards.append({"file": file, "count": count})
     rejects = [asdict(reject) for reject in accepted.rejects]
     result = {
         "expected": part.count,
@@ -215,13 +221,13 @@ class _Accepted:
         self._keys.add(key)
 
 
-def _files(examples: Iterable[Example]) -> Iterator[Files]:
-    for example in examples:
-        names = member_names(len(example.images))
-        for name, picture in zip(names, example.images, strict=True):
-            buffer = io.BytesIO()
-            Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
-            yield f"{example.key}.{name}", buffer.getvalue()
+def _record(example: Example) -> Record:
+    record: Record = {"__key__": example.key}
+    for name, image in zip(member_names(len(example.images)), example.images, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+        record[name] = buffer.getvalue()
+    return record
 
 
 def finish_parts(root: StoragePath, plan: Manifest, parts: list[SourceChunk]) -> Manifest:

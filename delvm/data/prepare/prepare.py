@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from PIL import Image
 
 from delvm.data.prepare.chunks import REJECTS, finish_parts, pending_parts, start_parts, write_part
-from delvm.data.shards.io import read_examples
 from delvm.data.shards.manifest import (
     Manifest,
     load_manifests,
     plan_images,
 )
+from delvm.data.shards.reader import read_examples
 from delvm.data.types import SPLITS, Example, RejectedItem, Source, SourceChunk, check_splits
 from delvm.errors import CheckFailed, UserError
 from delvm.progress import Progress, say, say_kept

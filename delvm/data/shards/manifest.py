@@ -1,15 +1,17 @@
 """What a root of shards holds: a manifest for each split and task, and the codebook of its ids.
 
-What is to be made is planned before any of it is written (`plan_images`, `plan_tokens`), so a
-finished folder can be told from one made with other settings, and a killed job continues at the
-first part it had not finished. What a folder of pictures will hold is known only once its source
-has been read; a folder of tokens is known to the last shard.
+All output is planned before any of it is written (`plan_images`, `plan_tokens`), so a finished
+directory can be told apart from one made with other settings, and a killed job continues at the
+first shard that is missing. How many images a directory will hold is known only after its source
+has been read; for tokens the plan lists every shard.
 """
 
 import re
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -18,41 +20,43 @@ from delvm import legacy
 from delvm.errors import UserError
 from delvm.storage import StoragePath, as_path, atomic_path, local_copy, read_json, write_json
 
+TokenIds: TypeAlias = npt.NDArray[np.uint16]  # (n, k, N): examples, images per example, tokens
+
 MANIFEST, INCOMPLETE = "manifest.json", "unfinished.json"
 TOKENS_PER_RECORD = 65_536
 RECORDS_PER_SHARD = 16
-# What manifests without these keys meant.
+# Values of keys that manifests of earlier versions do not have.
 _LEGACY_DEFAULTS: dict[str, Any] = {
     "bf16": False,
     "images_per_example": 2,
     "settings": {},
     "chunks": [],
 }
-_CHUNK = {"name": str, "expected": int, "shards": int, "rejected": int}
+_CHUNK_TYPES = {"name": str, "expected": int, "shards": int, "rejected": int}
 COMMAND_FOR = {"images": "delvm prepare output={}", "tokens": "delvm encode output={}"}
 HINT_FOR_OTHER_KIND = {
-    "images": "give the folder that `delvm prepare` wrote",
-    "tokens": "give the folder that `delvm encode` wrote",
+    "images": "give the directory that `delvm prepare` wrote",
+    "tokens": "give the directory that `delvm encode` wrote",
 }
 
 
 @dataclass
 class Manifest:
-    """What one folder of shards holds.
+    """What one directory of shards holds.
 
     Attributes:
         kind: "images" or "tokens".
-        task, split: As the folders are named.
+        task, split: As in the path ROOT/SPLIT/TASK.
         count: Examples in all the shards.
         shards: {"file": name, "count": examples} in order.
-        image_size: Side of the pictures in pixels.
+        image_size: Side of the images in pixels.
         tokens_per_image, vocab_size, fingerprint: Of the tokenizer; None for images.
-        source, seed: Of the raw material.
-        balance: How a training task was balanced, None where it was not.
+        source, seed: Name of the data source, and seed of everything random about it.
+        balance: How a training task was balanced; None if it was not.
         bf16: Whether the tokenizer computed in bfloat16.
-        images_per_example: k: 2 for a pair.
+        images_per_example: k; 2 for pairs.
         settings: What else the examples depend on.
-        chunks: Of the source, in order: {"name", "expected", "shards", "rejected"}.
+        chunks: Chunks of the source, in order: {"name", "expected", "shards", "rejected"}.
     """
 
     kind: str
@@ -74,11 +78,11 @@ class Manifest:
 
     @property
     def rejected(self) -> int:
-        """Raw items that no example could be made of."""
+        """Number of raw items that no example could be made of."""
         return sum(chunk["rejected"] for chunk in self.chunks)
 
     def save(self, path: StoragePath) -> None:
-        """Write it as JSON, whole or not at all."""
+        """Write it as JSON, atomically."""
         write_json(path, asdict(self))
 
     @classmethod
@@ -86,7 +90,8 @@ class Manifest:
         """Read and check a manifest.
 
         Raises:
-            UserError: Missing, not JSON, unknown or missing keys, or values of a wrong kind.
+            UserError: The file is missing or not JSON, keys are missing or unknown, or a value has
+                the wrong type.
         """
         values = _LEGACY_DEFAULTS | legacy.rename_keys(
             read_json(path, "manifest"), legacy.MANIFEST, legacy.MANIFEST_VALUES
@@ -100,35 +105,38 @@ class Manifest:
             missing, unknown = (sorted(names - values.keys()), sorted(values.keys() - names))
             raise UserError(f"manifest {path}: missing keys {missing}, unknown keys {unknown}")
         manifest = cls(**values)
-        if fault := manifest._fault():
-            raise UserError(f"manifest {path}: {fault}")
+        if error := manifest._error():
+            raise UserError(f"manifest {path}: {error}")
         return manifest
 
-    def _fault(self) -> str | None:
-        """What is wrong with the values, if anything is."""
-        wanted: dict[str, type] = dict.fromkeys(
+    def _error(self) -> str | None:
+        """The first value that is invalid, with the reason."""
+        expected: dict[str, type] = dict.fromkeys(
             ("count", "image_size", "seed", "images_per_example"), int
         )
-        wanted |= dict.fromkeys(("task", "split", "source"), str)
-        wanted |= {"shards": list, "bf16": bool, "settings": dict, "chunks": list}
+        expected |= dict.fromkeys(("task", "split", "source"), str)
+        expected |= {"shards": list, "bf16": bool, "settings": dict, "chunks": list}
         if self.kind not in COMMAND_FOR:
             return f"kind is {self.kind!r}, not one of {sorted(COMMAND_FOR)}"
         if self.kind == "tokens":
-            wanted |= {"tokens_per_image": int, "vocab_size": int, "fingerprint": str}
-        for name, kind in wanted.items():
+            expected |= {"tokens_per_image": int, "vocab_size": int, "fingerprint": str}
+        for name, kind in expected.items():
             if type(getattr(self, name)) is not kind:
                 return f"{name} is {getattr(self, name)!r}, not of type {kind.__name__}"
         for shard in self.shards:
             if not isinstance(shard, dict) or shard.keys() != {"file", "count"}:
                 return f"shard {shard!r} is not {{file, count}}"
             if type(shard["count"]) is not int or shard["count"] < 1:
-                return f"shard count {shard['count']!r} is not a number of pairs"
-            # A name is never a path, so that a manifest reaches nothing outside its folder.
+                return f"shard count {shard['count']!r} is not a number of examples"
+            # A name is never a path, so that a manifest reaches nothing outside its directory.
             if not re.fullmatch(r"\w[\w-]*(\.\d+)?\.tar", str(shard["file"])):
                 return f"shard file {shard['file']!r} is not NAME.tar"
         for chunk in self.chunks:
-            if not isinstance(chunk, dict) or {k: type(v) for k, v in chunk.items()} != _CHUNK:
-                return f"chunk {chunk!r} is not {{{', '.join(_CHUNK)}}}"
+            if (
+                not isinstance(chunk, dict)
+                or {k: type(v) for k, v in chunk.items()} != _CHUNK_TYPES
+            ):
+                return f"chunk {chunk!r} is not {{{', '.join(_CHUNK_TYPES)}}}"
         if self.images_per_example < 1:
             return f"images_per_example is {self.images_per_example}, below 1"
         if self.count != sum(shard["count"] for shard in self.shards):
@@ -146,29 +154,28 @@ def plan_images(
     settings: dict[str, Any] | None = None,
     shard_size: int = 1000,
 ) -> Manifest:
-    """What a folder of pictures is made with; how many there will be is not known yet."""
+    """The settings a directory of images is made with; its shards are not known yet."""
     if shard_size < 1:
         raise UserError(f"shard_size={shard_size} is below 1: set shard_size=1000")
-    made = {"shard_size": shard_size} | (settings or {})
     return Manifest(
-        "images",
-        task,
-        split,
-        0,
-        [],
-        image_size,
-        None,
-        None,
-        None,
-        source,
-        seed,
-        None,
-        settings=made,
+        kind="images",
+        task=task,
+        split=split,
+        count=0,
+        shards=[],
+        image_size=image_size,
+        tokens_per_image=None,
+        vocab_size=None,
+        fingerprint=None,
+        source=source,
+        seed=seed,
+        balance=None,
+        settings={"shard_size": shard_size} | (settings or {}),
     )
 
 
 def plan_tokens(
-    pairs: Manifest,
+    images: Manifest,
     count: int,
     *,
     tokens_per_image: int,
@@ -177,29 +184,29 @@ def plan_tokens(
     balance: dict[str, Any] | None = None,
     bf16: bool = False,
 ) -> Manifest:
-    """What the folder of tokens of `pairs` will hold, balanced to `count` examples.
+    """The complete manifest of the tokens of `images`, balanced to `count` examples.
 
     Raises:
-        UserError: More codes than uint16 can number.
+        UserError: The vocabulary does not fit into uint16.
     """
     if vocab_size > 1 << 16:
         raise UserError(f"vocab_size {vocab_size} (tokenizer) > {1 << 16}, the limit of a shard")
-    per_record = examples_per_record(pairs.images_per_example * tokens_per_image)
-    values = asdict(pairs) | {
-        "kind": "tokens",
-        "chunks": [],
-        "count": count,
-        "shards": _split(count, per_record * RECORDS_PER_SHARD),
-        "tokens_per_image": tokens_per_image,
-        "vocab_size": vocab_size,
-        "fingerprint": fingerprint,
-        "balance": balance,
-        "bf16": bf16,
-    }
-    return Manifest(**values)
+    per_record = examples_per_record(images.images_per_example * tokens_per_image)
+    return replace(
+        images,
+        kind="tokens",
+        chunks=[],
+        count=count,
+        shards=_shards_of(count, per_record * RECORDS_PER_SHARD),
+        tokens_per_image=tokens_per_image,
+        vocab_size=vocab_size,
+        fingerprint=fingerprint,
+        balance=balance,
+        bf16=bf16,
+    )
 
 
-def _split(count: int, size: int) -> list[dict[str, Any]]:
+def _shards_of(count: int, size: int) -> list[dict[str, Any]]:
     starts = range(0, count, size)
     return [
         {"file": f"{number:06d}.tar", "count": min(size, count - start)}
@@ -208,22 +215,38 @@ def _split(count: int, size: int) -> list[dict[str, Any]]:
 
 
 def examples_per_record(tokens: int) -> int:
-    """How many examples of that many tokens a record of token ids holds."""
+    """Examples in one record of token ids, for examples of that many tokens."""
     return max(1, TOKENS_PER_RECORD // tokens)
 
 
-def member_names(pictures: int) -> tuple[str, ...]:
-    """Names of the files of an example of k pictures, after its key."""
-    if pictures == 2:
+def member_names(images_per_example: int) -> tuple[str, ...]:
+    """Names of the files of an example of k images, after its key."""
+    if images_per_example == 2:
         return ("input.png", "target.png")
-    return tuple(f"{number:03d}.png" for number in range(pictures))
+    return tuple(f"{number:03d}.png" for number in range(images_per_example))
 
 
-def pending(root: StoragePath, plan: Manifest, overwrite: bool = False) -> list[dict[str, Any]]:
+def ids_error(array: npt.NDArray[Any], manifest: Manifest) -> str | None:
+    """What is wrong with token ids (n, k, N), in dtype, shape or range; None if nothing is."""
+    assert manifest.vocab_size is not None
+    if not np.issubdtype(array.dtype, np.integer):
+        return f"{array.dtype} is not an integer type"
+    k, n = manifest.images_per_example, manifest.tokens_per_image
+    if array.ndim != 3 or array.shape[1:] != (k, n) or not len(array):
+        return f"shape {array.shape} is not (n, {k}, {n})"
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= manifest.vocab_size:
+        return f"id {low if low < 0 else high} is outside [0, {manifest.vocab_size})"
+    return None
+
+
+def pending_shards(
+    root: StoragePath, plan: Manifest, overwrite: bool = False
+) -> list[dict[str, Any]]:
     """The shards of a plan still to be written: all, those a killed job left, or none.
 
     Raises:
-        UserError: The folder is finished but was made with other settings.
+        UserError: The directory is finished but was made with other settings.
     """
     folder = as_path(root) / plan.split / plan.task
     if (folder / MANIFEST).exists():
@@ -231,38 +254,51 @@ def pending(root: StoragePath, plan: Manifest, overwrite: bool = False) -> list[
             return plan.shards
         found = Manifest.load(folder / MANIFEST)
         if found != plan:
-            said = difference(found, plan)
-            raise UserError(f"{folder} {said}: set overwrite=true to replace it")
+            raise UserError(
+                f"{folder} {describe_difference(found, plan)}: set overwrite=true to replace it"
+            )
     elif not (folder / INCOMPLETE).exists() or Manifest.load(folder / INCOMPLETE) != plan:
         return plan.shards
     return [shard for shard in plan.shards if not (folder / shard["file"]).exists()]
 
 
-def difference(found: Manifest, plan: Manifest) -> str:
-    """What a folder was made with, and what is asked for, where they differ."""
+def describe_difference(found: Manifest, plan: Manifest) -> str:
+    """What a directory was made with, and what is requested, where they differ."""
     old, new = ({**asdict(each), **each.settings} for each in (found, plan))
     names = [n for n in old | new if old.get(n) != new.get(n) and n not in ("shards", "settings")]
     names = names or ["shards"]
-    made, asked = (", ".join(f"{n}={values.get(n)}" for n in names) for values in (old, new))
-    return f"was made with {made}, asked for is {asked}"
+    made, requested = (", ".join(f"{n}={values.get(n)}" for n in names) for values in (old, new))
+    return f"was made with {made}, requested is {requested}"
+
+
+def load_manifest(root: StoragePath, split: str, task: str, kind: str) -> Manifest:
+    """The manifest of one task, after all the checks of its split."""
+    manifests = load_manifests(root, split, kind)
+    if task not in manifests:
+        raise UserError(f"no task '{task}' in {as_path(root) / split}, only {sorted(manifests)}")
+    return manifests[task]
 
 
 def load_manifests(root: StoragePath, split: str, kind: str) -> dict[str, Manifest]:
-    """The manifests of a split by task, in the order of their names.
+    """The manifests of a split by task, sorted by name.
+
+    Args:
+        root: Root of the shards.
+        kind: "images" or "tokens".
 
     Raises:
-        UserError: None there (the message says what to run), shards of another kind, or token
-            shards that do not go together.
+        UserError: There are none (the message names the command to run), shards are of the other
+            kind, or token shards disagree with each other or with the codebook.
     """
     folder = as_path(root) / split
-    made_by = COMMAND_FOR[kind].format(root)
+    command = COMMAND_FOR[kind].format(root)
     manifests: dict[str, Manifest] = {}
     found: list[StoragePath] = [*folder.iterdir()] if folder.is_dir() else []
     for path in sorted(found, key=lambda each: each.name):
         if path.name.startswith(".") or not path.is_dir():
             continue
         if not (path / MANIFEST).exists():
-            raise UserError(f"{path} is not finished: run `{made_by}` again to continue")
+            raise UserError(f"{path} is not finished: run `{command}` again to continue")
         manifest = Manifest.load(path / MANIFEST)
         if (manifest.split, manifest.task) != (split, path.name):
             raise UserError(f"{path} holds {manifest.split}/{manifest.task}: was it renamed?")
@@ -272,17 +308,17 @@ def load_manifests(root: StoragePath, split: str, kind: str) -> dict[str, Manife
             )
         manifests[path.name] = manifest
     if not manifests:
-        raise UserError(f"no {kind} in {folder}: run `{made_by}` first")
+        raise UserError(f"no {kind} in {folder}: run `{command}` first")
     for name in ("image_size", "tokens_per_image", "vocab_size", "fingerprint"):
         values = {task: getattr(manifest, name) for task, manifest in manifests.items()}
         if len(set(values.values())) > 1:
-            raise UserError(f"{folder}: {name} differs between tasks, {values}: run `{made_by}`")
+            raise UserError(f"{folder}: {name} differs between tasks, {values}: run `{command}`")
     if kind == "tokens":
-        made, codes = next(iter(manifests.values())).fingerprint, read_codebook(root)[1]
-        if made != codes:
+        encoded_by, codebook_of = next(iter(manifests.values())).fingerprint, read_codebook(root)[1]
+        if encoded_by != codebook_of:
             raise UserError(
-                f"{folder} was encoded by tokenizer {made}, {root} holds the codebook of {codes}: "
-                f"run `{made_by} overwrite=true`"
+                f"{folder} was encoded by tokenizer {encoded_by}, {root} holds the codebook of "
+                f"{codebook_of}: run `{command} overwrite=true`"
             )
     return manifests
 
@@ -290,10 +326,10 @@ def load_manifests(root: StoragePath, split: str, kind: str) -> dict[str, Manife
 def write_codebook(
     root: StoragePath, codebook: Tensor, fingerprint: str, overwrite: bool = False
 ) -> None:
-    """Keep the codes (V, d) that ids stand for, so that a student can be trained on ids alone.
+    """Store the codebook (V, d) that ids refer to, so that a student can be trained on ids alone.
 
     Raises:
-        UserError: The root holds another tokenizer's codes.
+        UserError: The root holds another tokenizer's codebook.
     """
     path = as_path(root) / "codebook.safetensors"
     if path.exists():
@@ -305,17 +341,17 @@ def write_codebook(
                 f"{root} holds tokens of tokenizer {found}, this one is {fingerprint}: "
                 "set overwrite=true to replace them, or another output"
             )
-    codes = codebook.detach().float().cpu().contiguous()
-    with atomic_path(path) as part:
-        # Not save_file, which would make a file that nobody else may read.
-        part.write_bytes(save({"codebook": codes}, metadata={"fingerprint": fingerprint}))
+    codebook = codebook.detach().float().cpu().contiguous()
+    with atomic_path(path) as tmp:
+        # Not save_file, which would make a file that other users cannot read.
+        tmp.write_bytes(save({"codebook": codebook}, metadata={"fingerprint": fingerprint}))
 
 
 def read_codebook(root: StoragePath) -> tuple[Tensor, str]:
-    """The codes (V, d) float32 of a token root, and the fingerprint of their tokenizer.
+    """The codebook (V, d) float32 of a token root, and the fingerprint of its tokenizer.
 
     Raises:
-        UserError: Missing, or not a codebook.
+        UserError: The file is missing, or not a codebook.
     """
     path = as_path(root) / "codebook.safetensors"
     if not path.exists():

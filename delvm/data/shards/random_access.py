@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from delvm.data.image_io import open_image
-from delvm.data.shards.io import members
 from delvm.data.shards.manifest import Manifest, member_names
+from delvm.data.shards.reader import members
 from delvm.errors import UserError
 from delvm.storage import StoragePath, local_copy
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig, validation_sentences
-from delvm.data.shards import io as shards
-from delvm.data.shards import manifest
+from delvm.data.shards import manifest, writer
 from delvm.errors import UserError
 from delvm.training.datamodules import SentenceData
 
@@ -38,7 +37,7 @@ def write(root, tasks):
                 pictures = first[:, None] + np.arange(k)
                 yield np.repeat(pictures[:, :, None], TOKENS, axis=2).astype(np.uint16)
 
-            shards.write_tokens(root, plan, ids)
+            writer.write_tokens(root, plan, ids)
 
 
 @pytest.fixture

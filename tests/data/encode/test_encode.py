@@ -7,8 +7,8 @@ import torch
 from delvm.data.augment import BalanceConfig, BalanceMode, augment
 from delvm.data.encode.encode import encode
 from delvm.data.prepare.prepare import prepare
-from delvm.data.shards.io import read_examples
 from delvm.data.shards.manifest import load_manifests, read_codebook
+from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
 from tests.data.corpus_makers import FakeSource, FakeTokenizer, contents, stored, tokens_of
 
@@ -84,9 +84,9 @@ def test_encode_again_keeps_and_other_settings_are_refused(pairs, tmp_path):
     encode(pairs, tmp_path / "t", FakeTokenizer(), "abc", balance=AUGMENT)
     before, tokenizer = contents(tmp_path / "t"), FakeTokenizer()
     encode(pairs, tmp_path / "t", tokenizer, "abc", balance=AUGMENT)
-    with pytest.raises(UserError, match="fingerprint=abc, asked for is fingerprint=def"):
+    with pytest.raises(UserError, match="fingerprint=abc, requested is fingerprint=def"):
         encode(pairs, tmp_path / "t", tokenizer, "def", balance=AUGMENT)
-    with pytest.raises(UserError, match="balance={'mode': 'augment'.*, asked for is .*None"):
+    with pytest.raises(UserError, match="balance={'mode': 'augment'.*, requested is .*None"):
         encode(pairs, tmp_path / "t", tokenizer, "abc")
     assert tokenizer.batches == [] and contents(tmp_path / "t") == before
     encode(pairs, tmp_path / "t", tokenizer, "def", overwrite=True)

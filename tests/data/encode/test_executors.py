@@ -19,7 +19,7 @@ from delvm.data.encode.executors.ray import RayActors
 from delvm.data.encode.executors.submitit import SubmititJobs
 from delvm.data.encode.shard_task import ahead, decoded, spread
 from delvm.data.prepare.prepare import prepare
-from delvm.data.shards import io as shards
+from delvm.data.shards import writer
 from delvm.data.shards.manifest import load_manifests
 from delvm.errors import UserError
 from tests.data.corpus_makers import FakeSource, FakeTokenizer, Makes, contents, no_space
@@ -165,7 +165,7 @@ def test_what_workers_may_meet(pairs, tmp_path, monkeypatch):
     run(damaged, tmp_path / "t", Local())
     with pytest.raises(UserError, match="another tokenizer"):
         run(pairs, tmp_path / "u", Local(), replace(WIDE, refuse="another tokenizer"))
-    monkeypatch.setattr(shards, "write_tar", no_space)
+    monkeypatch.setattr(writer, "write_records", no_space)
     with pytest.raises(UserError, match="No space left .*what is done stays"):
         run(pairs, tmp_path / "u", Local())
 

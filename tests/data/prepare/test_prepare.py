@@ -11,7 +11,7 @@ from delvm.data.encode.encode import encode
 from delvm.data.image_io import to_tensor
 from delvm.data.prepare.chunks import read_rejects
 from delvm.data.prepare.prepare import prepare
-from delvm.data.shards.io import read_examples
+from delvm.data.shards.reader import read_examples
 from delvm.data.types import RejectedItem, SourceChunk
 from delvm.errors import CheckFailed, UserError
 from tests.data.corpus_makers import FakeSource, FakeTokenizer, contents, stored
@@ -158,7 +158,7 @@ def test_examples_of_more_than_two_pictures(tmp_path):
 
 def test_prepare_with_other_settings_touches_nothing(pairs):
     before, source = contents(pairs), FakeSource(seed=1)
-    with pytest.raises(UserError, match="seed=0, asked for is seed=1: set overwrite=true"):
+    with pytest.raises(UserError, match="seed=0, requested is seed=1: set overwrite=true"):
         prepare(source, pairs, shard_size=4)
     assert source.asked == [] and contents(pairs) == before
     prepare(source, pairs, shard_size=4, overwrite=True)

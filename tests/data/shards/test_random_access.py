@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from delvm.data.shards import io as shards
-from delvm.data.shards import manifest
+from delvm.data.shards import manifest, reader, writer
 from delvm.data.shards.random_access import ImageShardReader, TokenShardReader
 from delvm.data.types import Example
 from delvm.errors import UserError
@@ -35,13 +34,13 @@ def tokens(tmp_path):
     def ids(start, stop):
         yield np.random.default_rng(start).integers(0, 500, (stop - start, 3, 11))
 
-    shards.write_tokens(tmp_path, plan, ids)
+    writer.write_tokens(tmp_path, plan, ids)
     return tmp_path, plan
 
 
 def test_tokens_at_random_are_those_in_order(tokens):
     root, plan = tokens
-    whole = np.concatenate(list(shards.read_tokens(root, "train", "video"))).reshape(5000, 33)
+    whole = np.concatenate(list(reader.read_tokens(root, "train", "video"))).reshape(5000, 33)
     numbers = np.random.default_rng(0).permutation(5000)
     first = plan.shards[0]["count"]
     shard = (numbers >= first).astype(np.int64)
@@ -96,7 +95,7 @@ def test_a_record_of_another_kind_is_told(tokens, array, said):
     root, plan = tokens
     np.save(root / "x.npy", array)
     content = (root / "x.npy").read_bytes()
-    shards.write_tar(root / "train" / "video" / "a.tar", [("0.ids.npy", content)])
+    writer.write_records(root / "train" / "video" / "a.tar", [{"__key__": "0", "ids.npy": content}])
     with pytest.raises(UserError, match=said):
         TokenShardReader(root, plan).read(
             np.array([0]), np.array([0]), np.empty((1, 33), np.uint16)

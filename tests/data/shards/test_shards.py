@@ -8,8 +8,9 @@ import pytest
 import torch
 import webdataset
 
-from delvm.data.shards.io import read_examples, read_tokens, write_tokens
 from delvm.data.shards.manifest import load_manifests, read_codebook, write_codebook
+from delvm.data.shards.reader import read_examples, read_tokens
+from delvm.data.shards.writer import write_tokens
 from delvm.errors import UserError
 from tests.data.shard_makers import (
     SETTINGS,
@@ -90,10 +91,10 @@ def test_a_finished_folder_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": 1}, "was made with seed=0, asked for is seed=1: set overwrite=true"),
-        ({"source": "other"}, "source=fake, asked for is source=other"),
+        ({"seed": 1}, "was made with seed=0, requested is seed=1: set overwrite=true"),
+        ({"source": "other"}, "source=fake, requested is source=other"),
         ({"count": 4}, "holds part 000002 of 1 examples, which is gone"),
-        ({"shard_size": 3}, "shard_size=2, asked for is shard_size=3"),
+        ({"shard_size": 3}, "shard_size=2, requested is shard_size=3"),
     ],
 )
 def test_other_settings_are_refused_unless_overwritten(tmp_path, options, message):
@@ -217,9 +218,9 @@ def test_the_first_and_last_code_survive(tmp_path):
         (np.full((5, 2, 4), 100), r"id 100 is outside \[0, 100\)"),
         (np.full((5, 2, 4), -1), "id -1 is outside"),
         (np.zeros((5, 2, 3), int), r"shape \(5, 2, 3\) is not \(n, 2, 4\)"),
-        (np.zeros((5, 2, 4)), "float64 is no integer"),
-        (np.zeros((4, 2, 4), int), "4 examples came where 5 were planned"),
-        (np.zeros((6, 2, 4), int), "6 examples came where 5 were planned"),
+        (np.zeros((5, 2, 4)), "float64 is not an integer"),
+        (np.zeros((4, 2, 4), int), "got 4 examples where 5 were planned"),
+        (np.zeros((6, 2, 4), int), "got 6 examples where 5 were planned"),
     ],
 )
 def test_wrong_ids_are_not_written(tmp_path, ids, message):
@@ -242,7 +243,7 @@ def test_wrong_ids_are_not_written(tmp_path, ids, message):
         ({"kind": "tokens"}, "tokens_per_image is None"),
         ({"shards": [{"file": "../../a.tar", "count": 5}]}, r"'../../a.tar' is not NAME.tar"),
         ({"shards": [{"file": "pipe:touch x.tar", "count": 5}]}, "is not NAME.tar"),
-        ({"shards": [{"file": "a.tar", "count": -5}]}, "-5 is not a number of pairs"),
+        ({"shards": [{"file": "a.tar", "count": -5}]}, "-5 is not a number of examples"),
         ({"shards": [{"file": "a.tar"}]}, "is not {file, count}"),
     ],
 )
@@ -260,7 +261,7 @@ def test_missing_or_other_shards_say_what_to_run(tmp_path):
     with pytest.raises(UserError, match=r"no tokens in .*run `delvm encode output="):
         load_manifests(tmp_path, "train", "tokens")
     write(tmp_path)
-    with pytest.raises(UserError, match="holds images, not tokens: give the folder"):
+    with pytest.raises(UserError, match="holds images, not tokens: give the directory"):
         load_manifests(tmp_path, "train", "tokens")
     with pytest.raises(UserError, match=r"no task 'pose' in .*, only \['derain'\]"):
         list(read_examples(tmp_path, "train", "pose"))

@@ -6,8 +6,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from delvm.data.shards.io import read_examples, read_tokens
 from delvm.data.shards.manifest import Manifest
+from delvm.data.shards.reader import read_examples, read_tokens
 from delvm.errors import UserError
 from tests.data.shard_makers import (
     SETTINGS,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from delvm.data.prepare.prepare import prepare
-from delvm.data.shards.io import read_examples
+from delvm.data.shards.reader import read_examples
 from delvm.data.types import SPLITS, Example, RejectedItem
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from delvm import cli
 from delvm.data.prepare.chunks import read_rejects
-from delvm.data.shards.io import read_examples
+from delvm.data.shards.reader import read_examples
 from tests.data.sources import bad_files
 from tests.data.sources.bad_files import BAD, GOOD, encoded, save, smooth
 

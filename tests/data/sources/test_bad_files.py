@@ -7,7 +7,7 @@ import pytest
 
 from delvm.data.prepare.chunks import read_rejects
 from delvm.data.prepare.prepare import prepare
-from delvm.data.shards.io import read_examples
+from delvm.data.shards.reader import read_examples
 from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion
 from delvm.data.sources.paired_folders import Paired

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from delvm import cli
-from delvm.data.shards.io import read_examples
+from delvm.data.shards.reader import read_examples
 from delvm.data.sources.shapes import people
 from experiments.sources import layouts
 from tests.data.sources import bad_files

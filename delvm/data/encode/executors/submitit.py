@@ -8,7 +8,7 @@ from typing import Any
 
 from delvm.data.encode.executors.base import Engine, Factory, Worker, elsewhere, needs, result
 from delvm.data.encode.shard_task import Done, Job, Piece, Report
-from delvm.data.shards.io import missing_shards
+from delvm.data.shards.writer import missing_shards
 from delvm.errors import UserError
 
 

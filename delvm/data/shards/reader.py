@@ -1,0 +1,175 @@
+"""Read shards from front to back. Tars may come from elsewhere: all that is read is checked."""
+
+import io
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+from webdataset.tariterators import group_by_keys
+
+from delvm.data.image_io import open_image
+from delvm.data.shards.manifest import (
+    Manifest,
+    TokenIds,
+    ids_error,
+    load_manifest,
+    member_names,
+)
+from delvm.data.types import Example
+from delvm.errors import UserError
+from delvm.storage import StoragePath, as_path, local_copy
+
+
+def read_examples(
+    root: StoragePath, split: str, task: str, start: int = 0, manifest: Manifest | None = None
+) -> Iterator[Example]:
+    """The examples of a task in order, from index `start` on.
+
+    Args:
+        root: Root of the image shards.
+        manifest: Of this split and task, if it has been loaded and checked already.
+
+    Raises:
+        UserError: A shard is missing or damaged, or its contents differ from its manifest.
+    """
+    for decode in iter_lazy(root, split, task, start, manifest):
+        yield decode()
+
+
+def iter_lazy(
+    root: StoragePath, split: str, task: str, start: int = 0, manifest: Manifest | None = None
+) -> Iterator[Callable[[], Example]]:
+    """Like `read_examples`, but yields calls that decode an example, in any thread.
+
+    Raises:
+        UserError: As `read_examples`; a damaged image is reported when it is decoded.
+    """
+    manifest = manifest or load_manifest(root, split, task, "images")
+    names = set(member_names(manifest.images_per_example))
+    for shard in manifest.shards:
+        if start >= shard["count"]:
+            start -= shard["count"]
+            continue
+        path = as_path(root) / split / task / shard["file"]
+        count = 0
+        for key, files in _read_records(path, names):
+            count += 1
+            if count > start:
+                yield partial(_decode, path, key, files, manifest)
+        start = 0
+        _check_count(path, count, shard["count"])
+
+
+def _decode(path: StoragePath, key: str, files: dict[str, bytes], manifest: Manifest) -> Example:
+    shape = (manifest.image_size, manifest.image_size, 3)
+    images = []
+    for name in member_names(manifest.images_per_example):
+        image = np.asarray(open_image(files[name], f"{path}: {key}.{name}"))
+        if image.shape != shape:
+            raise UserError(f"{path}: {key}.{name} is {image.shape}, not {shape}")
+        images.append(image)
+    return Example(key, manifest.task, tuple(images))
+
+
+def read_tokens(
+    root: StoragePath, split: str, task: str, manifest: Manifest | None = None
+) -> Iterator[TokenIds]:
+    """The records of a task in order: uint16 (n, k, N), k images per example.
+
+    Args:
+        root: Root of the token shards.
+        manifest: Of this split and task, if it has been loaded and checked already.
+
+    Raises:
+        UserError: A shard is missing or damaged, or its contents differ from its manifest.
+    """
+    manifest = manifest or load_manifest(root, split, task, "tokens")
+    for shard in manifest.shards:
+        path = as_path(root) / split / task / shard["file"]
+        count = 0
+        for key, files in _read_records(path, {"ids.npy"}):
+            try:
+                array = np.lib.format.read_array(io.BytesIO(files["ids.npy"]), allow_pickle=False)
+            except (ValueError, EOFError, MemoryError) as error:
+                raise UserError(f"{path}: {key}.ids.npy cannot be read: {error}") from None
+            wrong = ids_error(array, manifest)
+            if array.dtype != np.uint16:
+                wrong = f"{array.dtype} is not uint16"
+            if wrong:
+                raise UserError(f"{path}: {key}.ids.npy: {wrong}")
+            count += len(array)
+            yield array
+        _check_count(path, count, shard["count"])
+
+
+def _check_count(path: StoragePath, count: int, expected: int) -> None:
+    if count != expected:
+        raise UserError(
+            f"{path} holds {count} examples, its manifest says {expected}: make it again"
+        )
+
+
+def _read_records(path: StoragePath, names: set[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, {name: bytes}) of a tar whose records hold exactly the `names`."""
+    with shard_errors(path):
+        for record in group_by_keys(_read_members(path)):
+            key = record["__key__"]
+            files = {name: data for name, data in record.items() if not name.startswith("__")}
+            if files.keys() != names:
+                raise UserError(f"{path}: {key} holds {sorted(files)}, not {sorted(names)}")
+            yield key, files
+
+
+def _read_members(path: StoragePath) -> Iterator[dict[str, Any]]:
+    """Each member as WebDataset's stages pass it on; nothing is ever unpacked to disk.
+
+    In place of webdataset's tar_file_expander, which unpacks compressed tars of any size, trusts
+    the size that a sparse member claims, skips links silently, and takes up to 1.7 times as long.
+    """
+    for tar, info, _, _ in members(path):
+        # Not through tar.extractfile, whose buffers cost as much as reading a small image.
+        assert tar.fileobj is not None
+        tar.fileobj.seek(info.offset_data)
+        data = tar.fileobj.read(info.size)
+        if len(data) != info.size:
+            raise EOFError("unexpected end of data")
+        yield {"fname": info.name, "data": data, "__url__": str(path)}
+
+
+def members(path: StoragePath) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str, str]]:
+    """(tar, member, key, name) of each member KEY.NAME of a shard.
+
+    Raises:
+        UserError: The shard is missing or damaged, or a member is not a plain file of such a name.
+    """
+    with shard_errors(path), tarfile.open(local_copy(path), "r:") as tar:
+        for info in tar:
+            parts = re.fullmatch(r"([\w-]+)\.([a-z0-9]+\.[a-z]+)", info.name)
+            # A sparse member may claim a size that no disk holds.
+            if not parts or not info.isreg() or info.issparse():
+                raise UserError(f"{path}: unexpected member {info.name!r}")
+            yield tar, info, parts[1], parts[2]
+
+
+@contextmanager
+def shard_errors(path: StoragePath) -> Iterator[None]:
+    """Report what is wrong with a shard in one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"shard not found: {path}") from None
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise _damaged(path, error) from None
+    except ValueError as error:  # of group_by_keys: its message, then objects
+        raise _damaged(path, error.args[0]) from None
+
+
+def _damaged(path: StoragePath, reason: object) -> UserError:
+    return UserError(
+        f"shard {path} is damaged ({reason}): delete it, and run again what made it, "
+        "`delvm prepare` (images) or `delvm encode` (tokens)"
+    )
