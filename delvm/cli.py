@@ -79,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(page(config_dir(), words[0]), end="")
         else:
             from delvm.commands import app
-            from delvm.models.cpu.malloc import keep_freed
+            from delvm.models.cpu.malloc import configure_malloc
 
-            keep_freed()
+            configure_malloc()
             app.start(words[0], words[1:])
         sys.stdout.flush()
     except UserError as error:

@@ -15,16 +15,32 @@ Keys: TypeAlias = Mapping[str, str]
 Values: TypeAlias = Mapping[str, Mapping[Any, Any]]
 
 # Fields of `VQGANConfig`: "config" in a tokenizer's config.json, and in its checkpoints.
-VQGAN_CONFIG: dict[str, str] = {}
-VQGAN_CONFIG_VALUES: dict[str, dict[Any, Any]] = {}
+VQGAN_CONFIG: dict[str, str] = {
+    "signed_pixels": "pixel_range",
+    "normalize_codes": "use_l2_norm",
+    "lone_attention": "attn_in_single_block_levels",
+}
+VQGAN_CONFIG_VALUES: dict[str, dict[Any, Any]] = {
+    "pixel_range": {False: "unit", True: "signed"},
+}
 
 # Fields of `TransformerConfig`: "config" in a student's config.json, and in its checkpoints.
-TRANSFORMER_CONFIG: dict[str, str] = {}
-TRANSFORMER_CONFIG_VALUES: dict[str, dict[Any, Any]] = {}
+TRANSFORMER_CONFIG: dict[str, str] = {
+    "width": "dim",
+    "layers": "n_layers",
+    "heads": "n_heads",
+    "mlp_width": "ffn_dim",
+    "context": "max_seq_len",
+}
+TRANSFORMER_CONFIG_VALUES: dict[str, dict[Any, Any]] = {
+    "embedding": {"own": "learned"},
+    "init": {"ordinary": "gpt2"},
+    "attention": {"blockwise": "cpu_flash"},
+}
 
 # Fields of `TokenSpace`: "space" in a student's config.json, in its checkpoints, and under "delvm"
 # in the config.json of a Llama export.
-TOKEN_SPACE: dict[str, str] = {}
+TOKEN_SPACE: dict[str, str] = {"codes": "codebook_size"}
 
 # Lightning checkpoints: the keys at the top (a data module's state is under its class name), the
 # keys under "callbacks" (class names too), and buffers in "state_dict" and in the state that weight

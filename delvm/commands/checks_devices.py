@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from delvm.errors import UserError
-from delvm.models.attention import Backend
+from delvm.models.attention import AttentionBackend
 from delvm.models.cpu import attention as blockwise
-from delvm.models.precision import compute_dtype, has_bf16, settled
+from delvm.models.precision import compute_dtype, has_native_bf16, resolve_precision
 from delvm.training.config import (
     ShardedConfig,
     StrategyName,
@@ -57,14 +57,14 @@ def _attention(cfg: TrainConfig) -> list[str]:
     """A way to compute attention against the hardware, the precision and dropout."""
     cuda = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     device = f"trainer.accelerator={cfg.trainer.accelerator}"
-    if cfg.student.net.attention is Backend.xformers and not cuda:
+    if cfg.student.net.attention is AttentionBackend.xformers and not cuda:
         return [
             f"student.net.attention=xformers needs a GPU, {device} has none: "
             "set student.net.attention=sdpa"
         ]
-    if cfg.student.net.attention is not Backend.blockwise:
+    if cfg.student.net.attention is not AttentionBackend.cpu_flash:
         return []
-    found, kind = [], settled(cfg.trainer.precision, cfg.trainer.accelerator)
+    found, kind = [], resolve_precision(cfg.trainer.precision, cfg.trainer.accelerator)
     if cuda:
         found.append(f"is for processors, and {device} has a GPU")
     elif compute_dtype(kind) is not torch.bfloat16:
@@ -74,7 +74,7 @@ def _attention(cfg: TrainConfig) -> list[str]:
     if cfg.student.net.dropout:
         found.append(f"has no dropout, and student.net.dropout={cfg.student.net.dropout}")
     return [
-        f"student.net.attention=blockwise {fault}: set student.net.attention=sdpa"
+        f"student.net.attention=cpu_flash {fault}: set student.net.attention=sdpa"
         for fault in found
     ]
 
@@ -111,7 +111,7 @@ def _hardware(cfg: TrainConfig) -> list[str]:
             "trainer.compile=true needs a C++ compiler on a processor, and neither g++ nor clang++ "
             "is there: install one or set trainer.compile=false"
         )
-    if cuda and precision.startswith("bf16") and not has_bf16("cuda"):
+    if cuda and precision.startswith("bf16") and not has_native_bf16("cuda"):
         found.append(f"trainer.precision={precision}, and this GPU has no bf16: set 16-mixed")
     if cuda and cfg.trainer.devices > torch.cuda.device_count():
         there = torch.cuda.device_count()

@@ -14,7 +14,7 @@ from delvm.data.datasets.sentences import SentencesConfig, examples_per_sentence
 from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.errors import UserError, did_you_mean
 from delvm.interop.load import resolve
-from delvm.models.transformer import Embedding, Transformer
+from delvm.models.transformer import InputEmbedding, Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.storage import as_path
 from delvm.training.config import (
@@ -241,14 +241,17 @@ def _against_tokenizer(cfg: TrainConfig) -> list[str]:
             f"codebook size {codes} ({origin}) != vocab_size {student.vocab_size} (student): "
             f"set student.net.vocab_size={codes}"
         )
-    if student.embedding is Embedding.codebook and net.quantized_embed_dim != student.codebook_dim:
+    if (
+        student.embedding is InputEmbedding.codebook
+        and net.quantized_embed_dim != student.codebook_dim
+    ):
         found.append(
             f"code width {net.quantized_embed_dim} (tokenizer) != codebook_dim "
             f"{student.codebook_dim} (student): "
             f"set student.net.codebook_dim={net.quantized_embed_dim}"
         )
     found += _mixture(cfg.data, manifests)
-    return found + _length(cfg.data, tokens, student.context)
+    return found + _length(cfg.data, tokens, student.max_seq_len)
 
 
 def _any(manifests: dict[str, Manifest]) -> Manifest | None:
@@ -278,7 +281,7 @@ def _length(data: SentencesConfig, tokens: int, context: int) -> list[str]:
             fits = f"data.pairs_per_sentence={max(1, most // 2)}"
         found.append(
             f"a sentence of {images} pictures is {needed} tokens ({images} x {tokens}), and the "
-            f"student's context is {context}: set student.net.context={needed} or {fits}"
+            f"student's context is {context}: set student.net.max_seq_len={needed} or {fits}"
         )
     return found
 

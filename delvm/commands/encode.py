@@ -11,7 +11,7 @@ from delvm.data.encode.executors.local import Local, local_rank
 from delvm.errors import UserError
 from delvm.interop.fingerprint import fingerprint
 from delvm.interop.load import load_tokenizer
-from delvm.models.precision import has_bf16
+from delvm.models.precision import has_native_bf16
 from delvm.models.vqgan import VQGAN
 
 
@@ -40,10 +40,10 @@ class Loaded:
 
         kind = pick(self.wanted)
         device = f"cuda:{worker % torch.cuda.device_count()}" if kind == "cuda" else kind
-        if self.fast and not has_bf16(kind):
+        if self.fast and not has_native_bf16(kind):
             raise UserError(f"fast=true needs bfloat16, which this {kind} has not: set fast=false")
         tokenizer = load_tokenizer(self.path, device)
-        tokenizer.fast = self.fast
+        tokenizer.bf16 = self.fast
         if self.mark is not None and (found := fingerprint(tokenizer)) != self.mark:
             raise UserError(
                 f"tokenizer={self.path} is {found} here, the job was planned with {self.mark}: "
@@ -61,7 +61,7 @@ def run(cfg: EncodeConfig) -> None:
         tokenizer = loaded(local_rank())
     else:  # for the plan alone
         tokenizer = load_tokenizer(cfg.tokenizer)
-        tokenizer.fast = cfg.fast
+        tokenizer.bf16 = cfg.fast
     mark = fingerprint(tokenizer)
     here = isinstance(cfg.engine, Local)
     factory: Factory = Given(tokenizer) if here else replace(loaded, mark=mark)

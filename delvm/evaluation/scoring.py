@@ -23,7 +23,7 @@ from delvm.evaluation import baselines
 from delvm.evaluation.query_set import Prompts, Side, decode, encode
 from delvm.inference.decoding import Decoding
 from delvm.inference.sampling import generate
-from delvm.models.teacher_forcing import next_token
+from delvm.models.teacher_forcing import next_token_nll
 from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
 
@@ -166,7 +166,7 @@ def _answer(
 
 def _teacher_forced(student: Transformer, prompts: Prompts, rows: slice) -> dict[str, Tensor]:
     """Means over each sentence's tokens (B,): all of them, and those of the answer alone."""
-    loss, hits = next_token(student, prompts.sentences(rows).to(_device(student)))
+    loss, hits = next_token_nll(student, prompts.sentences(rows).to(_device(student)))
     loss, hits = loss.cpu(), hits.cpu()
     answer = slice(loss.shape[1] - prompts.truths.ids.shape[1], None)
     return {

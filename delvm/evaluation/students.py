@@ -148,7 +148,7 @@ def _check_student(name: str, student: Transformer, tokenizer: VQGAN, pairs: int
         check_tokenizer_match(tokenizer, student)
     except UserError as error:
         raise UserError(f"student '{name}': {error}, or students.{name}=PATH") from None
-    tokens, context = tokenizer.config.tokens_per_image, student.config.context
+    tokens, context = tokenizer.config.tokens_per_image, student.config.max_seq_len
     if (needed := (2 * pairs + 2) * tokens) > context:
         fitting = context // tokens // 2 - 1
         remedy = f"set pairs={fitting}" if fitting > 0 else f"set students.{name}=PATH"

@@ -91,7 +91,7 @@ class Prompter:
     def check_context_length(self, num_pairs: int) -> None:
         """Raise a UserError if pairs, query and answer do not fit into the student's context."""
         tokens = self.tokenizer.config.tokens_per_image
-        context = self.student.config.context
+        context = self.student.config.max_seq_len
         if (needed := (2 * num_pairs + 2) * tokens) > context:
             raise UserError(
                 f"{num_pairs} pairs, a query and its answer are {needed} tokens, and the student's "
@@ -124,7 +124,7 @@ def check_tokenizer_match(tokenizer: VQGAN, student: Transformer) -> None:
         raise UserError(
             f"tokenizer {given} is not the one this student was trained on ({trained_on}): {fix}"
         )
-    codebook_size, known = tokenizer.config.num_embeddings, student.space.codes
+    codebook_size, known = tokenizer.config.num_embeddings, student.token_space.codebook_size
     if codebook_size != known:
         raise UserError(
             f"num_embeddings {codebook_size} (tokenizer) != {known} codes (student): {fix}"

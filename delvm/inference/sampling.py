@@ -71,7 +71,7 @@ def generate(
 ) -> Tensor:
     """Continue each row of ``prefix`` by ``max_new_tokens`` image tokens.
 
-    Ids outside the codebook (special tokens, see ``student.space``) are never generated; LVM
+    Ids outside the codebook (special tokens, see ``student.token_space``) are never generated; LVM
     prompts its students in the same way.
 
     Args:
@@ -94,9 +94,9 @@ def generate(
         UserError: decoding and temperature contradict each other.
     """
     rows, length = prefix.shape
-    if length + max_new_tokens > student.config.context:
+    if length + max_new_tokens > student.config.max_seq_len:
         raise ValueError(
-            f"{length} + {max_new_tokens} tokens for a context of {student.config.context}"
+            f"{length} + {max_new_tokens} tokens for a context of {student.config.max_seq_len}"
         )
     method = resolve_decoding(decoding, temperature)
     if method is Decoding.mean_embedding and codebook is None:
@@ -104,11 +104,13 @@ def generate(
     uniform = None
     if method is Decoding.sample:
         uniform = _uniform(rows, max_new_tokens, seed, row_offset).to(prefix.device)
-    cache = student.new_cache(rows, length + max_new_tokens)
+    cache = student.make_kv_cache(rows, length + max_new_tokens)
     answer = torch.empty(rows, max_new_tokens, dtype=torch.int64, device=prefix.device)
     step = prefix
     for i in range(max_new_tokens):
-        logits = student.head(student.hidden(step, cache)[:, -1])[:, : student.space.codes]
+        logits = student.head(student.forward_hidden(step, cache)[:, -1])[
+            :, : student.token_space.codebook_size
+        ]
         if uniform is not None:
             probs = top_k_top_p_probs(logits, temperature, top_k, top_p)
             next_ids = sample_from_uniform(probs, uniform[:, i])

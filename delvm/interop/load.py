@@ -22,7 +22,7 @@ from delvm.interop.formats import FORMATS, find_format
 from delvm.interop.model_source import ModelData, ModelSource
 from delvm.interop.save import FORMAT
 from delvm.interop.weight_files import read_pickle, read_tensors
-from delvm.models.attention import Backend
+from delvm.models.attention import AttentionBackend
 from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
@@ -166,7 +166,7 @@ def _build(metadata: dict[str, Any], path: Path) -> VQGAN | Transformer:
     if unknown := sorted(map(str, set(values) - known)):
         raise UserError(f"{path}: unknown keys in the {kind} config: {', '.join(unknown)}")
     if "attention" in values:  # the backend used in training may not work here
-        values["attention"] = Backend.auto
+        values["attention"] = AttentionBackend.auto
     try:
         config = schema(**_parse_enums(schema, values))
         if isinstance(config, VQGANConfig):
@@ -176,7 +176,7 @@ def _build(metadata: dict[str, Any], path: Path) -> VQGAN | Transformer:
         raise UserError(f"{path}: invalid {kind} config: {error}") from None
     student.tokenizer_fingerprint = str(metadata.get("tokenizer_fingerprint", ""))
     if (space := metadata.get("space")) is not None:
-        student.space = _parse_token_space(space, student.config.vocab_size, path)
+        student.token_space = _parse_token_space(space, student.config.vocab_size, path)
     return student
 
 
@@ -192,11 +192,11 @@ def _parse_enums(schema: type, values: dict[str, Any]) -> dict[str, Any]:
 def _parse_token_space(values: Any, vocab_size: int, path: Path) -> TokenSpace:
     """The token space declared by metadata; its ids must be in the student's vocabulary."""
     names = {field.name for field in fields(TokenSpace)}
-    if not isinstance(values, dict) or "codes" not in values or not values.keys() <= names:
+    if not isinstance(values, dict) or "codebook_size" not in values or not values.keys() <= names:
         raise UserError(f"{path}: space {values}: expected the keys {', '.join(sorted(names))}")
     given = {name: value for name, value in values.items() if value is not None}
     for name, value in given.items():
-        upper = vocab_size + (name == "codes")
+        upper = vocab_size + (name == "codebook_size")
         if type(value) is not int or not 0 <= value < upper:
             raise UserError(f"{path}: {name} {value!r} is not one of {vocab_size} ids (vocab_size)")
     return TokenSpace(**given)

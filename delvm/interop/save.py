@@ -25,7 +25,7 @@ def config_dict(model: VQGAN | Transformer) -> dict[str, Any]:
         "kind": "student",
         "config": config,
         "tokenizer_fingerprint": model.tokenizer_fingerprint,
-        "space": asdict(model.space),
+        "space": asdict(model.token_space),
     }
 
 

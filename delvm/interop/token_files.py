@@ -49,7 +49,7 @@ def read_internlm(path: Path, space: TokenSpace) -> Iterator[npt.NDArray[np.int6
                         f"offset and tokens ({offset}, {len(ids)}) != {recorded} "
                         f"({path.name}.meta): delete {path.name}.meta if the lines are right"
                     )
-            ids = space.bare(ids)
+            ids = space.strip_special_tokens(ids)
         yield ids
         offset += len(line)
     if meta is not None and len(meta) != number:
@@ -64,7 +64,7 @@ def read_lvm(path: Path, space: TokenSpace) -> Iterator[npt.NDArray[np.int64]]:
     """
     for number, line in _iter_lines(path):
         with _line_errors(path, number):
-            ids = space.bare(_from_base64(_tokens(line)))
+            ids = space.strip_special_tokens(_from_base64(_tokens(line)))
         yield ids
 
 
@@ -146,7 +146,7 @@ def write_internlm(
     with atomic_path(meta) as meta_tmp, atomic_path(path) as tmp:
         with tmp.open("wb") as file:
             for sample in samples:
-                ids = space.dressed(sample)
+                ids = space.add_special_tokens(sample)
                 line = json.dumps({"tokens": ids.tolist()}).encode() + b"\n"
                 file.write(line)
                 rows.append((offset, len(ids)))
@@ -161,7 +161,9 @@ def write_lvm(path: Path, samples: Iterable[npt.NDArray[np.integer]], space: Tok
     count = 0
     with atomic_path(path) as tmp, tmp.open("wb") as file:
         for sample in samples:
-            text = base64.b64encode(space.dressed(sample).astype("<i4").tobytes()).decode()
+            text = base64.b64encode(
+                space.add_special_tokens(sample).astype("<i4").tobytes()
+            ).decode()
             file.write(json.dumps({"tokens": text}).encode() + b"\n")
             count += 1
     return count

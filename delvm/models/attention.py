@@ -16,27 +16,27 @@ from torch import Tensor, nn
 from delvm.models.cpu import attention as blockwise
 
 
-class Backend(Enum):
+class AttentionBackend(Enum):
     """What computes attention: torch, xformers on a GPU, or ours in bfloat16 on a processor.
 
     ``auto`` is xformers for packed documents where it works, since it skips what lies between
-    them; blockwise on a processor in bfloat16, where torch's is slow; else torch.
+    them; cpu_flash on a CPU in bfloat16, where torch's is slow; else torch.
     """
 
     auto = "auto"
     sdpa = "sdpa"
-    blockwise = "blockwise"
+    cpu_flash = "cpu_flash"
     xformers = "xformers"
 
 
-def rotary_table(context: int, width: int, base: float) -> Tensor:
+def precompute_rope(context: int, width: int, base: float) -> Tensor:
     """Angles' cosine and sine, (2, context, width / 2) float32 (Su et al. 2021)."""
     frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
     angles = torch.outer(torch.arange(context, dtype=torch.float32), frequencies)
     return torch.stack((angles.cos(), angles.sin()))
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
+def apply_rotary_emb(x: Tensor, table: Tensor) -> Tensor:
     """Turn each head's first half against its second half.
 
     Args:
@@ -49,7 +49,7 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-class Documents:
+class PackedDocuments:
     """Which tokens of each row belong together, as attention wants to know it.
 
     Documents do not see each other, and each begins at position 0.
@@ -57,34 +57,34 @@ class Documents:
 
     def __init__(self, numbers: Tensor) -> None:
         """Take the number of each token's document, (B, T); those of one document lie together."""
-        self.numbers = numbers
-        self.begins = F.pad(numbers[:, 1:] != numbers[:, :-1], (1, 0), value=True)
+        self.document_ids = numbers
+        self.is_start = F.pad(numbers[:, 1:] != numbers[:, :-1], (1, 0), value=True)
 
     @cached_property
     def mask(self) -> Tensor:
         """Who sees whom, (B, 1, T, T) bool."""
-        return (self.numbers[:, :, None] == self.numbers[:, None, :]).tril()[:, None]
+        return (self.document_ids[:, :, None] == self.document_ids[:, None, :]).tril()[:, None]
 
     @property
     def positions(self) -> Tensor:
         """The place of each token in its document, (B, T) int64."""
-        return torch.arange(self.begins.shape[1], device=self.begins.device) - self.starts
+        return torch.arange(self.is_start.shape[1], device=self.is_start.device) - self.start_index
 
     @cached_property
-    def starts(self) -> Tensor:
+    def start_index(self) -> Tensor:
         """The place in its row at which the document of each token begins, (B, T) int64."""
-        places = torch.arange(self.begins.shape[1], device=self.begins.device)
-        return torch.where(self.begins, places, 0).cummax(dim=1).values
+        places = torch.arange(self.is_start.shape[1], device=self.is_start.device)
+        return torch.where(self.is_start, places, 0).cummax(dim=1).values
 
     @cached_property
-    def lengths(self) -> list[int]:
+    def seqlens(self) -> list[int]:
         """Tokens of each document, row after row."""
-        starts = self.begins.flatten().nonzero()[:, 0].tolist()
-        ends = [*starts[1:], self.begins.numel()]
+        starts = self.is_start.flatten().nonzero()[:, 0].tolist()
+        ends = [*starts[1:], self.is_start.numel()]
         return [end - start for start, end in zip(starts, ends, strict=True)]
 
 
-class KeyValueCache:
+class KVCache:
     """Keys and values of the tokens seen so far, one buffer a layer, (B, H, context, D)."""
 
     def __init__(
@@ -109,7 +109,7 @@ class KeyValueCache:
         return self.buffer[layer, 0, :, :, :end], self.buffer[layer, 1, :, :, :end]
 
 
-class Norm(nn.RMSNorm):
+class RMSNorm(nn.RMSNorm):
     """RMSNorm (Zhang and Sennrich 2019), in the precision of what comes in whatever autocast wants.
 
     torch's kernel adds up in float32 in any case. Given a float32 input or weight for autocast's
@@ -133,7 +133,7 @@ class Attention(nn.Module):
         bias: bool,
         dropout: float,
         qk_norm: float | None = None,
-        backend: Backend = Backend.auto,
+        backend: AttentionBackend = AttentionBackend.auto,
     ) -> None:
         """Build it; ``qk_norm`` is the eps of the norms of q and k, None for none of them."""
         super().__init__()
@@ -141,16 +141,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
         if qk_norm is not None:  # Henry et al. 2020; Dehghani et al. 2023
-            self.norm_q = Norm(width // heads, eps=qk_norm)
-            self.norm_k = Norm(width // heads, eps=qk_norm)
+            self.norm_q = RMSNorm(width // heads, eps=qk_norm)
+            self.norm_k = RMSNorm(width // heads, eps=qk_norm)
         self.qk_norm = qk_norm is not None
 
     def forward(
         self,
         x: Tensor,
         table: Tensor,
-        documents: Documents | None = None,
-        cache: KeyValueCache | None = None,
+        documents: PackedDocuments | None = None,
+        cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
         b, t, c = x.shape
@@ -158,31 +158,33 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, c // self.heads).unbind(2)
         if self.qk_norm:
             q, k = self.norm_q(q), self.norm_k(k)
-        q, k = rotate(q, table), rotate(k, table)
+        q, k = apply_rotary_emb(q, table), apply_rotary_emb(k, table)
         dropout = self.dropout if self.training else 0.0
         if cache is not None:
-            y = attend_cached(q, k, v, cache, layer)
+            y = sdpa_with_cache(q, k, v, cache, layer)
         else:
-            backend = chosen(self.backend, documents, q, dropout)
-            y = ATTEND[backend](q, k, v, documents, dropout)
+            backend = select_backend(self.backend, documents, q, dropout)
+            y = ATTENTION[backend](q, k, v, documents, dropout)
         return self.out(y.reshape(b, t, c))
 
 
-def chosen(backend: Backend, documents: Documents | None, q: Tensor, dropout: float) -> Backend:
-    """The backend that `Backend.auto` means for these queries.
+def select_backend(
+    backend: AttentionBackend, documents: PackedDocuments | None, q: Tensor, dropout: float
+) -> AttentionBackend:
+    """The backend that `AttentionBackend.auto` means for these queries.
 
     Raises:
         ValueError: what was asked for does not work here.
     """
-    if backend is Backend.auto:
-        if _is_blockwise(q, dropout):
-            return Backend.blockwise
-        packed = documents is not None and works(q.device, q.dtype)
-        return Backend.xformers if packed else Backend.sdpa
-    if backend is Backend.xformers:
-        fits = works(q.device, q.dtype)
+    if backend is AttentionBackend.auto:
+        if _is_cpu_flash(q, dropout):
+            return AttentionBackend.cpu_flash
+        packed = documents is not None and xformers_available(q.device, q.dtype)
+        return AttentionBackend.xformers if packed else AttentionBackend.sdpa
+    if backend is AttentionBackend.xformers:
+        fits = xformers_available(q.device, q.dtype)
     else:
-        fits = backend is Backend.sdpa or _is_blockwise(q, dropout)
+        fits = backend is AttentionBackend.sdpa or _is_cpu_flash(q, dropout)
     if not fits:
         raise ValueError(
             f"attention={backend.value} does not work on {q.device.type} in {q.dtype} with "
@@ -191,26 +193,28 @@ def chosen(backend: Backend, documents: Documents | None, q: Tensor, dropout: fl
     return backend
 
 
-def _is_blockwise(q: Tensor, dropout: float) -> bool:
-    """Whether `Backend.blockwise` computes this."""
+def _is_cpu_flash(q: Tensor, dropout: float) -> bool:
+    """Whether `AttentionBackend.cpu_flash` computes this."""
     fits = q.device.type == "cpu" and q.dtype is torch.bfloat16 and not dropout
     return fits and blockwise.works()
 
 
 @cache
-def works(device: torch.device, dtype: torch.dtype) -> bool:
+def xformers_available(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether xformers computes here: it imports where it has no operator, so it is tried once."""
     if device.type != "cuda":
         return False
     try:
         probe = torch.zeros(1, 8, 1, 64, device=device, dtype=dtype)
-        attend_xformers(probe, probe, probe, None, 0.0)
+        xformers(probe, probe, probe, None, 0.0)
     except (ImportError, NotImplementedError, RuntimeError, ValueError):
         return False
     return True
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None, dropout: float) -> Tensor:
+def sdpa(
+    q: Tensor, k: Tensor, v: Tensor, documents: PackedDocuments | None, dropout: float
+) -> Tensor:
     """Attention by torch: q, k, v and the result (B, T, H, D)."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
     mask = None if documents is None else documents.mask
@@ -220,8 +224,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None, dropout
     return y.transpose(1, 2)
 
 
-def attend_xformers(
-    q: Tensor, k: Tensor, v: Tensor, documents: Documents | None, dropout: float
+def xformers(
+    q: Tensor, k: Tensor, v: Tensor, documents: PackedDocuments | None, dropout: float
 ) -> Tensor:
     """Attention by xformers: q, k, v and the result (B, T, H, D); documents as blocks."""
     from xformers import ops
@@ -229,26 +233,26 @@ def attend_xformers(
     if documents is None:
         bias: Any = ops.LowerTriangularMask()
         return ops.memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout)
-    bias = ops.fmha.attn_bias.BlockDiagonalCausalMask.from_seqlens(documents.lengths)
+    bias = ops.fmha.attn_bias.BlockDiagonalCausalMask.from_seqlens(documents.seqlens)
     rows = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v))  # (1, B T, H, D)
     return ops.memory_efficient_attention(*rows, attn_bias=bias, p=dropout).view_as(q)
 
 
-def attend_blockwise(
-    q: Tensor, k: Tensor, v: Tensor, documents: Documents | None, dropout: float
+def cpu_flash(
+    q: Tensor, k: Tensor, v: Tensor, documents: PackedDocuments | None, dropout: float
 ) -> Tensor:
     """Attention by `delvm.models.cpu.attention`; q, k, v and the result (B, T, H, D)."""
-    return blockwise.blockwise(q, k, v, None if documents is None else documents.starts)
+    return blockwise.blockwise(q, k, v, None if documents is None else documents.start_index)
 
 
-ATTEND = {
-    Backend.sdpa: attend,
-    Backend.blockwise: attend_blockwise,
-    Backend.xformers: attend_xformers,
+ATTENTION = {
+    AttentionBackend.sdpa: sdpa,
+    AttentionBackend.cpu_flash: cpu_flash,
+    AttentionBackend.xformers: xformers,
 }
 
 
-def attend_cached(q: Tensor, k: Tensor, v: Tensor, cache: KeyValueCache, layer: int) -> Tensor:
+def sdpa_with_cache(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int) -> Tensor:
     """Attention of new tokens (B, T, H, D) to all so far; the cache is extended."""
     past, t = cache.length, q.shape[1]
     keys, values = cache.extend(layer, k.transpose(1, 2), v.transpose(1, 2))

@@ -36,7 +36,7 @@ class PatchDiscriminator(nn.Module):
         return self.main(2 * pixels - 1)
 
 
-def hinge(real: Tensor, drawn: Tensor) -> Tensor:
+def hinge_d_loss(real: Tensor, drawn: Tensor) -> Tensor:
     """Loss of the discriminator: real logits above 1, those of drawn pictures below -1."""
     return (F.relu(1 - real).mean() + F.relu(1 + drawn).mean()) / 2
 

@@ -17,7 +17,7 @@ _TAPS = (3, 8, 15, 22, 29)  # places of the ReLUs that LPIPS reads
 _WIDTHS = (64, 128, 256, 512, 512)
 
 
-class MSSSIM(nn.Module):
+class MSSSIMLoss(nn.Module):
     """1 - MS-SSIM (Wang et al. 2003) of pixels (B, 3, H, H) in [0, 1], in float32."""
 
     def __init__(self, resolution: int) -> None:

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 
-def has_bf16(device: str) -> bool:
+def has_native_bf16(device: str) -> bool:
     """Whether a device ("cpu" or "cuda") multiplies in bfloat16 faster than in float32."""
     if device == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -15,7 +15,7 @@ def has_bf16(device: str) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def settled(precision: str, accelerator: str) -> str:
+def resolve_precision(precision: str, accelerator: str) -> str:
     """One of Lightning's precisions; ``auto`` is bf16-mixed where the hardware multiplies in bf16.
 
     Args:
@@ -25,8 +25,8 @@ def settled(precision: str, accelerator: str) -> str:
     if precision != "auto":
         return precision
     if accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if has_bf16("cuda") else "16-mixed"
-    return "bf16-mixed" if has_bf16("cpu") else "32-true"
+        return "bf16-mixed" if has_native_bf16("cuda") else "16-mixed"
+    return "bf16-mixed" if has_native_bf16("cpu") else "32-true"
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -36,7 +36,7 @@ def compute_dtype(precision: str) -> torch.dtype:
 
 
 @cache
-def peak_flops(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
+def measure_peak_flops(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
     """FLOP/s of the product of two square matrices, measured now: the median of five.
 
     Args:
@@ -57,7 +57,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype, side: int | None = None
     return 2 * side**3 / statistics.median(once() for _ in range(5))
 
 
-def memory(device: torch.device) -> int:
+def peak_memory_bytes(device: torch.device) -> int:
     """Bytes in use at most so far: of a GPU by tensors, of a processor by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -21,20 +21,20 @@ from torch.utils.checkpoint import checkpoint
 
 from delvm.models.attention import (
     Attention,
-    Backend,
-    Documents,
-    KeyValueCache,
-    Norm,
-    rotary_table,
+    AttentionBackend,
+    KVCache,
+    PackedDocuments,
+    RMSNorm,
+    precompute_rope,
 )
 from delvm.models.token_space import TokenSpace
 
 
-class Embedding(Enum):
+class InputEmbedding(Enum):
     """Where input vectors come from: the tokenizer's frozen codebook, a table, or the head's."""
 
     codebook = "codebook"
-    own = "own"
+    learned = "learned"
     tied = "tied"
 
 
@@ -42,7 +42,7 @@ class Init(Enum):
     """Initial weights: those of the reference's code, or N(0, 0.02) with scaled outputs (GPT-2)."""
 
     reference = "reference"
-    ordinary = "ordinary"
+    gpt2 = "gpt2"
 
 
 @dataclass
@@ -51,9 +51,9 @@ class TransformerConfig:
 
     Attributes:
         vocab_size: tokens, V; the tokenizer's number of codes.
-        width: C.
-        mlp_width: inner width of the MLP; None = 8/3 x width, rounded up to a multiple of 256.
-        context: the longest sequence, in tokens.
+        dim: C.
+        ffn_dim: inner width of the MLP; None = 8/3 x width, rounded up to a multiple of 256.
+        max_seq_len: the longest sequence, in tokens.
         bias: bias on q, k, v and the attention's output.
         codebook_dim: width of a code, d (used with ``embedding: codebook``).
         dropout: of attention and of what each block adds.
@@ -64,31 +64,31 @@ class TransformerConfig:
     """
 
     vocab_size: int = 8192
-    width: int = 1024
-    layers: int = 22
-    heads: int = 8
-    mlp_width: int | None = None
-    context: int = 2048
+    dim: int = 1024
+    n_layers: int = 22
+    n_heads: int = 8
+    ffn_dim: int | None = None
+    max_seq_len: int = 2048
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
     bias: bool = True
-    embedding: Embedding = Embedding.codebook
+    embedding: InputEmbedding = InputEmbedding.codebook
     codebook_dim: int = 256
     dropout: float = 0.0
     drop_path: float = 0.0
     qk_norm: bool = False
-    attention: Backend = Backend.auto
+    attention: AttentionBackend = AttentionBackend.auto
     init: Init = Init.reference
 
     @property
-    def inner(self) -> int:
+    def resolved_ffn_dim(self) -> int:
         """Inner width of the MLP."""
-        return self.mlp_width or 256 * math.ceil(self.width * 8 / 3 / 256)
+        return self.ffn_dim or 256 * math.ceil(self.dim * 8 / 3 / 256)
 
     @property
-    def head_width(self) -> int:
+    def head_dim(self) -> int:
         """Width of one head, D."""
-        return self.width // self.heads
+        return self.dim // self.n_heads
 
 
 class MLP(nn.Module):
@@ -110,11 +110,11 @@ class Block(nn.Module):
     def __init__(self, c: TransformerConfig, depth: float) -> None:
         """Build a block that lies at a depth in [0, 1] of the network."""
         super().__init__()
-        self.norm1 = Norm(c.width, eps=c.norm_eps)
+        self.norm1 = RMSNorm(c.dim, eps=c.norm_eps)
         qk_norm = c.norm_eps if c.qk_norm else None
-        self.attention = Attention(c.width, c.heads, c.bias, c.dropout, qk_norm, c.attention)
-        self.norm2 = Norm(c.width, eps=c.norm_eps)
-        self.mlp = MLP(c.width, c.inner)
+        self.attention = Attention(c.dim, c.n_heads, c.bias, c.dropout, qk_norm, c.attention)
+        self.norm2 = RMSNorm(c.dim, eps=c.norm_eps)
+        self.mlp = MLP(c.dim, c.resolved_ffn_dim)
         self.dropout = nn.Dropout(c.dropout)
         self.drop_path = depth * c.drop_path
 
@@ -122,8 +122,8 @@ class Block(nn.Module):
         self,
         x: Tensor,
         table: Tensor,
-        documents: Documents | None = None,
-        cache: KeyValueCache | None = None,
+        documents: PackedDocuments | None = None,
+        cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
         x = x + self.kept(self.attention(self.norm1(x), table, documents, cache, layer))
@@ -158,7 +158,7 @@ class Transformer(nn.Module):
     rotary: Tensor
 
     def __init__(
-        self, config: TransformerConfig, codebook: Tensor | None = None, *, later: bool = False
+        self, config: TransformerConfig, codebook: Tensor | None = None, *, defer_init: bool = False
     ) -> None:
         """Build the model and draw its initial weights, seeded by torch's global generator.
 
@@ -166,7 +166,7 @@ class Transformer(nn.Module):
             config: the architecture.
             codebook: (V, d), the tokenizer's; kept frozen, needed with ``embedding: codebook``
                 unless weights are loaded afterwards.
-            later: leave the blocks without storage, and the weights to `fill`.
+            defer_init: leave the blocks without storage, and the weights to `init_weights`.
 
         Raises:
             ValueError: the architecture contradicts itself or the codebook.
@@ -177,25 +177,27 @@ class Transformer(nn.Module):
         self.config = c
         self.seed = int(torch.randint(2**62, (), device="cpu"))  # of the initial weights
         self.tokenizer_fingerprint = ""  # of the tokenizer whose ids this model was trained on
-        self.space = TokenSpace(c.vocab_size)  # all ids are pictures, unless a checkpoint says more
+        self.token_space = TokenSpace(
+            c.vocab_size
+        )  # all ids are pictures, unless a checkpoint says more
         self.embed: nn.Module = (
-            CodebookEmbedding(c.vocab_size, c.codebook_dim, c.width)
-            if c.embedding is Embedding.codebook
-            else nn.Embedding(c.vocab_size, c.width)
+            CodebookEmbedding(c.vocab_size, c.codebook_dim, c.dim)
+            if c.embedding is InputEmbedding.codebook
+            else nn.Embedding(c.vocab_size, c.dim)
         )
-        depths = torch.linspace(0, 1, c.layers, device="cpu").tolist()
-        with torch.device("meta") if later else nullcontext():
+        depths = torch.linspace(0, 1, c.n_layers, device="cpu").tolist()
+        with torch.device("meta") if defer_init else nullcontext():
             self.blocks = nn.ModuleList(Block(c, depth) for depth in depths)
-        self.norm = Norm(c.width, eps=c.norm_eps)
-        self.head = nn.Linear(c.width, c.vocab_size, bias=False)
-        if c.embedding is Embedding.tied and isinstance(self.embed, nn.Embedding):
+        self.norm = RMSNorm(c.dim, eps=c.norm_eps)
+        self.head = nn.Linear(c.dim, c.vocab_size, bias=False)
+        if c.embedding is InputEmbedding.tied and isinstance(self.embed, nn.Embedding):
             self.embed.weight = self.head.weight
         # Of each so many blocks, one is computed again in the backward pass; 0 = none.
         self.recompute = 0
-        table = rotary_table(c.context, c.head_width, c.rope_base)
+        table = precompute_rope(c.max_seq_len, c.head_dim, c.rope_base)
         self.register_buffer("rotary", table, persistent=False)
-        if not later and not self.head.weight.is_meta:
-            for _ in self.fill():
+        if not defer_init and not self.head.weight.is_meta:
+            for _ in self.init_weights():
                 pass
         if codebook is not None and isinstance(self.embed, CodebookEmbedding):
             self.embed.codebook.copy_(codebook)
@@ -204,10 +206,10 @@ class Transformer(nn.Module):
         """Move or cast, as `nn.Module` does; angles stay float32, or late positions would blur."""
         super()._apply(fn, recurse)
         c = self.config
-        self.rotary = rotary_table(c.context, c.head_width, c.rope_base).to(self.rotary.device)
+        self.rotary = precompute_rope(c.max_seq_len, c.head_dim, c.rope_base).to(self.rotary.device)
         return self
 
-    def fill(self) -> Iterator[nn.Module]:
+    def init_weights(self) -> Iterator[nn.Module]:
         """Draw the initial weights, all in one place; yield each block with its own, then all.
 
         Blocks get their storage here if they have none, so that whoever spreads them over
@@ -227,7 +229,7 @@ class Transformer(nn.Module):
                 deep = 0.006 / math.sqrt(2 * number)
                 stds = {"qkv": 0.006, "out": deep, "gate": 0.006, "up": deep, "down": 0.0015}
             else:
-                deep = 0.02 / math.sqrt(2 * c.layers)
+                deep = 0.02 / math.sqrt(2 * c.n_layers)
                 stds = {"qkv": 0.02, "out": deep, "gate": 0.02, "up": 0.02, "down": deep}
             for name, module in block.named_modules():
                 if isinstance(module, nn.Linear):
@@ -235,7 +237,7 @@ class Transformer(nn.Module):
                     nn.init.normal_(module.weight, std=std, generator=draws)
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
-                elif isinstance(module, Norm):
+                elif isinstance(module, RMSNorm):
                     nn.init.ones_(module.weight)
             yield block
         end = 0.0052 if reference else 0.02
@@ -248,30 +250,33 @@ class Transformer(nn.Module):
             nn.init.normal_(self.embed.weight, std=end, generator=draws)
         yield self
 
-    def hidden(
-        self, ids: Tensor, cache: KeyValueCache | None = None, documents: Tensor | None = None
+    def forward_hidden(
+        self,
+        input_ids: Tensor,
+        cache: KVCache | None = None,
+        document_ids: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states (B, T, C), before the head.
 
         Args:
-            ids: (B, T) int64, in [0, V).
-            cache: keys and values of the tokens before ``ids``; it is extended in place.
-            documents: (B, T), alike for the tokens of one document: documents do not see each
+            input_ids: (B, T) int64, in [0, V).
+            cache: keys and values of the tokens before ``input_ids``; it is extended in place.
+            document_ids: (B, T), alike for the tokens of one document: documents do not see each
                 other, and each begins at position 0. None = each row is one.
 
         Raises:
             ValueError: more tokens than the context holds, or documents on top of a cache.
         """
         past = cache.length if cache is not None else 0
-        end = past + ids.shape[1]
-        if end > self.config.context:
-            raise ValueError(f"{end} tokens for a context of {self.config.context}")
-        if documents is not None and cache is not None:
+        end = past + input_ids.shape[1]
+        if end > self.config.max_seq_len:
+            raise ValueError(f"{end} tokens for a context of {self.config.max_seq_len}")
+        if document_ids is not None and cache is not None:
             raise ValueError("documents and a cache do not go together")
-        packed = None if documents is None else Documents(documents)
+        packed = None if document_ids is None else PackedDocuments(document_ids)
         places = slice(past, end) if packed is None else packed.positions
         table = self.rotary[:, places].unsqueeze(-2)  # (2, T, 1, D / 2), or (2, B, T, 1, D / 2)
-        x = self.embed(ids)
+        x = self.embed(input_ids)
         for layer, block in enumerate(self.blocks):
             if self.recompute and torch.is_grad_enabled() and layer % self.recompute == 0:
                 x = checkpoint(block, x, table, packed, use_reentrant=False)
@@ -282,16 +287,25 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def forward(
-        self, ids: Tensor, cache: KeyValueCache | None = None, documents: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        cache: KVCache | None = None,
+        document_ids: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, T, V) of the token after each of ids (B, T); arguments as of `hidden`."""
-        return self.head(self.hidden(ids, cache, documents))
+        """Logits (B, T, V) of the next token at each position; arguments as in `forward_hidden`."""
+        return self.head(self.forward_hidden(input_ids, cache, document_ids))
 
-    def new_cache(self, batch: int, context: int | None = None) -> KeyValueCache:
-        """An empty cache for ``batch`` rows of up to ``context`` tokens."""
+    def make_kv_cache(self, batch_size: int, max_seq_len: int | None = None) -> KVCache:
+        """An empty cache for ``batch_size`` rows of up to ``max_seq_len`` tokens."""
         c, w = self.config, self.head.weight
-        return KeyValueCache(
-            c.layers, batch, c.heads, context or c.context, c.head_width, w.dtype, w.device
+        return KVCache(
+            c.n_layers,
+            batch_size,
+            c.n_heads,
+            max_seq_len or c.max_seq_len,
+            c.head_dim,
+            w.dtype,
+            w.device,
         )
 
     def parameter_groups(self, weight_decay: float) -> Iterator[dict[str, object]]:
@@ -313,11 +327,11 @@ class Transformer(nn.Module):
         ``length`` on average) for attention; what is computed again is not counted.
         """
         c = self.config
-        blocks = c.layers * (4 * c.width**2 + 3 * c.width * c.inner)
-        ends = c.vocab_size * c.width
-        if c.embedding is Embedding.codebook:
-            ends += c.codebook_dim * c.width
-        return 6 * (blocks + ends + c.layers * c.width * length)
+        blocks = c.n_layers * (4 * c.dim**2 + 3 * c.dim * c.resolved_ffn_dim)
+        ends = c.vocab_size * c.dim
+        if c.embedding is InputEmbedding.codebook:
+            ends += c.codebook_dim * c.dim
+        return 6 * (blocks + ends + c.n_layers * c.dim * length)
 
     def parameter_count(self) -> int:
         """Trained parameters; the frozen codebook is not one of them."""
@@ -327,15 +341,15 @@ class Transformer(nn.Module):
 def _check(c: TransformerConfig, codebook: Tensor | None) -> None:
     """Collect every fault of an architecture and raise one ValueError."""
     faults = []
-    if c.width % c.heads:
-        faults.append(f"heads {c.heads} do not divide width {c.width}")
-    elif c.head_width % 2:
+    if c.dim % c.n_heads:
+        faults.append(f"dim {c.dim} is not divisible by n_heads {c.n_heads}")
+    elif c.head_dim % 2:
         faults.append(
-            f"head width {c.head_width} (width / heads) is odd: rotary halves need an even one"
+            f"head_dim {c.head_dim} (dim / n_heads) is odd, rotary embeddings need an even one"
         )
     for name in ("dropout", "drop_path"):
         if not 0 <= (share := getattr(c, name)) < 1:
-            faults.append(f"{name} {share} is no share below 1")
+            faults.append(f"{name} {share} is not in [0, 1)")
     if codebook is not None and tuple(codebook.shape) != (c.vocab_size, c.codebook_dim):
         faults.append(
             f"codebook {tuple(codebook.shape)} is not (vocab_size {c.vocab_size}, "

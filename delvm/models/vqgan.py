@@ -12,13 +12,21 @@ Notation:
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from enum import Enum
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_MOST_DISTANCES = 2**23  # held at once in the search for the nearest code: 32 MiB
+_MAX_DISTANCE_ELEMENTS = 2**23  # held at once in the search for the nearest code: 32 MiB
+
+
+class PixelRange(Enum):
+    """Range of pixel values inside the network: ``unit`` [0, 1], or taming's ``signed`` [-1, 1]."""
+
+    unit = "unit"
+    signed = "signed"
 
 
 @dataclass
@@ -38,12 +46,13 @@ class VQGANConfig:
         patch_size: side of the pixel blocks folded into channels before the first convolution
             (1 in the reference). Full-resolution convolutions cost most, so small tokenizers
             go down early.
-        signed_pixels: whether the network itself works on pixels in [-1, 1], as the taming
-            originals do; ``encode`` takes and ``decode`` gives [0, 1] either way.
-        normalize_codes: whether features and codes are scaled to length 1 first, so that the
+        pixel_range: range of pixel values inside the network. ``encode`` takes and ``decode``
+            returns [0, 1] in either case.
+        use_l2_norm: whether features and codes are scaled to length 1 first, so that the
             nearest code is the one of the least angle (Yu et al. 2021, arXiv 2110.04627).
-        lone_attention: whether the attention block of a level that has only one is applied, as
-            the taming originals do; open-muse leaves it out, and its weights expect that.
+        attn_in_single_block_levels: whether attention is applied in a level with a single
+            attention block, as in taming-transformers; open-muse skips it, and its weights expect
+            that.
     """
 
     resolution: int = 256
@@ -60,24 +69,24 @@ class VQGANConfig:
     resample_with_conv: bool = True
     commitment_cost: float = 0.25
     patch_size: int = 1
-    signed_pixels: bool = False
-    normalize_codes: bool = False
-    lone_attention: bool = False
+    pixel_range: PixelRange = PixelRange.unit
+    use_l2_norm: bool = False
+    attn_in_single_block_levels: bool = False
 
     @property
-    def factor(self) -> int:
+    def downsample_factor(self) -> int:
         """How many pixels a token stands for along a side."""
         return int(self.patch_size * 2 ** (len(self.channel_mult) - 1))
 
     @property
-    def grid(self) -> int:
+    def latent_size(self) -> int:
         """Tokens along a side, h."""
-        return self.resolution // self.factor
+        return self.resolution // self.downsample_factor
 
     @property
     def tokens_per_image(self) -> int:
         """Tokens a picture, N."""
-        return self.grid**2
+        return self.latent_size**2
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -146,7 +155,7 @@ class Upsample(nn.Module):
         return x if self.conv is None else self.conv(x)
 
 
-class Level(nn.Module):
+class Stage(nn.Module):
     """Residual blocks (each with attention, or none) of one resolution; then a resampling."""
 
     def __init__(
@@ -176,7 +185,7 @@ class Level(nn.Module):
         return x if resample is None else resample(x)
 
 
-class Middle(nn.Module):
+class MidBlock(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
     def __init__(self, channels: int, attention: bool, dropout: float) -> None:
@@ -203,10 +212,12 @@ class Encoder(nn.Module):
             down = Downsample(out, c.resample_with_conv) if i < len(widths) - 1 else None
             blocks = [width] + [out] * c.num_res_blocks
             attends = side in c.attn_resolutions
-            levels.append(Level(blocks, attends, c.dropout, down, "downsample", c.lone_attention))
+            levels.append(
+                Stage(blocks, attends, c.dropout, down, "downsample", c.attn_in_single_block_levels)
+            )
             width, side = out, side // 2
         self.down = nn.ModuleList(levels)
-        self.mid = Middle(width, not c.no_attn_mid_block, c.dropout)
+        self.mid = MidBlock(width, not c.no_attn_mid_block, c.dropout)
         self.norm_out = _norm(width)
         self.conv_out = nn.Conv2d(width, c.z_channels, 3, padding=1)
 
@@ -223,15 +234,17 @@ class Decoder(nn.Module):
     def __init__(self, c: VQGANConfig) -> None:
         super().__init__()
         widths = [c.hidden_channels * m for m in c.channel_mult]
-        width, side = widths[-1], c.grid
+        width, side = widths[-1], c.latent_size
         self.conv_in = nn.Conv2d(c.z_channels, width, 3, padding=1)
-        self.mid = Middle(width, not c.no_attn_mid_block, c.dropout)
-        levels: list[Level] = []
+        self.mid = MidBlock(width, not c.no_attn_mid_block, c.dropout)
+        levels: list[Stage] = []
         for i, out in reversed(list(enumerate(widths))):
             up = Upsample(out, c.resample_with_conv) if i > 0 else None
             blocks = [width] + [out] * (c.num_res_blocks + 1)
             attends = side in c.attn_resolutions
-            levels.append(Level(blocks, attends, c.dropout, up, "upsample", c.lone_attention))
+            levels.append(
+                Stage(blocks, attends, c.dropout, up, "upsample", c.attn_in_single_block_levels)
+            )
             width, side = out, side * 2
         self.up = nn.ModuleList(reversed(levels))  # indexed as the encoder's levels are
         self.norm_out = _norm(width)
@@ -245,7 +258,7 @@ class Decoder(nn.Module):
         return self.shuffle(self.conv_out(F.silu(self.norm_out(x))))
 
 
-class Quantizer(nn.Module):
+class VectorQuantizer(nn.Module):
     """Nearest code by Euclidean distance (van den Oord et al. 2017)."""
 
     def __init__(self, codes: int, width: int, normalize: bool = False) -> None:
@@ -255,22 +268,22 @@ class Quantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / codes, 1.0 / codes)
 
     @property
-    def codes(self) -> Tensor:
+    def codebook(self) -> Tensor:
         """The codes (V, d), as features are compared with them."""
         weight = self.embedding.weight
         return F.normalize(weight, dim=1) if self.normalize else weight
 
-    def search(self, z: Tensor) -> Tensor:
+    def nearest_code_indices(self, z: Tensor) -> Tensor:
         """Ids (M,) of the codes nearest to the vectors z (M, d), in float32 always."""
         with torch.autocast(z.device.type, enabled=False):
-            return self._search(z.float(), self.codes.float())
+            return self._search(z.float(), self.codebook.float())
 
     @staticmethod
     def _search(z: Tensor, codes: Tensor) -> Tensor:
         squares = (codes * codes).sum(1)
         # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 does not change which is least. A part of
         # the vectors at a time, so that no (M, V) matrix is ever whole.
-        rows = max(1, _MOST_DISTANCES // len(codes))
+        rows = max(1, _MAX_DISTANCE_ELEMENTS // len(codes))
         return torch.cat(
             [torch.addmm(squares, part, codes.T, alpha=-2.0).argmin(1) for part in z.split(rows)]
         )
@@ -280,7 +293,7 @@ class VQGAN(nn.Module):
     """The tokenizer: ``encode`` pixels to ids, ``decode`` ids to pixels.
 
     Attributes:
-        fast: whether both compute in bfloat16 (but for the search), which is about twice as fast
+        bf16: whether both compute in bfloat16 (but for the search), which is about twice as fast
             where the hardware has it; a few in a hundred ids then differ.
     """
 
@@ -288,11 +301,11 @@ class VQGAN(nn.Module):
         super().__init__()
         _check(config)
         self.config = config
-        self.fast = False
+        self.bf16 = False
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quantize = Quantizer(
-            config.num_embeddings, config.quantized_embed_dim, config.normalize_codes
+        self.quantize = VectorQuantizer(
+            config.num_embeddings, config.quantized_embed_dim, config.use_l2_norm
         )
         self.quant_conv = nn.Conv2d(config.z_channels, config.quantized_embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.quantized_embed_dim, config.z_channels, 1)
@@ -303,23 +316,23 @@ class VQGAN(nn.Module):
     @property
     def codebook(self) -> Tensor:
         """The codes (V, d)."""
-        return self.quantize.codes
+        return self.quantize.codebook
 
-    def features(self, pixels: Tensor) -> Tensor:
+    def encode_features(self, pixels: Tensor) -> Tensor:
         """Features (B, N, d) before quantization, of pixels (B, 3, H, H) in [0, 1]."""
-        if self.config.signed_pixels:
+        if self.config.pixel_range is PixelRange.signed:
             pixels = 2 * pixels - 1
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         z = self.quant_conv(self.encoder(pixels)).flatten(2).transpose(1, 2)
-        return F.normalize(z, dim=-1) if self.config.normalize_codes else z
+        return F.normalize(z, dim=-1) if self.config.use_l2_norm else z
 
-    def render(self, codes: Tensor) -> Tensor:
+    def decode_embeddings(self, codes: Tensor) -> Tensor:
         """Pixels (B, 3, H, H), not clamped, of code vectors (B, N, d)."""
         b, n, d = codes.shape
         side = int(n**0.5)
         z = codes.transpose(1, 2).reshape(b, d, side, side)
         pixels = self.decoder(self.post_quant_conv(z))
-        return (pixels + 1) / 2 if self.config.signed_pixels else pixels
+        return (pixels + 1) / 2 if self.config.pixel_range is PixelRange.signed else pixels
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -331,8 +344,8 @@ class VQGAN(nn.Module):
         """
         self._check_pixels(pixels)
         with self._precision():
-            z = self.features(pixels)
-        return self.quantize.search(z.flatten(0, 1)).view(z.shape[:2])
+            z = self.encode_features(pixels)
+        return self.quantize.nearest_code_indices(z.flatten(0, 1)).view(z.shape[:2])
 
     @torch.no_grad()
     def decode(self, ids: Tensor, clamp: bool = True) -> Tensor:
@@ -349,12 +362,12 @@ class VQGAN(nn.Module):
                 f"ids {int(ids.min())} to {int(ids.max())} for a codebook of {c.num_embeddings}"
             )
         with self._precision():
-            pixels = self.render(F.embedding(ids, self.codebook)).float()
+            pixels = self.decode_embeddings(F.embedding(ids, self.codebook)).float()
         return pixels.clamp(0, 1) if clamp else pixels
 
     def _precision(self) -> AbstractContextManager[object]:
         """Autocast to bfloat16 in the fast mode; otherwise what is in force stays so."""
-        if not self.fast:
+        if not self.bf16:
             return nullcontext()
         return torch.autocast(self.codebook.device.type, torch.bfloat16)
 
@@ -379,12 +392,15 @@ class VQGAN(nn.Module):
 def _check(c: VQGANConfig) -> None:
     """Collect every fault of an architecture and raise one ValueError."""
     faults = []
-    if c.resolution % c.factor:
-        faults.append(f"resolution {c.resolution} is no multiple of the down-scaling {c.factor}")
+    if c.resolution % c.downsample_factor:
+        faults.append(
+            f"resolution {c.resolution} is not a multiple of the downsample factor "
+            f"{c.downsample_factor}"
+        )
     for m in c.channel_mult:
         if c.hidden_channels * m % 32:
             faults.append(
-                f"hidden_channels {c.hidden_channels} x channel_mult {m} is no multiple of 32"
+                f"hidden_channels {c.hidden_channels} x channel_mult {m} is not a multiple of 32"
             )
     if c.patch_size < 1:
         faults.append(f"patch_size {c.patch_size} is below 1")

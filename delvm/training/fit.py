@@ -18,8 +18,8 @@ from delvm.errors import UserError
 from delvm.interop.fingerprint import codebook_matches
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import config_dict
-from delvm.models.precision import settled
-from delvm.models.transformer import Embedding, Transformer
+from delvm.models.precision import resolve_precision
+from delvm.models.transformer import InputEmbedding, Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.storage import as_path
 from delvm.training import strategies
@@ -185,9 +185,9 @@ def _check_teacher(teacher: Transformer, student: Transformer, length: int) -> N
             f"vocab_size {theirs.vocab_size} (teacher) != {ours.vocab_size} (student): "
             "set teacher.checkpoint=PATH to one of the same tokenizer"
         )
-    if theirs.context < length:
+    if theirs.max_seq_len < length:
         raise UserError(
-            f"a sentence is {length} tokens, the teacher's context {theirs.context}: set "
+            f"a sentence is {length} tokens, the teacher's context {theirs.max_seq_len}: set "
             "data.pairs_per_sentence lower, or teacher.checkpoint=PATH"
         )
 
@@ -195,10 +195,10 @@ def _check_teacher(teacher: Transformer, student: Transformer, length: int) -> N
 def _student(config: TrainConfig, data: SentencesConfig) -> Transformer:
     net = config.student.net
     codebook, fingerprint = read_codebook(as_path(data.path))
-    codes = codebook if net.embedding is Embedding.codebook else None
+    codes = codebook if net.embedding is InputEmbedding.codebook else None
     # Initialized where it is sharded (`FSDP2Strategy.shard`), or each process would hold all of it.
     later = config.strategy.name in (StrategyName.fsdp2, StrategyName.hsdp) and not config.start
-    student = _made(Transformer, net, codes, later=later)
+    student = _made(Transformer, net, codes, defer_init=later)
     student.tokenizer_fingerprint = fingerprint
     if config.start is not None:
         trained = _started("student", config.start)
@@ -243,7 +243,7 @@ def _trainer(
 ) -> L.Trainer:
     c = config.trainer
     manual = isinstance(config.module, TokenizerModule)
-    precision: Any = settled(c.precision, c.accelerator)
+    precision: Any = resolve_precision(c.precision, c.accelerator)
     return L.Trainer(
         default_root_dir=folder,
         max_steps=c.max_steps,

@@ -13,7 +13,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from delvm.models.transformer import CodebookEmbedding, Embedding, Transformer, TransformerConfig
+from delvm.models.transformer import (
+    CodebookEmbedding,
+    InputEmbedding,
+    Transformer,
+    TransformerConfig,
+)
 from delvm.training.config import StrategyName
 from delvm.training.losses import LOSS_CHUNK_ELEMENTS, MAX_LOGITS_BYTES
 
@@ -81,11 +86,11 @@ def memory(
     used = FLOAT if precision == "32-true" else 2  # e
     block, outside, codebook = _counts(net)
     parts = shard if spread else 1
-    whole = net.layers * block + outside
+    whole = net.n_layers * block + outside
     here = -(-whole // parts)
-    n = batch * (tokens or net.context)
+    n = batch * (tokens or net.max_seq_len)
     # Under autocast an embedding of one's own hands on float32, and so do all blocks after it.
-    wide = net.embedding is not Embedding.codebook and used < kept and not spread
+    wide = net.embedding is not InputEmbedding.codebook and used < kept and not spread
     held = _Held(used, FLOAT if wide else used, gpu)
     return Memory(
         weights=here * kept + codebook * kept,
@@ -101,7 +106,7 @@ def memory(
 def _counts(net: TransformerConfig) -> tuple[int, int, int]:
     """Parameters of one block and outside the blocks, and numbers in the codebook."""
     with torch.device("meta"):
-        model = Transformer(replace(net, layers=1))
+        model = Transformer(replace(net, n_layers=1))
     block = sum(p.numel() for p in model.blocks.parameters())
     codebook = model.embed.codebook.numel() if isinstance(model.embed, CodebookEmbedding) else 0
     return block, model.parameter_count() - block, codebook
@@ -148,34 +153,34 @@ def _logits(net: TransformerConfig, n: int, h: _Held) -> int:
     there = min(n * net.vocab_size, MAX_LOGITS_BYTES // h.e)
     exact = min(there, LOSS_CHUNK_ELEMENTS.get("cuda" if h.gpu else "cpu", there))
     losses = FLOAT * exact * (LOSS_COPIES + (h.e < FLOAT))
-    return h.e * there + max(losses, h.e * net.vocab_size * net.width)
+    return h.e * there + max(losses, h.e * net.vocab_size * net.dim)
 
 
 def _block(net: TransformerConfig, h: _Held) -> int:
     """Bytes a token that a block leaves for its backward pass."""
-    c, e = net.width, h.e
-    attention = 4 * e * c + FLOAT * net.heads  # q, k, v and the result; a number a query
+    c, e = net.dim, h.e
+    attention = 4 * e * c + FLOAT * net.n_heads  # q, k, v and the result; a number a query
     if h.gpu or e == FLOAT or net.dropout:  # torch's: with the storage that q, k and v came in
         attention += 2 * e * c
     if net.qk_norm:
-        attention += 2 * net.heads * _norm(net.head_width, e, h.gpu)
-    mlp = 4 * e * net.inner  # gate, its SiLU, up, the product
+        attention += 2 * net.n_heads * _norm(net.head_dim, e, h.gpu)
+    mlp = 4 * e * net.resolved_ffn_dim  # gate, its SiLU, up, the product
     return 2 * (_norm(c, h.r, h.gpu) + e * c) + attention + mlp
 
 
 def _again(net: TransformerConfig, h: _Held, recompute: int) -> int:
     """Bytes a token of a block that is computed again, and of two gradients within it."""
     # Where a later block is not computed again, what that one had kept is gone by then.
-    last = (net.layers - 1) % recompute == 0
-    return 2 * h.e * net.inner + (_block(net, h) if last else 0)
+    last = (net.n_layers - 1) % recompute == 0
+    return 2 * h.e * net.resolved_ffn_dim + (_block(net, h) if last else 0)
 
 
 def _activations(net: TransformerConfig, n: int, h: _Held, recompute: int) -> int:
     """What the blocks, the embedding, the last norm and the loss leave for the backward pass."""
-    c = net.width
-    again = -(-net.layers // recompute) if recompute else 0
-    blocks = (net.layers - again) * _block(net, h) + again * h.r * c
-    embedding = h.e * net.codebook_dim if net.embedding is Embedding.codebook else 0
+    c = net.dim
+    again = -(-net.n_layers // recompute) if recompute else 0
+    blocks = (net.n_layers - again) * _block(net, h) + again * h.r * c
+    embedding = h.e * net.codebook_dim if net.embedding is InputEmbedding.codebook else 0
     # The loss leaves the gradients of the hidden states and of the head.
     rows = n * (blocks + embedding + _norm(c, h.r, h.gpu) + 2 * h.r * c)
     return rows + FLOAT * net.vocab_size * c

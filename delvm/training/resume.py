@@ -12,7 +12,7 @@ from delvm.training.student import StudentTraining
 from delvm.training.tokenizer import TokenizerTraining
 
 # keys of a network's config that say how it is trained, not what it computes
-FREE = ("init", "dropout", "drop_path", "context", "attention", "commitment_cost")
+FREE = ("init", "dropout", "drop_path", "max_seq_len", "attention", "commitment_cost")
 
 
 def typed(value: object) -> str:

@@ -182,7 +182,7 @@ class FSDP2Strategy(ShardedCheckpointMixin, ModelParallelStrategy):
         )
         # A model without storage is filled a block at a time: no process ever holds all of it.
         empty = next(model.blocks.parameters()).is_meta
-        parts = model.fill() if empty else iter((*model.blocks, model))
+        parts = model.init_weights() if empty else iter((*model.blocks, model))
         for part in parts:
             fully_shard(part, mesh=mesh, mp_policy=policy)
         # Losses ask for hidden states, and multiply by the head themselves. The weights outside

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from delvm.models.teacher_forcing import next_token
+from delvm.models.teacher_forcing import next_token_nll
 from delvm.models.transformer import Transformer
 from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
 from delvm.training.config import DistillationModule, OptimConfig, StudentModule
@@ -98,7 +98,7 @@ class StudentTraining(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         known, weights, document = self.read(batch)
         targets, weights = batch["input_ids"][:, 1:].flatten(), weights.flatten()
-        hidden = self.model.hidden(known, documents=document).flatten(0, 1)
+        hidden = self.model.forward_hidden(known, document_ids=document).flatten(0, 1)
         columns = (targets, weights)
         total = chunked_linear_loss(
             hidden, self.model.head.weight, self.loss_fn, columns, compiled=self.compiled
@@ -115,7 +115,7 @@ class StudentTraining(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         document, is_target = self.documents(batch), self.targets(batch)
-        losses, correct = next_token(self.model, batch["input_ids"], _known(document))
+        losses, correct = next_token_nll(self.model, batch["input_ids"], _known(document))
         every = token_weights(is_target, 1.0, document)
         target = token_weights(is_target, 0.0, document)
         columns = [each * w for w in (every, target) for each in (losses, correct.float(), 1.0)]
@@ -202,12 +202,12 @@ class DistillationTraining(StudentTraining):
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         known, weights, document = self.read(batch)
         targets, weights = batch["input_ids"][:, 1:].flatten(), weights.flatten()
-        hidden = self.model.hidden(known, documents=document).flatten(0, 1)
+        hidden = self.model.forward_hidden(known, document_ids=document).flatten(0, 1)
         with torch.no_grad():
             # The teacher reads what is true, also where the student misreads.
-            guide = self.teacher.hidden(batch["input_ids"][:, :-1], documents=document).flatten(
-                0, 1
-            )
+            guide = self.teacher.forward_hidden(
+                batch["input_ids"][:, :-1], document_ids=document
+            ).flatten(0, 1)
             head = self.teacher.head.weight
             head = head.to(autocast_dtype(head))  # once, not for each few rows
         # Everything in sums, divided afterwards as of a student alone.

@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from delvm.data.codebook_usage import perplexity
 from delvm.errors import UserError
 from delvm.interop.weight_files import read_tensors
-from delvm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge
-from delvm.models.perceptual import LPIPS, MSSSIM
+from delvm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_d_loss
+from delvm.models.perceptual import LPIPS, MSSSIMLoss
 from delvm.models.vqgan import VQGAN
 from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
 from delvm.training.codebook_ema import CodebookEMA
@@ -62,13 +62,13 @@ class TokenizerTraining(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> None:
         model, c, pixels = self.model, self.loss, _unit(batch)
-        z = model.features(pixels).float()  # (B, N, d)
-        ids = model.quantize.search(z.detach().flatten(0, 1))
+        z = model.encode_features(pixels).float()  # (B, N, d)
+        ids = model.quantize.nearest_code_indices(z.detach().flatten(0, 1))
         codes = F.embedding(ids, model.codebook).view_as(z)
         quantization = model.config.commitment_cost * F.mse_loss(z, codes.detach())
         if c.ema_decay is None:
             quantization = quantization + F.mse_loss(codes, z.detach())
-        drawn = model.render(z + (codes - z).detach())
+        drawn = model.decode_embeddings(z + (codes - z).detach())
         terms = {"reconstruction": self.reconstruction(pixels, drawn)}
         for distance in self._distance:
             terms["perceptual"] = c.perceptual * distance(pixels, drawn)
@@ -117,7 +117,7 @@ class TokenizerTraining(L.LightningModule):
         optimizer = self._optimizers()[1].optimizer
         optimizer.zero_grad()  # also drops what the tokenizer's loss has left
         real, false = self.adversary(pixels).float(), self.adversary(drawn).float()
-        loss = hinge(real, false)
+        loss = hinge_d_loss(real, false)
         self.manual_backward(loss)
         if self.grad_guard is not None:
             norm = nn.utils.get_total_norm(
@@ -188,14 +188,14 @@ def _groups(
     ]
 
 
-def build_distance(config: TokenizerModule, resolution: int) -> MSSSIM | LPIPS:
+def build_distance(config: TokenizerModule, resolution: int) -> MSSSIMLoss | LPIPS:
     """The perceptual distance of the config.
 
     Raises:
         UserError: LPIPS is asked for, and the weights of its VGG16 are missing or others.
     """
     if config.distance is Perceptual.ms_ssim:
-        return MSSSIM(resolution)
+        return MSSSIMLoss(resolution)
     if config.vgg_weights is None:
         raise UserError(f"module.distance=lpips needs the weights of a VGG16: {WANTED_VGG}")
     path = Path(config.vgg_weights)

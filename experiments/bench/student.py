@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from delvm.models.cpu.malloc import keep_freed
-from delvm.models.precision import has_bf16, peak_flops
+from delvm.models.cpu.malloc import configure_malloc
+from delvm.models.precision import has_native_bf16, measure_peak_flops
 from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.training.compiling import compile_blocks
 from delvm.training.losses import CrossEntropyLoss, chunked_linear_loss
@@ -53,7 +53,7 @@ class Size:
 
 SIZES = (
     Size(
-        "36m", TransformerConfig(width=512, layers=8, heads=8, context=512), 4, 512, 9,
+        "36m", TransformerConfig(dim=512, n_layers=8, n_heads=8, max_seq_len=512), 4, 512, 9,
         ("ours", "theirs", "kept"),
     ),
     Size("300m", TransformerConfig(), 1, 2048, 5),
@@ -64,7 +64,7 @@ CURVE = ((2, 4), (4, 4), (8, 4), (4, 1), (4, 2), (4, 8))
 
 def rows() -> list[Row]:
     """Speed, share of peak and memory at both sizes; the curve."""
-    if not has_bf16("cpu"):
+    if not has_native_bf16("cpu"):
         return []
     found: list[Row] = []
     for size in SIZES:
@@ -82,7 +82,7 @@ def beside(size: Size) -> list[Row]:
                 seconds = pool.apply(_step)
                 if number >= 2:  # the first ones compile, and touch their memory
                     times[name].append(seconds)
-            peaks.append(peak_flops.__wrapped__(torch.device("cpu"), DTYPE, 2048))
+            peaks.append(measure_peak_flops.__wrapped__(torch.device("cpu"), DTYPE, 2048))
         used = {name: pool.apply(_used) for name, pool in each.items()}
     rates = {name: size.tokens / statistics.median(taken) for name, taken in times.items()}
     with torch.device("meta"):
@@ -130,7 +130,7 @@ def _begin(name: str, size: Size) -> None:
     import torch._inductor.compile_fx  # noqa: F401  # in all of them, as LlamaForCausalLM is
 
     if name != "theirs":
-        keep_freed()
+        configure_malloc()
     _state["before"] = _high_water()
     _state["step"] = step_of(ours(size) if name == "ours" else theirs(size), size)
 
@@ -157,7 +157,7 @@ def ours(size: Size, compiled: bool = True) -> Callable[[Tensor], Tensor]:
     loss_fn = CrossEntropyLoss()
 
     def loss(ids: Tensor) -> Tensor:
-        hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
+        hidden = model.forward_hidden(ids[:, :-1]).flatten(0, 1)
         targets = ids[:, 1:].flatten()
         total = chunked_linear_loss(
             hidden,
@@ -180,9 +180,9 @@ def theirs(size: Size) -> Callable[[Tensor], Tensor]:
     c = size.config
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=c.vocab_size, hidden_size=c.width, intermediate_size=c.inner,
-            num_hidden_layers=c.layers, num_attention_heads=c.heads, attention_bias=True,
-            max_position_embeddings=c.context, rms_norm_eps=c.norm_eps, use_cache=False,
+            vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.resolved_ffn_dim,
+            num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads, attention_bias=True,
+            max_position_embeddings=c.max_seq_len, rms_norm_eps=c.norm_eps, use_cache=False,
         )
     ).train()  # fmt: skip
     model.model.embed_tokens.requires_grad_(False)
@@ -222,7 +222,7 @@ def curve() -> list[Row]:
     """Seconds of a step by layers and by tokens, beside what straight growth would take."""
     taken = {}
     for layers, count in CURVE:
-        config = TransformerConfig(width=512, layers=layers, heads=8, context=256)
+        config = TransformerConfig(dim=512, n_layers=layers, n_heads=8, max_seq_len=256)
         size = Size("curve", config, count, 256, 3)
         step = step_of(ours(size, compiled=False), size)
         step()

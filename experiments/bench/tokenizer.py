@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import delvm
 from delvm.data.image_io import to_tensor
 from delvm.data.sources.shapes import photographs
-from delvm.models.precision import has_bf16
-from delvm.models.vqgan import VQGAN, Quantizer, VQGANConfig
+from delvm.models.precision import has_native_bf16
+from delvm.models.vqgan import VQGAN, VectorQuantizer, VQGANConfig
 from delvm.tasks.metrics import psnr
 from experiments.bench.frame import Row, medians
 from tests.models.plain_vqgan import plain_copy, plain_encode, plain_search
@@ -40,7 +40,7 @@ def rows() -> list[Row]:
         plain = plain_copy(tokenizer)
         pixels = crops("test", max(BATCHES), 256)
         with FlopCounterMode(display=False) as counter:
-            tokenizer.features(pixels[:1])
+            tokenizer.encode_features(pixels[:1])
         gflop = counter.get_total_flops() / 1e9
         found: list[Row] = []
         rates: dict[tuple[str, int], float] = {}
@@ -64,7 +64,9 @@ def f16_8192() -> VQGAN:
     """The reference's size, with codes within reach of its features."""
     torch.manual_seed(0)
     tokenizer = VQGAN(VQGANConfig()).eval()
-    features = [tokenizer.features(part).flatten(0, 1) for part in crops("train", 32, 256).split(4)]
+    features = [
+        tokenizer.encode_features(part).flatten(0, 1) for part in crops("train", 32, 256).split(4)
+    ]
     tokenizer.quantize.embedding.weight.copy_(torch.cat(features))
     return tokenizer
 
@@ -72,11 +74,11 @@ def f16_8192() -> VQGAN:
 @contextmanager
 def fast(tokenizer: VQGAN) -> Iterator[None]:
     """The fast mode, for a while."""
-    tokenizer.fast = True
+    tokenizer.bf16 = True
     try:
         yield
     finally:
-        tokenizer.fast = False
+        tokenizer.bf16 = False
 
 
 def fast_encode(tokenizer: VQGAN, pixels: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ def measure(tokenizer: VQGAN, plain: VQGAN, pixels: Tensor, repeats: int) -> dic
         "plain": lambda: plain_encode(plain, pixels),
         "exact": lambda: tokenizer.encode(pixels),
     }
-    if has_bf16("cpu"):
+    if has_native_bf16("cpu"):
         cases["fast"] = lambda: fast_encode(tokenizer, pixels)
     return medians(cases, repeats)
 
@@ -121,7 +123,7 @@ def agreement(tokenizer: VQGAN, plain: VQGAN, pixels: Tensor) -> list[Row]:
     said = f"of {wanted.numel():,} ids, those that are not the plain path's"
     tied = said + ties(plain, pixels, ours, wanted)
     found = [Row("tokenizer_exact_ids", odd, None, None, "ours <= 0", "ids", tied)]
-    if has_bf16("cpu"):
+    if has_native_bf16("cpu"):
         differ = int((fast_encode(tokenizer, pixels) != wanted).sum())
         shipped = delvm.load_tokenizer("shapes")
         small = crops("test", 256, 64)
@@ -148,7 +150,7 @@ def ties(plain: VQGAN, pixels: Tensor, ours: Tensor, wanted: Tensor) -> str:
     """How near, in float64, the codes are between which two ways decide otherwise; or nothing."""
     exact, gaps = plain_copy(plain).double(), []
     for picture, place in (ours != wanted).nonzero().tolist():
-        z = exact.features(pixels[picture, None].double())[0, place]
+        z = exact.encode_features(pixels[picture, None].double())[0, place]
         pair = exact.codebook[torch.stack((ours[picture, place], wanted[picture, place]))]
         near, far = (z - pair).square().sum(1).sort().values.tolist()
         gaps.append((far - near) / near)
@@ -212,12 +214,12 @@ def _apart(way: str, vectors: int, codes: int) -> float:
 
 def _peak_of_search(way: str, vectors: int, codes: int) -> float:
     """Peak memory of a process that searches once, in MiB."""
-    quantizer, z = Quantizer(codes, 256), torch.randn(4096, 256)[:vectors]
+    quantizer, z = VectorQuantizer(codes, 256), torch.randn(4096, 256)[:vectors]
     with torch.inference_mode():
         if way == "ours":
-            quantizer.search(z)
+            quantizer.nearest_code_indices(z)
         else:
-            plain_search(z, quantizer.codes)
+            plain_search(z, quantizer.codebook)
     # Not getrusage, whose peak a process inherits from the one that started it.
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]

@@ -27,7 +27,7 @@ TINY_TOKENIZER = VQGANConfig(
     patch_size=4,
 )
 TINY_STUDENT = TransformerConfig(
-    vocab_size=32, width=16, layers=1, heads=2, context=24, codebook_dim=4
+    vocab_size=32, dim=16, n_layers=1, n_heads=2, max_seq_len=24, codebook_dim=4
 )
 
 Delvm = Callable[..., tuple[int, str, str]]

@@ -49,7 +49,12 @@ def test_each_job_of_a_sweep_has_its_own_folder(delvm, monkeypatch, tmp_path):
     shared = ("output=runs", "trainer.max_steps=3")
     code, out, err = delvm("train", "-m", "student=tiny,small", "seed=1,2", *shared)
     assert (code, out) == (0, "")
-    assert [(cfg.student.net.layers, cfg.seed) for cfg in seen] == [(4, 1), (4, 2), (6, 1), (6, 2)]
+    assert [(cfg.student.net.n_layers, cfg.seed) for cfg in seen] == [
+        (4, 1),
+        (4, 2),
+        (6, 1),
+        (6, 2),
+    ]
     assert [cfg.output for cfg in seen] == [
         "runs/seed=1,student=tiny",
         "runs/seed=2,student=tiny",

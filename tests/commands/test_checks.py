@@ -26,12 +26,12 @@ ALONE = {
     "student.net.codebook_dim=16": "code width 8 (tokenizer) != codebook_dim 16 (student): "
     "set student.net.codebook_dim=8",
     "data.pairs_per_sentence=5": "a sentence of 10 pictures is 640 tokens (10 x 64), and the "
-    "student's context is 512: set student.net.context=640 or data.pairs_per_sentence=4",
-    "student.net.drop_path=1.0": "student.net: drop_path 1.0 is no share below 1",
+    "student's context is 512: set student.net.max_seq_len=640 or data.pairs_per_sentence=4",
+    "student.net.drop_path=1.0": "student.net: drop_path 1.0 is not in [0, 1)",
     "student.net.attention=xformers": "student.net.attention=xformers needs a GPU, "
     "trainer.accelerator=cpu has none: set student.net.attention=sdpa",
     "module.label_smoothing=2": "module.label_smoothing=2.0 is a share: set it from 0 to 1",
-    "student.net.heads=7": "student.net: heads 7 do not divide width 256",
+    "student.net.n_heads=7": "student.net: dim 256 is not divisible by n_heads 7",
     "trainer.precision=16-mixed": "trainer.precision=16-mixed needs a GPU, "
     "trainer.accelerator=cpu has none: set trainer.precision=bf16-mixed",
     "trainer.precision=bf16-mixd": "unknown trainer.precision=bf16-mixd: did you mean "
@@ -76,7 +76,7 @@ def test_small_students_follow_their_tokenizer(student):
 
 
 def test_an_own_embedding_needs_no_code_width():
-    assert of_config("train", "student.net.embedding=own", "student.net.codebook_dim=16") == []
+    assert of_config("train", "student.net.embedding=learned", "student.net.codebook_dim=16") == []
 
 
 def test_a_tokenizer_that_contradicts_itself():
@@ -119,7 +119,7 @@ def test_an_adversary_wants_its_gradients(monkeypatch):
 
 
 def test_attention_of_ones_own_wants_bfloat16_on_a_processor(monkeypatch):
-    asked = "student.net.attention=blockwise"
+    asked = "student.net.attention=cpu_flash"
     monkeypatch.setattr(blockwise, "works", lambda: True)
     assert of_config("train", asked, "trainer.precision=bf16-mixed") == []
     assert of_config("train", asked, "trainer.precision=32-true", "student.net.dropout=0.1") == [

@@ -126,8 +126,8 @@ def test_help_tells_the_parameters_of_every_student(name):
 def test_the_largest_students_are_the_references():
     for name, width, heads in (("300m", 1024, 8), ("1b", 2048, 16)):
         net = compose("train", [f"student={name}"]).student.net
-        assert net == TransformerConfig(width=width, layers=22, heads=heads)
-        assert net.init is Init.reference and net.context == 2048
+        assert net == TransformerConfig(dim=width, n_layers=22, n_heads=heads)
+        assert net.init is Init.reference and net.max_seq_len == 2048
 
 
 @pytest.mark.parametrize(
@@ -169,4 +169,4 @@ def test_a_key_may_have_the_name_of_another_verbs_group():
     assert (cfg.tokenizer, cfg.student) == ("a/b.ckpt", "small")
     assert compose("encode", ["tokenizer=x"]).tokenizer == "x"
     # and that of its own stays a group
-    assert compose("train", ["student=tiny"]).student.net.layers == 4
+    assert compose("train", ["student=tiny"]).student.net.n_layers == 4

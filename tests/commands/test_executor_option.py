@@ -56,6 +56,6 @@ def test_settings_of_engines_are_checked(delvm, words):
 def test_a_worker_refuses_another_tokenizer(weights):
     path = str(weights / "tokenizer")
     mark = fingerprint(load_tokenizer(path))
-    assert Loaded(path, Device.cpu, False, mark)(3).fast is False
+    assert Loaded(path, Device.cpu, False, mark)(3).bf16 is False
     with pytest.raises(UserError, match=rf"is {mark} here, the job was planned with abc: set"):
         Loaded(path, Device.cpu, False, "abc")(0)

@@ -7,10 +7,9 @@ import pytest
 LINES = {
     # unknown keys, at their own level
     "train studnet=tiny": "unknown key 'studnet': did you mean 'student'?",
-    "train student.net.widht=4": "unknown key 'student.net.widht': did you mean "
-    "'student.net.width'?",
+    "train student.net.widht=4": "unknown key 'student.net.widht': did you mean 'student.net.dim'?",
     "train student.nte.width=4": "unknown key 'student.nte': did you mean 'student.net'?",
-    "train student.width=4": "unknown key 'student.width': did you mean 'student.net.width'?",
+    "train student.width=4": "unknown key 'student.width': did you mean 'student.net.dim'?",
     "train data.batchsize=4": "unknown key 'data.batchsize': did you mean 'data.batch_size'?",
     "train module.label_smothing=0": "unknown key 'module.label_smothing': did you mean "
     "'module.label_smoothing'?",
@@ -24,7 +23,7 @@ LINES = {
     "train hydra.runn.dir=x": "unknown key 'hydra.runn': did you mean 'hydra.run'?",
     # a plus does not smuggle them in
     "train +student.net.widht=4": "unknown key 'student.net.widht': did you mean "
-    "'student.net.width'?",
+    "'student.net.dim'?",
     "train +data.foo=4": "unknown key 'data.foo': choose from: batch_size, "
     "images_per_sentence, kind, num_val_examples, num_workers, pairs_per_sentence, path, "
     "shuffle_window_shards, task_weights",
@@ -90,7 +89,7 @@ def test_a_sweep_is_checked_before_its_first_job(delvm, monkeypatch, tmp_path):
 
 FILES = {
     "student: {net: {widht: 3}}": "experiment/mine.yaml: unknown key 'student.net.widht': "
-    "did you mean 'student.net.width'?",
+    "did you mean 'student.net.dim'?",
     "studnet: {net: {width: 3}}": "experiment/mine.yaml: unknown key 'studnet': did you mean "
     "'student'?",
     "trainer: {max_steps: many}": "experiment/mine.yaml: trainer.max_steps: Value 'many' of type "

@@ -13,7 +13,7 @@ from delvm.interop.formats import llama
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import save_model
 from delvm.models.token_space import TokenSpace
-from delvm.models.transformer import Embedding, Transformer, TransformerConfig
+from delvm.models.transformer import InputEmbedding, Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
 
 
@@ -100,10 +100,10 @@ def test_it_is_written_whole_or_not_at_all(delvm, weights, monkeypatch):
 def test_a_student_with_more_ids_than_codes_can_be_prompted(delvm, weights, prompt):
     """As LVM's are: nothing in its file names the tokenizer, and BOS is its favourite."""
     torch.manual_seed(0)
-    config = TransformerConfig(36, 16, 1, 2, context=24, embedding=Embedding.own)
+    config = TransformerConfig(36, 16, 1, 2, max_seq_len=24, embedding=InputEmbedding.learned)
     student = Transformer(config)
     student.norm.weight.data.zero_()[0] = 1.0
-    student.head.weight.data[32:, 0], student.space = 99.0, TokenSpace(32, bos=32)
+    student.head.weight.data[32:, 0], student.token_space = 99.0, TokenSpace(32, bos=32)
     llama.write(student, "lvm")
     words = (f"tokenizer={weights}/tokenizer", "student=lvm", f"prompt={prompt}")
     words += (f"query={prompt}/000000_img.png", "output=answer.png")

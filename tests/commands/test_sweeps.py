@@ -20,7 +20,7 @@ from tests.training.runs import curve, write_ids
 TINY = (
     "data={path: tokens, pairs_per_sentence: 2, batch_size: 8}",
     "trainer={max_steps: 3, val_every: 2, log_every: 1, threads: 1, precision: 32-true}",
-    "student.net={width: 16, layers: 1, heads: 2, mlp_width: 32, context: 32, vocab_size: 16, "
+    "student.net={dim: 16, n_layers: 1, n_heads: 2, ffn_dim: 32, max_seq_len: 32, vocab_size: 16, "
     "codebook_dim: 8}",
     "tokenizer.net={resolution: 8, num_embeddings: 16, patch_size: 2, quantized_embed_dim: 8, "
     "channel_mult: [1, 1], attn_resolutions: []}",

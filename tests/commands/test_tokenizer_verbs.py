@@ -68,11 +68,11 @@ def test_a_tokenizer_is_evaluated(delvm, weights, pairs):
 
 @pytest.mark.parametrize("there", [True, False])
 def test_the_fast_mode_needs_hardware_for_it(delvm, weights, pairs, monkeypatch, there):
-    monkeypatch.setattr(encode, "has_bf16", lambda device: there)
+    monkeypatch.setattr(encode, "has_native_bf16", lambda device: there)
     modes = []
     plain = VQGAN.encode
     monkeypatch.setattr(
-        VQGAN, "encode", lambda self, pixels: modes.append(self.fast) or plain(self, pixels)
+        VQGAN, "encode", lambda self, pixels: modes.append(self.bf16) or plain(self, pixels)
     )
     code, _, err = delvm("encode", f"input={pairs}", "output=tokens", "splits=[test]", "fast=true",
                          f"tokenizer={weights / 'tokenizer'}")  # fmt: skip

@@ -59,7 +59,7 @@ class FakeTokenizer:
     With more `tokens` than four they repeat, so that shards hold few pairs.
     """
 
-    fast = False
+    bf16 = False
 
     def __init__(self, size=16, fail_at=None, tokens=4, seconds=0.0):
         self.seconds = seconds

@@ -62,16 +62,16 @@ class BlockTokenizer(nn.Module):
 class Oracle(nn.Module):
     """Knows the truth of each query by heart, and gives a share of its tokens right.
 
-    It answers through the calls that sampling makes: hidden, head and new_cache.
+    It answers through the calls that sampling makes: forward_hidden, head and make_kv_cache.
     """
 
     def __init__(self, tokenizer: BlockTokenizer, known: Iterable[Example], right: float) -> None:
         super().__init__()
         self.tokens = tokenizer.config.tokens_per_image
         self.codes = tokenizer.config.num_embeddings
-        self.config = SimpleNamespace(vocab_size=self.codes, context=8 * self.tokens)
+        self.config = SimpleNamespace(vocab_size=self.codes, max_seq_len=8 * self.tokens)
         self.tokenizer_fingerprint = ""
-        self.space = TokenSpace(self.codes)
+        self.token_space = TokenSpace(self.codes)
         self.embed = nn.Identity()
         self.weight = nn.Parameter(torch.zeros(1))
         self.known = {}
@@ -82,16 +82,16 @@ class Oracle(nn.Module):
             answer = torch.where(wrong, query, truth)
             self.known[tuple(query.tolist())] = answer.tolist()
 
-    def new_cache(self, batch: int, context: int) -> SimpleNamespace:
-        return SimpleNamespace(ids=torch.empty(batch, 0, dtype=torch.int64))
+    def make_kv_cache(self, batch_size: int, max_seq_len: int) -> SimpleNamespace:
+        return SimpleNamespace(ids=torch.empty(batch_size, 0, dtype=torch.int64))
 
-    def hidden(
-        self, ids: Tensor, cache: SimpleNamespace | None = None, documents: None = None
+    def forward_hidden(
+        self, input_ids: Tensor, cache: SimpleNamespace | None = None, document_ids: None = None
     ) -> Tensor:
-        whole = ids
+        whole = input_ids
         if cache is not None:
-            whole = cache.ids = torch.cat((cache.ids, ids), dim=1)
-        first = whole.shape[1] - ids.shape[1]
+            whole = cache.ids = torch.cat((cache.ids, input_ids), dim=1)
+        first = whole.shape[1] - input_ids.shape[1]
         places = range(first, whole.shape[1])
         return torch.tensor([[self._next(row, at) for at in places] for row in whole.tolist()])
 

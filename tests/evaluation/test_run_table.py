@@ -87,7 +87,7 @@ def test_configs_of_runs_that_hydra_did_not_start(tmp_path):
     found = runs.gather(tmp_path)
     assert [run.faults for run in found] == [[], []]
     assert [row[:2] for row in runs.table(found)] == [
-        ["run", "student.net.width"],
+        ["run", "student.net.dim"],
         ["a", "16"],
         ["b", "32"],
     ]

@@ -19,7 +19,7 @@ from delvm.models.transformer import Init, Transformer, TransformerConfig
 @pytest.fixture(scope="module")
 def student() -> Transformer:
     torch.manual_seed(0)
-    config = TransformerConfig(30, 32, 2, 4, context=20, codebook_dim=8, init=Init.ordinary)
+    config = TransformerConfig(30, 32, 2, 4, max_seq_len=20, codebook_dim=8, init=Init.gpt2)
     model = Transformer(config, torch.randn(30, 8)).eval()
     torch.nn.init.normal_(model.head.weight, std=0.3)  # far from uniform, so that samples differ
     return model

@@ -16,7 +16,7 @@ from delvm.interop.formats import internlm_hf
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import save_model
 from delvm.interop.weight_files import read_weights
-from delvm.models.transformer import Embedding, Transformer
+from delvm.models.transformer import InputEmbedding, Transformer
 from tests.interop.raw_checkpoint import GOLDEN, stages, with_config, write
 
 HF = GOLDEN / "internlm_hf"
@@ -39,7 +39,7 @@ def with_eps(student: Transformer, eps: float) -> Transformer:
 @torch.no_grad()
 def test_converted_folder_matches_golden_logits(golden):
     student = load_student(HF)
-    assert (student.config.norm_eps, student.config.embedding) == (1e-6, Embedding.own)
+    assert (student.config.norm_eps, student.config.embedding) == (1e-6, InputEmbedding.learned)
     assert (student(golden["ids"]) - golden["logits"]).abs().max() < 1e-4
     assert torch.equal(generate(student, golden["ids"], 32), golden["greedy"])
 
@@ -51,8 +51,8 @@ def test_any_number_of_stages_matches_golden_logits(tmp_path, golden, sizes, tok
     """The golden logits have the converter's epsilon, not that of the training."""
     student = load_student(write(tmp_path / "raw", stages(sizes, tokenizer)))
     c = student.config
-    assert (c.layers, c.norm_eps, c.embedding) == (4, 1e-5, Embedding.codebook)
-    assert (c.codebook_dim, c.inner, c.context) == (16, 256, 2048)
+    assert (c.n_layers, c.norm_eps, c.embedding) == (4, 1e-5, InputEmbedding.codebook)
+    assert (c.codebook_dim, c.resolved_ffn_dim, c.max_seq_len) == (16, 256, 2048)
     trained = student(golden["ids"])
     assert (with_eps(student, 1e-6)(golden["ids"]) - golden["logits"]).abs().max() < 1e-5
     assert 1e-4 < (trained - golden["logits"]).abs().max() < 1e-3
@@ -78,7 +78,7 @@ def test_learned_embedding_equals_codebook_times_projection(tmp_path, golden):
     student = load_student(
         write(tmp_path / "a", [built[0] | {"model.embedding.weight": projected}])
     )
-    assert student.config.embedding is Embedding.own
+    assert student.config.embedding is InputEmbedding.learned
     apart = load_student(write(tmp_path / "b", stages([4])))
     torch.testing.assert_close(student(golden["ids"]), apart(golden["ids"]), atol=1e-5, rtol=0)
 
@@ -198,7 +198,7 @@ def test_config_class_of_the_engine_is_not_imported(tmp_path, monkeypatch):
     torch.save(cls(settings | nested), raw / "model_config.pt")
     for name in names:
         monkeypatch.delitem(sys.modules, name)
-    assert load_student(raw).config.layers == 4
+    assert load_student(raw).config.n_layers == 4
 
 
 def test_config_with_code_is_refused(tmp_path):

@@ -13,16 +13,16 @@ from delvm.interop.formats import llama
 from delvm.interop.load import load_student
 from delvm.interop.save import config_dict, save_model
 from delvm.models.token_space import TokenSpace
-from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
+from delvm.models.transformer import Init, InputEmbedding, Transformer, TransformerConfig
 
 CODES, IDS = 8192, 8292  # of LVM: 100 special tokens beyond the codes
 
 
 def student(**changes: object) -> Transformer:
     torch.manual_seed(0)
-    values: dict[str, object] = {"vocab_size": 40, "width": 32, "layers": 3, "heads": 4}
-    values |= {"context": 24, "mlp_width": 48, "norm_eps": 3e-6, "rope_base": 5000.0}
-    values |= {"embedding": Embedding.own, "init": Init.ordinary}
+    values: dict[str, object] = {"vocab_size": 40, "dim": 32, "n_layers": 3, "n_heads": 4}
+    values |= {"max_seq_len": 24, "ffn_dim": 48, "norm_eps": 3e-6, "rope_base": 5000.0}
+    values |= {"embedding": InputEmbedding.learned, "init": Init.gpt2}
     model = Transformer(TransformerConfig(**(values | changes))).eval()  # type: ignore[arg-type]
     for name, tensor in model.named_parameters():
         if name.endswith("bias"):
@@ -73,7 +73,7 @@ def lvm(folder: Path) -> tuple[Transformer, Path]:
 def test_student_of_lvm_loads(tmp_path):
     model, folder = lvm(tmp_path / "lvm")
     found = load_student(folder)
-    assert found.space == TokenSpace(
+    assert found.token_space == TokenSpace(
         CODES
     )  # 1 and 2 are codes, though config.json names them BOS and EOS
     assert (found.config.bias, found.config.vocab_size) == (False, IDS)
@@ -81,7 +81,7 @@ def test_student_of_lvm_loads(tmp_path):
     ids = torch.randint(0, CODES, (2, 20))
     assert torch.equal(found(ids), model(ids))
     save_model(found, tmp_path / "ours")
-    assert load_student(tmp_path / "ours").space == TokenSpace(CODES)
+    assert load_student(tmp_path / "ours").token_space == TokenSpace(CODES)
 
 
 def test_special_tokens_are_never_generated(tmp_path):
@@ -102,7 +102,7 @@ def test_special_tokens_are_never_generated(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_export_and_load_round_trip(tmp_path, dtype):
     model = rounded(student(), dtype)
-    model.space, model.tokenizer_fingerprint = TokenSpace(36, 36, 37), "0123456789abcdef"
+    model.token_space, model.tokenizer_fingerprint = TokenSpace(36, 36, 37), "0123456789abcdef"
     llama.write(model, tmp_path / "out", dtype)
     again = load_student(tmp_path / "out")
     assert again.config == TransformerConfig(**vars(model.config) | {"init": again.config.init})
@@ -111,17 +111,20 @@ def test_export_and_load_round_trip(tmp_path, dtype):
         assert torch.equal(again.state_dict()[name], tensor), name
     ids = torch.randint(0, 40, (2, 20))
     assert torch.equal(again(ids), model(ids))
-    assert (again.space, again.tokenizer_fingerprint) == (model.space, "0123456789abcdef")
+    assert (again.token_space, again.tokenizer_fingerprint) == (
+        model.token_space,
+        "0123456789abcdef",
+    )
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"]) == (36, 37)
 
 
 def test_codebook_embedding_is_exported_as_learned(tmp_path):
-    config = TransformerConfig(20, 32, 2, 2, context=16, codebook_dim=8, init=Init.ordinary)
+    config = TransformerConfig(20, 32, 2, 2, max_seq_len=16, codebook_dim=8, init=Init.gpt2)
     model = Transformer(config, torch.randn(20, 8)).eval()
     llama.write(model, tmp_path / "out")
     again = load_student(tmp_path / "out")
-    assert again.config.embedding is Embedding.own
+    assert again.config.embedding is InputEmbedding.learned
     assert torch.equal(again.embed.weight, model.embed(torch.arange(20)))
     ids = torch.randint(0, 20, (2, 16))
     torch.testing.assert_close(again(ids), model(ids), atol=1e-6, rtol=0)
@@ -162,13 +165,13 @@ def test_rope_parameters_of_transformers_5(tmp_path):
         ({"num_hidden_layers": 2}, r"unexpected: blocks\.2"),
         ({"attention_bias": False}, r"unexpected: blocks\.0\.attention\.out\.bias"),
         ({"vocab_size": 41}, r"head\.weight \(40, 32\) != \(41, 32\)"),
-        ({"delvm": {"space": {"codes": 41}}}, r"codes 41 is not one of 40 ids"),
+        ({"delvm": {"space": {"codes": 41}}}, r"codebook_size 41 is not one of 40 ids"),
         ({"delvm": {"space": {"codes": 30, "bos": 40}}}, r"bos 40 is not one of 40 ids"),
         (
             {"delvm": {"space": {"codes": 30, "pad": 1}}},
-            "space .*: expected the keys bos, codes, eos",
+            "space .*: expected the keys bos, codebook_size, eos",
         ),
-        ({"delvm": {"space": {"codes": 30, "eos": 3}}}, "eos=3 is the id of a picture"),
+        ({"delvm": {"space": {"codes": 30, "eos": 3}}}, "eos=3 is an image token"),
         (
             {"architectures": ["MistralForCausalLM"], "model_type": "mistral"},
             "is not in a known format: delvm-1",
@@ -201,7 +204,7 @@ def test_invalid_weights_are_refused(tmp_path):
 
 def test_lightning_checkpoint_keeps_the_token_space(tmp_path):
     model = student()
-    model.space = TokenSpace(36, bos=36)
+    model.token_space = TokenSpace(36, bos=36)
     state = {f"model.{k}": v for k, v in model.state_dict().items()}
     torch.save({"state_dict": state, "delvm": config_dict(model)}, tmp_path / "last.ckpt")
-    assert load_student(tmp_path / "last.ckpt").space == model.space
+    assert load_student(tmp_path / "last.ckpt").token_space == model.token_space

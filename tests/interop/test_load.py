@@ -25,7 +25,7 @@ def tokenizer() -> VQGAN:
 @pytest.fixture
 def student() -> Transformer:
     torch.manual_seed(0)
-    config = TransformerConfig(20, 32, 2, 2, context=16, codebook_dim=8, init=Init.ordinary)
+    config = TransformerConfig(20, 32, 2, 2, max_seq_len=16, codebook_dim=8, init=Init.gpt2)
     model = Transformer(config, torch.randn(20, 8)).eval()
     model.tokenizer_fingerprint = "0123456789abcdef"
     return model
@@ -99,7 +99,7 @@ def test_missing_path_error_names_shipped_weights():
 
 def test_mismatched_shapes_are_listed(student, tmp_path):
     save_model(student, tmp_path / "s")
-    edit(tmp_path / "s", config=config_dict(student)["config"] | {"vocab_size": 21, "layers": 1})
+    edit(tmp_path / "s", config=config_dict(student)["config"] | {"vocab_size": 21, "n_layers": 1})
     with pytest.raises(UserError) as error:
         load_student(tmp_path / "s")
     assert "head.weight (20, 32) != (21, 32)" in str(error.value)

@@ -18,7 +18,7 @@ from delvm.interop import weight_files as weights
 from delvm.interop.fingerprint import fingerprint
 from delvm.interop.formats import open_muse
 from delvm.interop.load import load_tokenizer
-from delvm.models.vqgan import VQGAN, VQGANConfig
+from delvm.models.vqgan import VQGAN, PixelRange, VQGANConfig
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "muse_vqgan"
 DDCONFIG = {
@@ -115,7 +115,7 @@ def taming(folder: Path, **changes: object) -> tuple[VQGAN, Path]:
     """A first stage as taming-transformers saves it, and the same network on [0, 1]."""
     torch.manual_seed(0)
     config = VQGANConfig(16, 3, 32, [1, 1], 1, [8], z_channels=32, num_embeddings=24)
-    config.quantized_embed_dim, config.lone_attention = 8, True
+    config.quantized_embed_dim, config.attn_in_single_block_levels = 8, True
     plain = VQGAN(config).eval()
     plain.codebook.data.normal_()
     state = plain.state_dict() | {"loss.discriminator.main.0.weight": torch.zeros(4)}
@@ -130,11 +130,11 @@ def test_taming_checkpoint_takes_pixels_in_0_1(tmp_path):
     tokenizer = load_tokenizer(file)
     pixels = torch.rand(2, 3, 16, 16)
     ids = tokenizer.encode(pixels)
-    signed = plain.features(2 * pixels - 1).flatten(0, 1)
-    assert torch.equal(ids, plain.quantize.search(signed).view(ids.shape))
+    signed = plain.encode_features(2 * pixels - 1).flatten(0, 1)
+    assert torch.equal(ids, plain.quantize.nearest_code_indices(signed).view(ids.shape))
     expected = (plain.decode(ids, clamp=False) + 1) / 2
     torch.testing.assert_close(tokenizer.decode(ids, clamp=False), expected)
-    assert tokenizer.config == replace(plain.config, signed_pixels=True)
+    assert tokenizer.config == replace(plain.config, pixel_range=PixelRange.signed)
 
 
 def test_taming_yaml_locations(tmp_path):

@@ -22,7 +22,7 @@ from delvm.training.strategies import AtomicCheckpointIO
 @pytest.fixture
 def student() -> Transformer:
     torch.manual_seed(0)
-    config = TransformerConfig(20, 32, 2, 2, context=16, codebook_dim=8, init=Init.ordinary)
+    config = TransformerConfig(20, 32, 2, 2, max_seq_len=16, codebook_dim=8, init=Init.gpt2)
     model = Transformer(config, torch.randn(20, 8)).eval()
     model.tokenizer_fingerprint = "0123456789abcdef"
     return model

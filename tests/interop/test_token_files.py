@@ -55,7 +55,7 @@ def test_special_tokens_are_added_and_stripped(tmp_path, write, read):
         list(read(tmp_path / "y", lvm))
     with pytest.raises(UserError, match=r"line 1: id 8193 is outside \[0, 8192\)"):
         list(read(tmp_path / "x", SPACE))
-    with pytest.raises(UserError, match="bos=3 is the id of a picture"):
+    with pytest.raises(UserError, match="bos=3 is an image token"):
         TokenSpace(8192, bos=3)
 
 

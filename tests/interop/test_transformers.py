@@ -17,8 +17,8 @@ transformers = pytest.importorskip("transformers")
 @torch.no_grad()
 def test_exported_student_matches_in_transformers(tmp_path, bias):
     torch.manual_seed(0)
-    config = TransformerConfig(60, 64, 3, 4, context=48, bias=bias, rope_base=500.0)
-    config.codebook_dim, config.init, config.norm_eps = 8, Init.ordinary, 1e-3
+    config = TransformerConfig(60, 64, 3, 4, max_seq_len=48, bias=bias, rope_base=500.0)
+    config.codebook_dim, config.init, config.norm_eps = 8, Init.gpt2, 1e-3
     ours = Transformer(config, torch.randn(60, 8)).eval()
     for name, tensor in ours.named_parameters():
         if name.endswith("bias"):
@@ -52,6 +52,6 @@ def test_model_saved_by_transformers_loads(tmp_path):
     theirs.save_pretrained(tmp_path / "lvm", max_shard_size="1MB")
     assert len(list((tmp_path / "lvm").glob("model-*.safetensors"))) > 1
     ours = load_student(tmp_path / "lvm")
-    assert ours.space == TokenSpace(8192)
+    assert ours.token_space == TokenSpace(8192)
     ids = torch.randint(0, 8192, (2, 40))
     assert (theirs(ids).logits - ours(ids)).abs().max() < 1e-5

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from delvm.models.vqgan import VQGAN
+from delvm.models.vqgan import VQGAN, PixelRange
 
 
 def plain_copy(model: VQGAN) -> VQGAN:
@@ -24,10 +24,10 @@ def plain_encode(plain: VQGAN, pixels: Tensor) -> tuple[Tensor, Tensor]:
         plain: from `plain_copy`.
         pixels: (B, 3, H, H) in [0, 1], in the ordinary order.
     """
-    if plain.config.signed_pixels:
+    if plain.config.pixel_range is PixelRange.signed:
         pixels = 2 * pixels - 1
     z = plain.quant_conv(plain.encoder(pixels)).permute(0, 2, 3, 1).contiguous()
-    if plain.config.normalize_codes:
+    if plain.config.use_l2_norm:
         z = F.normalize(z, dim=-1)
     ids, codes = plain_search(z.view(-1, z.shape[-1]), plain.codebook)
     return ids.view(len(pixels), -1), codes.view(z.shape[0], -1, z.shape[-1])

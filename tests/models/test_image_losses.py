@@ -7,8 +7,8 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
-from delvm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge
-from delvm.models.perceptual import LPIPS, MSSSIM
+from delvm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_d_loss
+from delvm.models.perceptual import LPIPS, MSSSIMLoss
 
 
 @pytest.mark.parametrize(("layers", "side", "patches"), [(3, 64, 6), (2, 32, 6), (1, 16, 6)])
@@ -18,8 +18,8 @@ def test_a_verdict_a_patch(layers, side, patches):
 
 
 def test_hinge_is_content_beyond_the_margin():
-    assert hinge(torch.tensor([1.0, 5.0]), torch.tensor([-1.0, -9.0])) == 0
-    assert hinge(torch.tensor([0.0]), torch.tensor([0.5])) == pytest.approx((1 + 1.5) / 2)
+    assert hinge_d_loss(torch.tensor([1.0, 5.0]), torch.tensor([-1.0, -9.0])) == 0
+    assert hinge_d_loss(torch.tensor([0.0]), torch.tensor([0.5])) == pytest.approx((1 + 1.5) / 2)
 
 
 def test_the_adaptive_weight_makes_both_pull_alike():
@@ -36,7 +36,7 @@ def test_the_adaptive_weight_makes_both_pull_alike():
 
 @pytest.mark.parametrize("side", [16, 64, 256])
 def test_ms_ssim_is_no_distance_from_itself(side):
-    distance = MSSSIM(side)
+    distance = MSSSIMLoss(side)
     pixels = torch.rand(1, 3, side, side)
     assert distance(pixels, pixels).item() == pytest.approx(0, abs=1e-5)
     assert distance(pixels, pixels.flip(0, 2)) > 0.3

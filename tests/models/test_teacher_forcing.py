@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from delvm.models import teacher_forcing as prediction
-from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
+from delvm.models.transformer import Init, InputEmbedding, Transformer, TransformerConfig
 
 
 @pytest.fixture
@@ -12,13 +12,13 @@ def student() -> Transformer:
     torch.manual_seed(0)
     config = TransformerConfig(
         vocab_size=11,
-        width=16,
-        layers=2,
-        heads=2,
-        mlp_width=24,
-        context=20,
-        embedding=Embedding.own,
-        init=Init.ordinary,
+        dim=16,
+        n_layers=2,
+        n_heads=2,
+        ffn_dim=24,
+        max_seq_len=20,
+        embedding=InputEmbedding.learned,
+        init=Init.gpt2,
     )
     return Transformer(config).eval()
 
@@ -29,7 +29,7 @@ def test_against_a_plain_loop(
 ) -> None:
     monkeypatch.setattr(prediction, "LOGITS", held)
     ids = torch.randint(11, (3, 20), generator=torch.Generator().manual_seed(1))
-    found, hits = prediction.next_token(student, ids)
+    found, hits = prediction.next_token_nll(student, ids)
     assert found.shape == hits.shape == (3, 19)
     for row in range(3):
         for at in range(19):

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from delvm.models.attention import Backend, Documents, Norm
-from delvm.models.transformer import Embedding, Init, Transformer, TransformerConfig
+from delvm.models.attention import AttentionBackend, PackedDocuments, RMSNorm
+from delvm.models.transformer import Init, InputEmbedding, Transformer, TransformerConfig
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "internlm_hf"
 
@@ -19,12 +19,12 @@ def tiny(**changes: object) -> Transformer:
     torch.manual_seed(0)
     values: dict[str, object] = {
         "vocab_size": 40,
-        "width": 32,
-        "layers": 3,
-        "heads": 4,
-        "context": 24,
+        "dim": 32,
+        "n_layers": 3,
+        "n_heads": 4,
+        "max_seq_len": 24,
     }
-    values |= {"codebook_dim": 8, "init": Init.ordinary}
+    values |= {"codebook_dim": 8, "init": Init.gpt2}
     codebook = torch.randn(40, 8)
     return Transformer(TransformerConfig(**(values | changes)), codebook).eval()  # type: ignore[arg-type]
 
@@ -32,7 +32,7 @@ def tiny(**changes: object) -> Transformer:
 @pytest.fixture(scope="module")
 def golden() -> tuple[Transformer, dict[str, np.ndarray]]:
     """The reference's student, its weights renamed here, and what it computed."""
-    config = TransformerConfig(256, 96, 4, 3, norm_eps=1e-6, embedding=Embedding.own)
+    config = TransformerConfig(256, 96, 4, 3, norm_eps=1e-6, embedding=InputEmbedding.learned)
     model = Transformer(config).eval()
     theirs = torch.load(GOLDEN / "pytorch_model.bin", weights_only=True)
     ours = {
@@ -40,7 +40,7 @@ def golden() -> tuple[Transformer, dict[str, np.ndarray]]:
         "norm.weight": theirs["model.norm.weight"],
         "head.weight": theirs["lm_head.weight"],
     }
-    for i in range(config.layers):
+    for i in range(config.n_layers):
         a, b = f"model.layers.{i}.", f"blocks.{i}."
         for part in ("weight", "bias"):
             qkv = [theirs[f"{a}self_attn.{x}_proj.{part}"] for x in "qkv"]
@@ -64,7 +64,7 @@ def test_logits_are_those_of_the_reference(golden):
 def test_cached_decoding_equals_the_whole_sequence():
     model = tiny()
     ids = torch.randint(0, 40, (2, 24))
-    cache = model.new_cache(2)
+    cache = model.make_kv_cache(2)
     steps = [model(ids[:, :5], cache), model(ids[:, 5:11], cache)]
     steps += [model(ids[:, i : i + 1], cache) for i in range(11, 24)]
     assert torch.allclose(torch.cat(steps, 1), model(ids), atol=1e-5)
@@ -92,13 +92,13 @@ def test_codebook_is_frozen_and_stored():
 )
 def test_sizes_are_the_papers(width, heads, millions):
     with torch.device("meta"):
-        model = Transformer(TransformerConfig(width=width, heads=heads))
+        model = Transformer(TransformerConfig(dim=width, n_heads=heads))
     assert model.parameter_count() / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 def test_reference_init():
     torch.manual_seed(0)
-    model = Transformer(TransformerConfig(64, 256, 4, 4, context=16, codebook_dim=32))
+    model = Transformer(TransformerConfig(64, 256, 4, 4, max_seq_len=16, codebook_dim=32))
     for number, block in enumerate(model.blocks, start=1):
         deep = 0.006 / (2 * number) ** 0.5
         assert block.attention.qkv.weight.std().item() == pytest.approx(0.006, rel=0.03)
@@ -110,7 +110,7 @@ def test_reference_init():
     assert model.head.weight.std().item() == pytest.approx(0.0052, rel=0.05)
 
 
-@pytest.mark.parametrize("embedding", list(Embedding))
+@pytest.mark.parametrize("embedding", list(InputEmbedding))
 def test_decay_is_on_matrices_alone(embedding):
     model = tiny(embedding=embedding, qk_norm=True)
     decayed, rest = model.parameter_groups(0.1)
@@ -125,7 +125,7 @@ def test_decay_is_on_matrices_alone(embedding):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: tiny(heads=5), ["heads 5", "width 32"]),
+        (lambda: tiny(n_heads=5), ["n_heads 5", "dim 32"]),
         (lambda: tiny(vocab_size=41), ["40", "41"]),
         (lambda: tiny()(torch.zeros(1, 25, dtype=torch.int64)), ["25", "24"]),
     ],
@@ -155,17 +155,17 @@ def test_the_compiled_network_has_the_plain_ones_gradients():
             assert (found.grad - wanted.grad).norm() < 0.05 * wanted.grad.norm()
 
 
-@pytest.mark.parametrize("embedding", list(Embedding))
+@pytest.mark.parametrize("embedding", list(InputEmbedding))
 def test_weights_drawn_later_are_the_same(embedding):
     """A block at a time, each with its storage only then."""
-    config = TransformerConfig(40, 32, 3, 4, context=8, codebook_dim=8, embedding=embedding)
-    codebook = torch.randn(40, 8) if embedding is Embedding.codebook else None
+    config = TransformerConfig(40, 32, 3, 4, max_seq_len=8, codebook_dim=8, embedding=embedding)
+    codebook = torch.randn(40, 8) if embedding is InputEmbedding.codebook else None
     torch.manual_seed(3)
     wanted = Transformer(config, codebook).state_dict()
     torch.manual_seed(3)
-    model = Transformer(config, codebook, later=True)
+    model = Transformer(config, codebook, defer_init=True)
     parts = []
-    for part in model.fill():
+    for part in model.init_weights():
         parts.append(part)
         storage = [not next(block.parameters()).is_meta for block in model.blocks]
         assert storage == [len(parts) > place for place in range(3)]
@@ -192,7 +192,7 @@ def test_documents_are_read_one_at_a_time():
 def test_documents_and_a_cache_do_not_go_together():
     model = tiny()
     with pytest.raises(ValueError, match="cache"):
-        model(torch.zeros(1, 2, dtype=torch.int64), model.new_cache(1), torch.zeros(1, 2))
+        model(torch.zeros(1, 2, dtype=torch.int64), model.make_kv_cache(1), torch.zeros(1, 2))
 
 
 def gradients(model, ids, documents=None):
@@ -221,10 +221,12 @@ def test_recomputed_blocks_give_the_same_gradients(every, packed):
 
 
 def test_a_tied_embedding_is_the_head():
-    model = Transformer(TransformerConfig(40, 32, 2, 4, context=8, embedding=Embedding.tied))
-    assert model.parameter_count() == tiny(embedding=Embedding.own, layers=2).parameter_count() - (
-        40 * 32
+    model = Transformer(
+        TransformerConfig(40, 32, 2, 4, max_seq_len=8, embedding=InputEmbedding.tied)
     )
+    assert model.parameter_count() == tiny(
+        embedding=InputEmbedding.learned, n_layers=2
+    ).parameter_count() - (40 * 32)
     _, found = gradients(model, torch.randint(0, 40, (1, 4)))
     assert model.embed.weight is model.head.weight and found["embed.weight"].abs().sum() > 0
     assert model.head.weight.std().item() == pytest.approx(0.0052, rel=0.1)
@@ -254,7 +256,7 @@ def test_drop_path_leaves_whole_rows_out_and_keeps_the_mean():
 
 
 def test_xformers_is_refused_where_it_does_not_work():
-    model = tiny(attention=Backend.xformers)
+    model = tiny(attention=AttentionBackend.xformers)
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="student.net.attention=sdpa"):
             model(torch.zeros(1, 4, dtype=torch.int64))
@@ -262,8 +264,8 @@ def test_xformers_is_refused_where_it_does_not_work():
 
 def test_lengths_of_documents():
     numbers = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0], [3, 4, 5, 5, 5]])
-    packed = Documents(numbers)
-    assert packed.lengths == [2, 3, 5, 1, 1, 3]
+    packed = PackedDocuments(numbers)
+    assert packed.seqlens == [2, 3, 5, 1, 1, 3]
     assert packed.positions.tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 4], [0, 0, 0, 1, 2]]
 
 
@@ -271,7 +273,10 @@ def test_lengths_of_documents():
 @pytest.mark.parametrize("packed", [False, True])
 def test_xformers_equals_torch(packed):
     pytest.importorskip("xformers")
-    models = [tiny(width=256, attention=b).cuda().half() for b in (Backend.xformers, Backend.sdpa)]
+    models = [
+        tiny(dim=256, attention=b).cuda().half()
+        for b in (AttentionBackend.xformers, AttentionBackend.sdpa)
+    ]
     models[1].load_state_dict(models[0].state_dict())
     ids = torch.randint(0, 40, (2, 16), device="cuda")
     documents = torch.arange(16, device="cuda").expand(2, -1) // 5 if packed else None
@@ -282,7 +287,7 @@ def test_xformers_equals_torch(packed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_norm_stays_in_its_inputs_precision(dtype):
     torch.manual_seed(0)
-    norm = Norm(64, eps=1e-5)
+    norm = RMSNorm(64, eps=1e-5)
     torch.nn.init.normal_(norm.weight)
     x = 3 * torch.randn(2, 5, 64)
     wanted = x * norm.weight / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from delvm.models import vqgan
-from delvm.models.vqgan import VQGAN, VQGANConfig
+from delvm.models.vqgan import VQGAN, PixelRange, VQGANConfig
 from tests.models.plain_vqgan import plain_copy, plain_encode
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "muse_vqgan"
@@ -59,20 +59,20 @@ def test_search_equals_the_plain_distance_matrix():
     # initial codes are tiny: spread them so that distances differ
     model.quantize.embedding.weight.data.normal_()
     wanted = ((z[:, None] - model.codebook[None]) ** 2).sum(-1).argmin(1)
-    assert torch.equal(model.quantize.search(z), wanted)
+    assert torch.equal(model.quantize.nearest_code_indices(z), wanted)
 
 
 def test_search_in_parts_is_the_search_of_the_whole(monkeypatch):
     model = tiny()
     model.quantize.embedding.weight.data.normal_()
     z = torch.randn(50, 8)
-    whole = model.quantize.search(z)
+    whole = model.quantize.nearest_code_indices(z)
     monkeypatch.setattr(vqgan, "_MOST_DISTANCES", 24 * 7)  # seven vectors at a time
-    assert torch.equal(model.quantize.search(z), whole)
+    assert torch.equal(model.quantize.nearest_code_indices(z), whole)
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"patch_size": 2}, {"signed_pixels": True}, {"normalize_codes": True}]
+    "changes", [{}, {"patch_size": 2}, {"pixel_range": PixelRange.signed}, {"use_l2_norm": True}]
 )
 def test_encoding_is_the_plain_one(changes):
     model = tiny(**changes)
@@ -88,11 +88,11 @@ def test_the_fast_mode_is_nearly_the_exact_one(golden):
     model, known = golden
     pixels, ids = (torch.from_numpy(known[name]) for name in ("pixels", "ids"))
     exact = model.decode(ids)
-    model.fast = True
+    model.bf16 = True
     try:
         fast, drawn = model.encode(pixels), model.decode(ids)
     finally:
-        model.fast = False
+        model.bf16 = False
     assert fast.shape == ids.shape and (fast == ids).float().mean() > 0.8
     assert drawn.dtype == torch.float32
     assert 0 < (drawn - exact).abs().max() < 0.1
@@ -102,31 +102,33 @@ def test_the_fast_mode_is_nearly_the_exact_one(golden):
     ("blocks", "lone", "applied"), [(1, 0, 0), (1, 1, 1), (2, 0, 1), (2, 1, 1)]
 )
 def test_a_lone_attention_block_is_applied_where_it_is_asked_for(blocks, lone, applied):
-    model = tiny(attn_resolutions=[8], num_res_blocks=blocks, lone_attention=bool(lone))
+    model = tiny(
+        attn_resolutions=[8], num_res_blocks=blocks, attn_in_single_block_levels=bool(lone)
+    )
     pixels = torch.rand(2, 3, 16, 16)
-    before = model.features(pixels)
+    before = model.encode_features(pixels)
     assert len(model.encoder.down[1].attn) == blocks
     torch.nn.init.zeros_(model.encoder.down[1].attn[0].proj_out.weight)
-    assert torch.equal(model.features(pixels), before) is not bool(applied)
+    assert torch.equal(model.encode_features(pixels), before) is not bool(applied)
 
 
 def test_the_search_is_exact_under_an_outer_autocast():
     model = tiny()
     model.quantize.embedding.weight.data.normal_()
     z = torch.randn(500, 8)
-    wanted = model.quantize.search(z)
+    wanted = model.quantize.nearest_code_indices(z)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(model.quantize.search(z), wanted)
+        assert torch.equal(model.quantize.nearest_code_indices(z), wanted)
     half = model.bfloat16().quantize  # bf16-true: the codes are rounded, the search is not
-    rounded = ((z.bfloat16().float()[:, None] - half.codes.float()[None]) ** 2).sum(-1).argmin(1)
-    assert torch.equal(half.search(z.bfloat16()), rounded)
+    rounded = ((z.bfloat16().float()[:, None] - half.codebook.float()[None]) ** 2).sum(-1).argmin(1)
+    assert torch.equal(half.nearest_code_indices(z.bfloat16()), rounded)
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_shapes(patch):
     model = tiny(patch_size=patch)
     grid = 16 // (2 * patch)
-    assert model.config.factor == 2 * patch
+    assert model.config.downsample_factor == 2 * patch
     assert model.config.tokens_per_image == grid**2
     ids = model.encode(torch.rand(3, 3, 16, 16))
     assert ids.shape == (3, grid**2) and ids.dtype == torch.int64

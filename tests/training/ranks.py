@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
-from delvm.models.transformer import Embedding, Init, TransformerConfig
+from delvm.models.transformer import Init, InputEmbedding, TransformerConfig
 from delvm.training.config import (
     OptimConfig,
     ShardedConfig,
@@ -54,7 +54,9 @@ def config(
 
 def tied() -> StudentConfig:
     """A student whose head is its embedding: the gradients of two uses meet in one tensor."""
-    net = TransformerConfig(V, 32, 2, 2, context=32, init=Init.ordinary, embedding=Embedding.tied)
+    net = TransformerConfig(
+        V, 32, 2, 2, max_seq_len=32, init=Init.gpt2, embedding=InputEmbedding.tied
+    )
     return StudentConfig(net)
 
 

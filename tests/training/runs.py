@@ -44,7 +44,7 @@ def write_ids(root: Path) -> None:
 
 
 def student_config(tokens: Path, steps: int = 3, **changes: object) -> TrainConfig:
-    net = TransformerConfig(V, 32, 2, 2, context=32, codebook_dim=8, init=Init.ordinary)
+    net = TransformerConfig(V, 32, 2, 2, max_seq_len=32, codebook_dim=8, init=Init.gpt2)
     values = {
         "module": StudentModule(input_weight=0.0),
         "student": StudentConfig(net),

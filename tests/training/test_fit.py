@@ -12,7 +12,7 @@ from delvm.data.shards import manifest, writer
 from delvm.errors import Diverged, UserError
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import save_model
-from delvm.models.precision import settled
+from delvm.models.precision import resolve_precision
 from delvm.training import tokenizer as tokenizer_module
 from delvm.training.config import (
     DistillationModule,
@@ -193,7 +193,7 @@ def test_an_adversary_learns_from_its_start_on(pictures, tmp_path):
 
 
 def test_codes_of_length_one(pictures, tmp_path):
-    net = replace(TOKENIZER, normalize_codes=True)
+    net = replace(TOKENIZER, use_l2_norm=True)
     tokenizer = load_tokenizer(train(tokenizer_config(pictures, net=net), tmp_path))
     torch.testing.assert_close(tokenizer.codebook.norm(dim=1), torch.ones(32))
     (psnr,) = curve(tmp_path, "val/psnr")
@@ -220,5 +220,5 @@ def test_faults(tokens, pictures, tmp_path):
 
 
 def test_precision_asked_for_is_kept():
-    assert settled("32-true", "auto") == "32-true"
-    assert settled("auto", "cpu") in ("32-true", "bf16-mixed")
+    assert resolve_precision("32-true", "auto") == "32-true"
+    assert resolve_precision("auto", "cpu") in ("32-true", "bf16-mixed")

@@ -10,12 +10,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from delvm.models.transformer import Embedding, Transformer, TransformerConfig
+from delvm.models.transformer import InputEmbedding, Transformer, TransformerConfig
 from delvm.training.config import StrategyName
 from delvm.training.losses import MAX_LOGITS_BYTES, chunked_linear_loss, cross_entropy
 from delvm.training.memory import memory
 
-NET = TransformerConfig(512, width=128, layers=4, heads=4, context=256, codebook_dim=16)
+NET = TransformerConfig(512, dim=128, n_layers=4, n_heads=4, max_seq_len=256, codebook_dim=16)
 BATCH = 2
 TENTH = 0.1  # how much more may be told than is there; a hundredth less
 
@@ -57,7 +57,7 @@ def measured(net: TransformerConfig, precision: str, recompute: int) -> tuple[in
     """
     torch.manual_seed(0)
     codebook = torch.randn(net.vocab_size, net.codebook_dim)
-    model = Transformer(net, codebook if net.embedding is Embedding.codebook else None).train()
+    model = Transformer(net, codebook if net.embedding is InputEmbedding.codebook else None).train()
     model.recompute = recompute
     if precision == "bf16-true":
         model.to(torch.bfloat16)
@@ -72,12 +72,12 @@ def measured(net: TransformerConfig, precision: str, recompute: int) -> tuple[in
         assert parameter.grad is not None
         live.count(parameter.grad)
     kept = live.now
-    ids = torch.randint(0, net.vocab_size, (BATCH, net.context))
+    ids = torch.randint(0, net.vocab_size, (BATCH, net.max_seq_len))
     truth = ids.flatten()
     low = torch.autocast("cpu", torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
     with live:
         with low:
-            hidden = model.hidden(ids).flatten(0, 1)
+            hidden = model.forward_hidden(ids).flatten(0, 1)
             forward = live.now - kept
             loss = chunked_linear_loss(
                 hidden,
@@ -103,10 +103,10 @@ def test_a_step_takes_what_is_told(precision, recompute):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"embedding": Embedding.own},
-        {"embedding": Embedding.tied, "layers": 2},
+        {"embedding": InputEmbedding.learned},
+        {"embedding": InputEmbedding.tied, "n_layers": 2},
         {"qk_norm": True},
-        {"heads": 2, "mlp_width": 768},
+        {"n_heads": 2, "ffn_dim": 768},
         {"vocab_size": 8192},
     ],
     ids=str,

@@ -20,7 +20,7 @@ def test_resume_continues_the_steps(tokens, tmp_path):
     train(student_config(tokens, steps=2), tmp_path)
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 2
-    assert load_student(tmp_path / "checkpoints" / "last.ckpt").config.width == 32
+    assert load_student(tmp_path / "checkpoints" / "last.ckpt").config.dim == 32
     train(student_config(tokens, steps=5, resume="auto"), tmp_path)
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 5
@@ -75,7 +75,7 @@ def test_what_cannot_be_resumed_is_refused(tokens, tmp_path):
     ):
         with pytest.raises(UserError, match=complaint):
             train(student_config(tokens, resume=str(file)), tmp_path / "run")
-    wide = StudentConfig(TransformerConfig(V, 64, 2, 2, context=32, codebook_dim=8))
+    wide = StudentConfig(TransformerConfig(V, 64, 2, 2, max_seq_len=32, codebook_dim=8))
     with pytest.raises(UserError, match=r"another network.*width 32 != 64"):
         train(student_config(tokens, resume=str(last), student=wide), tmp_path / "run")
     # what a later version adds to the networks is not in a checkpoint, and no difference
@@ -124,9 +124,9 @@ def test_a_resumed_run_has_weights_of_its_own(tokens, tmp_path):
 
 def test_weights_to_begin_with_must_fit(tokens, tmp_path):
     first = train(student_config(tokens), tmp_path / "first")
-    narrow = TransformerConfig(V, 16, 2, 2, context=32, codebook_dim=8)
+    narrow = TransformerConfig(V, 16, 2, 2, max_seq_len=32, codebook_dim=8)
     config = student_config(tokens, start=str(first), student=StudentConfig(narrow))
-    with pytest.raises(UserError, match=r"width 32 .* != 16 .*set student.net.width=32"):
+    with pytest.raises(UserError, match=r"width 32 .* != 16 .*set student.net.dim=32"):
         build(config)
     student = load_student(first)
     student.tokenizer_fingerprint = "0" * 16

@@ -170,8 +170,9 @@ def test_the_command_under_torchrun(mixture, tmp_path, root):
              "student=tiny", "tokenizer=shapes_f8_32", "data=sentences", f"data.path={mixture}",
              f"output={tmp_path / 'run'}", "data.batch_size=2", "data.images_per_sentence=6",
              f"tokenizer.net.num_embeddings={V}", "tokenizer.net.quantized_embed_dim=8",
-             "tokenizer.net.resolution=8", "tokenizer.net.channel_mult=[1]", "student.net.layers=1",
-             "trainer.max_steps=2", "trainer.devices=2", "strategy=fsdp2"]  # fmt: skip
+             "tokenizer.net.resolution=8", "tokenizer.net.channel_mult=[1]",
+             "student.net.n_layers=1", "trainer.max_steps=2", "trainer.devices=2",
+             "strategy=fsdp2"]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *words], cwd=root, capture_output=True,
         text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},

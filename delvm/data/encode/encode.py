@@ -255,7 +255,7 @@ def _plan_split(
             vocab_size=len(tokenizer.codebook),
             fingerprint=fingerprint,
             balance=settings if balancing else None,
-            bf16=tokenizer.fast,
+            bf16=tokenizer.bf16,
         )
         yield manifest, tokens
         if balancing and (target := balance.examples_per_task) and counts[task] > target:

@@ -39,7 +39,7 @@ Report = Callable[[int], None]  # told how many more examples are encoded
 class Tokenizer(Protocol):
     """What `encode` needs of a tokenizer; `delvm.models.vqgan.VQGAN` is one."""
 
-    fast: bool  # whether it computes in bfloat16
+    bf16: bool  # whether it computes in bfloat16
 
     @property
     def config(self) -> Any:

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from delvm.errors import UserError
-from delvm.models.transformer import Embedding, Transformer
+from delvm.models.transformer import InputEmbedding, Transformer
 
 # Keys of config.json -> fields of `TransformerConfig`. All of them are required.
 _CONFIG_KEYS = {
     "vocab_size": "vocab_size",
-    "hidden_size": "width",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "intermediate_size": "mlp_width",
-    "max_position_embeddings": "context",
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "ffn_dim",
+    "max_position_embeddings": "max_seq_len",
     "rms_norm_eps": "norm_eps",
 }
 # Keys that change what is computed -> the only value that `Transformer` supports, which is also
@@ -70,7 +70,7 @@ def import_config(config: dict[str, Any], bias_key: str, path: Path) -> dict[str
         if (value := config.get(name, only)) != only:
             raise UserError(f"{path}: {name} {value} is not supported, only {only}")
     values = {ours: require_positive(hf, config[hf], path) for hf, ours in _CONFIG_KEYS.items()}
-    dim, n_heads = values["width"], values["heads"]
+    dim, n_heads = values["dim"], values["n_heads"]
     if (kv_heads := config.get("num_key_value_heads") or n_heads) != n_heads:
         raise UserError(
             f"{path}: num_key_value_heads {kv_heads} != num_attention_heads {n_heads}: "
@@ -81,7 +81,7 @@ def import_config(config: dict[str, Any], bias_key: str, path: Path) -> dict[str
     return values | {
         "rope_base": _rope_base(config, path),
         "bias": config.get(bias_key, False) is True,
-        "embedding": Embedding.own.value,
+        "embedding": InputEmbedding.learned.value,
     }
 
 
@@ -112,14 +112,14 @@ def _rope_base(config: dict[str, Any], path: Path) -> float:
 def export_config(student: Transformer, architecture: str, dtype: torch.dtype) -> dict[str, Any]:
     """The keys that both formats write to config.json."""
     cfg = student.config
-    values = {"mlp_width": cfg.inner}
+    values = {"ffn_dim": cfg.resolved_ffn_dim}
     sizes = {hf: values.get(ours, getattr(cfg, ours)) for hf, ours in _CONFIG_KEYS.items()}
     return sizes | {
         "architectures": [architecture],
         "hidden_act": "silu",
         "tie_word_embeddings": False,
-        "bos_token_id": student.space.bos,
-        "eos_token_id": student.space.eos,
+        "bos_token_id": student.token_space.bos,
+        "eos_token_id": student.token_space.eos,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
 
@@ -178,7 +178,7 @@ def check_inv_freq(stored: Tensor, config: dict[str, Any], what: str) -> None:
     Raises:
         UserError: they differ.
     """
-    head_dim, base = config["width"] // config["heads"], config["rope_base"]
+    head_dim, base = config["dim"] // config["n_heads"], config["rope_base"]
     expected = inv_freq(head_dim, base)
     # In half precision they are off by a few thousandths.
     if stored.shape != expected.shape or not torch.allclose(stored.float(), expected, rtol=1e-2):
@@ -195,7 +195,7 @@ def export_weights(student: Transformer, dtype: torch.dtype) -> dict[str, Tensor
     with torch.no_grad():
         state["embed.weight"] = student.embed(ids).cpu()
     renamed = {hf: state[ours] for ours, hf in _TOP_NAMES.items()}
-    for layer in range(student.config.layers):
+    for layer in range(student.config.n_layers):
         block, prefix = f"blocks.{layer}.", f"model.layers.{layer}."
         renamed |= {
             prefix + hf: state[block + ours]

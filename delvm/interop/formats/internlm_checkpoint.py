@@ -20,7 +20,7 @@ from delvm.errors import UserError
 from delvm.interop.formats import hf_decoder, open_muse
 from delvm.interop.model_source import ModelData, ModelSource
 from delvm.interop.weight_files import read_pickle, read_tensors
-from delvm.models.transformer import Embedding
+from delvm.models.transformer import InputEmbedding
 
 CONFIG_FILE = "model_config.pt"
 TOKENIZER = "embedding.vq_model."
@@ -177,14 +177,14 @@ def _import_config(
         raise UserError(f"{folder}: its stages have no matrix {', '.join(missing)} (DeLVM's names)")
     config = {
         "vocab_size": len(state["head.weight"]),
-        "width": model_config["hidden_size"],
-        "layers": model_config["num_layers"],
-        "heads": model_config["num_attention_heads"],
-        "mlp_width": len(state["blocks.0.mlp.gate.weight"]),
+        "dim": model_config["hidden_size"],
+        "n_layers": model_config["num_layers"],
+        "n_heads": model_config["num_attention_heads"],
+        "ffn_dim": len(state["blocks.0.mlp.gate.weight"]),
         "rope_base": 10000.0,
         "norm_eps": model_config["layer_norm_epsilon"],
-        "embedding": Embedding.own.value,
+        "embedding": InputEmbedding.learned.value,
     }
     if (codebook := state.get("embed.codebook")) is not None and codebook.ndim == 2:
-        config |= {"embedding": Embedding.codebook.value, "codebook_dim": codebook.shape[-1]}
+        config |= {"embedding": InputEmbedding.codebook.value, "codebook_dim": codebook.shape[-1]}
     return config

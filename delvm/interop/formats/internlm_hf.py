@@ -50,15 +50,16 @@ def write(student: Transformer, output_dir: str | Path, dtype: torch.dtype = tor
             f"rope_base {cfg.rope_base:g} (student) != {ROPE_BASE:g} (InternLM supports no other): "
             "set format=llama"
         )
-    if student.space.codes != cfg.vocab_size:
+    if student.token_space.codebook_size != cfg.vocab_size:
         raise UserError(
-            f"vocab_size {cfg.vocab_size} (student) != codebook_size {student.space.codes}: "
+            f"vocab_size {cfg.vocab_size} (student) != codebook_size "
+            f"{student.token_space.codebook_size}: "
             "InternLM has no special tokens: set format=llama"
         )
     config = hf_decoder.export_config(student, ARCHITECTURE, dtype)
     config |= {"model_type": "internlm", "bias": cfg.bias}
     state = hf_decoder.export_weights(student, dtype)
-    for layer in range(cfg.layers):  # the class has them in its state dict
+    for layer in range(cfg.n_layers):  # the class has them in its state dict
         name = f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"
-        state[name] = hf_decoder.inv_freq(cfg.head_width, cfg.rope_base)
+        state[name] = hf_decoder.inv_freq(cfg.head_dim, cfg.rope_base)
     write_model_dir(output_dir, state, config)

@@ -54,7 +54,7 @@ def guess_token_space(config: dict[str, Any]) -> dict[str, int | None]:
     """
     vocab_size = config["vocab_size"]
     codebook_size = min(vocab_size, LVM_CODEBOOK_SIZE)
-    space: dict[str, int | None] = {"codes": codebook_size}
+    space: dict[str, int | None] = {"codebook_size": codebook_size}
     for name in ("bos", "eos"):
         value = config.get(f"{name}_token_id")
         special = type(value) is int and codebook_size <= value < vocab_size
@@ -73,12 +73,12 @@ def write(student: Transformer, output_dir: str | Path, dtype: torch.dtype = tor
         "model_type": "llama",
         "attention_bias": cfg.bias,
         "mlp_bias": False,
-        "num_key_value_heads": cfg.heads,
-        "head_dim": cfg.head_width,
+        "num_key_value_heads": cfg.n_heads,
+        "head_dim": cfg.head_dim,
         "rope_theta": cfg.rope_base,
         "rope_scaling": None,
         "delvm": {
-            "space": asdict(student.space),
+            "space": asdict(student.token_space),
             "tokenizer_fingerprint": student.tokenizer_fingerprint,
         },
     }

@@ -15,15 +15,15 @@ from torch import Tensor
 from delvm.errors import UserError
 from delvm.interop.model_source import ModelData, ModelSource
 from delvm.interop.weight_files import read_weights, write_model_dir
-from delvm.models.vqgan import VQGAN, VQGANConfig
+from delvm.models.vqgan import VQGAN, PixelRange, VQGANConfig
 
 CLASS_NAME = "VQGANModel"
 # Fields of `VQGANConfig` that the format does not have -> the value that it implies.
 _EXTENSIONS = {
     "patch_size": 1,
-    "signed_pixels": False,
-    "normalize_codes": False,
-    "lone_attention": False,
+    "pixel_range": PixelRange.unit,
+    "use_l2_norm": False,
+    "attn_in_single_block_levels": False,
 }
 
 

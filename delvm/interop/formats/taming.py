@@ -11,6 +11,7 @@ import yaml
 
 from delvm.errors import UserError
 from delvm.interop.model_source import ModelData, ModelSource
+from delvm.models.vqgan import PixelRange
 
 # Keys under model.params.ddconfig -> fields of `VQGANConfig`.
 _CONFIG_KEYS = {
@@ -94,6 +95,6 @@ def _import_config(path: Path) -> dict[str, Any]:
     return {_CONFIG_KEYS[name]: value for name, value in net.items()} | {
         "num_embeddings": n_embed,
         "quantized_embed_dim": embed_dim,
-        "signed_pixels": True,
-        "lone_attention": True,
+        "pixel_range": PixelRange.signed.value,
+        "attn_in_single_block_levels": True,
     }

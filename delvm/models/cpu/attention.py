@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from delvm.models.cpu import build as native
-from delvm.models.precision import has_bf16
+from delvm.models.precision import has_native_bf16
 from delvm.progress import say
 
 
@@ -50,7 +50,7 @@ def works() -> bool:
 
 @cache
 def _tried() -> bool:
-    if not has_bf16("cpu"):
+    if not has_native_bf16("cpu"):
         return False
     try:
         probe = torch.zeros(1, 1, 1, 2, dtype=torch.bfloat16)

@@ -15,7 +15,7 @@ _OPTIONS = (
 )
 
 
-def keep_freed() -> bool:
+def configure_malloc() -> bool:
     """Keep what the main thread frees in this process and those that it starts, for later tensors.
 
     Does nothing where the environment already says something of this, or where the C library has

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from delvm.models.precision import compute_dtype, memory, peak_flops
+from delvm.models.precision import compute_dtype, measure_peak_flops, peak_memory_bytes
 from delvm.models.transformer import Transformer
 from delvm.progress import Progress
 from delvm.training.datamodules import StreamData
@@ -28,7 +28,7 @@ class ThroughputMonitor(L.Callback):
             self.bar = Progress(total, f"train {self.what}", "steps")
             self.bar.skip(trainer.global_step)
         if isinstance(module.model, Transformer):
-            self.peak = peak_flops(module.device, compute_dtype(trainer.precision))
+            self.peak = measure_peak_flops(module.device, compute_dtype(trainer.precision))
         self.since = time.monotonic()
 
     def on_train_batch_end(
@@ -52,7 +52,7 @@ class ThroughputMonitor(L.Callback):
         this rank's device, its memory, and the mixture so far."""
         found = {
             "train/samples_per_s": ranks * self.samples / spent,
-            "train/memory_gib": memory(module.device) / 2**30,
+            "train/memory_gib": peak_memory_bytes(module.device) / 2**30,
         }
         if isinstance(module.model, Transformer):
             rate = self.tokens / spent

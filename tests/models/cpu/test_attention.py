@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from delvm.models.attention import Backend, Documents, attend, chosen
+from delvm.models.attention import AttentionBackend, PackedDocuments, sdpa, select_backend
 from delvm.models.cpu import attention as module
 from delvm.models.cpu.attention import blockwise
-from delvm.models.precision import has_bf16
+from delvm.models.precision import has_native_bf16
 from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.training.compiling import compile_blocks
 
-needed = pytest.mark.skipif(not has_bf16("cpu"), reason="this processor has no bfloat16")
+needed = pytest.mark.skipif(not has_native_bf16("cpu"), reason="this processor has no bfloat16")
 
 
 def drawn(length: int, width: int = 16, rows: int = 2, heads: int = 3) -> list[Tensor]:
@@ -30,7 +30,7 @@ def with_gradients(attention, tensors, slope) -> list[Tensor]:
 
 def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """torch's attention over whole rows."""
-    return attend(q, k, v, None, 0.0)
+    return sdpa(q, k, v, None, 0.0)
 
 
 def exact(tensors, slope) -> list[Tensor]:
@@ -57,7 +57,7 @@ def test_it_is_torchs_attention(length, width):
 @needed
 @pytest.mark.parametrize("spread", [1, 9, 25])  # of the scores; those of trained students reach 40
 def test_it_is_as_near_to_the_truth_as_torchs(spread):
-    q, k, v, slope = drawn(600, width=64)
+    q, k, v, slope = drawn(600, dim=64)
     tensors = [q * spread**0.5, k * spread**0.5, v]
     ours, torchs = (with_gradients(each, tensors, slope) for each in (blockwise, plain))
     for a, b, truth in zip(ours, torchs, exact(tensors, slope), strict=True):
@@ -73,7 +73,7 @@ def test_documents_are_each_alone(length):
         [torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in sizes]
     )
     found = with_gradients(
-        lambda q, k, v: blockwise(q, k, v, Documents(numbers).starts), tensors, slope
+        lambda q, k, v: blockwise(q, k, v, PackedDocuments(numbers).start_index), tensors, slope
     )
     for row, lengths in enumerate(sizes):
         begin = 0
@@ -163,10 +163,14 @@ def test_a_compiled_student_in_bfloat16_has_the_gradients_of_torchs_attention():
     ids = torch.randint(0, 40, (2, 71))
     documents = torch.arange(70).expand(2, -1) // 30
     found = []
-    for backend, compiled in ((Backend.sdpa, False), (Backend.auto, False), (Backend.auto, True)):
+    for backend, compiled in (
+        (AttentionBackend.sdpa, False),
+        (AttentionBackend.auto, False),
+        (AttentionBackend.auto, True),
+    ):
         torch.manual_seed(1)
         model = Transformer(
-            TransformerConfig(40, 64, 2, 4, context=70, codebook_dim=8, attention=backend),
+            TransformerConfig(40, 64, 2, 4, max_seq_len=70, codebook_dim=8, attention=backend),
             torch.randn(40, 8),
         ).train()
         if compiled:
@@ -183,14 +187,19 @@ def test_a_compiled_student_in_bfloat16_has_the_gradients_of_torchs_attention():
 @needed
 def test_auto_takes_it_in_bfloat16_on_a_processor_alone():
     q = torch.zeros(1, 2, 1, 4)
-    assert chosen(Backend.auto, None, q, 0.0) is Backend.sdpa
-    assert chosen(Backend.auto, None, q.half(), 0.0) is Backend.sdpa
-    assert chosen(Backend.auto, None, q.bfloat16(), 0.0) is Backend.blockwise
-    assert chosen(Backend.auto, None, q.bfloat16(), 0.1) is Backend.sdpa
-    assert chosen(Backend.blockwise, None, q.bfloat16(), 0.0) is Backend.blockwise
+    assert select_backend(AttentionBackend.auto, None, q, 0.0) is AttentionBackend.sdpa
+    assert select_backend(AttentionBackend.auto, None, q.half(), 0.0) is AttentionBackend.sdpa
+    assert (
+        select_backend(AttentionBackend.auto, None, q.bfloat16(), 0.0) is AttentionBackend.cpu_flash
+    )
+    assert select_backend(AttentionBackend.auto, None, q.bfloat16(), 0.1) is AttentionBackend.sdpa
+    assert (
+        select_backend(AttentionBackend.cpu_flash, None, q.bfloat16(), 0.0)
+        is AttentionBackend.cpu_flash
+    )
     for kind, dropout in ((torch.float32, 0.0), (torch.bfloat16, 0.1)):
         with pytest.raises(ValueError, match=rf"dropout {dropout}: set student.net.attention=sdpa"):
-            chosen(Backend.blockwise, None, q.to(kind), dropout)
+            select_backend(AttentionBackend.cpu_flash, None, q.to(kind), dropout)
 
 
 @needed
@@ -202,7 +211,7 @@ def test_without_onednn_torchs_is_taken_and_a_line_says_so(capsys):
             with pytest.raises(RuntimeError, match="switched off"):
                 blockwise(q, q, q)
             for _ in range(2):
-                assert chosen(Backend.auto, None, q, 0.0) is Backend.sdpa
+                assert select_backend(AttentionBackend.auto, None, q, 0.0) is AttentionBackend.sdpa
         assert capsys.readouterr().err.count("attention is torch's") == 1
     finally:
         module._tried.cache_clear()

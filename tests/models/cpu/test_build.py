@@ -7,7 +7,7 @@ import pytest
 
 from delvm.models.cpu import attention as blockwise
 from delvm.models.cpu import build as native
-from delvm.models.precision import has_bf16
+from delvm.models.precision import has_native_bf16
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_library_of_another_user_is_not_loaded(source, monkeypatch):
         native.library(source)
 
 
-@pytest.mark.skipif(not has_bf16("cpu"), reason="this processor has no bfloat16")
+@pytest.mark.skipif(not has_native_bf16("cpu"), reason="this processor has no bfloat16")
 def test_without_a_compiler_torchs_attention_is_taken(source, monkeypatch, capsys):
     monkeypatch.setenv("CXX", "no-such-compiler")
     blockwise._tried.cache_clear()

@@ -17,7 +17,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print(int(statistics.median([faults() for _ in range(24)][-8:])))
 """
-KEEP = "from delvm.models.cpu.malloc import keep_freed; kept = keep_freed()\n"
+KEEP = "from delvm.models.cpu.malloc import configure_malloc; kept = configure_malloc()\n"
 CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
 
 
