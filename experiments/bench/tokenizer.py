@@ -23,7 +23,8 @@ import delvm
 from delvm.data.image_io import to_tensor
 from delvm.data.sources.shapes import photographs
 from delvm.models.precision import has_native_bf16
-from delvm.models.vqgan import VQGAN, VectorQuantizer, VQGANConfig
+from delvm.models.quantizer import VectorQuantizer
+from delvm.models.vqgan import VQGAN, VQGANConfig
 from delvm.tasks.metrics import psnr
 from experiments.bench.frame import Row, medians
 from tests.models.plain_vqgan import plain_copy, plain_encode, plain_search

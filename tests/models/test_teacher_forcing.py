@@ -27,7 +27,7 @@ def student() -> Transformer:
 def test_against_a_plain_loop(
     student: Transformer, held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction, "LOGITS", held)
+    monkeypatch.setattr(prediction, "MAX_LOGITS", held)
     ids = torch.randint(11, (3, 20), generator=torch.Generator().manual_seed(1))
     found, hits = prediction.next_token_nll(student, ids)
     assert found.shape == hits.shape == (3, 19)

@@ -182,7 +182,7 @@ def test_documents_are_read_one_at_a_time():
     lengths = ((3, 1, 4), (8,), (1, 7))
     ids = torch.randint(0, model.config.vocab_size, (3, 8))
     numbers = [torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths]
-    packed = model(ids, documents=torch.stack(numbers))
+    packed = model(ids, document_ids=torch.stack(numbers))
     for row, sizes in enumerate(lengths):
         alone = [model(part[None])[0] for part in ids[row].split(sizes)]
         assert torch.allclose(packed[row], torch.cat(alone), atol=1e-5)
@@ -198,7 +198,7 @@ def test_documents_and_a_cache_do_not_go_together():
 def gradients(model, ids, documents=None):
     """Logits, and the gradients of their squares by name."""
     model.zero_grad()
-    logits = model(ids, documents=documents)
+    logits = model(ids, document_ids=documents)
     logits.square().sum().backward()
     return logits, {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -280,7 +280,7 @@ def test_xformers_equals_torch(packed):
     models[1].load_state_dict(models[0].state_dict())
     ids = torch.randint(0, 40, (2, 16), device="cuda")
     documents = torch.arange(16, device="cuda").expand(2, -1) // 5 if packed else None
-    ours, torchs = (model(ids, documents=documents).float() for model in models)
+    ours, torchs = (model(ids, document_ids=documents).float() for model in models)
     assert torch.allclose(ours, torchs, atol=2e-3)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from delvm.models import vqgan
+from delvm.models import quantizer
 from delvm.models.vqgan import VQGAN, PixelRange, VQGANConfig
 from tests.models.plain_vqgan import plain_copy, plain_encode
 
@@ -67,7 +67,7 @@ def test_search_in_parts_is_the_search_of_the_whole(monkeypatch):
     model.quantize.embedding.weight.data.normal_()
     z = torch.randn(50, 8)
     whole = model.quantize.nearest_code_indices(z)
-    monkeypatch.setattr(vqgan, "_MOST_DISTANCES", 24 * 7)  # seven vectors at a time
+    monkeypatch.setattr(quantizer, "_MAX_DISTANCE_ELEMENTS", 24 * 7)  # seven vectors at a time
     assert torch.equal(model.quantize.nearest_code_indices(z), whole)
 
 

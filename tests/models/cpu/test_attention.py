@@ -57,7 +57,7 @@ def test_it_is_torchs_attention(length, width):
 @needed
 @pytest.mark.parametrize("spread", [1, 9, 25])  # of the scores; those of trained students reach 40
 def test_it_is_as_near_to_the_truth_as_torchs(spread):
-    q, k, v, slope = drawn(600, dim=64)
+    q, k, v, slope = drawn(600, width=64)
     tensors = [q * spread**0.5, k * spread**0.5, v]
     ours, torchs = (with_gradients(each, tensors, slope) for each in (blockwise, plain))
     for a, b, truth in zip(ours, torchs, exact(tensors, slope), strict=True):
@@ -176,7 +176,7 @@ def test_a_compiled_student_in_bfloat16_has_the_gradients_of_torchs_attention():
         if compiled:
             compile_blocks(model)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(ids[:, :-1], documents=documents)
+            logits = model(ids[:, :-1], document_ids=documents)
             F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten()).backward()
         found.append({n: p.grad for n, p in model.named_parameters()})
     for each in found[1:]:
