@@ -106,11 +106,9 @@ def generate(
         uniform = _uniform(rows, max_new_tokens, seed, row_offset).to(prefix.device)
     cache = student.make_kv_cache(rows, length + max_new_tokens)
     answer = torch.empty(rows, max_new_tokens, dtype=torch.int64, device=prefix.device)
-    step = prefix
+    step, codebook_size = prefix, student.token_space.codebook_size
     for i in range(max_new_tokens):
-        logits = student.head(student.forward_hidden(step, cache)[:, -1])[
-            :, : student.token_space.codebook_size
-        ]
+        logits = student.head(student.forward_hidden(step, cache)[:, -1])[:, :codebook_size]
         if uniform is not None:
             probs = top_k_top_p_probs(logits, temperature, top_k, top_p)
             next_ids = sample_from_uniform(probs, uniform[:, i])

@@ -83,7 +83,7 @@ def test_a_tokenizer_that_contradicts_itself():
     words = ["module=tokenizer", "data=images", "tokenizer.net.resolution=60"]
     found = of_config("train", *words, "tokenizer.net.hidden_channels=48")
     assert [each.split(": ")[0] for each in found] == ["tokenizer.net"] * len(found)
-    assert any("resolution 60 is no multiple" in each for each in found)
+    assert any("resolution 60 is not a multiple" in each for each in found)
     assert any("hidden_channels 48 x channel_mult 1" in each for each in found)
 
 

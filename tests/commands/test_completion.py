@@ -20,7 +20,7 @@ from delvm.commands.completion import SCRIPTS, complete
         ("delvm train student=t", ["student=tiny"]),
         ("delvm train experiment=student_s", ["experiment=student_shapes_64"]),
         ("delvm train student.", ["student.net."]),
-        ("delvm train student.net.d", ["student.net.dim="]),
+        ("delvm train student.net.di", ["student.net.dim="]),
         ("delvm train module=distillation module.kd", ["module.kd_weight="]),
         ("delvm train module.kd", []),
         ("delvm train trainer.compile=", ["trainer.compile=true", "trainer.compile=false"]),

@@ -7,9 +7,11 @@ import pytest
 LINES = {
     # unknown keys, at their own level
     "train studnet=tiny": "unknown key 'studnet': did you mean 'student'?",
-    "train student.net.widht=4": "unknown key 'student.net.widht': did you mean 'student.net.dim'?",
-    "train student.nte.width=4": "unknown key 'student.nte': did you mean 'student.net'?",
-    "train student.width=4": "unknown key 'student.width': did you mean 'student.net.dim'?",
+    "train student.net.n_layesr=4": "unknown key 'student.net.n_layesr': did you mean "
+    "'student.net.n_layers'?",
+    "train student.nte.dim=4": "unknown key 'student.nte': did you mean 'student.net'?",
+    "train student.n_layers=4": "unknown key 'student.n_layers': did you mean "
+    "'student.net.n_layers'?",
     "train data.batchsize=4": "unknown key 'data.batchsize': did you mean 'data.batch_size'?",
     "train module.label_smothing=0": "unknown key 'module.label_smothing': did you mean "
     "'module.label_smoothing'?",
@@ -22,8 +24,8 @@ LINES = {
     "generate promt=x": "unknown key 'promt': did you mean 'prompt'?",
     "train hydra.runn.dir=x": "unknown key 'hydra.runn': did you mean 'hydra.run'?",
     # a plus does not smuggle them in
-    "train +student.net.widht=4": "unknown key 'student.net.widht': did you mean "
-    "'student.net.dim'?",
+    "train +student.net.n_layesr=4": "unknown key 'student.net.n_layesr': did you mean "
+    "'student.net.n_layers'?",
     "train +data.foo=4": "unknown key 'data.foo': choose from: batch_size, "
     "images_per_sentence, kind, num_val_examples, num_workers, pairs_per_sentence, path, "
     "shuffle_window_shards, task_weights",
@@ -88,9 +90,9 @@ def test_a_sweep_is_checked_before_its_first_job(delvm, monkeypatch, tmp_path):
 
 
 FILES = {
-    "student: {net: {widht: 3}}": "experiment/mine.yaml: unknown key 'student.net.widht': "
-    "did you mean 'student.net.dim'?",
-    "studnet: {net: {width: 3}}": "experiment/mine.yaml: unknown key 'studnet': did you mean "
+    "student: {net: {n_layesr: 3}}": "experiment/mine.yaml: unknown key 'student.net.n_layesr': "
+    "did you mean 'student.net.n_layers'?",
+    "studnet: {net: {dim: 3}}": "experiment/mine.yaml: unknown key 'studnet': did you mean "
     "'student'?",
     "trainer: {max_steps: many}": "experiment/mine.yaml: trainer.max_steps: Value 'many' of type "
     "'str' could not be converted to Integer",
@@ -114,12 +116,12 @@ def test_mistakes_in_a_users_own_file(delvm, text, monkeypatch, tmp_path):
 def test_a_users_own_option_composes(delvm, tmp_path):
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "mine.yaml").write_text(
-        "defaults: [/schema/student/student@_here_, _self_]\nnet: {width: 48, heads: 3}\n"
+        "defaults: [/schema/student/student@_here_, _self_]\nnet: {dim: 48, n_heads: 3}\n"
     )
     words = ("train", "-cd", str(tmp_path), "student=mine", "--cfg", "job", "-p", "student.net")
     code, out, err = delvm(*words)
     assert (code, err) == (0, "")
-    assert "width: 48" in out and "layers: 22" in out
+    assert "dim: 48" in out and "n_layers: 22" in out
     code, _, err = delvm("train", "-cd", str(tmp_path / "none"))
     assert code == 2 and err.startswith("delvm: config folder not found: ")
 
