@@ -4,7 +4,8 @@ import json
 
 import delvm
 from delvm.interop.fingerprint import fingerprint
-from delvm.interop.load import SHIPPED, save_model
+from delvm.interop.load import SHIPPED_DIR
+from delvm.interop.save import save_model
 from delvm.models.attention import AttentionBackend
 from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Init, InputEmbedding, Transformer, TransformerConfig
@@ -12,7 +13,7 @@ from delvm.models.vqgan import VQGAN, PixelRange, VQGANConfig
 
 
 def shipped_config(kind: str) -> dict:
-    return json.loads((SHIPPED / "shapes" / kind / "config.json").read_text("utf-8"))
+    return json.loads((SHIPPED_DIR / "shapes" / kind / "config.json").read_text("utf-8"))
 
 
 def test_shipped_fingerprint_is_unchanged():
