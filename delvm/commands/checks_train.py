@@ -58,19 +58,10 @@ def _numbers(cfg: TrainConfig) -> list[str]:
             "threads",
         )
     }
-    for name in (
-        "batch_size",
-        "pairs_per_sentence",
-        "images_per_sentence",
-        "num_val_examples",
-        "shuffle_window_shards",
-    ):
-        counts[f"data.{name}"] = getattr(cfg.data, name, None)
-    found = at_least(1, counts)
+    found = at_least(1, counts) + [f"data.{each}" for each in cfg.data.validate()]
     found += at_least(
         0,
         {
-            "data.num_workers": cfg.data.num_workers,
             "optim.weight_decay": optim.weight_decay,
             "overfit": cfg.overfit,
             "trainer.recompute": cfg.trainer.recompute,

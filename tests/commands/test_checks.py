@@ -45,9 +45,9 @@ ALONE = {
     "module.name=distillation": "module.name=distillation in the group module=student: set "
     "module=distillation",
     "resume=nowhere.ckpt": "checkpoint not found: nowhere.ckpt (set resume=PATH, auto or null)",
-    "data.batch_size=0": "data.batch_size=0 is below 1: set data.batch_size=1 or more",
+    "data.batch_size=0": "data.batch_size=0 is below 1: set it to 1 or more",
     "trainer.threads=0": "trainer.threads=0 is below 1: set trainer.threads=1 or more",
-    "data.num_workers=-1": "data.num_workers=-1 is below 0: set data.num_workers=0 or more",
+    "data.num_workers=-1": "data.num_workers=-1 is below 0: set it to 0 or more",
     "optim.lr=0": "optim.lr=0.0 is not above 0: set optim.lr=1.5e-4",
     "optim.warmup=1.5": "optim.warmup=1.5 is a share of the steps: set it from 0 to 1",
     "module.misread=2": "module.misread=2.0 is a share: set it from 0 to 1",

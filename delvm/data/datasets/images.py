@@ -16,6 +16,7 @@ from delvm.data.datasets.sampler import (
     Int64,
     TaskSchedule,
     WindowedShuffle,
+    loader_errors,
     shard_signature,
 )
 from delvm.data.shards.manifest import load_manifests
@@ -44,6 +45,10 @@ class ImagesConfig:
     num_workers: int = 0
     num_val_examples: int = 16
     shuffle_window_shards: int = SHUFFLE_WINDOW_SHARDS
+
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        return loader_errors(self)
 
 
 class ImageDataset(Dataset[dict[str, Any]]):

@@ -29,6 +29,22 @@ SCHEDULE_PERIOD = 65_536
 SHUFFLE_WINDOW_SHARDS = 32
 
 
+def out_of_range(config: object, names: Sequence[str], least: int) -> list[str]:
+    """One line for each of the settings that is below `least`; None counts as not set."""
+    values = {name: getattr(config, name) for name in names}
+    return [
+        f"{name}={value} is below {least}: set it to {least} or more"
+        for name, value in values.items()
+        if value is not None and value < least
+    ]
+
+
+def loader_errors(config: object) -> list[str]:
+    """Errors in the settings that sentences and images have in common, one line each."""
+    positive = ("batch_size", "num_val_examples", "shuffle_window_shards")
+    return [*out_of_range(config, positive, 1), *out_of_range(config, ("num_workers",), 0)]
+
+
 def seeded_rng(*parts: int | str) -> np.random.Generator:
     """A random generator whose seed depends on all the parts."""
     numbers = [

@@ -19,7 +19,9 @@ from delvm.data.datasets.sampler import (
     Int64,
     TaskSchedule,
     WindowedShuffle,
+    loader_errors,
     mixture_weights,
+    out_of_range,
     shard_signature,
 )
 from delvm.data.shards.manifest import Manifest, load_manifests
@@ -60,6 +62,11 @@ class SentencesConfig:
     def num_images(self) -> int:
         """Images in a sentence."""
         return self.images_per_sentence or 2 * self.pairs_per_sentence
+
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        names = ("pairs_per_sentence", "images_per_sentence")
+        return [*out_of_range(self, names, 1), *loader_errors(self)]
 
 
 class SentenceDataset(Dataset[dict[str, Any]]):

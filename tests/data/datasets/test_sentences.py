@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from delvm.data.datasets.images import ImagesConfig
 from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig, validation_sentences
 from delvm.data.shards import manifest, writer
 from delvm.errors import UserError
@@ -222,3 +223,30 @@ def test_faults(root, tmp_path_factory):
         SentenceDataset(config(root, images_per_sentence=5), 0)
     with pytest.raises(UserError, match="delvm encode"):
         SentenceDataset(config(tmp_path_factory.mktemp("empty")), 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "errors"),
+    [
+        ({}, []),
+        ({"batch_size": 0}, ["batch_size=0 is below 1: set it to 1 or more"]),
+        ({"images_per_sentence": 0}, ["images_per_sentence=0 is below 1: set it to 1 or more"]),
+        (
+            {"num_workers": -1, "pairs_per_sentence": 0},
+            [
+                "pairs_per_sentence=0 is below 1: set it to 1 or more",
+                "num_workers=-1 is below 0: set it to 0 or more",
+            ],
+        ),
+    ],
+)
+def test_config_validation_reports_each_error(changes, errors):
+    assert SentencesConfig(**changes).validate() == errors
+
+
+def test_image_config_validation_reports_each_error():
+    assert ImagesConfig().validate() == []
+    assert ImagesConfig(shuffle_window_shards=0, num_val_examples=0).validate() == [
+        "num_val_examples=0 is below 1: set it to 1 or more",
+        "shuffle_window_shards=0 is below 1: set it to 1 or more",
+    ]
