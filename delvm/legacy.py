@@ -46,8 +46,18 @@ TOKEN_SPACE: dict[str, str] = {"codes": "codebook_size"}
 # keys under "callbacks" (class names too), and buffers in "state_dict" and in the state that weight
 # averaging keeps. The weights of a network ("model.*") were never renamed.
 CHECKPOINT: dict[str, str] = {}
-CHECKPOINT_CALLBACKS: dict[str, str] = {}
-CHECKPOINT_STATE: dict[str, str] = {}
+CHECKPOINT_CALLBACKS: dict[str, str] = {
+    "Checkpoints": "AtomicCheckpoint",
+    "Guard": "SkipNonFiniteGrad",
+    "Randomness": "RNGState",
+}
+CHECKPOINT_STATE: dict[str, str] = {
+    "codebook.mass": "codebook.cluster_size",
+    "codebook.total": "codebook.embed_avg",
+    "codebook.idle": "codebook.steps_unused",
+    "codebook.age": "codebook.steps_since_reset",
+    "codebook.started": "codebook.initialized",
+}
 
 # manifest.json of a directory of shards.
 MANIFEST: dict[str, str] = {"pictures": "images_per_example", "parts": "chunks", "fast": "bf16"}
