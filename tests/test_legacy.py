@@ -206,3 +206,67 @@ def test_runs_lists_old_run_folders(tmp_path, capsys):
     header, *rows = (tmp_path / "runs.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["seed=1", "seed=2"]
     assert "best val/loss" in header and "2 runs" in out
+
+
+# ---------------------------------------------------------------- resume
+
+TINY_TOKENIZER = [
+    "tokenizer=shapes_f8_32",
+    "tokenizer.net.resolution=16",
+    "tokenizer.net.patch_size=4",
+    "tokenizer.net.hidden_channels=32",
+    "tokenizer.net.channel_mult=[1]",
+    "tokenizer.net.z_channels=32",
+    "tokenizer.net.num_embeddings=32",
+    "tokenizer.net.quantized_embed_dim=8",
+]
+TINY_STUDENT = [
+    "student=tiny",
+    "student.net.dim=32",
+    "student.net.n_layers=1",
+    "student.net.n_heads=2",
+    "student.net.ffn_dim=32",
+    "student.net.max_seq_len=128",
+    "student.net.vocab_size=32",
+    "student.net.codebook_dim=8",
+]
+TRAINER = ["trainer.precision=32-true", "trainer.log_every=1", "data.batch_size=4", "resume=auto"]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """The current folder, with the data and the runs of the old version."""
+    for name in ("tokens", "pairs", "student", "tokenizer"):
+        shutil.copytree(LEGACY / name, tmp_path / name)
+    for name in ("student", "tokenizer"):
+        (tmp_path / name / "checkpoints" / "last.ckpt").symlink_to("step=000004.ckpt")
+    return tmp_path
+
+
+def test_student_run_resumes(runs):
+    """Stopped at step 4 of 8, it ends as the old version ended it."""
+    words = [*TINY_TOKENIZER, *TINY_STUDENT, *TRAINER, "data.path=tokens", "seed=1"]
+    words += ["data.pairs_per_sentence=2", "data.num_val_examples=4", "trainer.val_every=4"]
+    assert cli.main(["train", *words, "trainer.max_steps=8", "output=student"]) == 0
+    expected = [0.03201289102435112, -0.00745655270293355, -0.032613202929, -0.0003434854734223336]
+    found = logits(load_student("student"), 32)
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=1e-5)
+    steps = (runs / "student" / "metrics.csv").read_text().count("\n")
+    assert steps == 11  # a header, eight steps and two validations
+
+
+def test_tokenizer_run_resumes(runs):
+    """Stopped at step 4, two more steps end as in the old version: codebook and average too."""
+    words = [*TINY_TOKENIZER, *TRAINER, "module=tokenizer", "data=images", "data.path=pairs"]
+    words += ["module.average=0.9", "module.revive_after=50", "trainer.val_every=2", "seed=3"]
+    assert cli.main(["train", *words, "trainer.max_steps=6", "output=tokenizer"]) == 0
+    tokenizer = load_tokenizer("tokenizer")
+    assert tokenizer.encode(pixels(16))[0, :8].tolist() == [2, 20, 14, 3, 6, 10, 26, 17]
+    bias = tokenizer.post_quant_conv.bias
+    assert isinstance(bias, torch.Tensor)
+    expected_bias = [-0.2919204533100128, 0.0009029085049405694, -0.209052681922, 0.22857336699962]
+    torch.testing.assert_close(bias[:4], torch.tensor(expected_bias), atol=1e-6, rtol=1e-5)
+    expected_codes = torch.tensor(
+        [[0.14887034893035, -0.13517671823], [0.03359176218, 0.0395819321]]
+    )
+    torch.testing.assert_close(tokenizer.codebook[:2, :2], expected_codes, atol=1e-6, rtol=1e-5)
