@@ -4,14 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Prompter", "__version__", "load_student", "load_tokenizer"]
+__all__ = ["Prompter", "__version__", "compose", "load_student", "load_tokenizer"]
 
 if TYPE_CHECKING:
+    from delvm.commands.app import compose
     from delvm.inference.prompter import Prompter
     from delvm.interop.load import load_student, load_tokenizer
 
 # Name -> its module, imported on first use: torch and Hydra take seconds to import.
 _LAZY = {
+    "compose": "delvm.commands.app",
     "Prompter": "delvm.inference.prompter",
     "load_student": "delvm.interop.load",
     "load_tokenizer": "delvm.interop.load",

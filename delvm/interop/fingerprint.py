@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import asdict
-from enum import Enum
 
 import torch
 from torch import Tensor
 
 from delvm import legacy
+from delvm.interop.save import plain_config
 from delvm.models.transformer import CodebookEmbedding, Transformer
 from delvm.models.vqgan import VQGAN
 
@@ -23,8 +22,9 @@ def fingerprint(tokenizer: VQGAN) -> str:
     It is stored in shards and students, so it must not change when a field is renamed: the
     architecture is hashed under the first name of each field.
     """
-    config = {k: v.value if isinstance(v, Enum) else v for k, v in asdict(tokenizer.config).items()}
-    config = legacy.restore_keys(config, legacy.VQGAN_CONFIG, legacy.VQGAN_CONFIG_VALUES)
+    config = legacy.restore_keys(
+        plain_config(tokenizer.config), legacy.VQGAN_CONFIG, legacy.VQGAN_CONFIG_VALUES
+    )
     for name, default in _DEFAULTS_BEFORE_V1.items():
         if config[name] == default:
             del config[name]

@@ -9,15 +9,28 @@ import torch
 from torch import Tensor
 
 from delvm.interop.weight_files import write_model_dir
-from delvm.models.transformer import Transformer
-from delvm.models.vqgan import VQGAN
+from delvm.models.transformer import Transformer, TransformerConfig
+from delvm.models.vqgan import VQGAN, VQGANConfig
 
 FORMAT = "delvm-1"
 
 
+# Does not change what the model computes, and depends on the memory of the machine.
+_NOT_SAVED = {"activation_checkpointing"}
+
+
+def plain_config(config: VQGANConfig | TransformerConfig) -> dict[str, Any]:
+    """The fields of a model's config as plain values, without those that are not saved."""
+    return {
+        k: v.value if isinstance(v, Enum) else v
+        for k, v in asdict(config).items()
+        if k not in _NOT_SAVED
+    }
+
+
 def config_dict(model: VQGAN | Transformer) -> dict[str, Any]:
     """The config.json of a model, which checkpoints carry under ``delvm``: plain values only."""
-    config = {k: v.value if isinstance(v, Enum) else v for k, v in asdict(model.config).items()}
+    config = plain_config(model.config)
     if isinstance(model, VQGAN):
         return {"format": FORMAT, "kind": "tokenizer", "config": config}
     return {

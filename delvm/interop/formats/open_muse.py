@@ -5,7 +5,7 @@ names of `VQGAN`: they are checked, not converted.
 """
 
 import re
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from delvm.errors import UserError
 from delvm.interop.model_source import ModelData, ModelSource
+from delvm.interop.save import plain_config
 from delvm.interop.weight_files import read_weights, write_model_dir
 from delvm.models.vqgan import VQGAN, PixelRange, VQGANConfig
 
@@ -21,7 +22,7 @@ CLASS_NAME = "VQGANModel"
 # Fields of `VQGANConfig` that the format does not have -> the value that it implies.
 _EXTENSIONS = {
     "patch_size": 1,
-    "pixel_range": PixelRange.unit,
+    "pixel_range": PixelRange.unit.value,
     "use_l2_norm": False,
     "attn_in_single_block_levels": False,
 }
@@ -103,7 +104,7 @@ def write(tokenizer: VQGAN, output_dir: str | Path, dtype: torch.dtype = torch.f
     Raises:
         UserError: the format cannot express its architecture.
     """
-    values = asdict(tokenizer.config)
+    values = plain_config(tokenizer.config)
     for name, only in _EXTENSIONS.items():
         if (value := values.pop(name)) != only:
             raise UserError(f"open-muse has no {name}: {value} (tokenizer) != {only} (open-muse)")

@@ -1,0 +1,50 @@
+"""The table of formats lists every module, and `delvm export` offers those that can write."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from delvm.commands.schema import ExportFormat
+from delvm.errors import UserError
+from delvm.interop import formats
+from delvm.interop.formats import FORMATS, find_format, import_format
+from delvm.interop.load import load_student, load_tokenizer
+from delvm.interop.model_source import ModelSource
+
+NOT_FORMATS = {"__init__", "hf_decoder"}  # what two of them share
+
+
+def test_every_module_is_listed():
+    files = Path(formats.__file__).parent.glob("*.py")
+    assert {file.stem for file in files} - NOT_FORMATS == FORMATS.keys()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_module_has_the_functions_of_a_format(name):
+    module = import_module(f"delvm.interop.formats.{name}")
+    assert callable(module.matches) and callable(module.read)
+    assert hasattr(module, "write") == (FORMATS[name].exports is not None)
+
+
+def test_export_offers_every_writable_format():
+    writable = {name for name, entry in FORMATS.items() if entry.exports}
+    assert {each.value for each in ExportFormat} == writable
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("muse_vqgan", "open_muse"), ("internlm_hf", "internlm_hf"), ("internlm_raw", None)],
+)
+def test_find_format(path, name):
+    golden = Path(__file__).parents[1] / "data" / "golden"
+    found = find_format(ModelSource(golden / path))
+    assert found is (name and import_format(name))
+
+
+def test_folder_without_config_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"model config not found: .*config\.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"format": "delvm-1", "kind": "student"}')
+    with pytest.raises(UserError, match=r"weights .* cannot be read"):
+        load_student(tmp_path)
