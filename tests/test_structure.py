@@ -50,6 +50,7 @@ FOREIGN = {
     "webdataset": {"data"},
     "matplotlib": {"evaluation"},
     "fsspec": {"storage"},
+    "tqdm": {"progress"},
     "ray": {"data"},
     "submitit": {"data"},
 }

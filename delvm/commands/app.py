@@ -26,7 +26,7 @@ from delvm.commands.help import config_dir, keys
 from delvm.commands.jobs import Halt, Job, refuse_extra, typed
 from delvm.commands.schema import register
 from delvm.errors import Diverged, UserError, did_you_mean, to_user_error
-from delvm.progress import say
+from delvm.progress import log
 
 
 class _Parser(argparse.ArgumentParser):
@@ -207,19 +207,19 @@ def run_job(
         sys.argv = command_line
     name = f"job {hydra.job.num}: " if in_sweep() else ""
     if name:
-        say(f"{name}{' '.join(hydra.overrides.task)}")
+        log(f"{name}{' '.join(hydra.overrides.task)}")
     try:
         return _checked_job(verb, cfg, work, typed_config, name)
     except Exception as error:
         known = to_user_error(error) if isinstance(error, OSError) else error
         if not isinstance(known, UserError):
             if hydra.runtime.choices["hydra/launcher"] != "basic":
-                say(f"{name}{traceback.format_exc()}")  # which does not travel with the error
+                log(f"{name}{traceback.format_exc()}")  # which does not travel with the error
             raise
         known.args = (f"{name}{known}", *known.args[1:])
         if hydra.runtime.choices["hydra/launcher"] == "basic":
             raise SystemExit(known.exit_code) from known
-        say(f"delvm: {known}")
+        log(f"delvm: {known}")
         raise known from error
 
 
@@ -238,14 +238,14 @@ def _checked_job(
     except Diverged as error:
         if not is_search():
             raise
-        say(f"{name}{error}; it counts as infinite")
+        log(f"{name}{error}; it counts as infinite")
         return math.inf
     if is_search():
         if objective is None:
             raise UserError(
                 f"delvm {verb} returned no objective to search by: set hydra/sweeper=basic"
             )
-        say(f"{name}objective {objective:.4f}")
+        log(f"{name}objective {objective:.4f}")
     return objective
 
 

@@ -1,6 +1,5 @@
 """`delvm generate`: prompt a student with pairs and draw the answers to queries."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from delvm.commands.schema import GenerateConfig
 from delvm.data.image_io import open_image, resize_center_crop
 from delvm.errors import UserError
 from delvm.inference.prompt_folder import find_queries, read_prompt
+from delvm.progress import log
 from delvm.storage import atomic_path
 from delvm.viz.image_grid import image_grid
 
@@ -39,7 +39,7 @@ def plan(query: str, output: str) -> Plan:
     queries, others = find_queries(query)
     if others:
         listed = ", ".join(path.name for path in others)
-        print(f"generate: not pictures, left out: {listed}", file=sys.stderr)
+        log(f"generate: not pictures, left out: {listed}")
     place = Path(output)
     if place.suffix and not place.is_dir():
         return _one_file(Path(query), place)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from delvm.commands.schema import GatherConfig
 from delvm.evaluation.run_table import gather, shown, write_table
-from delvm.progress import say
+from delvm.progress import log
 
 
 def run(cfg: GatherConfig) -> None:
@@ -15,4 +15,4 @@ def run(cfg: GatherConfig) -> None:
     print(f"table: {output}, {len(runs)} run{'s' if len(runs) != 1 else ''}")
     for each in runs:
         for fault in each.faults:
-            say(f"runs: {each.name}: {fault}")
+            log(f"runs: {each.name}: {fault}")

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from delvm.progress import clock
+from tqdm import tqdm
+
 from delvm.storage import write_json
 
 # Name of a stage, which is the folder it fills below OUT, and its command.
@@ -116,9 +117,11 @@ def _typed(words: Sequence[str]) -> str:
 def summary(ran: Sequence[Ran], out: Path) -> str:
     """The table of stages, and what was made."""
     lines = [f"{'stage':<12}{'wall':>8}{'peak memory':>14}"]
-    lines += [f"{r.stage:<12}{clock(r.seconds):>8}{r.peak_mib:>10,.0f} MiB" for r in ran]
+    lines += [
+        f"{r.stage:<12}{tqdm.format_interval(r.seconds):>8}{r.peak_mib:>10,.0f} MiB" for r in ran
+    ]
     total, peak = sum(r.seconds for r in ran), max(r.peak_mib for r in ran)
-    lines += [f"{'all':<12}{clock(total):>8}{peak:>10,.0f} MiB", ""]
+    lines += [f"{'all':<12}{tqdm.format_interval(total):>8}{peak:>10,.0f} MiB", ""]
     made = {
         "report": "report.html",
         "numbers": "metrics.json",

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delvm.progress import clock
+from tqdm import tqdm
+
 from delvm.storage import atomic_path, write_json
 
 HERE = Path(__file__).parent
@@ -106,7 +107,7 @@ def run(names: list[str]) -> None:
             subprocess.run([sys.executable, "-m", "delvm", *shlex.split(command)], check=True)
             spent = time.monotonic() - start
             write_json(folder / f"seconds_{number}.json", {"seconds": spent})
-            print(f"{name}, seed {seed}: {clock(spent)}", flush=True)
+            print(f"{name}, seed {seed}: {tqdm.format_interval(spent)}", flush=True)
 
 
 def row(name: str, seed: int) -> dict[str, Any] | None:

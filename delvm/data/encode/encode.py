@@ -23,7 +23,7 @@ from delvm.data.shards.manifest import (
 from delvm.data.shards.writer import finalize_tokens, is_in_progress, missing_shards, start_tokens
 from delvm.data.types import SPLITS, check_splits
 from delvm.errors import UserError
-from delvm.progress import Progress, say, say_kept
+from delvm.progress import Progress, log, log_kept
 from delvm.storage import StoragePath, as_path
 
 PATIENCE = 600.0  # seconds that the processes of torchrun wait for the first of them
@@ -120,7 +120,7 @@ def _whole(job: Job, share: Share) -> list[Manifest]:
     """The manifests whose shards are all there; says so where some are not."""
     whole = [manifest for manifest in job.plans if not missing_shards(job.output, manifest)]
     if len(whole) < len(job.plans):
-        say(
+        log(
             f"encode {share.rank}/{share.ranks}: this share is done, others are still at work on "
             f"{len(job.plans) - len(whole)} of {len(job.plans)} folders; should none of them "
             "finish, run the same again"
@@ -136,7 +136,7 @@ def _run(job: Job, pieces: list[Piece], share: Share, engine: Engine, factory: F
     what = f"encode {share.rank}/{share.ranks}" if share.ranks > 1 else "encode"
     with Progress(sum(map(job.count, pieces)), what, "pairs") as bar:
         for done in engine.run(job, pieces, factory, bar.update):
-            bar.say(f"{what}: {summary(job, done)}")
+            log(f"{what}: {summary(job, done)}")
             left[done.piece.plan] -= 1
             if not left[done.piece.plan]:
                 _finish(job, done.piece.plan)
@@ -259,7 +259,7 @@ def _plan_split(
         )
         yield manifest, tokens
         if balancing and (target := balance.examples_per_task) and counts[task] > target:
-            say(f"encode: {split}/{task} keeps its {counts[task]:,} pairs, above {target:,}")
+            log(f"encode: {split}/{task} keeps its {counts[task]:,} pairs, above {target:,}")
 
 
 def _say_found(job: Job, overwrite: bool) -> None:
@@ -276,5 +276,5 @@ def _say_found(job: Job, overwrite: bool) -> None:
             kept.append(name)
         elif todo < manifest.count:
             done = f"{manifest.count - todo:,} of {manifest.count:,}"
-            say(f"encode: continuing {job.output}/{name}, {done} pairs are there")
-    say_kept("encode", job.output, kept)
+            log(f"encode: continuing {job.output}/{name}, {done} pairs are there")
+    log_kept("encode", job.output, kept)

@@ -14,7 +14,7 @@ from delvm.data.shards.manifest import (
 from delvm.data.shards.reader import read_examples
 from delvm.data.types import SPLITS, Example, RejectedItem, Source, SourceChunk, check_splits
 from delvm.errors import CheckFailed, UserError
-from delvm.progress import Progress, say, say_kept
+from delvm.progress import Progress, log, log_kept
 from delvm.storage import StoragePath, as_path, atomic_path
 from delvm.viz.image_grid import image_grid
 
@@ -112,7 +112,7 @@ def _check_rejects(output: StoragePath, manifest: Manifest, most: float) -> None
             f"{manifest.split}/{manifest.task}: {said}: more than max_reject_fraction={most}; "
             "what has been written is valid"
         )
-    say(f"prepare: {manifest.split}/{manifest.task}: {said}")
+    log(f"prepare: {manifest.split}/{manifest.task}: {said}")
 
 
 def _parts_progress(
@@ -128,8 +128,8 @@ def _parts_progress(
             kept.append(name)
         elif len(left) < len(parts):
             done = f"{len(parts) - len(left):,} of {len(parts):,} parts are there"
-            say(f"prepare: continuing {output}/{name}, {done}")
-    say_kept("prepare", output, kept)
+            log(f"prepare: continuing {output}/{name}, {done}")
+    log_kept("prepare", output, kept)
     pending = [part for left in todo for part in left]
     if all(part.count for part in pending):
         return Progress(sum(part.count for part in pending), "prepare", "examples")

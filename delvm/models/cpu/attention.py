@@ -18,7 +18,7 @@ from torch import Tensor
 
 from delvm.models.cpu import build as native
 from delvm.models.precision import has_native_bf16
-from delvm.progress import say
+from delvm.progress import log
 
 
 def blockwise(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:
@@ -56,7 +56,7 @@ def _tried() -> bool:
         probe = torch.zeros(1, 1, 1, 2, dtype=torch.bfloat16)
         _attend(probe, probe, probe, None)
     except (OSError, RuntimeError) as error:
-        say(f"attention is torch's, at less than half the speed, since {error}")
+        log(f"attention is torch's, at less than half the speed, since {error}")
         return False
     return True
 

@@ -10,7 +10,6 @@ import os
 import random
 import re
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 
 from delvm.errors import Interrupted, UserError
 from delvm.interop.load import read_metadata
+from delvm.progress import log
 from delvm.storage import remove
 
 # What every checkpoint of ours has; of a torn one, not even the list of its keys can be read.
@@ -46,11 +46,11 @@ def latest_valid_checkpoint(folder: Path) -> Path | None:
         try:
             found = read_metadata(path)
         except UserError as error:
-            print(f"resume: passed over, {error}", file=sys.stderr, flush=True)
+            log(f"resume: passed over, {error}")
             continue
         if isinstance(found, dict) and found.keys() >= REQUIRED_KEYS:
             return path
-        print(f"resume: passed over, {path} is not whole", file=sys.stderr, flush=True)
+        log(f"resume: passed over, {path} is not whole")
     return None
 
 
@@ -243,7 +243,7 @@ class GracefulShutdown(L.Callback):
             raise KeyboardInterrupt
         self.signal, self._heard = signal.Signals(number), now
         said = f"train: {self.signal.name}: saving after this step; once more ends it at once"
-        print(f"\n{said}", file=sys.stderr, flush=True)
+        log(said)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Take the signals back from Lightning, which would raise in the middle of a step."""
