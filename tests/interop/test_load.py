@@ -131,3 +131,29 @@ def test_truncated_weights_are_refused(student, tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match="model.safetensors cannot be read"):
         load_student(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": None}, "the student config is missing or not an object"),
+        ({"config": [1]}, "the student config is missing or not an object"),
+        ({"config": {"embedding": "own words"}}, "invalid student config: 'own words' is not"),
+        ({"config": {"embedding": [1]}}, "invalid student config"),
+        ({"config": {"width": 8, "dim": 8}}, "unknown keys in the student config: width"),
+        ({"space": [1]}, "expected the keys bos, codebook_size, eos"),
+        ({"kind": None}, "holds a None, not a student"),
+    ],
+)
+def test_invalid_metadata_is_refused(student, tmp_path, change, message):
+    save_model(student, tmp_path / "s")
+    edit(tmp_path / "s", **change)
+    with pytest.raises(UserError, match=message):
+        load_student(tmp_path / "s")
+
+
+@pytest.mark.parametrize("delvm", [None, [1], "student"])
+def test_checkpoint_without_metadata_is_refused(tmp_path, delvm):
+    torch.save({"state_dict": {}, "delvm": delvm}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="was not written by `delvm train`"):
+        load_student(tmp_path / "x.ckpt")

@@ -8,7 +8,7 @@ from delvm.interop.formats import llama
 from delvm.interop.load import load_student
 from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Init, Transformer, TransformerConfig
-from tests.interop.raw_checkpoint import stages, write
+from tests.interop.formats.internlm_stages import stages, write
 
 transformers = pytest.importorskip("transformers")
 

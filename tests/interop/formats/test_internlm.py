@@ -17,7 +17,7 @@ from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import save_model
 from delvm.interop.weight_files import read_weights
 from delvm.models.transformer import InputEmbedding, Transformer
-from tests.interop.raw_checkpoint import GOLDEN, stages, with_config, write
+from tests.interop.formats.internlm_stages import GOLDEN, stages, with_config, write
 
 HF = GOLDEN / "internlm_hf"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 LAYERS = 4
 
 

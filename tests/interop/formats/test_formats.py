@@ -37,7 +37,7 @@ def test_export_offers_every_writable_format():
     [("muse_vqgan", "open_muse"), ("internlm_hf", "internlm_hf"), ("internlm_raw", None)],
 )
 def test_find_format(path, name):
-    golden = Path(__file__).parents[1] / "data" / "golden"
+    golden = Path(__file__).parents[2] / "data" / "golden"
     found = find_format(ModelSource(golden / path))
     assert found is (name and import_format(name))
 

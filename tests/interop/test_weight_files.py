@@ -1,0 +1,67 @@
+"""Weight files: shards and their index, and files that are not weights."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from delvm.errors import UserError
+from delvm.interop import weight_files as weights
+from delvm.interop.fingerprint import fingerprint
+from delvm.interop.load import load_tokenizer
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "muse_vqgan"
+
+
+def golden_state() -> dict[str, torch.Tensor]:
+    return torch.load(GOLDEN / "pytorch_model.bin", weights_only=True)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_sharded_weights(tmp_path, name):
+    state = golden_state()
+    stem, suffix = name.split(".")
+    write: Callable[..., None] = save_file if suffix == "safetensors" else torch.save
+    files = {}
+    for number in range(3):
+        part = {k: v.clone() for i, (k, v) in enumerate(state.items()) if i % 3 == number}
+        file = f"{stem}-{number + 1:05d}-of-00003.{suffix}"
+        write(part, tmp_path / file)
+        files |= dict.fromkeys(part, file)
+    (tmp_path / f"{name}.index.json").write_text(json.dumps({"weight_map": files}))
+    (tmp_path / "config.json").write_text((GOLDEN / "config.json").read_text())
+    assert fingerprint(load_tokenizer(tmp_path)) == fingerprint(load_tokenizer(GOLDEN))
+    (tmp_path / file).unlink()
+    with pytest.raises(UserError, match=f"shard {file} is missing"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a": "../secret.safetensors"}, "not a file next to it"),
+        ({"a": "/etc/passwd"}, "not a file next to it"),
+        ({"a": 3}, "no weight_map"),
+        ({"a": "one.safetensors", "b": "one.safetensors"}, r"do not match .*index\.json: b"),
+    ],
+)
+def test_shard_index_is_untrusted(tmp_path, files, message):
+    save_file({"a": torch.zeros(1)}, tmp_path / "one.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    with pytest.raises(UserError, match=message):
+        weights.read_weights(tmp_path)
+
+
+def test_unknown_checkpoint_is_refused(tmp_path):
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "x.ckpt")
+    with pytest.raises(
+        UserError,
+        match="is not in a known format: delvm-1 .*, a VQGAN checkpoint of taming-transformers",
+    ):
+        load_tokenizer(tmp_path / "x.ckpt")
+    torch.save([1, 2], tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="not a state dict"):
+        weights.read_weights(tmp_path)
