@@ -130,6 +130,16 @@ def test_tokenizer_loads(path, size, expected_fingerprint, ids, pixel):
             [0.02875177375972271, -0.0008976697572506964, -0.035425592213869, 0.001133024226874113],
         ),
         (
+            str(LEGACY / "llama"),
+            FINGERPRINT,
+            [0.02875177375972271, -0.0008976697572506964, -0.035425592213869, 0.001133024226874113],
+        ),
+        (
+            str(LEGACY / "sharded" / CHECKPOINT),
+            FINGERPRINT,
+            [0.029226528480648994, 8.531837011105e-06, -0.034810602664947, 0.0006304171402007341],
+        ),
+        (
             str(LEGACY / "sweep" / "seed=1"),
             FINGERPRINT,
             [-0.007697745226323605, -0.02834764309227467, -0.01026168651878, 0.003674496663734317],
@@ -140,7 +150,7 @@ def test_tokenizer_loads(path, size, expected_fingerprint, ids, pixel):
             [0.9491209983825684, -0.3610438406467438, -1.3655060529708862, 0.8459595441818237],
         ),
     ],
-    ids=["folder", "checkpoint", "learned_embedding", "shipped"],
+    ids=["folder", "checkpoint", "llama", "sharded_checkpoint", "learned_embedding", "shipped"],
 )
 def test_student_loads(path, expected_fingerprint, expected):
     student = load_student(path)
@@ -236,23 +246,36 @@ TRAINER = ["trainer.precision=32-true", "trainer.log_every=1", "data.batch_size=
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     """The current folder, with the data and the runs of the old version."""
-    for name in ("tokens", "pairs", "student", "tokenizer"):
+    for name in ("tokens", "pairs", "student", "tokenizer", "sharded"):
         shutil.copytree(LEGACY / name, tmp_path / name)
-    for name in ("student", "tokenizer"):
+    for name in ("student", "tokenizer", "sharded"):
         (tmp_path / name / "checkpoints" / "last.ckpt").symlink_to("step=000004.ckpt")
     return tmp_path
 
 
-def test_student_run_resumes(runs):
-    """Stopped at step 4 of 8, it ends as the old version ended it."""
+@pytest.mark.parametrize(
+    ("run", "lines", "expected"),
+    [
+        (
+            "student",
+            11,  # of metrics.csv: a header, eight steps and two validations
+            [0.03201289102435112, -0.0074565527029335, -0.032613202929496, -0.0003434854734223336],
+        ),
+        (
+            "sharded",  # written by two processes; its metrics.csv is not there
+            6,
+            [0.033125124871730804, -0.006977955345064, -0.032365571707487, -0.0008471364271827042],
+        ),
+    ],
+)
+def test_student_run_resumes(runs, run, lines, expected):
+    """Stopped at step 4 of 8, it ends as the old version ended it, in one process."""
     words = [*TINY_TOKENIZER, *TINY_STUDENT, *TRAINER, "data.path=tokens", "seed=1"]
     words += ["data.pairs_per_sentence=2", "data.num_val_examples=4", "trainer.val_every=4"]
-    assert cli.main(["train", *words, "trainer.max_steps=8", "output=student"]) == 0
-    expected = [0.03201289102435112, -0.00745655270293355, -0.032613202929, -0.0003434854734223336]
-    found = logits(load_student("student"), 32)
+    assert cli.main(["train", *words, "trainer.max_steps=8", f"output={run}"]) == 0
+    found = logits(load_student(run), 32)
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=1e-5)
-    steps = (runs / "student" / "metrics.csv").read_text().count("\n")
-    assert steps == 11  # a header, eight steps and two validations
+    assert (runs / run / "metrics.csv").read_text().count("\n") == lines
 
 
 def test_tokenizer_run_resumes(runs):
