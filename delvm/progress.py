@@ -45,10 +45,6 @@ def log_kept(verb: str, where: object, names: list[str]) -> None:
         log(f"{verb}: kept in {where}, finished with the same settings: {', '.join(names)}")
 
 
-class _Bar(tqdm):
-    monitor_interval = 0  # no watching thread in a process that forks workers
-
-
 class Progress:
     """Progress of one piece of work: what, how far, the rate, the time left and a note.
 
@@ -68,9 +64,9 @@ class Progress:
         self.done = self.skipped = 0
         self.note = ""
         self.start = self.last_line = time.monotonic()
-        self.bar: _Bar | None = None
+        self.bar: tqdm | None = None
         if sys.stderr.isatty():
-            self.bar = _Bar(
+            self.bar = tqdm(
                 total=total, desc=what, unit=f" {unit}", bar_format=_BAR, smoothing=0,
                 dynamic_ncols=True, miniters=1,
             )  # fmt: skip

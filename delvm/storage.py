@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from delvm.errors import UserError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^:]+)*://")
-# Stores in which a file is not seen before it is complete; elsewhere it is put beside and moved.
+# Stores in which a file cannot be seen before it is complete; elsewhere it is moved into place.
 _ATOMIC_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "memory"}
 
 P = ParamSpec("P")
@@ -32,10 +32,10 @@ T = TypeVar("T")
 def _wrap_errors(
     method: Callable[Concatenate["RemotePath", P], T],
 ) -> Callable[Concatenate["RemotePath", P], T]:
-    """What a store's own library raises beside OSError is told in one line."""
+    """Turn what a store's own library raises, other than OSError, into a one-line UserError."""
 
     @functools.wraps(method)
-    def told(self: "RemotePath", *args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapped(self: "RemotePath", /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return method(self, *args, **kwargs)
         except (OSError, UserError):
@@ -44,18 +44,21 @@ def _wrap_errors(
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{self.url} cannot be reached: {reason}") from error
 
-    return told
+    return wrapped
 
 
+# Not universal-pathlib's UPath. It has the reading methods, but not an atomic upload, a version of
+# a file or errors in one line; its mkdir may create a bucket; and "a//b" is not "a/b" to it. Those
+# are most of this class, and each of its methods would need the same wrapper.
 @dataclass(frozen=True, order=True)
 class RemotePath:
-    """A file or a folder of a store, by its URL; pickles as that alone."""
+    """A file or a directory of a store, by its URL; pickles as the URL alone."""
 
     url: str
 
     def __post_init__(self) -> None:
-        head, mark, rest = self.url.rpartition("://")
-        object.__setattr__(self, "url", head + mark + re.sub("/+", "/", rest).rstrip("/"))
+        head, separator, rest = self.url.rpartition("://")
+        object.__setattr__(self, "url", head + separator + re.sub("/+", "/", rest).rstrip("/"))
 
     def __str__(self) -> str:
         return self.url
@@ -65,7 +68,7 @@ class RemotePath:
 
     @property
     def name(self) -> str:
-        """The last part of the URL."""
+        """The last component of the URL."""
         return self.url.rpartition("/")[2]
 
     @property
@@ -79,13 +82,13 @@ class RemotePath:
 
     @_wrap_errors
     def exists(self) -> bool:
-        """Whether a file or a folder is there."""
+        """Whether there is a file or a directory."""
         fs, path = self._open()
         return bool(fs.exists(path))
 
     @_wrap_errors
     def is_dir(self) -> bool:
-        """Whether anything lies below."""
+        """Whether there is any file below this path."""
         fs, path = self._open()
         return bool(fs.isdir(path))
 
@@ -99,21 +102,21 @@ class RemotePath:
         return sorted({each.rstrip("/").rpartition("/")[2] for each in found})
 
     def iterdir(self) -> Iterator["RemotePath"]:
-        """What lies in a folder, in the order of the names; nothing where there is no folder."""
+        """The entries of a directory, sorted by name; none if there is no directory."""
         return (self / name for name in self._names())
 
     def glob(self, pattern: str) -> Iterator["RemotePath"]:
-        """What lies in a folder and is called like a pattern without slashes."""
+        """The entries of a directory whose name matches a pattern without slashes."""
         return (each for each in self.iterdir() if fnmatch.fnmatchcase(each.name, pattern))
 
     @_wrap_errors
     def read_text(self, encoding: str = "utf-8") -> str:
-        """The whole text of a file."""
+        """The text of a file."""
         fs, path = self._open()
         return bytes(fs.cat_file(path)).decode(encoding)
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: a folder is there as soon as a file is put below it."""
+        """Do nothing: a directory exists as soon as there is a file below it."""
 
     @_wrap_errors
     def unlink(self, missing_ok: bool = False) -> None:
@@ -127,63 +130,63 @@ class RemotePath:
 
     @_wrap_errors
     def remove_tree(self) -> None:
-        """Remove a folder and all below, if it is there."""
+        """Remove a directory and everything below it, if it exists."""
         fs, path = self._open()
         if fs.isdir(path):
             fs.rm(path, recursive=True)
 
     @_wrap_errors
     def put(self, file: Path) -> None:
-        """Make this a copy of a local file; whole or not at all."""
+        """Upload a local file to this path, atomically."""
         fs, path = self._open()
-        kinds = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-        if kinds & _ATOMIC_STORES:
+        protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+        if protocols & _ATOMIC_STORES:
             fs.put_file(str(file), path)
             return
         folder, _, name = path.rpartition("/")
-        beside = f"{folder}/.{name}.part"
+        tmp = f"{folder}/.{name}.part"
         try:
             fs.makedirs(folder, exist_ok=True)
-            fs.put_file(str(file), beside)
-            fs.mv(beside, path)
+            fs.put_file(str(file), tmp)
+            fs.mv(tmp, path)
         except BaseException:
-            if fs.exists(beside):
-                fs.rm_file(beside)
+            if fs.exists(tmp):
+                fs.rm_file(tmp)
             raise
 
     @_wrap_errors
     def get(self, file: Path) -> None:
-        """Copy this to a local file."""
+        """Download this file to a local one."""
         fs, path = self._open()
         fs.get_file(path, str(file))
 
     @_wrap_errors
     def version(self) -> str:
-        """A name that changes whenever the file does."""
+        """A string that changes whenever the file does."""
         fs, path = self._open()
         return str(fs.ukey(path))
 
     def _open(self) -> tuple[Any, str]:
-        """The store, and this path in it.
+        """The file system, and this path in it.
 
         Raises:
-            UserError: no store of that kind is known, or the package for it is not installed.
+            UserError: The protocol is unknown, or the package for it is not installed.
         """
         import fsspec.core
 
         try:
-            # Other processes write to the store too: what it listed before is no answer.
+            # Other processes write to the store too, so earlier listings may be out of date.
             fs, path = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise UserError(f"{self.url} cannot be reached: {error}") from None
         return fs, str(path)
 
 
-StoragePath = Path | RemotePath
+StoragePath: TypeAlias = Path | RemotePath
 
 
-def as_path(where: str | Path | RemotePath) -> StoragePath:
-    """A path of this machine, or a URL, as a place; file:// is a path of this machine."""
+def as_path(where: str | StoragePath) -> StoragePath:
+    """A local path or a URL as a path object; file:// is a local path."""
     if not isinstance(where, str):
         return where
     if where.startswith("file://"):
@@ -192,59 +195,59 @@ def as_path(where: str | Path | RemotePath) -> StoragePath:
 
 
 def absolute_path(where: StoragePath) -> StoragePath:
-    """The same place for a process that works in another folder."""
+    """The same path for a process with another working directory."""
     return where if isinstance(where, RemotePath) else where.absolute()
 
 
 @contextmanager
 def atomic_path(path: str | StoragePath) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write a file to.
+    """A temporary file name next to ``path``, which becomes ``path`` on success.
 
-    On success it is renamed to ``path``; on any failure it is removed and what stood at
-    ``path`` before is untouched. The suffix is kept, since writers choose a format by it. For a
-    file of a store it is a temporary file of this machine, which is put there on success.
+    On any failure it is removed, and an earlier file at ``path`` is untouched. The suffix is kept,
+    since writers choose a format by it. For a remote path it is a local temporary file, which is
+    uploaded on success.
     """
     path = as_path(path)
     if isinstance(path, RemotePath):
         with tempfile.TemporaryDirectory(prefix="delvm-") as folder:
-            part = Path(folder) / path.name
-            yield part
-            path.put(part)
+            tmp = Path(folder) / path.name
+            yield tmp
+            path.put(tmp)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes of other machines may write the same file, and have the same number.
-    part = path.with_name(f".{path.stem}.{os.getpid()}-{os.urandom(4).hex()}.part{path.suffix}")
+    # Processes on other machines may write the same file, and have the same process id.
+    tmp = path.with_name(f".{path.stem}.{os.getpid()}-{os.urandom(4).hex()}.part{path.suffix}")
     try:
-        yield part
-        os.replace(part, path)
+        yield tmp
+        os.replace(tmp, path)
     finally:
-        part.unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside ``path``, renamed to ``path`` on success.
+    """A temporary directory next to ``path``, which becomes ``path`` on success.
 
-    A folder that stood there is replaced only once the new one is complete.
+    An earlier directory at ``path`` is replaced only once the new one is complete.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.part")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir()
     try:
-        yield part
+        yield tmp
         if path.exists():
             os.replace(path, old)
-        os.replace(part, path)
+        os.replace(tmp, path)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(tmp, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_tree(path: StoragePath) -> None:
-    """Remove a folder and all below, if it is there."""
+    """Remove a directory and everything below it, if it exists."""
     if isinstance(path, RemotePath):
         path.remove_tree()
     else:
@@ -252,32 +255,32 @@ def remove_tree(path: StoragePath) -> None:
 
 
 def cache_dir() -> Path:
-    """Where stays what can be made again: ``$DELVM_CACHE``, by default ``~/.cache/delvm``."""
+    """Directory for data that can be regenerated: ``$DELVM_CACHE``, or ``~/.cache/delvm``."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delvm"
     return Path(os.environ.get("DELVM_CACHE") or default)
 
 
 def local_copy(path: StoragePath) -> Path:
-    """A file of this machine with what is at ``path``: itself, or a copy of what a store holds.
+    """A local file with the contents of ``path``: itself, or a copy of a remote file.
 
-    Copies stay in `cache_dir`, each fetched once, and again when the store has another version;
-    nothing removes them.
+    Copies are kept in `cache_dir`. A file is downloaded once, and again when the store has another
+    version of it; nothing removes old copies.
 
     Raises:
-        FileNotFoundError: the store has no such file.
+        FileNotFoundError: The store has no such file.
     """
     if isinstance(path, Path):
         return path
     digest = hashlib.sha256(f"{path.url} {path.version()}".encode()).hexdigest()
     copy = cache_dir() / digest[:2] / f"{digest[2:32]}-{path.name}"
     if not copy.exists():
-        with atomic_path(copy) as part:
-            path.get(part)
+        with atomic_path(copy) as tmp:
+            path.get(tmp)
     return copy
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a whole folder of this machine, if it is there."""
+    """Remove a local file, or a local directory with everything in it, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -285,13 +288,13 @@ def remove(path: Path) -> None:
 
 
 def write_text(path: str | StoragePath, text: str) -> None:
-    """Write UTF-8 text whole or not at all."""
-    with atomic_path(path) as part:
-        part.write_text(text, encoding="utf-8")
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | StoragePath, value: Any) -> None:
-    """Write JSON, indented and with a final newline, whole or not at all."""
+    """Write JSON atomically, indented and with a final newline."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
@@ -299,11 +302,11 @@ def read_json(path: str | StoragePath, what: str) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
-        path: the file.
-        what: what the file should be, for the message ("tokenizer config").
+        path: The file.
+        what: What the file should be, for messages ("tokenizer config").
 
     Raises:
-        UserError: the file is missing, is not JSON, or is not an object.
+        UserError: The file is missing, is not JSON, or is not an object.
     """
     try:
         value = json.loads(as_path(path).read_text(encoding="utf-8"))
@@ -317,10 +320,15 @@ def read_json(path: str | StoragePath, what: str) -> dict[str, Any]:
 
 
 def require_path(path: str | Path, what: str, override: str) -> Path:
-    """The path, if something is there.
+    """The path, if it exists.
+
+    Args:
+        path: A local file or directory.
+        what: What it should be, for the message.
+        override: What to set on the command line, for the message.
 
     Raises:
-        UserError: nothing is there; the message ends with the override to type.
+        UserError: It does not exist.
     """
     path = Path(path)
     if not path.exists():

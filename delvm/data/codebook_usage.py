@@ -60,4 +60,5 @@ class CodebookUsage:
 def perplexity(counts: Tensor) -> Tensor:
     """Exp of the entropy of counts (V,): the effective number of codes in use."""
     fraction = counts.double() / counts.sum().clamp_min(1)
-    return torch.special.entr(fraction).sum().exp()
+    effective: Tensor = torch.special.entr(fraction).sum().exp()
+    return effective

@@ -1,4 +1,4 @@
-"""Pictures in and out: opening untrusted files, fitting, tensors, contact sheets."""
+"""Images in and out: opening untrusted files, resizing and cropping, conversion to tensors."""
 
 import io
 import warnings
@@ -8,70 +8,69 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from delvm.data.types import ImageArray
 from delvm.errors import UserError
 
-# Below the size at which PIL itself starts to warn of decompression bombs.
+# Below the size at which PIL itself starts to warn of decompression bombs, so its warning has
+# nothing to add. Catching it around each image would cost a sixth of decoding one of 64 px, and
+# decoding threads would interfere with each other.
 MAX_PIXELS = 80_000_000
-# So PIL's warning has nothing to add; caught for each picture, it would cost a sixth of decoding
-# one of 64 px, and threads that decode would disturb each other.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# A picture longer than this many times its short side is cropped before it is scaled, since
-# scaling the short side of a thin strip up to `size` would need memory without bound.
+# An image longer than this many times its short side is cropped before it is resized: resizing the
+# short side of a thin strip to `size` would need memory without bound.
 MAX_ASPECT = 16
-
-PAPER, INK, FRAME = (250, 250, 248), (40, 40, 44), (222, 222, 218)
 
 
 def open_image(file: str | Path | bytes, name: str = "") -> Image.Image:
-    """Open any picture PIL reads as 8-bit RGB; the file is not trusted.
+    """Open any image that PIL reads as 8-bit RGB; the file is not trusted.
 
-    The first frame of an animation is taken, EXIF rotation is applied, transparency is laid
-    on black, and 16-bit grey is scaled to 8 bits.
+    The first frame of an animation is taken, EXIF rotation is applied, transparency is composited
+    over black, and 16-bit gray is scaled to 8 bits.
 
     Args:
         file: A path, or the bytes of a file.
         name: What to call it in messages; the path by default.
 
     Returns:
-        The picture in mode RGB, at least one pixel in each direction.
+        The image in mode RGB, at least one pixel in each direction.
 
     Raises:
-        UserError: Not there, not a picture, damaged, or larger than MAX_PIXELS.
+        UserError: The file is missing, is not an image, is damaged, or exceeds MAX_PIXELS.
     """
-    name = name or ("picture" if isinstance(file, bytes) else str(file))
+    name = name or ("image" if isinstance(file, bytes) else str(file))
     if not isinstance(file, bytes):
         if not Path(file).exists():
-            raise UserError(f"picture not found: {name}")
+            raise UserError(f"image not found: {name}")
         if Path(file).is_dir():
-            raise UserError(f"{name} is a folder, not a picture")
+            raise UserError(f"{name} is a directory, not an image")
     try:
         source = io.BytesIO(file) if isinstance(file, bytes) else file
         with Image.open(source, formats=_formats()) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
-            return _rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{name} is too large ({error}): the limit is {MAX_PIXELS:,} pixels"
         ) from None
     except Exception as error:  # decoders raise nearly anything on a damaged file
-        reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise UserError(f"{name} cannot be read as a picture: {reason}") from None
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{name} cannot be read as an image: {reason}") from None
 
 
 @lru_cache(maxsize=1)
 def _formats() -> list[str]:
-    """Every format PIL reads but EPS, which would be run as a program by Ghostscript."""
+    """Every format PIL reads except EPS, which Ghostscript would run as a program."""
     Image.init()
     return [name for name in Image.ID if name != "EPS"]
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode of PIL as RGB; raises ValueError for values whose range is not known."""
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode of PIL as RGB; raises ValueError if the range of the values is unknown."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image).astype(np.float64)
         top = 1.0 if image.mode == "F" else 65535.0
@@ -88,53 +87,53 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def resize_center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Scale the short side to `size` (bilinear, antialiased) and crop the middle.
+    """Resize the short side to `size` (bilinear, antialiased) and crop the center.
 
-    This is the preprocessing of the reference (DeLVM, arXiv 2402.04841).
+    This is DeLVM's preprocessing (arXiv 2402.04841).
 
     Returns:
-        A picture of size x size pixels.
+        An image of size x size pixels.
     """
     short = min(image.size)
     if max(image.size) > MAX_ASPECT * short:
-        image = _crop_middle(image, *(min(side, MAX_ASPECT * short) for side in image.size))
+        image = _center_crop(image, *(min(side, MAX_ASPECT * short) for side in image.size))
     width, height = (max(size, round(side * size / short)) for side in image.size)
-    return _crop_middle(image.resize((width, height), Image.Resampling.BILINEAR), size, size)
+    return _center_crop(image.resize((width, height), Image.Resampling.BILINEAR), size, size)
 
 
-def _crop_middle(image: Image.Image, width: int, height: int) -> Image.Image:
+def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
-def to_tensor(images: Sequence[Image.Image | np.ndarray]) -> Tensor:
-    """Pictures as pixels.
+def to_tensor(images: Sequence[Image.Image | ImageArray]) -> Tensor:
+    """Images as a tensor of pixels.
 
     Args:
-        images: RGB pictures of one size: PIL, or uint8 (H, W, 3).
+        images: RGB images of one size: PIL, or uint8 (H, W, 3).
 
     Returns:
         float32 (B, 3, H, W) in [0, 1].
 
     Raises:
-        ValueError: No picture, another type or shape, or pictures of different sizes.
+        ValueError: There are no images, or they have another type or shape or different sizes.
     """
     arrays = [np.asarray(image) for image in images]
     if not arrays:
-        raise ValueError("no pictures given")
+        raise ValueError("no images given")
     for array in arrays:
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-            raise ValueError(f"want uint8 (H, W, 3), got {array.dtype} {array.shape}")
+            raise ValueError(f"expected uint8 (H, W, 3), got {array.dtype} {array.shape}")
         if array.shape != arrays[0].shape:
-            raise ValueError(f"pictures of different sizes: {arrays[0].shape} and {array.shape}")
+            raise ValueError(f"images of different sizes: {arrays[0].shape} and {array.shape}")
     stacked = torch.from_numpy(np.stack(arrays))  # (B, H, W, 3)
     return stacked.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
 def to_pil(pixels: Tensor) -> list[Image.Image]:
-    """Pixels (B, 3, H, W) as pictures: values are clamped to [0, 1] and rounded half up."""
+    """Pixels (B, 3, H, W) as images: values are clamped to [0, 1] and rounded half up."""
     if pixels.ndim != 4 or pixels.shape[1] != 3:
-        raise ValueError(f"want (B, 3, H, W), got {tuple(pixels.shape)}")
+        raise ValueError(f"expected (B, 3, H, W), got {tuple(pixels.shape)}")
     scaled = pixels.detach().float().clamp(0, 1).mul(255).add(0.5).floor()
     arrays = scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(np.ascontiguousarray(array)) for array in arrays]

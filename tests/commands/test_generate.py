@@ -88,7 +88,7 @@ def bad_inputs(tmp_path, prompt, weights):
     path = query(tmp_path)
     empty, text = tmp_path / "empty", tmp_path / "text.png"
     empty.mkdir()
-    text.write_text("not a picture")
+    text.write_text("not an image")
     unpaired = tmp_path / "unpaired"
     shutil.copytree(prompt, unpaired)
     next(unpaired.glob("000001_label.*")).unlink()
@@ -105,7 +105,7 @@ def bad_inputs(tmp_path, prompt, weights):
         "missing tokenizer": ([q, f"tokenizer={tmp_path}/none"], "tokenizer not found: "),
         "missing student": ([q, f"student={tmp_path}/none"], "student not found: "),
         "a student as tokenizer": ([q, f"tokenizer={weights}/student"], " holds a student"),
-        "not a picture": ([f"query={text}"], "cannot be read as a picture: not a picture"),
+        "not an image": ([f"query={text}"], "cannot be read as an image: not an image"),
         "not a checkpoint": ([q, f"student={text}"], "checkpoint "),
         "empty prompt": ([q, f"prompt={empty}"], " has no pairs"),
         "empty queries": ([f"query={empty}"], " has no images"),

@@ -103,15 +103,15 @@ def test_first_frame_of_an_animation(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "not a picture"),
-        (b"<html><body>404 Not Found</body></html>", "not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not a picture"),
+        (b"", "not an image"),
+        (b"<html><body>404 Not Found</body></html>", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
     ],
 )
 def test_what_is_no_picture_says_so(tmp_path, content, reason):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"a.jpg cannot be read as a picture: {reason}"):
+    with pytest.raises(UserError, match=f"a.jpg cannot be read as an image: {reason}"):
         open_image(path)
 
 
@@ -120,14 +120,14 @@ def test_truncated_files_say_so(tmp_path, suffix):
     whole = save(tmp_path / f"a.{suffix}", noise((64, 64))).read_bytes()
     half = tmp_path / f"half.{suffix}"
     half.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="half.*cannot be read as a picture"):
+    with pytest.raises(UserError, match="half.*cannot be read as an image"):
         open_image(half)
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(UserError, match=r"picture not found: .*a\.png"):
+    with pytest.raises(UserError, match=r"image not found: .*a\.png"):
         open_image(tmp_path / "a.png")
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="is a directory"):
         open_image(tmp_path)
 
 
@@ -192,7 +192,7 @@ def test_to_images_rounds_half_up_and_clamps():
 
 
 def test_to_pixels_refuses_what_is_not_rgb_of_one_size():
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         to_tensor([])
     with pytest.raises(ValueError, match=r"float64 \(4, 6, 3\)"):
         to_tensor([np.zeros((4, 6, 3))])

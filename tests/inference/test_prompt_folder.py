@@ -54,7 +54,7 @@ def test_unreadable_prompt_is_an_error(tmp_path):
     write_image(tmp_path / "a_label.png")
     with pytest.raises(UserError, match="is a file"):
         read_prompt(tmp_path / "a_img.png")
-    with pytest.raises(UserError, match=r"a_img\.png cannot be read as a picture: not a picture"):
+    with pytest.raises(UserError, match=r"a_img\.png cannot be read as an image: not an image"):
         read_prompt(tmp_path)
 
 

@@ -66,8 +66,8 @@ def bomb(path: Path) -> None:
 # Name -> (writer, what the reason must say)
 BAD = {
     "truncated.jpg": (truncated_jpeg, "truncated"),
-    "empty.jpg": (zero_bytes, "not a picture"),
-    "page.jpg": (html, "not a picture"),
+    "empty.jpg": (zero_bytes, "not an image"),
+    "page.jpg": (html, "not an image"),
     "bomb.png": (bomb, "too large"),
 }
 

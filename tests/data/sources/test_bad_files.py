@@ -74,7 +74,7 @@ def test_paired(tmp_path):
         lonely: "missing target",
         unlike: "pictures of 24 x 24 and 24 x 32 pixels belong together",
         "target/late.png": "missing input",
-        "target/fine.png": "cannot be read as a picture: not a picture",
+        "target/fine.png": "cannot be read as an image: not an image",
     }
 
 

@@ -219,7 +219,7 @@ def test_what_is_broken_is_rejected_and_the_rest_is_read(tmp_path):
     found = rejects(reader, "train", "pose")
     file = "person_keypoints_train2017.json"
     wanted = {
-        "train2017/000000000001.jpg": "picture not found",
+        "train2017/000000000001.jpg": "image not found",
         "train2017/000000000002.jpg": "truncated",
         "train2017/000000000004.jpg": "lies outside its 280 x 160",
         f"{file} annotation 4": "51 keypoints",

@@ -222,7 +222,7 @@ def test_what_is_wrong_with_a_store(tmp_path):
     absent = "listed in meta_info.txt, and not in the store"
     assert rejects(source, "train", "derain") == {
         "train/input.lmdb/1": "missing target",
-        "train/input.lmdb/2": "cannot be read as a picture: not a picture",
+        "train/input.lmdb/2": "cannot be read as an image: not an image",
         "train/input.lmdb/3": absent,
         "train/input.lmdb//etc/passwd": absent,
     }

@@ -230,7 +230,7 @@ def test_what_is_broken_is_rejected_and_the_rest_is_read(tmp_path):
     assert found == {
         "a.tar/lonely.jpg": "missing json",
         "a.tar/bare.json": "missing jpg",
-        "a.tar/bad.jpg": "cannot be read as a picture: not a picture",
+        "a.tar/bad.jpg": "cannot be read as an image: not an image",
         "a.tar/../up.jpg": "its path leads out of the tar",
         "a.tar/read.me": "none of .jpg, .json",
     }

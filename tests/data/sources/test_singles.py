@@ -155,7 +155,7 @@ def test_an_unreadable_picture_costs_its_example(tmp_path):
     source = Images(path=str(tmp_path), size=SIZE, categories=True, pictures=2, val=0, test=0)
     assert len(keys(source, "train", "categories")) == 1
     assert rejects(source, "train", "categories") == {
-        "cat/2.png": "cannot be read as a picture: not a picture (an example of 2 is lost)"
+        "cat/2.png": "cannot be read as an image: not an image (an example of 2 is lost)"
     }
 
 

@@ -172,7 +172,7 @@ def test_what_is_broken_is_rejected_and_the_rest_is_read(tmp_path):
         "empty.mp4": "cannot be read as a video",
         "sound.mp4": "no pictures in it",
         "short.mp4": "too short: 3 frames taken, a clip has 4",
-        "folder": "frame 5: 5.png cannot be read as a picture",
+        "folder": "frame 5: 5.png cannot be read as an image",
     }
     assert found.keys() == wanted.keys()
     for name, said in wanted.items():
