@@ -1,1 +1,60 @@
-"""From raw pictures to shards of pairs and tokens."""
+"""Data: raw sources, image and token shards, and the data sets that training reads."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__all__ = [
+    "BalanceConfig",
+    "Example",
+    "ImageDataset",
+    "ImagesConfig",
+    "Manifest",
+    "RejectedItem",
+    "SentenceDataset",
+    "SentencesConfig",
+    "Source",
+    "SourceChunk",
+    "load_manifests",
+    "open_image",
+    "read_examples",
+    "read_tokens",
+    "resize_center_crop",
+    "to_pil",
+    "to_tensor",
+]
+
+if TYPE_CHECKING:
+    from delvm.data.augment import BalanceConfig
+    from delvm.data.datasets.images import ImageDataset, ImagesConfig
+    from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
+    from delvm.data.image_io import open_image, resize_center_crop, to_pil, to_tensor
+    from delvm.data.shards.manifest import Manifest, load_manifests
+    from delvm.data.shards.reader import read_examples, read_tokens
+    from delvm.data.types import Example, RejectedItem, Source, SourceChunk
+
+# Name -> its module, imported on first use: `delvm.data.types` is needed without torch.
+_LAZY = {
+    "BalanceConfig": "delvm.data.augment",
+    "Example": "delvm.data.types",
+    "ImageDataset": "delvm.data.datasets.images",
+    "ImagesConfig": "delvm.data.datasets.images",
+    "Manifest": "delvm.data.shards.manifest",
+    "RejectedItem": "delvm.data.types",
+    "SentenceDataset": "delvm.data.datasets.sentences",
+    "SentencesConfig": "delvm.data.datasets.sentences",
+    "Source": "delvm.data.types",
+    "SourceChunk": "delvm.data.types",
+    "load_manifests": "delvm.data.shards.manifest",
+    "open_image": "delvm.data.image_io",
+    "read_examples": "delvm.data.shards.reader",
+    "read_tokens": "delvm.data.shards.reader",
+    "resize_center_crop": "delvm.data.image_io",
+    "to_pil": "delvm.data.image_io",
+    "to_tensor": "delvm.data.image_io",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
