@@ -69,6 +69,22 @@ MANIFEST_BALANCE_VALUES: dict[str, dict[Any, Any]] = {"mode": {"resample": "over
 # The order of a data set's stream: "order" in the state of a data module, in checkpoints.
 DATA_ORDER: dict[str, str] = {"window": "shuffle_window_shards", "shares": "mixture_weights"}
 
+# metrics.json of an evaluation: "settings", and the results of tasks and students.
+METRICS_SETTINGS: dict[str, str] = {
+    "input": "input_dir",
+    "queries": "num_queries",
+    "pairs": "num_shots",
+    "vocab_size": "codebook_size",
+}
+METRICS: dict[str, str] = {
+    "primary": "primary_metric",
+    "queries": "num_queries",
+    "pool": "pool_size",
+    "closed": "gap_closed",
+    "standing": "summary",
+    "closed_half": "half_gap_closed",
+}
+
 
 def rename_keys(
     values: Mapping[str, Any], keys: Keys, enum_values: Values | None = None
@@ -132,4 +148,25 @@ def upgrade_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         # Left alone where nothing changes: a state dict has attributes that a copy would lose.
         if isinstance(state := upgraded.get(name), Mapping) and state.keys() & table.keys():
             upgraded[name] = rename_keys(state, table)
+    return upgraded
+
+
+def upgrade_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics.json of an evaluation under the names of this version."""
+    upgraded = dict(metrics)
+    if isinstance(settings := metrics.get("settings"), Mapping):
+        upgraded["settings"] = rename_keys(settings, METRICS_SETTINGS)
+    for group in ("tasks", "students"):
+        if isinstance(results := metrics.get(group), Mapping):
+            upgraded[group] = {name: _upgrade_result(result) for name, result in results.items()}
+    return upgraded
+
+
+def _upgrade_result(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of a task or a student."""
+    upgraded = rename_keys(result, METRICS)
+    if isinstance(summary := upgraded.get("summary"), Mapping):
+        upgraded["summary"] = rename_keys(summary, METRICS)
+    if isinstance(students := upgraded.get("students"), Mapping):
+        upgraded["students"] = {name: rename_keys(each, METRICS) for name, each in students.items()}
     return upgraded

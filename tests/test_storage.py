@@ -20,7 +20,7 @@ from delvm.data.prepare.prepare import prepare
 from delvm.data.shards.manifest import load_manifests, read_codebook
 from delvm.data.shards.reader import read_examples, read_tokens
 from delvm.errors import UserError
-from delvm.evaluation.shard_inspection import inspect
+from delvm.evaluation.shard_inspection import inspect_shards
 from delvm.storage import (
     RemotePath,
     as_path,
@@ -225,7 +225,7 @@ def test_streams_and_looks_from_a_store_are_those_of_a_folder(store, tmp_path):
         sentences.append(SentenceDataset(config, seed=0)[numbers]["input_ids"])
         pictures.append(ImageDataset(ImagesConfig(path=f"{root}/pairs"), seed=0)[numbers]["pixels"])
     assert torch.equal(*sentences) and torch.equal(*pictures)
-    looks = [inspect(root / "pairs", None, output=tmp_path / f"look{n}", pictures=2)
+    reports = [inspect_shards(root / "pairs", None, output_dir=tmp_path / f"look{n}", num_images=2)
              for n, root in enumerate((tmp_path, store))]  # fmt: skip
-    near, far = ({k: v for k, v in look.items() if k != "root"} for look in looks)
+    near, far = ({k: v for k, v in report.items() if k != "root"} for report in reports)
     assert near["splits"] == far["splits"] and near["kind"] == "images"

@@ -109,14 +109,14 @@ def _sampling(cfg: GenerateConfig | EvaluateConfig) -> list[str]:
 
 def _gather(cfg: GatherConfig) -> list[str]:
     # Imported here, as is all that reads results.
-    from delvm.evaluation.run_table import is_table
+    from delvm.evaluation.run_table import is_run_table
 
     found, output = [], Path(cfg.output)
     if not Path(cfg.input).is_dir():
         found.append(f"input={cfg.input} is no folder: set it to one that holds runs")
     if output.is_dir():
         found.append(f"output={cfg.output} is a folder: set output={output / 'runs.csv'}")
-    elif output.exists() and not is_table(output):
+    elif output.exists() and not is_run_table(output):
         found.append(f"output={cfg.output} is there and no table of runs: set output=FILE.csv")
     return found
 

@@ -18,18 +18,18 @@ def run(cfg: EvaluateConfig) -> None:
 
 
 def _tokenizer(cfg: EvaluateConfig) -> None:
-    from delvm.evaluation.reconstruction import run as evaluate
+    from delvm.evaluation.reconstruction import evaluate_tokenizer
     from delvm.interop.load import load_tokenizer
 
-    evaluate(
+    evaluate_tokenizer(
         as_path(cfg.input),
         load_tokenizer(cfg.tokenizer, pick(cfg.device)),
-        output=Path(cfg.output),
+        output_dir=Path(cfg.output),
         tasks=cfg.tasks or None,
-        queries=cfg.queries,
+        num_queries=cfg.queries,
         seed=cfg.seed,
         batch_size=cfg.batch_size,
-        extractor=Path(cfg.extractor) if cfg.extractor else None,
+        fid_features=Path(cfg.extractor) if cfg.extractor else None,
         origin=origin(cfg.tokenizer),
         title=cfg.title,
     )
@@ -37,20 +37,20 @@ def _tokenizer(cfg: EvaluateConfig) -> None:
 
 def _students(cfg: EvaluateConfig) -> None:
     # Imported here: torch takes seconds, which a mistake in the config need not wait for.
-    from delvm.evaluation.students import run as evaluate
+    from delvm.evaluation.students import evaluate_students
     from delvm.interop.load import load_student, load_tokenizer
 
     device = pick(cfg.device)
     students = cfg.students or {"student": "shapes"}
     places = {"tokenizer": cfg.tokenizer, **students}
-    evaluate(
+    evaluate_students(
         as_path(cfg.input),
         load_tokenizer(cfg.tokenizer, device),
         {name: load_student(path, device) for name, path in students.items()},
-        output=Path(cfg.output),
+        output_dir=Path(cfg.output),
         tasks=cfg.tasks or None,
-        queries=cfg.queries,
-        pairs=cfg.pairs,
+        num_queries=cfg.queries,
+        num_shots=cfg.pairs,
         seed=cfg.seed,
         temperature=cfg.temperature,
         top_k=cfg.top_k,

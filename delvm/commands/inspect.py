@@ -15,13 +15,15 @@ def run(cfg: InspectConfig) -> None:
         CheckFailed: something is flagged.
     """
     # Imported here: torch takes seconds, which a mistake in the config need not wait for.
-    from delvm.evaluation.shard_inspection import inspect, kind_of
+    from delvm.evaluation.shard_inspection import inspect_shards, shard_kind
     from delvm.interop.load import load_tokenizer
 
     root, output = as_path(cfg.input), Path(cfg.output)
-    tokens = kind_of(root) == "tokens"
+    tokens = shard_kind(root) == "tokens"
     tokenizer = load_tokenizer(cfg.tokenizer, pick(cfg.device)) if tokens else None
-    report = inspect(root, tokenizer, output=output, pictures=cfg.pictures, seed=cfg.seed)
+    report = inspect_shards(
+        root, tokenizer, output_dir=output, num_images=cfg.pictures, seed=cfg.seed
+    )
     for split, tasks in report["splits"].items():
         for task, facts in tasks.items():
             left = f", {facts['rejected']:,} rejected" if facts["rejected"] else ""

@@ -139,7 +139,7 @@ class Job:
                 f"{cfg.output} has no validation, which the search goes by: set "
                 f"trainer.val_every={cfg.trainer.max_steps} or less"
             )
-        print(f"{name}: {verb.FIGURE} {figure:.4f}", file=sys.stderr, flush=True)
+        print(f"{name}: {verb.OBJECTIVE} {figure:.4f}", file=sys.stderr, flush=True)
         return figure
 
     def _claim(self, output: str) -> None:

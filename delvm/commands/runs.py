@@ -3,16 +3,16 @@
 from pathlib import Path
 
 from delvm.commands.schema import GatherConfig
-from delvm.evaluation.run_table import gather, shown, write_table
+from delvm.evaluation.run_table import collect_runs, format_table, write_table
 from delvm.progress import log
 
 
 def run(cfg: GatherConfig) -> None:
     """Write the table, show the means of it, and say which runs lack something."""
-    runs, output = gather(Path(cfg.input)), Path(cfg.output)
+    runs, output = collect_runs(Path(cfg.input)), Path(cfg.output)
     write_table(runs, output)
-    print("\n".join(shown(runs)))
+    print("\n".join(format_table(runs)))
     print(f"table: {output}, {len(runs)} run{'s' if len(runs) != 1 else ''}")
     for each in runs:
-        for fault in each.faults:
-            log(f"runs: {each.name}: {fault}")
+        for error in each.errors:
+            log(f"runs: {each.name}: {error}")

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from delvm.evaluation.training_curves import FIGURE, read_history
+from delvm.evaluation.training_curves import OBJECTIVE, read_history
 from delvm.training.config import TrainConfig
 
 
@@ -30,6 +30,6 @@ def figure(cfg: TrainConfig) -> float | None:
     Infinite where none was a number, None where there was no validation.
     """
     path = Path(cfg.output) / "metrics.csv"
-    points = read_history(path, finite=False).get(FIGURE, []) if path.exists() else []
+    points = read_history(path, finite=False).get(OBJECTIVE, []) if path.exists() else []
     finite = [value for _, value in points if math.isfinite(value)]
     return min(finite, default=math.inf if points else None)

@@ -1,1 +1,34 @@
-"""How well students answer: scores, baselines and a report."""
+"""Evaluating students and tokenizers, inspecting shards, and comparing runs."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__all__ = [
+    "collect_runs",
+    "evaluate_students",
+    "evaluate_tokenizer",
+    "inspect_shards",
+    "read_metrics",
+]
+
+if TYPE_CHECKING:
+    from delvm.evaluation.reconstruction import evaluate_tokenizer
+    from delvm.evaluation.results import read_metrics
+    from delvm.evaluation.run_table import collect_runs
+    from delvm.evaluation.shard_inspection import inspect_shards
+    from delvm.evaluation.students import evaluate_students
+
+_MODULES = {
+    "collect_runs": "run_table",
+    "evaluate_students": "students",
+    "evaluate_tokenizer": "reconstruction",
+    "inspect_shards": "shard_inspection",
+    "read_metrics": "results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use, since torch takes seconds.
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""Answers that need no model: what a student has to beat.
+"""Baselines that need no model: answers that a student has to beat.
 
 Notation:
-    B queries    k example pairs in a prompt    H picture side
+    B queries    k example pairs per prompt    H image size
 """
 
 import torch
@@ -20,10 +20,10 @@ def nearest_target(queries: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         queries: (B, 3, H, H).
-        inputs, targets: The examples of each query's own prompt, (B, k, 3, H, H).
+        inputs, targets: The example pairs of each query's own prompt, (B, k, 3, H, H).
 
     Returns:
-        (B, 3, H, H); of examples equally near, the first one's.
+        (B, 3, H, H); if several are equally near, the first one.
     """
     distance = (inputs - queries[:, None]).square().flatten(2).sum(-1)  # (B, k)
     rows = torch.arange(len(queries), device=queries.device)
@@ -33,11 +33,11 @@ def nearest_target(queries: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
 def answers(
     queries: Tensor, inputs: Tensor, targets: Tensor, mean_target: Tensor
 ) -> dict[str, Tensor]:
-    """All of them, by name: (B, 3, H, H) each.
+    """The answers of all baselines, by name, (B, 3, H, H) each.
 
     Args:
         queries, inputs, targets: As for `nearest_target`.
-        mean_target: (3, H, H), mean over the targets that prompts are drawn from.
+        mean_target: (3, H, H), mean over the targets that prompts are sampled from.
     """
     return {
         "copy_query": copy_query(queries),

@@ -1,28 +1,36 @@
-"""Means with 95% percentile bootstrap intervals over queries (Efron 1979).
+"""Means over queries with 95% percentile bootstrap intervals (Efron 1979).
 
-Values of several methods on the same queries are resampled together, so that the interval of a
-difference or of a ratio knows that an easy query is easy for all.
+Values of several methods on the same queries are resampled together (paired), since an easy query
+is easy for every method.
 """
 
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from scipy import stats
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-_BLOCK = 4_000_000  # resampled items held at once
+_MAX_RESAMPLED_VALUES = 4_000_000  # in memory at once, per method
+
+Values = npt.NDArray[np.float64]
+# (samples of each method (..., n), axis) -> (...)
+Statistic = Callable[..., npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its uncertainty; NaN where there is nothing to say.
+    """An estimate with its confidence interval; NaN where it is undefined.
 
     Attributes:
-        mean: The number itself, from all queries.
+        mean: The estimate from all queries.
         low, high: 2.5% and 97.5% percentiles over the resamples.
-        n: Queries it rests on.
+        n: Number of queries.
     """
 
     mean: float
@@ -31,83 +39,83 @@ class Interval:
     n: int
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """For JSON, which knows no NaN: None stands for it."""
+        """For JSON, where None replaces NaN and infinity."""
         return {k: v if math.isfinite(v) else None for k, v in asdict(self).items()}
 
     def exp(self) -> "Interval":
-        """The interval of e to the number: perplexity from a mean loss."""
+        """The interval of the exponential: perplexity from a mean loss."""
         low, mean, high = (float(np.exp(value)) for value in (self.low, self.mean, self.high))
         return Interval(mean, low, high, self.n)
 
 
-def resampled_means(values: np.ndarray, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
-    """Column means of rows drawn anew, with replacement.
+def mean_ci(values: npt.NDArray[Any], seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """Mean of values (n,), without those that are NaN.
 
     Args:
-        values: (n, m), one row a query; no NaN.
-        seed: The same seed and n draw the same rows, whatever the values are.
-
-    Returns:
-        (resamples, m).
+        seed: The same seed and n resample the same queries, whatever the values are.
     """
-    return np.concatenate([weights @ values for weights in _weights(len(values), seed, resamples)])
+    return _estimate(np.mean, [values], seed, resamples)
 
 
-def _weights(n: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """Blocks (r, n) of each row's share in a resample: how often it was drawn, over n."""
-    rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK // n)
-    for start in range(0, resamples, block):
-        rows = min(block, resamples - start)
-        yield rng.multinomial(n, np.full(n, 1 / n), size=rows) / n
+def mean_difference_ci(
+    a: npt.NDArray[Any], b: npt.NDArray[Any], seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """Mean of a - b, both (n,), over the queries where neither is NaN."""
+    return mean_ci(a.astype(np.float64) - b.astype(np.float64), seed, resamples)
 
 
-def _known(*columns: np.ndarray) -> np.ndarray:
-    """The columns (n,) as rows (n, m) float64, without queries that have a NaN anywhere."""
-    rows = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
-    return rows[~np.isnan(rows).any(axis=1)]
-
-
-def _interval(number: float, draws: np.ndarray, n: int) -> Interval:
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(draws, [tail, 100 - tail])
-    return Interval(float(number), float(low), float(high), n)
-
-
-def mean(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """Mean over queries (n,); queries whose value is NaN are left out."""
-    rows = _known(values)
-    if not len(rows):
-        return Interval(math.nan, math.nan, math.nan, 0)
-    return _interval(rows.mean(), resampled_means(rows, seed, resamples)[:, 0], len(rows))
-
-
-def difference(a: np.ndarray, b: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """Mean of a - b over the queries (n,) that both have a value for."""
-    return mean(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), seed, resamples)
-
-
-def closed(
-    answer: np.ndarray,
-    baseline: np.ndarray,
-    ceiling: np.ndarray,
+def gap_closed_ci(
+    answer: npt.NDArray[Any],
+    baseline: npt.NDArray[Any],
+    ceiling: npt.NDArray[Any],
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """How much of the way from baseline to ceiling the answers go, from the means of (n,) values.
+    """Fraction of the gap between baseline and ceiling that the answers close.
 
-    0 is the baseline, 1 the ceiling; below 0 is worse than the baseline. The number is NaN when
-    the ceiling is not above the baseline. Its bounds are NaN when that happens in any resample,
-    since a ratio over a distance that may be nothing has no interval.
+    The normalized score (answer - baseline) / (ceiling - baseline) of the means of (n,) values: 0
+    at the baseline, 1 at the ceiling, negative below the baseline. It is undefined where the
+    ceiling is not above the baseline. Its bounds are undefined if this holds in any resample, since
+    a ratio whose denominator may be 0 has no interval.
     """
-    rows = _known(answer, baseline, ceiling)
-    if not len(rows):
-        return Interval(math.nan, math.nan, math.nan, 0)
-    a, b, c = rows.mean(axis=0)
-    if c <= b:
-        return Interval(math.nan, math.nan, math.nan, len(rows))
-    draws = resampled_means(rows, seed, resamples)
-    distance = draws[:, 2] - draws[:, 1]
-    if (distance <= 0).any():
-        return Interval(float((a - b) / (c - b)), math.nan, math.nan, len(rows))
-    return _interval((a - b) / (c - b), (draws[:, 0] - draws[:, 1]) / distance, len(rows))
+    return _estimate(_gap_closed, [answer, baseline, ceiling], seed, resamples)
+
+
+def _gap_closed(answer: Values, baseline: Values, ceiling: Values, axis: int = -1) -> Values:
+    a, b, c = answer.mean(axis), baseline.mean(axis), ceiling.mean(axis)
+    gap = np.where(c > b, c - b, np.nan)
+    return np.asarray((a - b) / gap)
+
+
+def _estimate(
+    statistic: Statistic, samples: list[npt.NDArray[Any]], seed: int, resamples: int
+) -> Interval:
+    columns = _without_nan(samples)
+    n = len(columns[0])
+    estimate = float(statistic(*columns, axis=-1)) if n else math.nan
+    if math.isnan(estimate):
+        return Interval(math.nan, math.nan, math.nan, n)
+    if n == 1:  # every resample is the sample itself, which scipy refuses
+        return Interval(estimate, estimate, estimate, n)
+    with warnings.catch_warnings():
+        # An interval that is undefined in some resample is NaN, which is reported as such.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        result = stats.bootstrap(
+            columns,
+            statistic,
+            paired=True,
+            vectorized=True,
+            n_resamples=resamples,
+            batch=max(1, _MAX_RESAMPLED_VALUES // n),
+            method="percentile",
+            confidence_level=CONFIDENCE,
+            rng=np.random.default_rng(seed),
+        )
+    low, high = result.confidence_interval
+    return Interval(estimate, float(low), float(high), n)
+
+
+def _without_nan(samples: list[npt.NDArray[Any]]) -> list[Values]:
+    """The samples (n,) as float64, without queries where any of them is NaN."""
+    rows = np.stack([sample.astype(np.float64) for sample in samples])
+    return list(rows[:, ~np.isnan(rows).any(axis=0)])

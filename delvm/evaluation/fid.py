@@ -1,5 +1,6 @@
-"""rFID: how far the pictures of a tokenizer lie from true ones in the features of a network."""
+"""rFID: distance between images and their reconstructions in the features of a network."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,64 +12,81 @@ from delvm.errors import UserError
 from delvm.tasks.metrics import to_uint8
 
 
-class Extractor(nn.Module):
+class FeatureExtractor(nn.Module):
     """A user's feature network, from a TorchScript file.
 
-    It is given pictures (B, 3, H, H) uint8 and returns features (B, F), as the widely used
-    ``inception-2015-12-05.pt`` does, which scales the pictures itself.
+    Its input is images (B, 3, H, H) uint8, its output features (B, F). The widely used
+    ``inception-2015-12-05.pt`` has this interface, and resizes the images itself.
     """
 
-    def __init__(self, file: Path, side: int) -> None:
-        """Open the file and try it on one picture of that side.
+    def __init__(self, file: Path, image_size: int) -> None:
+        """Load the network and run it once on a black image.
+
+        Args:
+            file: TorchScript.
+            image_size: H.
 
         Raises:
-            UserError: not there, no TorchScript, or it does not give features.
+            UserError: the file is missing or not TorchScript, or does not return features.
         """
         super().__init__()
         if not file.is_file():
-            raise UserError(f"extractor not found: {file}: set extractor=FILE, or extractor=null")
-        try:
-            self.net = torch.jit.load(str(file), map_location="cpu").eval()
-            asks = [argument.name for argument in self.net.forward.schema.arguments]
-            # NVIDIA's file answers with classes unless it is asked for features.
-            self.options: dict[str, Any] = (
-                {"return_features": True} if "return_features" in asks else {}
+            raise UserError(
+                f"fid_features not found: {file}: set fid_features=FILE, or fid_features=null"
             )
-            features = self.net(torch.zeros(1, 3, side, side, dtype=torch.uint8), **self.options)
+        try:
+            load: Callable[..., Any] = torch.jit.load  # untyped in torch
+            self.net = load(str(file), map_location="cpu").eval()
+            arguments = [argument.name for argument in self.net.forward.schema.arguments]
+            # NVIDIA's file returns class logits unless it is asked for features.
+            self.options: dict[str, Any] = (
+                {"return_features": True} if "return_features" in arguments else {}
+            )
+            image = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
+            features = self.net(image, **self.options)
         except (RuntimeError, ValueError, AttributeError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(
-                f"extractor {file} is no TorchScript of pictures (B, 3, {side}, {side}) uint8 to "
-                f"features (B, F): {reason}"
+                f"fid_features {file} is not TorchScript from images "
+                f"(B, 3, {image_size}, {image_size}) uint8 to features (B, F): {reason}"
             ) from None
         if not isinstance(features, Tensor) or features.ndim != 2:
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features)
-            raise UserError(f"extractor {file} gives {shape}, not features (1, F)")
+            raise UserError(f"fid_features {file} returns {shape}, not features (1, F)")
         self.num_features = features.shape[1]
 
     @torch.inference_mode()
-    def forward(self, pictures: Tensor) -> Tensor:
-        features: Tensor = self.net(pictures, **self.options)
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, F) float32 of images (B, 3, H, H) uint8."""
+        features: Tensor = self.net(images, **self.options)
         return features.float()
 
 
-class RFID:
-    """The Frechet distance between true pictures and the same ones drawn (Heusel et al. 2017)."""
+class ReconstructionFID:
+    """Frechet distance between images and their reconstructions (Heusel et al. 2017)."""
 
-    def __init__(self, file: Path, side: int) -> None:
-        extractor = Extractor(file, side)
-        self.features = extractor.num_features
+    def __init__(self, file: Path, image_size: int) -> None:
+        """Load the features.
+
+        Args:
+            file, image_size: As for `FeatureExtractor`.
+
+        Raises:
+            UserError: As for `FeatureExtractor`.
+        """
+        extractor = FeatureExtractor(file, image_size)
+        self.num_features = extractor.num_features
         self.distance = FrechetInceptionDistance(extractor)
-        self.pictures = 0
+        self.num_images = 0
 
-    def add(self, pixels: Tensor, drawn: Tensor) -> None:
-        """Count pixels (B, 3, H, H) in [0, 1], true and drawn."""
-        for each, real in ((pixels, True), (drawn, False)):
-            pictures = torch.from_numpy(to_uint8(each)).permute(0, 3, 1, 2).contiguous()
-            self.distance.update(pictures, real=real)
-        self.pictures += len(pixels)
+    def update(self, pixels: Tensor, reconstructions: Tensor) -> None:
+        """Add images and their reconstructions, pixels (B, 3, H, H) in [0, 1]."""
+        for batch, real in ((pixels, True), (reconstructions, False)):
+            images = torch.from_numpy(to_uint8(batch)).permute(0, 3, 1, 2).contiguous()
+            self.distance.update(images, real=real)
+        self.num_images += len(pixels)
 
     def as_dict(self) -> dict[str, float | int]:
-        """The distance over all pictures so far, at least two, and what it rests on."""
+        """The distance over all images so far (at least two), and the numbers behind it."""
         value = float(self.distance.compute())
-        return {"value": value, "pictures": self.pictures, "features": self.features}
+        return {"value": value, "num_images": self.num_images, "num_features": self.num_features}

@@ -1,7 +1,8 @@
-"""Prompts for an evaluation: each held-out query with example pairs of its own.
+"""Query sets: each held-out query of a task with example pairs of its own.
 
 Notation:
-    Q queries    k example pairs in a prompt    P pairs they are drawn from    N tokens a picture
+    Q queries    k example pairs per prompt    P pairs in the pool of examples
+    B queries in a batch    N tokens per image    H image size
 """
 
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,82 +23,88 @@ from delvm.errors import UserError
 from delvm.models.vqgan import VQGAN
 from delvm.storage import StoragePath
 
-# Example pairs come from the first of the validation pairs; this bounds the memory.
-POOL = 512
+# Example pairs are sampled from the first validation pairs; the limit bounds the memory.
+POOL_SIZE = 512
 
 
 @dataclass(frozen=True)
-class Side:
-    """Pictures and their ids, in the same order.
+class EncodedImages:
+    """Images and their token ids, in the same order.
 
     Attributes:
-        pictures: (n, H, H, 3) uint8.
+        images: (n, H, H, 3) uint8.
         ids: (n, N) int64 on the CPU.
     """
 
-    pictures: np.ndarray
+    images: npt.NDArray[np.uint8]
     ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """The held-out queries of one task and the prompt of each.
+class QuerySet:
+    """The held-out queries of one task, each with its prompt.
 
     Attributes:
-        task: Its name.
-        queries, truths: Q pictures, from the split "test".
-        inputs, targets: P pictures, from the split "val".
-        chosen: (Q, k) int64, which of the P pairs stand before a query, in order.
+        task: Name.
+        queries, ground_truth: Q images of the split "test".
+        pool_inputs, pool_targets: P images of the split "val".
+        example_indices: (Q, k) int64, the pool pairs of each query's prompt, in order.
     """
 
     task: str
-    queries: Side
-    truths: Side
-    inputs: Side
-    targets: Side
-    chosen: np.ndarray
+    queries: EncodedImages
+    ground_truth: EncodedImages
+    pool_inputs: EncodedImages
+    pool_targets: EncodedImages
+    example_indices: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.queries.pictures)
+        return len(self.queries)
 
     def prefix(self, rows: slice) -> Tensor:
-        """Token ids (B, (2k + 1) N): in1, tgt1, ... ink, tgtk, query."""
-        chosen = torch.from_numpy(self.chosen[rows])
-        pairs = torch.stack((self.inputs.ids[chosen], self.targets.ids[chosen]), dim=2)
+        """Token ids (B, (2k + 1) N): input 1, target 1, ..., input k, target k, query."""
+        indices = torch.from_numpy(self.example_indices[rows])  # (B, k)
+        pairs = torch.stack((self.pool_inputs.ids[indices], self.pool_targets.ids[indices]), dim=2)
         return torch.cat((pairs.flatten(1), self.queries.ids[rows]), dim=1)  # pairs (B, k, 2, N)
 
     def sentences(self, rows: slice) -> Tensor:
-        """Token ids (B, (2k + 2) N): the prefix, then the truth."""
-        return torch.cat((self.prefix(rows), self.truths.ids[rows]), dim=1)
+        """Token ids (B, (2k + 2) N): the prefix, then the ground truth."""
+        return torch.cat((self.prefix(rows), self.ground_truth.ids[rows]), dim=1)
 
-    def examples(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the prompts' pairs, pixels (B, k, 3, H, H) each."""
-        shape = self.chosen[rows].shape
-        flat = self.chosen[rows].flatten()
-        inputs, targets = (to_tensor(list(s.pictures[flat])) for s in (self.inputs, self.targets))
-        return inputs.unflatten(0, shape), targets.unflatten(0, shape)
+    def example_pixels(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the example pairs, pixels (B, k, 3, H, H) each."""
+        shape, flat = self.example_indices[rows].shape, self.example_indices[rows].flatten()
+        inputs = to_tensor(list(self.pool_inputs.images[flat]))  # (B k, 3, H, H)
+        targets = to_tensor(list(self.pool_targets.images[flat]))
+        return inputs.view(*shape, *inputs.shape[1:]), targets.view(*shape, *targets.shape[1:])
 
     def mean_target(self) -> Tensor:
         """Mean of the P targets, pixels (3, H, H)."""
-        mean = self.targets.pictures.mean(axis=0) / 255
+        mean = self.pool_targets.images.mean(axis=0) / 255
         return torch.from_numpy(mean).permute(2, 0, 1).float()
 
     def batches(self, size: int) -> Iterator[slice]:
-        """Rows of queries, `size` at a time."""
+        """Slices of the queries, `size` at a time."""
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
 
 
-def check(
-    root: StoragePath, tasks: list[str], resolution: int, *, queries: int, pairs: int
+def validate(
+    root: StoragePath, tasks: list[str], resolution: int, *, num_queries: int, num_shots: int
 ) -> None:
-    """Refuse, before any work, what the shards cannot give.
+    """Check that the shards hold what an evaluation needs.
 
     Raises:
-        UserError: No shards, a task that they lack, pictures of another size than the tokenizer's,
-            fewer test pairs than queries, or fewer validation pairs than a prompt takes.
+        UserError: There are no shards, a task is missing, the image size is not the tokenizer's,
+            or there are fewer test pairs than queries or fewer validation pairs than shots.
     """
-    for split, needed, name in (("test", queries, "queries"), ("val", pairs, "pairs")):
+    for split, key, needed in (
+        ("test", "num_queries", num_queries),
+        ("val", "num_shots", num_shots),
+    ):
         manifests = load_manifests(root, split, "images")
         for task in tasks:
             if task not in manifests:
@@ -104,70 +112,74 @@ def check(
                     f"no task '{task}' in {root / split}, only {', '.join(manifests)}: "
                     f"set tasks=[{','.join(manifests)}]"
                 )
-            _check_manifest(manifests[task], resolution, needed, name)
+            _validate_manifest(manifests[task], resolution, key, needed)
 
 
-def _check_manifest(manifest: Manifest, resolution: int, needed: int, name: str) -> None:
+def _validate_manifest(manifest: Manifest, resolution: int, key: str, needed: int) -> None:
     if manifest.image_size != resolution:
         raise UserError(
-            f"pictures of {manifest.image_size} px ({manifest.split}/{manifest.task}) != "
-            f"resolution {resolution} (tokenizer): set input=FOLDER to pairs of {resolution} px, "
-            "or tokenizer=PATH"
+            f"images of {manifest.image_size} px ({manifest.split}/{manifest.task}) != "
+            f"resolution {resolution} (tokenizer): set input_dir=FOLDER to pairs of "
+            f"{resolution} px, or tokenizer=PATH"
         )
     if manifest.count < needed:
         raise UserError(
-            f"{name}={needed}, but {manifest.split}/{manifest.task} holds {manifest.count} pairs: "
-            f"set {name}={manifest.count}"
+            f"{key}={needed}, but {manifest.split}/{manifest.task} holds {manifest.count} pairs: "
+            f"set {key}={manifest.count}"
         )
 
 
-def draw(
+def build_query_set(
     root: StoragePath,
     task: str,
     tokenizer: VQGAN,
     *,
-    queries: int,
-    pairs: int,
+    num_queries: int,
+    num_shots: int,
     seed: int,
     batch_size: int,
-) -> Prompts:
-    """The first `queries` test pairs, each with `pairs` validation pairs drawn for it alone.
+) -> QuerySet:
+    """Take the first test pairs as queries, and sample validation pairs for each query's prompt.
 
-    A query's prompt depends on (seed, task, place of the query) only, so asking for more queries
-    changes none of the earlier ones.
+    A query's prompt depends on (seed, task, index of the query) only, so a larger query set begins
+    with the smaller one.
     """
-    asked = list(islice(read_examples(root, "test", task), queries))
-    pool = list(islice(read_examples(root, "val", task), POOL))
-    chosen = [
-        seeded_rng(seed, task, place).choice(len(pool), size=pairs, replace=False)
-        for place in range(len(asked))
+    tests = list(islice(read_examples(root, "test", task), num_queries))
+    pool = list(islice(read_examples(root, "val", task), POOL_SIZE))
+    indices = [
+        seeded_rng(seed, task, index).choice(len(pool), size=num_shots, replace=False)
+        for index in range(len(tests))
     ]
-    return Prompts(
+    return QuerySet(
         task,
-        *_sides(asked, tokenizer, batch_size),
-        *_sides(pool, tokenizer, batch_size),
-        np.stack(chosen).astype(np.int64),
+        *_encode_pairs(tests, tokenizer, batch_size),
+        *_encode_pairs(pool, tokenizer, batch_size),
+        np.stack(indices).astype(np.int64),
     )
 
 
-def _sides(pairs: list[Example], tokenizer: VQGAN, batch_size: int) -> tuple[Side, Side]:
-    sides = []
-    for pictures in ([pair.input for pair in pairs], [pair.target for pair in pairs]):
+def _encode_pairs(
+    pairs: list[Example], tokenizer: VQGAN, batch_size: int
+) -> tuple[EncodedImages, EncodedImages]:
+    """Inputs and targets with their token ids."""
+
+    def encoded(images: list[npt.NDArray[np.uint8]]) -> EncodedImages:
         ids = [
-            encode(tokenizer, to_tensor(pictures[start : start + batch_size]))
-            for start in range(0, len(pictures), batch_size)
+            encode(tokenizer, to_tensor(images[start : start + batch_size]))
+            for start in range(0, len(images), batch_size)
         ]
-        sides.append(Side(np.stack(pictures), torch.cat(ids)))
-    return sides[0], sides[1]
+        return EncodedImages(np.stack(images), torch.cat(ids))
+
+    return encoded([pair.input for pair in pairs]), encoded([pair.target for pair in pairs])
 
 
 @torch.inference_mode()
 def encode(tokenizer: VQGAN, pixels: Tensor) -> Tensor:
-    """Ids (B, N) on the CPU of pixels (B, 3, H, H)."""
+    """Token ids (B, N) on the CPU of pixels (B, 3, H, H)."""
     return tokenizer.encode(pixels.to(tokenizer.codebook.device)).cpu()
 
 
 @torch.inference_mode()
 def decode(tokenizer: VQGAN, ids: Tensor) -> Tensor:
-    """Pixels (B, 3, H, H) on the CPU of ids (B, N)."""
+    """Pixels (B, 3, H, H) float32 on the CPU of token ids (B, N)."""
     return tokenizer.decode(ids.to(tokenizer.codebook.device)).float().cpu()

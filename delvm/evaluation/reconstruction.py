@@ -1,10 +1,11 @@
-"""How well a tokenizer draws what it is shown, and how it uses its codes.
+"""Evaluate a tokenizer: reconstruction quality and codebook usage on held-out images.
 
-What metrics.json holds beside title, settings and tokenizer (an interval is as in `results`):
+Content of metrics.json besides title, settings and tokenizer (intervals as in `results`):
     tasks      task -> side (of a pair "input", "target") -> metric -> interval,
-               and "codes" -> use of the codes
-    all        the same over all pictures
-    rfid       None without an extractor, or {"value", "pictures", "features", "extractor"}
+               and "codes" -> codebook usage
+    all        the same over all images
+    rfid       None without a feature network, or {"value", "num_images", "num_features",
+               "fid_features"}
 """
 
 import csv
@@ -24,10 +25,10 @@ from delvm.data.shards.manifest import load_manifests
 from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
 from delvm.evaluation import bootstrap
-from delvm.evaluation.fid import RFID
+from delvm.evaluation.fid import ReconstructionFID
 from delvm.evaluation.query_set import decode, encode
-from delvm.evaluation.report.reconstruction_report import page
-from delvm.evaluation.shard_inspection import sides
+from delvm.evaluation.report.reconstruction_report import render_report
+from delvm.evaluation.shard_inspection import side_names
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.vqgan import VQGAN
 from delvm.progress import Progress
@@ -36,209 +37,221 @@ from delvm.tasks import metrics
 from delvm.viz.code_histogram import plot_code_histogram
 from delvm.viz.image_grid import image_grid
 
-SCORES = {"psnr": metrics.psnr, "ssim": metrics.ssim, "ms_ssim": metrics.ms_ssim}
-SHOWN = 8  # the first pictures of a side, which the report shows
+METRICS = {"psnr": metrics.psnr, "ssim": metrics.ssim, "ms_ssim": metrics.ms_ssim}
+NUM_SHOWN = 8  # the first images of a side are shown in the report
 COLUMNS = ("task", "side", "metric", "mean", "low", "high", "n")
 
 
 @dataclass
-class Side:
-    """What was measured on one side of a task's pairs.
+class ReconstructionStats:
+    """Measurements on one side of a task's pairs.
 
     Attributes:
-        scores: metric -> one value a picture.
-        counts: how often each code occurred, (V,).
-        shown: (picture, as drawn) of the first ones.
+        counts: How often each code occurred, (V,).
+        scores: metric -> batches of values, one per image.
+        shown: (image, reconstruction) of the first ones.
     """
 
     counts: Tensor
-    scores: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in SCORES})
+    scores: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in METRICS})
     shown: list[tuple[Image.Image, Image.Image]] = field(default_factory=list)
 
-    def add(self, tokenizer: VQGAN, pixels: Tensor, rfid: RFID | None) -> None:
-        """Count pixels (B, 3, H, H) in [0, 1]."""
+    def update(self, tokenizer: VQGAN, pixels: Tensor, rfid: ReconstructionFID | None) -> None:
+        """Add images, pixels (B, 3, H, H) in [0, 1]."""
         ids = encode(tokenizer, pixels)
-        drawn = decode(tokenizer, ids)
-        for name, score in SCORES.items():
-            self.scores[name].append(score(drawn, pixels))
+        reconstructions = decode(tokenizer, ids)
+        for name, metric in METRICS.items():
+            self.scores[name].append(metric(reconstructions, pixels))
         self.counts += torch.bincount(ids.flatten(), minlength=len(self.counts))
         if rfid is not None:
-            rfid.add(pixels, drawn)
-        if (room := SHOWN - len(self.shown)) > 0:
-            pictures = to_pil(pixels[:room]), to_pil(drawn[:room])
-            self.shown += zip(*pictures, strict=True)
+            rfid.update(pixels, reconstructions)
+        if (missing := NUM_SHOWN - len(self.shown)) > 0:
+            images = to_pil(pixels[:missing]), to_pil(reconstructions[:missing])
+            self.shown += zip(*images, strict=True)
 
-    def numbers(self, seed: int, pixels_per_token: float) -> dict[str, Any]:
-        """Intervals by metric, and the use of the codes."""
+    def summary(self, seed: int, pixels_per_token: float) -> dict[str, Any]:
+        """Intervals by metric, and the codebook usage."""
         values = {name: torch.cat(parts).double().numpy() for name, parts in self.scores.items()}
         return {
-            **{name: bootstrap.mean(each, seed).as_dict() for name, each in values.items()},
+            **{name: bootstrap.mean_ci(each, seed).as_dict() for name, each in values.items()},
             "codes": CodebookUsage.of(self.counts).as_dict(pixels_per_token),
         }
 
 
-def run(
-    input: StoragePath,
+TaskStats = dict[str, dict[str, ReconstructionStats]]  # task -> side -> measurements
+
+
+def evaluate_tokenizer(
+    input_dir: StoragePath,
     tokenizer: VQGAN,
     *,
-    output: Path,
+    output_dir: Path,
     tasks: list[str] | None = None,
-    queries: int = 100,
+    num_queries: int = 100,
     seed: int = 0,
     batch_size: int = 32,
-    extractor: Path | None = None,
+    fid_features: Path | None = None,
     origin: str = "origin not stated",
     title: str = "Tokenizer",
 ) -> dict[str, Any]:
-    """Encode and decode held-out pictures, and report how near they come.
+    """Encode and decode held-out images, and report how close the reconstructions are.
 
     Args:
-        input: Root of image shards; the first pairs of "test" are taken.
-        output: Folder for metrics.json, scores.csv, report.html, codes.png and a TASK.png a task.
-        tasks: None or empty takes all that the shards hold.
-        queries: Pairs a task, of which both sides are drawn.
+        input_dir: Root of image shards; the first pairs of "test" are used.
+        output_dir: For metrics.json, scores.csv, report.html, codes.png and one TASK.png per task.
+        tasks: None or empty: all tasks of the shards.
+        num_queries: Pairs per task; inputs and targets are both reconstructed.
         seed: Of the bootstrap.
-        extractor: TorchScript file of the features that rFID compares; None leaves rFID out.
+        fid_features: TorchScript file of the feature network for rFID; None skips rFID.
+        origin: Where the weights come from, for the report.
 
     Returns:
-        What metrics.json holds.
+        The content of metrics.json.
 
     Raises:
-        UserError: Shards, tasks or the extractor are missing or do not fit the tokenizer.
+        UserError: Shards, tasks or features are missing or do not fit the tokenizer.
     """
-    c = tokenizer.config
-    chosen = _chosen(input, tasks, c.resolution, queries)
-    rfid = None if extractor is None else RFID(extractor, c.resolution)
-    measured = _measure(input, chosen, tokenizer, queries, batch_size, rfid)
-    area = c.resolution**2 / c.tokens_per_image
-    asked = {"input": str(input), "queries": queries, "seed": seed, "batch_size": batch_size}
+    config = tokenizer.config
+    selected = _select_tasks(input_dir, tasks, config.resolution, num_queries)
+    rfid = None if fid_features is None else ReconstructionFID(fid_features, config.resolution)
+    stats = _measure(input_dir, selected, tokenizer, num_queries, batch_size, rfid)
+    pixels_per_token = config.resolution**2 / config.tokens_per_image
+    options = {
+        "input_dir": str(input_dir),
+        "num_queries": num_queries,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
     report: dict[str, Any] = {
         "title": title,
-        "settings": asked | _fixed(tokenizer),
+        "settings": options | _derived_settings(tokenizer),
         "tokenizer": {
             "origin": origin,
             "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
             "fingerprint": fingerprint(tokenizer),
         },
-        "all": _joined(measured).numbers(seed, area),
-        "rfid": rfid and rfid.as_dict() | {"extractor": str(extractor)},
+        "all": _merged(stats).summary(seed, pixels_per_token),
+        "rfid": rfid and rfid.as_dict() | {"fid_features": str(fid_features)},
         "tasks": {
-            task: {side: each.numbers(seed, area) for side, each in sides.items()}
-            for task, sides in measured.items()
+            task: {side: each.summary(seed, pixels_per_token) for side, each in sides.items()}
+            for task, sides in stats.items()
         },
     }
-    _write(Path(output), report, measured)
+    _write(Path(output_dir), report, stats)
     return report
 
 
-def _fixed(tokenizer: VQGAN) -> dict[str, Any]:
-    """Settings that the tokenizer and this package decide."""
-    c = tokenizer.config
+def _derived_settings(tokenizer: VQGAN) -> dict[str, Any]:
+    """Settings that follow from the tokenizer and from this package."""
+    config = tokenizer.config
     return {
-        "image_size": c.resolution,
-        "tokens_per_image": c.tokens_per_image,
-        "vocab_size": c.num_embeddings,
-        "ms_ssim_scales": metrics.ms_ssim_scales(c.resolution),
+        "image_size": config.resolution,
+        "tokens_per_image": config.tokens_per_image,
+        "codebook_size": config.num_embeddings,
+        "ms_ssim_scales": metrics.ms_ssim_scales(config.resolution),
         "bootstrap_resamples": bootstrap.RESAMPLES,
         "confidence": bootstrap.CONFIDENCE,
     }
 
 
-def _chosen(root: StoragePath, names: list[str] | None, side: int, queries: int) -> list[str]:
+def _select_tasks(
+    root: StoragePath, names: list[str] | None, resolution: int, num_queries: int
+) -> list[str]:
     manifests = load_manifests(root, "test", "images")
     if missing := sorted(set(names or []) - set(manifests)):
         raise UserError(
             f"no task '{missing[0]}' in {root}/test, only {', '.join(manifests)}: "
             f"set tasks=[{','.join(manifests)}]"
         )
-    size = next(iter(manifests.values())).image_size
-    if size != side:
+    image_size = next(iter(manifests.values())).image_size
+    if image_size != resolution:
         raise UserError(
-            f"pictures of {size} px ({root}) != resolution {side} (tokenizer): set input=FOLDER "
-            f"to pairs of {side} px, or tokenizer=PATH"
+            f"images of {image_size} px ({root}) != resolution {resolution} (tokenizer): set "
+            f"input_dir=FOLDER to pairs of {resolution} px, or tokenizer=PATH"
         )
-    chosen = [name for name in manifests if not names or name in names]
-    for name in chosen:
-        if (count := manifests[name].count) < queries:
+    selected = [name for name in manifests if not names or name in names]
+    for name in selected:
+        if (count := manifests[name].count) < num_queries:
             raise UserError(
-                f"queries={queries}, but test/{name} holds {count} pairs: set queries={count}"
+                f"num_queries={num_queries}, but test/{name} holds {count} pairs: "
+                f"set num_queries={count}"
             )
-    return chosen
+    return selected
 
 
 def _measure(
     root: StoragePath,
-    chosen: list[str],
+    tasks: list[str],
     tokenizer: VQGAN,
-    queries: int,
+    num_queries: int,
     batch_size: int,
-    rfid: RFID | None,
-) -> dict[str, dict[str, Side]]:
+    rfid: ReconstructionFID | None,
+) -> TaskStats:
     tokenizer.eval()
-    codes = tokenizer.config.num_embeddings
+    codebook_size = tokenizer.config.num_embeddings
     manifests = load_manifests(root, "test", "images")
-    measured = {
+    stats = {
         task: {
-            name: Side(torch.zeros(codes, dtype=torch.long))
-            for name in sides(manifests[task].images_per_example)
+            name: ReconstructionStats(torch.zeros(codebook_size, dtype=torch.long))
+            for name in side_names(manifests[task].images_per_example)
         }
-        for task in chosen
+        for task in tasks
     }
-    total = queries * sum(map(len, measured.values()))
-    with Progress(total, "evaluate", "pictures") as bar:
-        for task, seen in measured.items():
-            rest = islice(read_examples(root, "test", task), queries)
-            while examples := list(islice(rest, batch_size)):
-                for number, side in enumerate(seen.values()):
-                    pixels = to_tensor([example.images[number] for example in examples])
-                    side.add(tokenizer, pixels, rfid)
+    total = num_queries * sum(map(len, stats.values()))
+    with Progress(total, "evaluate", "images") as bar:
+        for task, sides in stats.items():
+            remaining = islice(read_examples(root, "test", task), num_queries)
+            while examples := list(islice(remaining, batch_size)):
+                for index, side in enumerate(sides.values()):
+                    pixels = to_tensor([example.images[index] for example in examples])
+                    side.update(tokenizer, pixels, rfid)
                     bar.update(len(examples), task)
-    return measured
+    return stats
 
 
-def _joined(measured: dict[str, dict[str, Side]]) -> Side:
-    """All sides of all tasks as one."""
-    sides = [side for task in measured.values() for side in task.values()]
-    joined = Side(torch.stack([side.counts for side in sides]).sum(0))
-    for name, parts in joined.scores.items():
-        parts += [part for side in sides for part in side.scores[name]]
-    return joined
+def _merged(stats: TaskStats) -> ReconstructionStats:
+    """All sides of all tasks together."""
+    sides = [side for task in stats.values() for side in task.values()]
+    merged = ReconstructionStats(torch.stack([side.counts for side in sides]).sum(0))
+    for name, batches in merged.scores.items():
+        batches += [batch for side in sides for batch in side.scores[name]]
+    return merged
 
 
 def _rows(report: dict[str, Any]) -> Iterator[list[Any]]:
-    """One row a number, as COLUMNS has them; a plain number has no interval."""
-    places = [("all", "all", report["all"])]
-    places += [
-        (task, side, numbers)
+    """One row per value, as in COLUMNS; counts have no interval."""
+    groups = [("all", "all", report["all"])]
+    groups += [
+        (task, side, summary)
         for task, sides in report["tasks"].items()
-        for side, numbers in sides.items()
+        for side, summary in sides.items()
     ]
-    for task, side, numbers in places:
-        for metric in SCORES:
-            yield [task, side, metric, *(numbers[metric][key] for key in COLUMNS[3:])]
-        for name, value in numbers["codes"].items():
-            yield [task, side, f"codes_{name}", value, None, None, numbers["codes"]["num_tokens"]]
+    for task, side, summary in groups:
+        for metric in METRICS:
+            yield [task, side, metric, *(summary[metric][key] for key in COLUMNS[3:])]
+        for name, value in summary["codes"].items():
+            yield [task, side, f"codes_{name}", value, None, None, summary["codes"]["num_tokens"]]
     if rfid := report["rfid"]:
-        yield ["all", "all", "rfid", rfid["value"], None, None, rfid["pictures"]]
+        yield ["all", "all", "rfid", rfid["value"], None, None, rfid["num_images"]]
 
 
-def _write(output: Path, report: dict[str, Any], measured: dict[str, dict[str, Side]]) -> None:
-    """Pictures first, the numbers last: where metrics.json is new, all is."""
-    use = plot_code_histogram(_joined(measured).counts)
-    sheets = {
+def _write(output_dir: Path, report: dict[str, Any], stats: TaskStats) -> None:
+    """Write all files, metrics.json last: a new metrics.json means that all files are new."""
+    histogram = plot_code_histogram(_merged(stats).counts)
+    grids = {
         task: image_grid(
             [list(row) for side in sides.values() for row in zip(*side.shown, strict=True)],
-            row_titles=[text for side in sides for text in (side, "drawn")],
+            row_titles=[text for side in sides for text in (side, "reconstruction")],
         )
-        for task, sides in measured.items()
+        for task, sides in stats.items()
     }
-    for name, picture in {"codes": use, **sheets}.items():
-        with atomic_path(output / f"{name}.png") as part:
-            picture.save(part)
-    write_text(output / "report.html", page(report, sheets, use))
+    for name, image in {"codes": histogram, **grids}.items():
+        with atomic_path(output_dir / f"{name}.png") as tmp:
+            image.save(tmp)
+    write_text(output_dir / "report.html", render_report(report, grids, histogram))
     with (
-        atomic_path(output / "scores.csv") as part,
-        part.open("w", newline="", encoding="utf-8") as file,
+        atomic_path(output_dir / "scores.csv") as tmp,
+        tmp.open("w", newline="", encoding="utf-8") as file,
     ):
         csv.writer(file).writerows([COLUMNS, *_rows(report)])
-    write_json(output / "metrics.json", report)
+    write_json(output_dir / "metrics.json", report)

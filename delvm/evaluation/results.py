@@ -1,125 +1,127 @@
-"""From values per query to the numbers that are reported.
+"""Summarize scores per query as the numbers that are reported.
 
 An interval is ``{"mean", "low", "high", "n"}``: a mean over n queries with the 2.5% and 97.5%
-bootstrap percentiles; null stands for what cannot be said.
+bootstrap percentiles; null where it is undefined.
 
-Of one task:
-    description, trained, primary, metrics   what it is; `trained` is false for tasks held out
-    queries, pool          queries asked; validation pairs that prompts were drawn from
-    ceiling                metric -> interval: the truth, encoded and decoded
-    baselines              name -> "raw" | "round_trip" -> metric -> interval
-    best_baseline          the best after the round trip, by the primary metric
-    students               name -> scores   metric -> interval
-                                   gain     answer - best baseline, primary metric: interval
-                                   closed   (answer - baseline) / (ceiling - baseline): interval
-                                   loss     "all" | "answer" -> loss, accuracy, perplexity: interval
+Results of one task:
+    description, trained, primary_metric, metrics   `trained` is false for tasks held out
+    num_queries, pool_size   queries; validation pairs that the prompts were sampled from
+    ceiling                  metric -> interval: the ground truth, encoded and decoded
+    baselines                name -> "raw" | "round_trip" -> metric -> interval
+    best_baseline            the best after the round trip, by the primary metric
+    students                 name -> scores   metric -> interval
+                                     gain     answer - best baseline, primary metric: interval
+                                     gap_closed   (answer - baseline) / (ceiling - baseline)
+                                     loss     "all" | "answer" -> loss, accuracy, perplexity
 """
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from delvm import tasks
+from delvm import legacy, tasks
 from delvm.evaluation import baselines, bootstrap
-from delvm.evaluation.scoring import Measured
-from delvm.storage import atomic_path
+from delvm.evaluation.scoring import TaskScores
+from delvm.storage import StoragePath, atomic_path, read_json
 
 COLUMNS = ("task", "method", "metric", "mean", "low", "high", "n")
 SPANS = ("all", "answer")
 
+Results = dict[str, dict[str, Any]]  # task -> its results
 
-def of_task(measured: Measured, seed: int) -> dict[str, Any]:
-    """The numbers of one task, as the head of this module lists them."""
-    task = tasks.of(measured.task)
 
-    def scores(method: str) -> dict[str, Any]:
-        values = measured.scores[method]
-        return {name: bootstrap.mean(values[name], seed).as_dict() for name in task.metrics}
+def task_results(scores: TaskScores, seed: int) -> dict[str, Any]:
+    """The results of one task, as the docstring of this module lists them."""
+    task = tasks.of(scores.task)
 
-    best = best_baseline(measured)
+    def intervals(method: str) -> dict[str, Any]:
+        values = scores.scores[method]
+        return {name: bootstrap.mean_ci(values[name], seed).as_dict() for name in task.metrics}
+
+    best = best_baseline(scores)
     return {
         "description": task.description,
         "trained": task.name not in tasks.HELD_OUT,
-        "primary": task.primary,
+        "primary_metric": task.primary,
         "metrics": list(task.metrics),
-        "queries": len(measured.scores["ceiling"][task.primary]),
-        "pool": measured.pool,
-        "ceiling": scores("ceiling"),
+        "num_queries": len(scores.scores["ceiling"][task.primary]),
+        "pool_size": scores.pool_size,
+        "ceiling": intervals("ceiling"),
         "baselines": {
-            name: {form: scores(f"baseline/{name}/{form}") for form in ("raw", "round_trip")}
+            name: {form: intervals(f"baseline/{name}/{form}") for form in ("raw", "round_trip")}
             for name in baselines.NAMES
         },
         "best_baseline": best,
         "students": {
             name: {
-                "scores": scores(f"student/{name}"),
-                **_against(measured, name, best, seed),
-                "loss": {span: _loss(measured, name, span, seed) for span in SPANS},
+                "scores": intervals(f"student/{name}"),
+                **_vs_baseline(scores, name, best, seed),
+                "loss": {span: _loss(scores, name, span, seed) for span in SPANS},
             }
-            for name in measured.losses
+            for name in scores.losses
         },
     }
 
 
-def best_baseline(measured: Measured) -> str:
-    """The baseline that scores best after the round trip, by the task's primary metric."""
-    primary = tasks.of(measured.task).primary
+def best_baseline(scores: TaskScores) -> str:
+    """The baseline with the highest primary metric after the round trip."""
+    primary = tasks.of(scores.task).primary
 
     def mean(name: str) -> float:
-        values = measured.scores[f"baseline/{name}/round_trip"][primary]
-        known = values[~np.isnan(values)]
-        return float(known.mean()) if len(known) else -math.inf
+        values = scores.scores[f"baseline/{name}/round_trip"][primary]
+        valid = values[~np.isnan(values)]
+        return float(valid.mean()) if len(valid) else -math.inf
 
     return max(baselines.NAMES, key=mean)
 
 
-def _against(measured: Measured, name: str, best: str, seed: int) -> dict[str, Any]:
-    """A student between the best baseline and the ceiling."""
-    primary = tasks.of(measured.task).primary
+def _vs_baseline(scores: TaskScores, student: str, best: str, seed: int) -> dict[str, Any]:
+    """A student relative to the best baseline and the ceiling."""
+    primary = tasks.of(scores.task).primary
     answer, baseline, ceiling = (
-        measured.scores[method][primary]
-        for method in (f"student/{name}", f"baseline/{best}/round_trip", "ceiling")
+        scores.scores[method][primary]
+        for method in (f"student/{student}", f"baseline/{best}/round_trip", "ceiling")
     )
     return {
-        "gain": bootstrap.difference(answer, baseline, seed).as_dict(),
-        "closed": bootstrap.closed(answer, baseline, ceiling, seed).as_dict(),
+        "gain": bootstrap.mean_difference_ci(answer, baseline, seed).as_dict(),
+        "gap_closed": bootstrap.gap_closed_ci(answer, baseline, ceiling, seed).as_dict(),
     }
 
 
-def _loss(measured: Measured, name: str, span: str, seed: int) -> dict[str, Any]:
-    # Sentences of a task have equally many tokens, so the mean over sentences of their mean
-    # losses is the mean over tokens.
-    loss = bootstrap.mean(measured.losses[name][f"loss_{span}"], seed)
-    accuracy = bootstrap.mean(measured.losses[name][f"accuracy_{span}"], seed)
-    numbers = {"loss": loss, "accuracy": accuracy, "perplexity": loss.exp()}
-    return {key: value.as_dict() for key, value in numbers.items()}
+def _loss(scores: TaskScores, student: str, span: str, seed: int) -> dict[str, Any]:
+    # All sentences of a task have the same length, so the mean over sentences of their mean losses
+    # is the mean over tokens.
+    loss = bootstrap.mean_ci(scores.losses[student][f"loss_{span}"], seed)
+    accuracy = bootstrap.mean_ci(scores.losses[student][f"accuracy_{span}"], seed)
+    return {
+        "loss": loss.as_dict(),
+        "accuracy": accuracy.as_dict(),
+        "perplexity": loss.exp().as_dict(),
+    }
 
 
-def standing(results: dict[str, dict[str, Any]], student: str) -> dict[str, int]:
-    """On how many trained tasks a student beats the best baseline, and goes half the way or more.
-
-    Args:
-        results: task -> what `of_task` gave.
+def summary(results: Results, student: str) -> dict[str, int]:
+    """Count the trained tasks on which a student beats the best baseline.
 
     Returns:
-        trained_tasks; beat_baseline, where its mean is higher; clearly_beat, where the interval
-        of the gain lies above 0; closed_half, where half or more of the distance is closed.
+        trained_tasks; beat_baseline, where its mean is higher; clearly_beat, where the entire
+        interval of the gain is above 0; half_gap_closed, where it closes half of the gap or more.
     """
-    mine = [result["students"][student] for result in results.values() if result["trained"]]
+    trained = [result["students"][student] for result in results.values() if result["trained"]]
     return {
-        "trained_tasks": len(mine),
-        "beat_baseline": sum((one["gain"]["mean"] or 0.0) > 0 for one in mine),
-        "clearly_beat": sum((one["gain"]["low"] or 0.0) > 0 for one in mine),
-        "closed_half": sum((one["closed"]["mean"] or 0.0) >= 0.5 for one in mine),
+        "trained_tasks": len(trained),
+        "beat_baseline": sum((each["gain"]["mean"] or 0.0) > 0 for each in trained),
+        "clearly_beat": sum((each["gain"]["low"] or 0.0) > 0 for each in trained),
+        "half_gap_closed": sum((each["gap_closed"]["mean"] or 0.0) >= 0.5 for each in trained),
     }
 
 
-def _rows(task: str, result: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """(task, method, metric, interval) of everything that was measured on a task."""
+def _rows(task: str, result: Mapping[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """(task, method, metric, interval) of all measurements of a task."""
     for metric, interval in result["ceiling"].items():
         yield task, "ceiling", metric, interval
     for name, forms in result["baselines"].items():
@@ -129,18 +131,27 @@ def _rows(task: str, result: dict[str, Any]) -> Iterator[tuple[str, str, str, di
     for name, student in result["students"].items():
         for metric, interval in student["scores"].items():
             yield task, f"student/{name}", metric, interval
-        for key in ("gain", "closed"):
-            yield task, f"student/{name}", f"{key}_{result['primary']}", student[key]
+        for key in ("gain", "gap_closed"):
+            yield task, f"student/{name}", f"{key}_{result['primary_metric']}", student[key]
         for span, numbers in student["loss"].items():
             for key, interval in numbers.items():
                 yield task, f"student/{name}", f"{key}_{span}", interval
 
 
-def write_csv(path: Path, results: dict[str, dict[str, Any]]) -> None:
-    """One row a number: COLUMNS; an empty cell is what cannot be said."""
-    with atomic_path(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+def write_csv(path: Path, results: Results) -> None:
+    """Write one row per interval, see COLUMNS; a cell is empty where a value is undefined."""
+    with atomic_path(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for task, result in results.items():
             for *names, interval in _rows(task, result):
                 writer.writerow([*names, *(interval[key] for key in COLUMNS[3:])])
+
+
+def read_metrics(path: str | StoragePath) -> dict[str, Any]:
+    """Read the metrics.json of an evaluation, also one with the key names of earlier versions.
+
+    Raises:
+        UserError: The file is missing or not JSON.
+    """
+    return legacy.upgrade_metrics(read_json(path, "metrics"))

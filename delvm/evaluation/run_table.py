@@ -1,8 +1,9 @@
-"""Training runs below a folder as one table: what differs between their configs, how they did.
+"""Collect training runs into one table: how their configs differ, and their metrics.
 
-RUN/.hydra/config.yaml, hydra.yaml    the config and the options chosen, of `delvm train`
-RUN/student or tokenizer/config.json  the network's, of a run without those; or its checkpoint's
-RUN/metrics.csv                       the figures
+RUN/.hydra/config.yaml, hydra.yaml    config and chosen options of `delvm train`
+RUN/student or tokenizer/config.json  config of the network, for a run without the former
+RUN/checkpoints/last.ckpt             likewise, for a run without an exported network
+RUN/metrics.csv                       metrics
 """
 
 import csv
@@ -16,12 +17,13 @@ from typing import Any
 import yaml
 
 from delvm.errors import UserError
-from delvm.evaluation.training_curves import FIGURE, read_history
+from delvm.evaluation.training_curves import OBJECTIVE, read_history
+from delvm.legacy import upgrade_model_metadata
 from delvm.storage import read_json, write_text
 
-# The run's own name tells the one, and how it was launched the other.
-_LEFT_OUT = {"output", "sweep"}
-_WIDEST = 48  # of a name where the table is shown
+# The output directory is the name of the run, and a sweep's settings are those of its launcher.
+_IGNORED_KEYS = {"output", "output_dir", "sweep"}
+_MAX_WIDTH = 48  # characters of a cell in a terminal
 
 
 @dataclass
@@ -29,23 +31,23 @@ class Run:
     """One training run.
 
     Attributes:
-        name: its folder, from the one that was searched.
-        settings: key of the config in full, or group -> value.
-        figures: column -> number; empty where nothing was measured.
-        faults: what could not be read, one line each.
+        name: its directory, relative to the one that was searched.
+        settings: dotted key of the config, or name of a group -> value.
+        metrics: column -> value; empty where nothing was logged.
+        errors: what could not be read, one line each.
     """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
-    figures: dict[str, float] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
 
 
-def gather(root: Path) -> list[Run]:
-    """Every run at or below a folder, that of the lowest `FIGURE` first.
+def collect_runs(root: Path) -> list[Run]:
+    """Find all runs at or below a directory, sorted by their best `OBJECTIVE`.
 
     Raises:
-        UserError: there is none.
+        UserError: there are none.
     """
     runs = []
     for top, folders, files in os.walk(root, onerror=_raise):
@@ -55,10 +57,9 @@ def gather(root: Path) -> list[Run]:
             runs.append(_run(folder, root))
     if not runs:
         raise UserError(
-            f"no runs in {root}, which are folders with metrics.csv or .hydra/config.yaml: set "
-            "input=FOLDER"
+            f"no runs in {root}: a run has metrics.csv or .hydra/config.yaml: set input_dir=FOLDER"
         )
-    return sorted(runs, key=lambda run: (run.figures.get(f"best {FIGURE}", math.inf), run.name))
+    return sorted(runs, key=lambda run: (run.metrics.get(f"best {OBJECTIVE}", math.inf), run.name))
 
 
 def _raise(error: OSError) -> None:
@@ -70,70 +71,72 @@ def _run(folder: Path, root: Path) -> Run:
     try:
         run.settings = _settings(folder)
     except UserError as error:
-        run.faults.append(str(error))
+        run.errors.append(str(error))
     try:
-        run.figures = _figures(folder / "metrics.csv")
+        run.metrics = _metrics(folder / "metrics.csv")
     except UserError as error:
-        run.faults.append(str(error))
+        run.errors.append(str(error))
     return run
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """The config of a run, flat.
+    """The config of a run, with dotted keys.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: it is missing or cannot be read.
     """
     file = folder / ".hydra" / "config.yaml"
     if file.exists():
-        chosen = folder / ".hydra" / "hydra.yaml"
-        found = _flat(read_yaml(file))
-        return (_choices(read_yaml(chosen)) if chosen.exists() else {}) | found
+        hydra = folder / ".hydra" / "hydra.yaml"
+        config = _flat(read_yaml(file))
+        return (_choices(read_yaml(hydra)) if hydra.exists() else {}) | config
     for kind in ("student", "tokenizer"):
         if (file := folder / kind / "config.json").exists():
-            return _of_network(read_json(file, f"{kind} config"), file)
+            return _network_settings(read_json(file, f"{kind} config"), file)
     if (file := folder / "checkpoints" / "last.ckpt").exists():
         # Imported here: torch takes seconds, and most runs have a config.
         from delvm.interop.weight_files import read_pickle
 
-        found = read_pickle(file, lazy=True)
-        return _of_network(found.get("delvm") if isinstance(found, dict) else None, file)
-    raise UserError(f"{folder} holds no config: neither .hydra nor an exported network")
+        checkpoint = read_pickle(file, lazy=True)
+        metadata = checkpoint.get("delvm") if isinstance(checkpoint, dict) else None
+        return _network_settings(metadata, file)
+    raise UserError(f"{folder} has no config: neither .hydra nor an exported network")
 
 
-def _of_network(said: Any, file: Path) -> dict[str, Any]:
-    if not isinstance(said, dict) or not isinstance(said.get("config"), dict):
-        raise UserError(f"{file} tells no config of a network")
-    return _flat({str(said.get("kind")): {"net": said["config"]}})
+def _network_settings(metadata: Any, file: Path) -> dict[str, Any]:
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("config"), dict):
+        raise UserError(f"{file} has no network config")
+    metadata = upgrade_model_metadata(metadata)
+    return _flat({str(metadata.get("kind")): {"net": metadata["config"]}})
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain values; no aliases, by which a small file can hold more than fits any memory."""
+class _Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
+    """Loads plain values. Aliases are refused: with them a small file can fill any memory."""
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+    def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has aliases, which no config of ours has")
+            raise yaml.YAMLError("it has aliases, which delvm never writes")
         return super().compose_node(parent, index)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """Read a config; ``${...}`` stays as it is written.
+    """Read a config without resolving ``${...}``.
 
     Raises:
-        UserError: it is damaged, or no mapping.
+        UserError: it cannot be parsed, or is not a mapping.
     """
     try:
-        found = yaml.load(file.read_text("utf-8"), _Loader)
+        config = yaml.load(file.read_text("utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"config {file} cannot be read: {reason}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"config {file} is no mapping")
-    return found
+    if not isinstance(config, dict):
+        raise UserError(f"config {file} is not a mapping")
+    return config
 
 
 def _choices(hydra: dict[str, Any]) -> dict[str, Any]:
-    """The options chosen from the groups of the verb."""
+    """The option chosen from each config group of the command."""
     node: Any = hydra
     for key in ("hydra", "runtime", "choices"):
         node = node.get(key) if isinstance(node, dict) else None
@@ -142,47 +145,49 @@ def _choices(hydra: dict[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in node.items() if "/" not in str(key)}
 
 
-def _flat(node: dict[str, Any], lead: str = "") -> dict[str, Any]:
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        name = f"{lead}{key}"
+        name = f"{prefix}{key}"
         flat |= _flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
     return flat
 
 
-def _figures(file: Path) -> dict[str, float]:
-    """The last step, the one of the lowest `FIGURE`, and what was measured at each.
+def _metrics(file: Path) -> dict[str, float]:
+    """The last step, the step of the lowest `OBJECTIVE`, and all validation metrics at both.
 
     Raises:
-        UserError: nothing was measured.
+        UserError: nothing was validated.
     """
     history = read_history(file, finite=False)
-    measured = {name: points for name, points in history.items() if name.startswith("val/")}
-    if not measured:
-        raise UserError(f"{file} holds no figures of a validation")
-    found: dict[str, float] = {"step": max(step for line in history.values() for step, _ in line)}
-    finite = [(value, step) for step, value in measured.get(FIGURE, []) if math.isfinite(value)]
-    best = min(finite)[1] if finite else None
-    if best is not None:
-        found["best step"] = best
-    # Those over all tasks come before those of one.
-    for name in sorted(measured, key=lambda name: (name.count("/"), name != FIGURE, name)):
-        found[f"last {name}"] = measured[name][-1][1]
-        at_best = [value for step, value in measured[name] if step == best]
+    validation = {name: points for name, points in history.items() if name.startswith("val/")}
+    if not validation:
+        raise UserError(f"{file} has no validation metrics")
+    last_step = max(step for points in history.values() for step, _ in points)
+    metrics: dict[str, float] = {"step": last_step}
+    objective = [(value, step) for step, value in validation.get(OBJECTIVE, [])]
+    finite = [(value, step) for value, step in objective if math.isfinite(value)]
+    best_step = min(finite)[1] if finite else None
+    if best_step is not None:
+        metrics["best step"] = best_step
+    # Means over all tasks come before metrics of a single task.
+    for name in sorted(validation, key=lambda name: (name.count("/"), name != OBJECTIVE, name)):
+        metrics[f"last {name}"] = validation[name][-1][1]
+        at_best = [value for step, value in validation[name] if step == best_step]
         if at_best:
-            found[f"best {name}"] = at_best[-1]
-    return found
+            metrics[f"best {name}"] = at_best[-1]
+    return metrics
 
 
-def differing(runs: list[Run]) -> list[str]:
-    """The keys that runs with a config do not have in common, in the order of the configs."""
-    known = [run.settings for run in runs if run.settings]
-    keys = dict.fromkeys(key for settings in known for key in settings if key not in _LEFT_OUT)
-    return [key for key in keys if len({_typed(settings, key) for settings in known}) > 1]
+def differing_keys(runs: list[Run]) -> list[str]:
+    """The config keys whose values differ between the runs, in the order of the configs."""
+    configs = [run.settings for run in runs if run.settings]
+    keys = dict.fromkeys(key for config in configs for key in config if key not in _IGNORED_KEYS)
+    return [key for key in keys if len({_format_override(config, key) for config in configs}) > 1]
 
 
-def _typed(settings: dict[str, Any], key: str) -> str:
-    """A value as it is typed in an override; nothing where the run has no such key."""
+def _format_override(settings: dict[str, Any], key: str) -> str:
+    """A value as it is typed in an override; empty if the run has no such key."""
     if key not in settings:
         return ""
     value = settings[key]
@@ -191,28 +196,24 @@ def _typed(settings: dict[str, Any], key: str) -> str:
     return str(value).replace(" ", "") if isinstance(value, list) else str(value)
 
 
-def table(runs: list[Run]) -> list[list[str]]:
-    """A header and a row a run: its name, what differs, its figures; all in full."""
-    keys = differing(runs)
-    columns = list(dict.fromkeys(name for run in runs for name in run.figures))
-    columns.sort(key=lambda name: name.count("/"))  # runs of several kinds: means come first
+def build_table(runs: list[Run]) -> list[list[str]]:
+    """A header, then one row per run: name, settings that differ, metrics in full precision."""
+    keys = differing_keys(runs)
+    columns = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    columns.sort(key=lambda name: name.count("/"))  # means first, also with runs of several kinds
     rows = [["run", *keys, *columns]]
     for run in runs:
-        settings = [_typed(run.settings, key) for key in keys]
-        figures = [run.figures.get(name) for name in columns]
-        rows.append([run.name, *settings, *("" if x is None else repr(x) for x in figures)])
+        settings = [_format_override(run.settings, key) for key in keys]
+        metrics = [run.metrics.get(name) for name in columns]
+        rows.append([run.name, *settings, *("" if x is None else repr(x) for x in metrics)])
     return rows
 
 
-def shown(runs: list[Run]) -> list[str]:
-    """The same for a terminal, in lines: the figures over all tasks, at best, to four digits."""
-    rows = table(runs)
-    wanted = [
-        not name.startswith(("last ", "best ")) or name == f"last {FIGURE}"
-        or (name.startswith("best ") and name.count("/") < 2)
-        for name in rows[0]
-    ]  # fmt: skip
-    cells = [[_short(x) for x, take in zip(row, wanted, strict=True) if take] for row in rows]
+def format_table(runs: list[Run]) -> list[str]:
+    """Lines for a terminal: the best metrics over all tasks, rounded to four digits."""
+    rows = build_table(runs)
+    shown = [index for index, name in enumerate(rows[0]) if _is_shown(name)]
+    cells = [[_shorten(row[index]) for index in shown] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         "  ".join(f"{x:<{width}}" for x, width in zip(row, widths, strict=True)).rstrip()
@@ -220,23 +221,29 @@ def shown(runs: list[Run]) -> list[str]:
     ]
 
 
-def _short(cell: str) -> str:
-    """Four digits of a fraction, and no more of a name than tells it."""
+def _is_shown(column: str) -> bool:
+    if column.startswith("best "):
+        return column.count("/") < 2
+    return not column.startswith("last ") or column == f"last {OBJECTIVE}"
+
+
+def _shorten(cell: str) -> str:
+    """Round a fraction to four digits, and cut a long name."""
     try:
         return cell if cell.lstrip("-").isdigit() else f"{float(cell):.4g}"
     except ValueError:
-        return cell if len(cell) <= _WIDEST else f"{cell[: _WIDEST - 1]}…"
+        return cell if len(cell) <= _MAX_WIDTH else f"{cell[: _MAX_WIDTH - 1]}…"
 
 
 def write_table(runs: list[Run], file: Path) -> None:
-    """Write the table as CSV, whole or not at all."""
+    """Write the table as CSV, atomically."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(table(runs))
+    csv.writer(text, lineterminator="\n").writerows(build_table(runs))
     write_text(file, text.getvalue())
 
 
-def is_table(file: Path) -> bool:
-    """Whether a file is one that `write_table` wrote."""
+def is_run_table(file: Path) -> bool:
+    """Whether `write_table` wrote this file."""
     try:
         with file.open(encoding="utf-8") as lines:
             return lines.read(4) in ("run,", "run\n")

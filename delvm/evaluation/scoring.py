@@ -1,11 +1,11 @@
-"""One task measured: every method's answer to every query, scored one by one.
+"""Score one task: every method answers every query, and each answer is scored by itself.
 
-Methods are named ``ceiling`` (the truth, encoded and decoded), ``baseline/NAME/raw``,
+Methods are named ``ceiling`` (the ground truth, encoded and decoded), ``baseline/NAME/raw``,
 ``baseline/NAME/round_trip`` (encoded and decoded, as every student's answer is) and
 ``student/NAME``.
 
 Notation:
-    Q queries    B queries in a batch    N tokens a picture
+    Q queries    B queries in a batch    N tokens per image
 """
 
 from collections import defaultdict
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,15 +21,18 @@ from torch import Tensor
 from delvm import tasks
 from delvm.data.image_io import to_pil, to_tensor
 from delvm.evaluation import baselines
-from delvm.evaluation.query_set import Prompts, Side, decode, encode
+from delvm.evaluation.query_set import EncodedImages, QuerySet, decode, encode
 from delvm.inference.decoding import Decoding
 from delvm.inference.sampling import generate
 from delvm.models.teacher_forcing import next_token_nll
 from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
 
-# The first queries are the ones that the report shows, so none is picked by its answer.
-EXAMPLES = 4
+# The report shows the first queries, so that nobody selects them by their answers.
+NUM_VISUAL_EXAMPLES = 4
+
+# owner (a method or a student) -> metric -> one value per query (Q,)
+Scores = dict[str, dict[str, npt.NDArray[np.float64]]]
 
 
 @dataclass(frozen=True)
@@ -43,137 +47,150 @@ class SamplingConfig:
 
 
 @dataclass
-class Example:
-    """A prompt and what came of it, as pictures.
+class PromptExample:
+    """One query with its prompt and all answers, as images.
 
     Attributes:
         pairs: (input, target) of the prompt, in order.
-        round_trip: The truth, encoded and decoded.
-        answers: By student.
+        reconstruction: The ground truth, encoded and decoded.
+        answers: Student -> its answer.
     """
 
     pairs: list[tuple[Image.Image, Image.Image]]
     query: Image.Image
-    truth: Image.Image
-    round_trip: Image.Image
+    ground_truth: Image.Image
+    reconstruction: Image.Image
     answers: dict[str, Image.Image] = field(default_factory=dict)
 
 
 @dataclass
-class Measured:
-    """What was measured on one task.
+class TaskScores:
+    """All measurements of one task.
 
     Attributes:
-        task: Its name.
-        pool: Pairs that prompts were drawn from.
-        scores: method -> metric -> (Q,), NaN where the truth of a query holds nothing to find.
+        task: Name.
+        pool_size: Pairs that the prompts were sampled from.
+        scores: method -> metric -> (Q,); NaN where the ground truth of a query has no object.
         losses: student -> "loss_all", "accuracy_all", "loss_answer", "accuracy_answer" -> (Q,):
-            means over the tokens of a sentence, all or those of its last picture.
-        examples: Of the first queries.
+            means over the tokens of a sentence, over all of them or over those of its last image.
+        examples: The first queries as images.
     """
 
     task: str
-    pool: int
-    scores: dict[str, dict[str, np.ndarray]]
-    losses: dict[str, dict[str, np.ndarray]]
-    examples: list[Example]
+    pool_size: int
+    scores: Scores
+    losses: Scores
+    examples: list[PromptExample]
 
 
-class _Columns:
-    """Values that arrive in batches: owner -> name -> (Q,)."""
+class _ScoreBuffer:
+    """Values that arrive in batches."""
 
     def __init__(self) -> None:
-        self.parts: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+        self.batches: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
 
     def add(self, owner: str, values: Mapping[str, Tensor]) -> None:
+        """Append metric -> (B,)."""
         for name, value in values.items():
-            self.parts[owner][name].append(value)
+            self.batches[owner][name].append(value)
 
-    def joined(self) -> dict[str, dict[str, np.ndarray]]:
+    def concatenated(self) -> Scores:
         return {
-            owner: {name: torch.cat(parts).double().numpy() for name, parts in columns.items()}
-            for owner, columns in self.parts.items()
+            owner: {name: torch.cat(values).double().numpy() for name, values in metrics.items()}
+            for owner, metrics in self.batches.items()
         }
 
 
-def measure(
-    prompts: Prompts,
+def score_task(
+    query_set: QuerySet,
     tokenizer: VQGAN,
     students: Mapping[str, Transformer],
     sampling: SamplingConfig,
     batch_size: int,
-    done: Callable[[int, str], None],
-) -> Measured:
+    on_answered: Callable[[int, str], None],
+) -> TaskScores:
     """Answer and score every query of a task.
 
     Args:
-        prompts: Of the task.
         students: By name, in evaluation mode.
-        done: done(n, name of the student), called when n queries have been answered.
+        on_answered: Called with (number of queries, name of the student) after each batch.
     """
-    task = tasks.of(prompts.task)
-    scores, figures = _Columns(), _Columns()
-    examples: list[Example] = []
-    mean_target = prompts.mean_target()
-    for rows in prompts.batches(batch_size):
-        truth = to_tensor(list(prompts.truths.pictures[rows]))
-        round_trip = decode(tokenizer, prompts.truths.ids[rows])
-        scores.add("ceiling", task.score(round_trip, truth))
-        _measure_baselines(prompts, rows, mean_target, tokenizer, truth, scores)
-        shown = _examples(prompts, rows, round_trip) if rows.start < EXAMPLES else []
+    task = tasks.of(query_set.task)
+    scores, losses = _ScoreBuffer(), _ScoreBuffer()
+    examples: list[PromptExample] = []
+    mean_target = query_set.mean_target()
+    for rows in query_set.batches(batch_size):
+        truth = to_tensor(list(query_set.ground_truth.images[rows]))
+        reconstruction = decode(tokenizer, query_set.ground_truth.ids[rows])
+        scores.add("ceiling", task.score(reconstruction, truth))
+        for method, values in _score_baselines(query_set, rows, mean_target, tokenizer, truth):
+            scores.add(method, values)
+        shown = _visual_examples(query_set, rows, reconstruction)
         for name, student in students.items():
-            answer = decode(tokenizer, _answer(student, tokenizer, prompts, rows, sampling))
+            answer = decode(tokenizer, _generate(student, tokenizer, query_set, rows, sampling))
             scores.add(f"student/{name}", task.score(answer, truth))
-            figures.add(name, _teacher_forced(student, prompts, rows))
-            for example, picture in zip(shown, to_pil(answer[: len(shown)]), strict=True):
-                example.answers[name] = picture
-            done(len(truth), name)
+            losses.add(name, _next_token_scores(student, query_set, rows))
+            for example, image in zip(shown, to_pil(answer[: len(shown)]), strict=True):
+                example.answers[name] = image
+            on_answered(len(truth), name)
         examples += shown
-    return Measured(
-        prompts.task, len(prompts.inputs.pictures), scores.joined(), figures.joined(), examples
+    return TaskScores(
+        query_set.task,
+        len(query_set.pool_inputs),
+        scores.concatenated(),
+        losses.concatenated(),
+        examples,
     )
 
 
-def _measure_baselines(
-    prompts: Prompts,
+def _score_baselines(
+    query_set: QuerySet,
     rows: slice,
     mean_target: Tensor,
     tokenizer: VQGAN,
     truth: Tensor,
-    scores: _Columns,
-) -> None:
-    task = tasks.of(prompts.task)
-    query = to_tensor(list(prompts.queries.pictures[rows]))
-    for name, raw in baselines.answers(query, *prompts.examples(rows), mean_target).items():
-        scores.add(f"baseline/{name}/raw", task.score(raw, truth))
-        passed = decode(tokenizer, encode(tokenizer, raw))
-        scores.add(f"baseline/{name}/round_trip", task.score(passed, truth))
+) -> list[tuple[str, dict[str, Tensor]]]:
+    """(method, metric -> (B,)) of each baseline, raw and after the tokenizer's round trip."""
+    task = tasks.of(query_set.task)
+    queries = to_tensor(list(query_set.queries.images[rows]))
+    answers = baselines.answers(queries, *query_set.example_pixels(rows), mean_target)
+    scores = []
+    for name, raw in answers.items():
+        round_trip = decode(tokenizer, encode(tokenizer, raw))
+        scores.append((f"baseline/{name}/raw", task.score(raw, truth)))
+        scores.append((f"baseline/{name}/round_trip", task.score(round_trip, truth)))
+    return scores
 
 
-def _answer(
-    student: Transformer, tokenizer: VQGAN, prompts: Prompts, rows: slice, sampling: SamplingConfig
+def _generate(
+    student: Transformer,
+    tokenizer: VQGAN,
+    query_set: QuerySet,
+    rows: slice,
+    sampling: SamplingConfig,
 ) -> Tensor:
-    """Ids (B, N) that a student answers with."""
+    """Token ids (B, N) of a student's answers."""
+    device = _device(student)
     return generate(
         student,
-        prompts.prefix(rows).to(_device(student)),
-        prompts.truths.ids.shape[1],
+        query_set.prefix(rows).to(device),
+        query_set.ground_truth.ids.shape[1],
         **asdict(sampling),
         row_offset=rows.start,
-        codebook=tokenizer.codebook.to(_device(student)),
+        codebook=tokenizer.codebook.to(device),
     )
 
 
-def _teacher_forced(student: Transformer, prompts: Prompts, rows: slice) -> dict[str, Tensor]:
-    """Means over each sentence's tokens (B,): all of them, and those of the answer alone."""
-    loss, hits = next_token_nll(student, prompts.sentences(rows).to(_device(student)))
-    loss, hits = loss.cpu(), hits.cpu()
-    answer = slice(loss.shape[1] - prompts.truths.ids.shape[1], None)
+def _next_token_scores(student: Transformer, query_set: QuerySet, rows: slice) -> dict[str, Tensor]:
+    """Teacher-forced means (B,) over each sentence's tokens: all, and those of the answer."""
+    loss, correct = next_token_nll(student, query_set.sentences(rows).to(_device(student)))
+    loss, accuracy = loss.cpu(), correct.float().cpu()  # (B, T - 1)
+    answer = slice(-query_set.ground_truth.ids.shape[1], None)
     return {
         "loss_all": loss.mean(1),
-        "accuracy_all": hits.float().mean(1),
+        "accuracy_all": accuracy.mean(1),
         "loss_answer": loss[:, answer].mean(1),
-        "accuracy_answer": hits[:, answer].float().mean(1),
+        "accuracy_answer": accuracy[:, answer].mean(1),
     }
 
 
@@ -181,18 +198,21 @@ def _device(student: Transformer) -> torch.device:
     return next(student.parameters()).device
 
 
-def _examples(prompts: Prompts, rows: slice, round_trip: Tensor) -> list[Example]:
-    """What is shown of the first queries, still without answers."""
+def _visual_examples(
+    query_set: QuerySet, rows: slice, reconstruction: Tensor
+) -> list[PromptExample]:
+    """The queries of a batch that the report shows, still without answers."""
+    count = max(0, NUM_VISUAL_EXAMPLES - rows.start)
     examples = []
-    for row, trip in enumerate(to_pil(round_trip)[: EXAMPLES - rows.start], start=rows.start):
+    for row, image in enumerate(to_pil(reconstruction[:count]), start=rows.start):
         pairs = [
-            (_image(prompts.inputs, place), _image(prompts.targets, place))
-            for place in prompts.chosen[row]
+            (_image(query_set.pool_inputs, index), _image(query_set.pool_targets, index))
+            for index in query_set.example_indices[row]
         ]
-        query, truth = _image(prompts.queries, row), _image(prompts.truths, row)
-        examples.append(Example(pairs, query, truth, trip))
+        query, truth = _image(query_set.queries, row), _image(query_set.ground_truth, row)
+        examples.append(PromptExample(pairs, query, truth, image))
     return examples
 
 
-def _image(side: Side, place: int) -> Image.Image:
-    return Image.fromarray(side.pictures[place])
+def _image(images: EncodedImages, index: int) -> Image.Image:
+    return Image.fromarray(images.images[index])

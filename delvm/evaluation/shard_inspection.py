@@ -1,7 +1,8 @@
-"""A look into shards: what they hold, as pictures and numbers, and what is silently wrong.
+"""Inspect shards: show what they hold, and flag anomalies.
 
-Token files fail without a sound: a collapsed tokenizer, ids of another tokenizer's codebook, one
-picture again and again. So ids are decoded and looked at, and what is suspicious is flagged.
+Corrupt token files fail silently: a collapsed tokenizer, ids of another tokenizer's codebook, the
+same image repeated. So token ids are decoded to look at, and anomalies in their statistics are
+flagged.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -28,117 +30,125 @@ from delvm.storage import StoragePath, atomic_path, write_json
 from delvm.viz.code_histogram import plot_code_histogram
 from delvm.viz.image_grid import image_grid
 
-TOO_FREQUENT = 0.2  # one code's share of the tokens of a side
-CONSTANT = 0.01  # share of pictures that are one code all over
-REPEATED = 0.5  # share of pictures that are there already
-_DARK = 0.1  # mean of a picture that counts as black ground
+MAX_CODE_FRACTION = 0.2  # of a side's tokens that are the same code
+MAX_CONSTANT_FRACTION = 0.01  # of a side's images that consist of one code
+MAX_DUPLICATE_FRACTION = 0.5  # of a side's images that repeat an earlier one
+_MAX_BLACK = 0.1  # mean pixel value of an image that counts as black
+
+Ids = npt.NDArray[Any]
 
 
 @dataclass
-class Side:
-    """What was seen of one side of a task's examples: all first pictures, or all second ones.
+class TokenStats:
+    """Token statistics of one side: of all inputs of a task, or of all targets.
 
     Attributes:
-        counts: how often each code occurred, (V,).
-        constant: pictures of which all tokens are one code.
-        distinct: hashes of the pictures' ids.
+        counts: How often each code occurred, (V,).
+        constant: Number of images whose tokens are all the same code.
+        hashes: Of the ids of each distinct image.
+        num_images: Number of images.
     """
 
     counts: Tensor
     constant: int = 0
-    distinct: set[int] = field(default_factory=set)
-    pictures: int = 0
+    hashes: set[int] = field(default_factory=set)
+    num_images: int = 0
 
-    def add(self, ids: np.ndarray) -> None:
-        """Count ids (n, N)."""
+    def update(self, ids: Ids) -> None:
+        """Add images, ids (n, N)."""
         flat = torch.from_numpy(ids.astype(np.int64)).flatten()
         self.counts += torch.bincount(flat, minlength=len(self.counts))
         self.constant += int((ids == ids[:, :1]).all(1).sum())
-        self.distinct |= {hash(row.tobytes()) for row in ids}
-        self.pictures += len(ids)
+        self.hashes |= {hash(row.tobytes()) for row in ids}
+        self.num_images += len(ids)
 
 
-def sides(pictures: int) -> tuple[str, ...]:
-    """What the k pictures of an example are called."""
-    if pictures == 2:
+def side_names(images_per_example: int) -> tuple[str, ...]:
+    """Names of the images of an example."""
+    if images_per_example == 2:
         return ("input", "target")
-    return tuple(f"picture {number}" for number in range(1, pictures + 1))
+    return tuple(f"image {number}" for number in range(1, images_per_example + 1))
 
 
-def inspect(
-    root: StoragePath, tokenizer: VQGAN | None, *, output: Path, pictures: int = 8, seed: int = 0
+def inspect_shards(
+    root: StoragePath,
+    tokenizer: VQGAN | None,
+    *,
+    output_dir: Path,
+    num_images: int = 8,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Look at every split and task of a root of shards.
+    """Inspect every split and task of a root of shards.
 
     Args:
-        root: of image shards or of token shards.
-        tokenizer: draws the ids of token shards; not needed for image shards.
-        output: folder for inspect.json, and a SPLIT_TASK.png a task with ``pictures`` examples
-            drawn at random; of token shards also a SPLIT_TASK_codes.png.
-        seed: of the choice.
+        root: Of image shards or of token shards.
+        tokenizer: Decodes token shards; not needed for image shards.
+        output_dir: For inspect.json, and per task SPLIT_TASK.png with ``num_images`` random
+            examples and, for token shards, SPLIT_TASK_codes.png with a histogram of the codes.
+        num_images: Examples shown per task.
+        seed: Of the random examples.
 
     Returns:
-        What inspect.json holds: root, kind, flags (a sentence each), and splits: split -> task ->
-        count, shards, rejected and, of token shards, the use of the codes by side.
+        The content of inspect.json: root, kind, flags (one sentence each), and splits: split ->
+        task -> count, shards, rejected and, for token shards, the codebook usage of each side.
 
     Raises:
-        UserError: there are no shards, or no tokenizer where one is needed.
+        UserError: There are no shards, or no tokenizer for token shards.
     """
-    kind, found = kind_of(root), _folders(root)
+    kind, task_dirs = shard_kind(root), _task_dirs(root)
     if kind == "tokens" and tokenizer is None:
-        raise UserError(f"{root} holds tokens, which a tokenizer draws: set tokenizer=PATH")
-    flags = _faults(root, kind, sorted({split for split, _ in found}))
+        raise UserError(f"{root} holds tokens, which need a tokenizer: set tokenizer=PATH")
+    flags = _split_errors(root, kind, sorted({split for split, _ in task_dirs}))
     splits: dict[str, dict[str, Any]] = {}
-    with Progress(len(found), "inspect", "folders") as bar:
-        for split, task in found:
-            place = f"{split}/{task}"
+    with Progress(len(task_dirs), "inspect", "folders") as bar:
+        for split, task in task_dirs:
+            name = f"{split}/{task}"
             try:
                 manifest = Manifest.load(root / split / task / MANIFEST)
+                chosen = _sample_examples(manifest, num_images, seed)
                 if tokenizer is None or kind == "images":
-                    facts = _look_at_pairs(root, manifest, output, pictures, seed)
+                    facts = _inspect_images(root, manifest, output_dir, chosen)
                 else:
-                    facts, wrong = _look_at_tokens(
-                        root, manifest, tokenizer, output, pictures, seed
-                    )
-                    flags += [f"{place}: {each}" for each in wrong]
+                    facts, found = _inspect_tokens(root, manifest, tokenizer, output_dir, chosen)
+                    flags += [f"{name}: {each}" for each in found]
                 splits.setdefault(split, {})[task] = facts
             except UserError as error:
-                flags.append(f"{place}: {error}")
-            bar.update(note=place)
+                flags.append(f"{name}: {error}")
+            bar.update(note=name)
     report = {"root": str(root), "kind": kind, "flags": flags, "splits": splits}
-    write_json(output / "inspect.json", report)
+    write_json(output_dir / "inspect.json", report)
     return report
 
 
-def _faults(root: StoragePath, kind: str, splits: list[str]) -> list[str]:
-    """What training would refuse of a split as a whole."""
-    faults = []
+def _split_errors(root: StoragePath, kind: str, splits: list[str]) -> list[str]:
+    """What makes training refuse an entire split."""
+    errors = []
     for split in splits:
         try:
             load_manifests(root, split, kind)
         except UserError as error:
-            faults.append(f"{split}: {error}")
-    return faults
+            errors.append(f"{split}: {error}")
+    return errors
 
 
-def kind_of(root: StoragePath) -> str:
+def shard_kind(root: StoragePath) -> str:
     """Whether a root holds "images" or "tokens", by the first manifest that can be read.
 
     Raises:
-        UserError: there are no shards.
+        UserError: There are no shards.
     """
-    for split, task in _folders(root):
+    for split, task in _task_dirs(root):
         try:
             return Manifest.load(root / split / task / MANIFEST).kind
-        except UserError:  # told when its turn comes
+        except UserError:  # reported by `inspect_shards` for its task
             continue
     raise UserError(
-        f"no shards in {root}: set input=FOLDER to what `delvm prepare` or `delvm encode` wrote"
+        f"no shards in {root}: set input_dir=FOLDER to what `delvm prepare` or `delvm encode` wrote"
     )
 
 
-def _folders(root: StoragePath) -> list[tuple[str, str]]:
-    """Each (split, task) that a root has a finished folder for."""
+def _task_dirs(root: StoragePath) -> list[tuple[str, str]]:
+    """Each (split, task) whose folder is complete."""
     names = sorted(each.name for each in root.iterdir() if each.is_dir())
     return [
         (split, task)
@@ -148,25 +158,24 @@ def _folders(root: StoragePath) -> list[tuple[str, str]]:
     ]
 
 
-def _chosen(manifest: Manifest, pictures: int, seed: int) -> list[int]:
-    """Numbers of the examples to be shown, in order."""
+def _sample_examples(manifest: Manifest, count: int, seed: int) -> set[int]:
+    """Indices of the examples to show."""
     rng = seeded_rng(seed, manifest.split, manifest.task)
-    count = min(pictures, manifest.count)
-    return sorted(int(n) for n in rng.choice(manifest.count, count, replace=False))
+    indices = rng.choice(manifest.count, min(count, manifest.count), replace=False)
+    return {int(index) for index in indices}
 
 
-def _look_at_pairs(
-    root: StoragePath, manifest: Manifest, output: Path, pictures: int, seed: int
+def _inspect_images(
+    root: StoragePath, manifest: Manifest, output_dir: Path, chosen: set[int]
 ) -> dict[str, Any]:
     split, task = manifest.split, manifest.task
-    chosen = set(_chosen(manifest, pictures, seed))
-    names = sides(manifest.images_per_example)
+    names = side_names(manifest.images_per_example)
     rows: list[list[Image.Image]] = [[] for _ in names]
-    for number, example in enumerate(read_examples(root, split, task, manifest=manifest)):
-        if number in chosen:
-            for row, picture in zip(rows, example.images, strict=True):
-                row.append(Image.fromarray(picture))
-    _save(image_grid(rows, row_titles=list(names)), output / f"{split}_{task}.png")
+    for index, example in enumerate(read_examples(root, split, task, manifest=manifest)):
+        if index in chosen:
+            for row, image in zip(rows, example.images, strict=True):
+                row.append(Image.fromarray(image))
+    _save(image_grid(rows, row_titles=list(names)), output_dir / f"{split}_{task}.png")
     return _counts(manifest)
 
 
@@ -178,83 +187,89 @@ def _counts(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _look_at_tokens(
-    root: StoragePath, manifest: Manifest, tokenizer: VQGAN, output: Path, pictures: int, seed: int
+def _inspect_tokens(
+    root: StoragePath, manifest: Manifest, tokenizer: VQGAN, output_dir: Path, chosen: set[int]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Facts on a folder of token shards, and what is suspicious about it."""
-    c, split, task = tokenizer.config, manifest.split, manifest.task
-    assert manifest.vocab_size is not None
+    """Facts about a folder of token shards, and its anomalies."""
+    config, stem = tokenizer.config, f"{manifest.split}_{manifest.task}"
+    assert manifest.vocab_size is not None and manifest.tokens_per_image is not None
     flags = []
-    if manifest.fingerprint != (mine := fingerprint(tokenizer)):
+    if manifest.fingerprint != (given := fingerprint(tokenizer)):
         flags.append(
-            f"encoded by tokenizer {manifest.fingerprint}, drawn here by {mine}: set tokenizer=PATH"
+            f"encoded by tokenizer {manifest.fingerprint}, decoded here by {given}: "
+            "set tokenizer=PATH"
         )
-    fits = (c.num_embeddings, c.tokens_per_image) == (
+    decodable = (config.num_embeddings, config.tokens_per_image) == (
         manifest.vocab_size,
         manifest.tokens_per_image,
     )
-    seen = {
-        name: Side(torch.zeros(manifest.vocab_size, dtype=torch.long))
-        for name in sides(manifest.images_per_example)
+    sides = {
+        name: TokenStats(torch.zeros(manifest.vocab_size, dtype=torch.long))
+        for name in side_names(manifest.images_per_example)
     }
-    shown: list[np.ndarray] = []
-    for ids in _records(root, manifest, set(_chosen(manifest, pictures, seed)), shown):
-        for number, side in enumerate(seen.values()):
-            side.add(ids[:, number])
-    if fits:
-        drawn = torch.from_numpy(np.stack(shown).astype(np.int64))  # (n, k, N)
-        rows = [to_pil(decode(tokenizer, drawn[:, number])) for number in range(len(seen))]
-        _save(image_grid(rows, row_titles=list(seen)), output / f"{split}_{task}.png")
-    all_counts = torch.stack([side.counts for side in seen.values()]).sum(0)
-    _save(plot_code_histogram(all_counts), output / f"{split}_{task}_codes.png")
-    for name, side in seen.items():
-        flags += [f"{name}s: {each}" for each in suspicious(side, manifest, tokenizer, fits)]
-    assert manifest.tokens_per_image is not None
-    area = manifest.image_size**2 / manifest.tokens_per_image
-    uses = {name: CodebookUsage.of(side.counts).as_dict(area) for name, side in seen.items()}
-    return {**_counts(manifest), **uses}, flags
+    shown: list[Ids] = []
+    for ids in _records(root, manifest, chosen, shown):
+        for index, side in enumerate(sides.values()):
+            side.update(ids[:, index])
+    if decodable:
+        sample = torch.from_numpy(np.stack(shown).astype(np.int64))  # (n, k, N)
+        rows = [to_pil(decode(tokenizer, sample[:, index])) for index in range(len(sides))]
+        _save(image_grid(rows, row_titles=list(sides)), output_dir / f"{stem}.png")
+    counts = torch.stack([side.counts for side in sides.values()]).sum(0)
+    _save(plot_code_histogram(counts), output_dir / f"{stem}_codes.png")
+    for name, side in sides.items():
+        anomalies = find_anomalies(side, manifest, tokenizer if decodable else None)
+        flags += [f"{name}s: {each}" for each in anomalies]
+    pixels_per_token = manifest.image_size**2 / manifest.tokens_per_image
+    usage = {
+        name: CodebookUsage.of(side.counts).as_dict(pixels_per_token)
+        for name, side in sides.items()
+    }
+    return {**_counts(manifest), **usage}, flags
 
 
 def _records(
-    root: StoragePath, manifest: Manifest, wanted: set[int], shown: list[np.ndarray]
-) -> Iterator[np.ndarray]:
-    """The records (n, k, N) of a folder; those examples that are ``wanted`` go to ``shown``."""
+    root: StoragePath, manifest: Manifest, chosen: set[int], shown: list[Ids]
+) -> Iterator[Ids]:
+    """Yield the records (n, k, N) of a folder, and append the chosen examples to ``shown``."""
     first = 0
     for record in read_tokens(root, manifest.split, manifest.task, manifest):
-        shown += [record[n - first] for n in sorted(wanted) if first <= n < first + len(record)]
+        shown += [record[i - first] for i in sorted(chosen) if first <= i < first + len(record)]
         first += len(record)
         yield record
 
 
-def suspicious(side: Side, manifest: Manifest, tokenizer: VQGAN, fits: bool) -> list[str]:
-    """What a side's tokens should not look like, a sentence each.
+def find_anomalies(side: TokenStats, manifest: Manifest, tokenizer: VQGAN | None) -> list[str]:
+    """Anomalies in the token statistics of a side, one sentence each.
 
-    A code that draws black may be as frequent as it likes: targets are drawn on black.
+    A code that decodes to black may be as frequent as it likes: targets have a black background.
 
     Args:
-        side: what was counted.
-        manifest: of its folder.
-        tokenizer: draws the most frequent code, if the ids ``fits`` it.
+        manifest: Of the folder.
+        tokenizer: Decodes the most frequent code; None if the ids do not fit it.
     """
-    found, use = [], CodebookUsage.of(side.counts)
-    if use.most_frequent_fraction > TOO_FREQUENT and not (
-        fits and _is_black(tokenizer, use.most_frequent)
+    anomalies, usage = [], CodebookUsage.of(side.counts)
+    if usage.most_frequent_fraction > MAX_CODE_FRACTION and not (
+        tokenizer is not None and _is_black(tokenizer, usage.most_frequent)
     ):
-        found.append(f"code {use.most_frequent} is {use.most_frequent_fraction:.0%} of the tokens")
-    if (share := side.constant / side.pictures) > CONSTANT:
-        found.append(f"{share:.0%} of the pictures are one code all over")
-    again = 1 - len(side.distinct) / side.pictures
-    if (manifest.balance or {}).get("mode") != "oversample" and again > REPEATED:
-        found.append(f"only {len(side.distinct):,} of {side.pictures:,} pictures are distinct")
-    return found
+        anomalies.append(
+            f"code {usage.most_frequent} is {usage.most_frequent_fraction:.0%} of the tokens"
+        )
+    if (constant := side.constant / side.num_images) > MAX_CONSTANT_FRACTION:
+        anomalies.append(f"{constant:.0%} of the images consist of a single code")
+    distinct = len(side.hashes)
+    oversampled = (manifest.balance or {}).get("mode") == "oversample"
+    if not oversampled and 1 - distinct / side.num_images > MAX_DUPLICATE_FRACTION:
+        anomalies.append(f"only {distinct:,} of {side.num_images:,} images are distinct")
+    return anomalies
 
 
 def _is_black(tokenizer: VQGAN, code: int) -> bool:
-    """Whether a picture of that code alone is black."""
+    """Whether an image that consists of this code is black."""
     ids = torch.full((1, tokenizer.config.tokens_per_image), code)
-    return float(decode(tokenizer, ids).mean()) < _DARK
+    return float(decode(tokenizer, ids).mean()) < _MAX_BLACK
 
 
-def _save(picture: Image.Image, path: Path) -> None:
-    with atomic_path(path) as part:
-        picture.save(part)
+def _save(image: Image.Image, path: Path) -> None:
+    with atomic_path(path) as tmp:
+        image.save(tmp)

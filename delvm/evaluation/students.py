@@ -1,4 +1,4 @@
-"""An evaluation from shards and models to numbers, figures and a report."""
+"""Evaluate students on held-out pairs: from shards and models to metrics and a report."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,11 +10,11 @@ from PIL import Image
 from delvm import tasks as all_tasks
 from delvm.data.shards.manifest import load_manifests
 from delvm.errors import UserError, did_you_mean
-from delvm.evaluation import query_set as prompting
 from delvm.evaluation import results
 from delvm.evaluation.bootstrap import CONFIDENCE, RESAMPLES
-from delvm.evaluation.report.student_report import page
-from delvm.evaluation.scoring import Example, SamplingConfig, measure
+from delvm.evaluation.query_set import build_query_set, validate
+from delvm.evaluation.report.student_report import render_report
+from delvm.evaluation.scoring import PromptExample, SamplingConfig, score_task
 from delvm.evaluation.training_curves import read_history
 from delvm.inference.decoding import Decoding, resolve_decoding
 from delvm.inference.prompter import check_tokenizer_match
@@ -27,21 +27,21 @@ from delvm.viz.image_grid import image_grid
 
 UNKNOWN_ORIGIN = "origin not stated"
 Students = Mapping[str, Transformer]
-Numbers = dict[str, dict[str, Any]]
+Examples = dict[str, list[PromptExample]]  # task -> its first queries
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """What was asked for, as metrics.json repeats it."""
+class _Options:
+    """The arguments of an evaluation, as metrics.json repeats them."""
 
-    input: str
-    queries: int
-    pairs: int
+    input_dir: str
+    num_queries: int
+    num_shots: int
     seed: int
+    decoding: Decoding
     temperature: float
     top_k: int | None
     top_p: float | None
-    decoding: Decoding
     batch_size: int
 
     @property
@@ -49,196 +49,211 @@ class _Settings:
         return SamplingConfig(self.decoding, self.temperature, self.top_k, self.top_p, self.seed)
 
 
-def run(
-    input: StoragePath,
+def evaluate_students(
+    input_dir: StoragePath,
     tokenizer: VQGAN,
     students: Students,
     *,
-    output: Path,
+    output_dir: Path,
     tasks: list[str] | None = None,
-    queries: int = 100,
-    pairs: int = 3,
+    num_queries: int = 100,
+    num_shots: int = 3,
     seed: int = 0,
+    decoding: Decoding | str | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    decoding: Decoding | str | None = None,
     batch_size: int = 32,
     histories: Mapping[str, Path] | None = None,
     origins: Mapping[str, str] | None = None,
     title: str = "Evaluation",
 ) -> dict[str, Any]:
-    """Score students on held-out pairs, beside the tokenizer's ceiling and trivial baselines.
+    """Score students on held-out pairs, between trivial baselines and the tokenizer's ceiling.
 
     Args:
-        input: Root of image shards: queries are the first pairs of "test", prompts are drawn
-            from "val".
+        input_dir: Root of image shards. The first pairs of "test" are the queries, and prompts are
+            sampled from "val".
         students: Name in the report -> model.
-        output: Folder for metrics.json, scores.csv, report.html and a TASK.png for each task.
-        tasks: None or empty takes all that the shards hold.
-        queries, pairs: Queries a task, example pairs a prompt.
-        seed: Of the prompts, of the draws (with a temperature) and of the bootstrap.
-        temperature, top_k, top_p: As for `delvm.inference.sampling.generate`.
-        decoding: As for `delvm.inference.prompter.Prompter.complete`.
-        histories: Name of a model -> metrics.csv of its training, for the loss curves.
+        output_dir: For metrics.json, scores.csv, report.html and one TASK.png per task.
+        tasks: None or empty: all tasks of the shards.
+        num_queries: Queries per task.
+        num_shots: Example pairs per prompt.
+        seed: Of the prompts, of sampling and of the bootstrap.
+        decoding, temperature, top_k, top_p: As for `delvm.inference.Prompter.complete`.
+        histories: Name of a student, or "tokenizer" -> metrics.csv of its training, for the loss
+            curves.
         origins: Name of a student, or "tokenizer" -> where its weights come from.
 
     Returns:
-        What metrics.json holds: title, settings, tokenizer, students (origin, parameters,
-        standing) and tasks (see `delvm.evaluation.results`).
+        The content of metrics.json: title, settings, tokenizer, students (origin, parameters,
+        summary) and tasks (see `delvm.evaluation.results`).
 
     Raises:
-        UserError: Shards, tasks or models that are missing or do not go together.
+        UserError: Shards, tasks or models are missing or do not fit together.
     """
     method = resolve_decoding(decoding, temperature)
-    asked = _Settings(
-        str(input), queries, pairs, seed, temperature, top_k, top_p, method, batch_size
+    options = _Options(
+        str(input_dir), num_queries, num_shots, seed, method, temperature, top_k, top_p, batch_size
     )
-    chosen = _chosen(input, tasks)
-    _check(asked, chosen, tokenizer, students)
+    selected = _select_tasks(input_dir, tasks)
+    _validate(options, selected, tokenizer, students)
     curves = {name: read_history(path) for name, path in (histories or {}).items()}
-    numbers, examples = _measure(asked, chosen, tokenizer, students)
+    task_results, examples = _score_tasks(options, selected, tokenizer, students)
     metrics = {
         "title": title,
-        "settings": asdict(asked) | _fixed(tokenizer),
-        **_models(tokenizer, students, numbers, origins or {}),
-        "tasks": numbers,
+        "settings": asdict(options) | _derived_settings(tokenizer),
+        **_model_info(tokenizer, students, task_results, origins or {}),
+        "tasks": task_results,
     }
-    _write(Path(output), metrics, examples, page(metrics, examples, curves))
+    _write(Path(output_dir), metrics, examples, render_report(metrics, examples, curves))
     return metrics
 
 
-def _chosen(root: StoragePath, names: list[str] | None) -> list[str]:
-    """The tasks to evaluate, each once, trained ones first; UserError for an unknown one.
+def _select_tasks(root: StoragePath, names: list[str] | None) -> list[str]:
+    """The tasks to evaluate, without duplicates, trained ones first.
 
-    Examples that are no pairs, such as clips, are left out, or refused where they are asked for.
+    Examples that are not pairs, such as video clips, are skipped unless their task is named.
+
+    Raises:
+        UserError: A task is unknown or its examples are not pairs.
     """
     manifests = load_manifests(root, "test", "images")
     paired = [name for name, manifest in manifests.items() if manifest.images_per_example == 2]
-    wanted = set(names or paired)
-    for name in sorted(wanted):
+    selected = set(names or paired)
+    for name in sorted(selected):
         if name not in manifests:
             raise UserError(f"no task '{name}' in {root}/test: {did_you_mean(name, manifests)}")
         if name not in paired:
             raise UserError(
-                f"task '{name}' has {manifests[name].images_per_example} images per example, a "
-                f"prompt is made of pairs: set tasks=[{','.join(paired)}]"
+                f"task '{name}' has examples of {manifests[name].images_per_example} images, but "
+                f"prompts need pairs: set tasks=[{','.join(paired)}]"
             )
-    if not wanted:
-        raise UserError(f"{root}/test holds no pairs, which prompts are made of: set input=FOLDER")
-    known = [name for name in all_tasks.NAMES if name in wanted]
-    return known + sorted(wanted - set(known))
+    if not selected:
+        raise UserError(f"{root}/test holds no pairs, which prompts need: set input_dir=FOLDER")
+    known = [name for name in all_tasks.NAMES if name in selected]
+    return known + sorted(selected - set(known))
 
 
-def _check(asked: _Settings, chosen: list[str], tokenizer: VQGAN, students: Students) -> None:
-    """Refuse, before any work, what cannot be done."""
-    for name in ("queries", "pairs", "batch_size"):
-        if (value := getattr(asked, name)) < 1:
+def _validate(options: _Options, tasks: list[str], tokenizer: VQGAN, students: Students) -> None:
+    """Refuse impossible requests before any work is done."""
+    for name in ("num_queries", "num_shots", "batch_size"):
+        if (value := getattr(options, name)) < 1:
             raise UserError(f"{name}={value} is below 1: set {name}=1 or more")
     if not students:
         raise UserError("no students to evaluate: set students.NAME=PATH")
-    root, side = as_path(asked.input), tokenizer.config.resolution
-    prompting.check(root, chosen, side, queries=asked.queries, pairs=asked.pairs)
+    validate(
+        as_path(options.input_dir),
+        tasks,
+        tokenizer.config.resolution,
+        num_queries=options.num_queries,
+        num_shots=options.num_shots,
+    )
     for name, student in students.items():
-        _check_student(name, student, tokenizer, asked.pairs)
+        _validate_student(name, student, tokenizer, options.num_shots)
 
 
-def _check_student(name: str, student: Transformer, tokenizer: VQGAN, pairs: int) -> None:
+def _validate_student(name: str, student: Transformer, tokenizer: VQGAN, num_shots: int) -> None:
     try:
         check_tokenizer_match(tokenizer, student)
     except UserError as error:
         raise UserError(f"student '{name}': {error}, or students.{name}=PATH") from None
     tokens, context = tokenizer.config.tokens_per_image, student.config.max_seq_len
-    if (needed := (2 * pairs + 2) * tokens) > context:
-        fitting = context // tokens // 2 - 1
-        remedy = f"set pairs={fitting}" if fitting > 0 else f"set students.{name}=PATH"
+    if (needed := (2 * num_shots + 2) * tokens) > context:
+        most = context // tokens // 2 - 1
+        fix = f"set num_shots={most}" if most > 0 else f"set students.{name}=PATH"
         raise UserError(
-            f"{pairs} pairs, a query and its answer are {needed} tokens, the context of student "
-            f"'{name}' is {context}: {remedy}"
+            f"{num_shots} pairs, a query and its answer are {needed} tokens, the context of "
+            f"student '{name}' is {context}: {fix}"
         )
 
 
-def _measure(
-    asked: _Settings, chosen: list[str], tokenizer: VQGAN, students: Students
-) -> tuple[Numbers, dict[str, list[Example]]]:
-    """Numbers and examples by task."""
+def _score_tasks(
+    options: _Options, tasks: list[str], tokenizer: VQGAN, students: Students
+) -> tuple[results.Results, Examples]:
     for model in (tokenizer, *students.values()):
         model.eval()
-    numbers: Numbers = {}
-    examples: dict[str, list[Example]] = {}
-    with Progress(len(chosen) * asked.queries * len(students), "evaluate", "answers") as bar:
-        for task in chosen:
-            prompts = prompting.draw(
-                as_path(asked.input),
+    task_results: results.Results = {}
+    examples: Examples = {}
+    total = len(tasks) * options.num_queries * len(students)
+    with Progress(total, "evaluate", "answers") as bar:
+        for task in tasks:
+            query_set = build_query_set(
+                as_path(options.input_dir),
                 task,
                 tokenizer,
-                queries=asked.queries,
-                pairs=asked.pairs,
-                seed=asked.seed,
-                batch_size=asked.batch_size,
+                num_queries=options.num_queries,
+                num_shots=options.num_shots,
+                seed=options.seed,
+                batch_size=options.batch_size,
             )
 
-            def done(n: int, name: str, task: str = task) -> None:
+            def on_answered(n: int, name: str, task: str = task) -> None:
                 bar.update(n, f"{task}, {name}")
 
-            measured = measure(prompts, tokenizer, students, asked.sampling, asked.batch_size, done)
-            numbers[task] = results.of_task(measured, asked.seed)
-            examples[task] = measured.examples
-    return numbers, examples
+            scores = score_task(
+                query_set, tokenizer, students, options.sampling, options.batch_size, on_answered
+            )
+            task_results[task] = results.task_results(scores, options.seed)
+            examples[task] = scores.examples
+    return task_results, examples
 
 
-def _fixed(tokenizer: VQGAN) -> dict[str, Any]:
-    """Settings that the tokenizer and this package decide."""
-    c = tokenizer.config
+def _derived_settings(tokenizer: VQGAN) -> dict[str, Any]:
+    """Settings that follow from the tokenizer and from this package."""
+    config = tokenizer.config
     return {
-        "image_size": c.resolution,
-        "tokens_per_image": c.tokens_per_image,
-        "vocab_size": c.num_embeddings,
+        "image_size": config.resolution,
+        "tokens_per_image": config.tokens_per_image,
+        "codebook_size": config.num_embeddings,
         "bootstrap_resamples": RESAMPLES,
         "confidence": CONFIDENCE,
     }
 
 
-def _models(
-    tokenizer: VQGAN, students: Students, numbers: Numbers, origins: Mapping[str, str]
+def _model_info(
+    tokenizer: VQGAN,
+    students: Students,
+    task_results: results.Results,
+    origins: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What is said of the models themselves."""
+    """Origin and size of each model, and how often each student beats the baselines."""
 
-    def facts(name: str, model: VQGAN | Transformer) -> dict[str, Any]:
-        count = sum(parameter.numel() for parameter in model.parameters())
-        return {"origin": origins.get(name, UNKNOWN_ORIGIN), "parameters": count}
+    def info(name: str, model: VQGAN | Transformer) -> dict[str, Any]:
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return {"origin": origins.get(name, UNKNOWN_ORIGIN), "parameters": parameters}
 
     return {
-        "tokenizer": facts("tokenizer", tokenizer) | {"fingerprint": fingerprint(tokenizer)},
+        "tokenizer": info("tokenizer", tokenizer) | {"fingerprint": fingerprint(tokenizer)},
         "students": {
-            name: facts(name, student) | {"standing": results.standing(numbers, name)}
+            name: info(name, student) | {"summary": results.summary(task_results, name)}
             for name, student in students.items()
         },
     }
 
 
-def _write(
-    output: Path, metrics: dict[str, Any], examples: dict[str, list[Example]], report: str
-) -> None:
-    """Figures first, the numbers last: where metrics.json is new, all is."""
+def _write(output_dir: Path, metrics: dict[str, Any], examples: Examples, report: str) -> None:
+    """Write all files, metrics.json last: a new metrics.json means that all files are new."""
     for task, shown in examples.items():
-        with atomic_path(output / f"{task}.png") as part:
-            sheet(shown).save(part)
-    write_text(output / "report.html", report)
-    results.write_csv(output / "scores.csv", metrics["tasks"])
-    write_json(output / "metrics.json", metrics)
+        with atomic_path(output_dir / f"{task}.png") as tmp:
+            example_grid(shown).save(tmp)
+    write_text(output_dir / "report.html", report)
+    results.write_csv(output_dir / "scores.csv", metrics["tasks"])
+    write_json(output_dir / "metrics.json", metrics)
 
 
-def sheet(examples: list[Example]) -> Image.Image:
-    """Contact sheet: a row a query, with its prompt, its answers and the truth."""
+def example_grid(examples: list[PromptExample]) -> Image.Image:
+    """Image grid with one row per query: prompt, query, answers, ground truth, reconstruction."""
     first = examples[0]
     titles = [f"{side} {i}" for i in range(1, len(first.pairs) + 1) for side in ("input", "target")]
-    titles += ["query", *first.answers, "truth", "round trip"]
+    titles += ["query", *first.answers, "ground truth", "reconstruction"]
     rows = [
         [
-            *(picture for pair in e.pairs for picture in pair),
-            *(e.query, *e.answers.values(), e.truth, e.round_trip),
+            *(image for pair in example.pairs for image in pair),
+            example.query,
+            *example.answers.values(),
+            example.ground_truth,
+            example.reconstruction,
         ]
-        for e in examples
+        for example in examples
     ]
     return image_grid(rows, titles)

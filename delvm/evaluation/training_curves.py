@@ -1,4 +1,4 @@
-"""Loss curves from the metrics.csv of a training run."""
+"""Learning curves from the metrics.csv of a training run."""
 
 import csv
 import math
@@ -6,22 +6,22 @@ from pathlib import Path
 
 from delvm.errors import UserError
 
-# What runs are compared by: the lower, the better.
-FIGURE = "val/loss"
+# The metric that runs are ranked by; lower is better.
+OBJECTIVE = "val/loss"
 
-# name of a column -> its points (step, value), by step
+# metric -> its points (step, value), sorted by step
 History = dict[str, list[tuple[int, float]]]
 
 
-def read_history(path: Path, finite: bool = True) -> History:
-    """Read what Lightning's CSVLogger wrote: a column a metric, blank where it was not logged.
+def read_history(path: str | Path, finite: bool = True) -> History:
+    """Read the file of Lightning's CSVLogger: one column per metric, blank where not logged.
 
     Args:
         path: a metrics.csv.
-        finite: whether points that are no number are left out.
+        finite: leave out NaN and infinite values.
 
     Raises:
-        UserError: The file is missing, has no column "step", or holds no numbers.
+        UserError: The file is missing, has no column "step", or has a value that is not a number.
     """
     try:
         with Path(path).open(newline="", encoding="utf-8") as file:
@@ -33,7 +33,7 @@ def read_history(path: Path, finite: bool = True) -> History:
     if not rows or "step" not in rows[0]:
         raise UserError(f"loss history {path} has no rows with a column 'step'")
     history: History = {}
-    for number, row in enumerate(rows, start=2):
+    for line, row in enumerate(rows, start=2):
         for name, value in row.items():
             if name in (None, "step", "epoch") or not value or not row["step"]:
                 continue
@@ -41,15 +41,15 @@ def read_history(path: Path, finite: bool = True) -> History:
                 point = (int(float(row["step"])), float(value))
             except ValueError:
                 raise UserError(
-                    f"loss history {path}, line {number}: {value!r} is no number"
+                    f"loss history {path}, line {line}: {value!r} is not a number"
                 ) from None
             if math.isfinite(point[1]) or not finite:
                 history.setdefault(name, []).append(point)
     return {name: sorted(points) for name, points in history.items()}
 
 
-def thinned(points: list[tuple[int, float]], limit: int = 160) -> list[tuple[float, float]]:
-    """At most `limit` points: means over runs of neighbours, so that a long curve stays light."""
-    size = math.ceil(len(points) / limit)
-    groups = [points[start : start + size] for start in range(0, len(points), size)] if size else []
+def downsample(points: list[tuple[int, float]], limit: int = 160) -> list[tuple[float, float]]:
+    """Reduce a long curve to at most `limit` points, each the mean of consecutive ones."""
+    size = max(1, math.ceil(len(points) / limit))
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]

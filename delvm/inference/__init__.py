@@ -1,5 +1,6 @@
 """Prompting a student: example pairs and a query in, an answer image out."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["Decoding", "Prompter", "find_queries", "generate", "read_prompt"]
@@ -22,7 +23,5 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     # Imported on first use, since torch takes seconds.
     if name in _MODULES:
-        from importlib import import_module
-
         return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

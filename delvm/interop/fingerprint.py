@@ -26,7 +26,7 @@ def fingerprint(tokenizer: VQGAN) -> str:
         plain_config(tokenizer.config), legacy.VQGAN_CONFIG, legacy.VQGAN_CONFIG_VALUES
     )
     for name, default in _DEFAULTS_BEFORE_V1.items():
-        if config[name] == default:
+        if config.get(name) == default:
             del config[name]
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from tests.evaluation.test_run_table import made
+from tests.evaluation.test_run_table import write_run
 
 
 def test_a_sweep_becomes_a_table(delvm, tmp_path):
-    made(tmp_path / "runs/seed=0", "seed: 0\n")
-    made(tmp_path / "runs/seed=1", "seed: 1\n", None)
+    write_run(tmp_path / "runs/seed=0", "seed: 0\n")
+    write_run(tmp_path / "runs/seed=1", "seed: 1\n", None)
     code, out, err = delvm("runs", "input=runs", "output=tables/a.csv")
     assert code == 0
     assert out.splitlines()[0].split() == [
@@ -23,13 +23,13 @@ def test_a_sweep_becomes_a_table(delvm, tmp_path):
         ["seed=1", "1", ""],
     ]
     # A table is replaced by a newer one.
-    made(tmp_path / "runs/seed=2", "seed: 2\n")
+    write_run(tmp_path / "runs/seed=2", "seed: 2\n")
     assert delvm("runs", "input=runs", "output=tables/a.csv")[0] == 0
     assert len(Path("tables/a.csv").read_text().splitlines()) == 4
 
 
 def test_mistakes(delvm, tmp_path):
-    made(tmp_path / "runs", "seed: 0\n")
+    write_run(tmp_path / "runs", "seed: 0\n")
     Path("empty").mkdir()
     Path("thesis.csv").write_text("years,of,work\n")
     for words, message in (

@@ -1,4 +1,4 @@
-"""A tokenizer and students that need no training, and shards of tiny pairs."""
+"""An untrained tokenizer, students that know the answers, and shards of tiny pairs."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ TASKS = ("segmentation", "derain", "edges")
 
 @dataclass
 class BlockConfig:
-    """Of a tokenizer whose tokens are the mean colours of square blocks."""
+    """Config of a tokenizer whose tokens are the mean colors of square blocks."""
 
     resolution: int = SIDE
     block: int = BLOCK
@@ -39,7 +39,7 @@ class BlockConfig:
 
 
 class BlockTokenizer(nn.Module):
-    """A block's mean colour, rounded to a fixed palette, is its token."""
+    """The token of a block is its mean color, rounded to a fixed palette."""
 
     codebook: Tensor
 
@@ -55,17 +55,19 @@ class BlockTokenizer(nn.Module):
 
     def decode(self, ids: Tensor, clamp: bool = True) -> Tensor:
         grid = self.config.resolution // self.config.block
-        colours = self.codebook[ids].mT.unflatten(2, (grid, grid))
-        return nn.functional.interpolate(colours, scale_factor=float(self.config.block))
+        colors = self.codebook[ids].mT.unflatten(2, (grid, grid))
+        return nn.functional.interpolate(colors, scale_factor=float(self.config.block))
 
 
 class Oracle(nn.Module):
-    """Knows the truth of each query by heart, and gives a share of its tokens right.
+    """A student that knows the ground truth of each query, and gets a fraction of it right.
 
-    It answers through the calls that sampling makes: forward_hidden, head and make_kv_cache.
+    It implements what sampling calls: forward_hidden, head and make_kv_cache.
     """
 
-    def __init__(self, tokenizer: BlockTokenizer, known: Iterable[Example], right: float) -> None:
+    def __init__(
+        self, tokenizer: BlockTokenizer, known: Iterable[Example], accuracy: float
+    ) -> None:
         super().__init__()
         self.tokens = tokenizer.config.tokens_per_image
         self.codes = tokenizer.config.num_embeddings
@@ -78,7 +80,7 @@ class Oracle(nn.Module):
         rng = np.random.default_rng(0)
         for pair in known:
             query, truth = tokenizer.encode(to_tensor([pair.input, pair.target]))
-            wrong = torch.from_numpy(rng.random(self.tokens) >= right)
+            wrong = torch.from_numpy(rng.random(self.tokens) >= accuracy)
             answer = torch.where(wrong, query, truth)
             self.known[tuple(query.tolist())] = answer.tolist()
 
@@ -88,45 +90,45 @@ class Oracle(nn.Module):
     def forward_hidden(
         self, input_ids: Tensor, cache: SimpleNamespace | None = None, document_ids: None = None
     ) -> Tensor:
-        whole = input_ids
+        sentence = input_ids
         if cache is not None:
-            whole = cache.ids = torch.cat((cache.ids, input_ids), dim=1)
-        first = whole.shape[1] - input_ids.shape[1]
-        places = range(first, whole.shape[1])
-        return torch.tensor([[self._next(row, at) for at in places] for row in whole.tolist()])
+            sentence = cache.ids = torch.cat((cache.ids, input_ids), dim=1)
+        first = sentence.shape[1] - input_ids.shape[1]
+        positions = range(first, sentence.shape[1])
+        return torch.tensor([[self._next(row, i) for i in positions] for row in sentence.tolist()])
 
-    def _next(self, row: list[int], at: int) -> int:
-        """The token after `at`: of the last picture by heart, of the others a guess."""
-        picture, place = divmod(at + 1, self.tokens)
-        if picture == 0:
+    def _next(self, row: list[int], position: int) -> int:
+        """The token after a position: known in the answer to a query, 0 elsewhere."""
+        image, index = divmod(position + 1, self.tokens)
+        if image == 0:
             return 0
-        before = tuple(row[(picture - 1) * self.tokens : picture * self.tokens])
-        return self.known.get(before, [0] * self.tokens)[place]
+        previous = tuple(row[(image - 1) * self.tokens : image * self.tokens])
+        return self.known.get(previous, [0] * self.tokens)[index]
 
     def head(self, hidden: Tensor) -> Tensor:
         return 50.0 * nn.functional.one_hot(hidden, self.codes).float()
 
 
 def tiny_pair(split: str, task: str, index: int) -> Example:
-    """A random picture and, by task, a mask of it, its clean self or a darker self."""
+    """A random image and, depending on the task, a mask, the clean image or a darker one."""
     rng = np.random.default_rng([len(split), len(task), index])
     grid = SIDE // BLOCK
     clean = rng.integers(0, 256, (grid, grid, 3)).repeat(BLOCK, 0).repeat(BLOCK, 1)
-    picture, target = clean.copy(), clean
+    image, target = clean.copy(), clean
     if task == "segmentation":
         target = np.zeros_like(clean)
         top, left = rng.integers(0, 2, 2) * BLOCK
         target[top : top + 2 * BLOCK, left : left + 2 * BLOCK] = (255, 0, 0)
     elif task == "derain":
-        picture[:, :: BLOCK // 2] = 255
+        image[:, :: BLOCK // 2] = 255
     else:
         target = clean // 2
-    return Example(f"{task}-{index}", task, (picture.astype(np.uint8), target.astype(np.uint8)))
+    return Example(f"{task}-{index}", task, (image.astype(np.uint8), target.astype(np.uint8)))
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root of 12 test and 8 val pairs a task, 16 px."""
+    """A root with 12 test and 8 val pairs per task, 16 px."""
     root = tmp_path_factory.mktemp("shards")
     for split, count in (("val", 8), ("test", 12)):
         for task in TASKS:
@@ -137,7 +139,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_tokenizer() -> Callable[..., BlockTokenizer]:
-    """Makes one whose config differs in what is given."""
+    """Builds a tokenizer with some config values changed."""
     return lambda **changes: BlockTokenizer(BlockConfig(**changes))
 
 
@@ -148,6 +150,6 @@ def tokenizer(make_tokenizer: Callable[..., BlockTokenizer]) -> BlockTokenizer:
 
 @pytest.fixture
 def students(shards: Path, tokenizer: BlockTokenizer) -> dict[str, Oracle]:
-    """One that is always right, one that is right half of the time and else copies the query."""
+    """One always right; one half right, with the other tokens copied from the query."""
     known = [pair for task in TASKS for pair in read_examples(shards, "test", task)]
-    return {"sage": Oracle(tokenizer, known, 1.0), "pupil": Oracle(tokenizer, known, 0.5)}
+    return {"oracle": Oracle(tokenizer, known, 1.0), "half": Oracle(tokenizer, known, 0.5)}

@@ -1,4 +1,4 @@
-"""Which pairs a prompt holds, and in which order its tokens stand."""
+"""Which pairs a prompt contains, and the order of its tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -10,59 +10,62 @@ import torch
 from delvm.data.image_io import to_tensor
 from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
-from delvm.evaluation import query_set as prompting
+from delvm.evaluation.query_set import QuerySet, build_query_set, validate
 
 
-def drawn(root: Path, tokenizer: Any, **changes: int) -> prompting.Prompts:
-    asked = {"queries": 6, "pairs": 3, "seed": 0, "batch_size": 4} | changes
-    return prompting.draw(root, "derain", tokenizer, **asked)
+def build(root: Path, tokenizer: Any, **changes: int) -> QuerySet:
+    options = {"num_queries": 6, "num_shots": 3, "seed": 0, "batch_size": 4} | changes
+    return build_query_set(root, "derain", tokenizer, **options)
 
 
-def test_sentence_is_pairs_query_truth(shards: Path, tokenizer: Any) -> None:
-    prompts = drawn(shards, tokenizer)
+def test_sentence_is_pairs_query_ground_truth(shards: Path, tokenizer: Any) -> None:
+    query_set = build(shards, tokenizer)
     test = list(read_examples(shards, "test", "derain"))
     val = list(read_examples(shards, "val", "derain"))
     for row in range(6):
-        pictures = [side for i in prompts.chosen[row] for side in (val[i].input, val[i].target)]
-        pictures += [test[row].input, test[row].target]
-        wanted = tokenizer.encode(to_tensor(pictures)).flatten()
-        torch.testing.assert_close(prompts.sentences(slice(row, row + 1))[0], wanted)
-        torch.testing.assert_close(prompts.prefix(slice(row, row + 1))[0], wanted[:-16])
+        images = [
+            image for i in query_set.example_indices[row] for image in (val[i].input, val[i].target)
+        ]
+        images += [test[row].input, test[row].target]
+        expected = tokenizer.encode(to_tensor(images)).flatten()
+        torch.testing.assert_close(query_set.sentences(slice(row, row + 1))[0], expected)
+        torch.testing.assert_close(query_set.prefix(slice(row, row + 1))[0], expected[:-16])
 
 
-def test_examples_are_the_chosen_pictures(shards: Path, tokenizer: Any) -> None:
-    prompts = drawn(shards, tokenizer)
-    inputs, targets = prompts.examples(slice(2, 5))
+def test_example_pixels_are_those_of_the_prompt(shards: Path, tokenizer: Any) -> None:
+    query_set = build(shards, tokenizer)
+    inputs, targets = query_set.example_pixels(slice(2, 5))
     assert inputs.shape == (3, 3, 3, 16, 16)
     val = list(read_examples(shards, "val", "derain"))
-    chosen = val[prompts.chosen[3][1]]
-    torch.testing.assert_close(inputs[1, 1], to_tensor([chosen.input])[0])
-    torch.testing.assert_close(targets[1, 1], to_tensor([chosen.target])[0])
+    pair = val[query_set.example_indices[3][1]]
+    torch.testing.assert_close(inputs[1, 1], to_tensor([pair.input])[0])
+    torch.testing.assert_close(targets[1, 1], to_tensor([pair.target])[0])
     mean = to_tensor([pair.target for pair in val]).mean(0)
-    torch.testing.assert_close(prompts.mean_target(), mean)
+    torch.testing.assert_close(query_set.mean_target(), mean)
 
 
-def test_prompts_are_drawn_by_seed_and_place(shards: Path, tokenizer: Any) -> None:
-    few, many = drawn(shards, tokenizer), drawn(shards, tokenizer, queries=12, batch_size=5)
-    assert np.array_equal(few.chosen, many.chosen[:6])
+def test_prompts_depend_on_seed_and_query_index_only(shards: Path, tokenizer: Any) -> None:
+    few, many = build(shards, tokenizer), build(shards, tokenizer, num_queries=12, batch_size=5)
+    assert np.array_equal(few.example_indices, many.example_indices[:6])
     assert torch.equal(few.queries.ids, many.queries.ids[:6])
-    assert not np.array_equal(few.chosen, drawn(shards, tokenizer, seed=1).chosen)
-    assert len({tuple(row) for row in many.chosen}) > 6
-    assert all(len(set(row)) == 3 for row in many.chosen)
+    assert not np.array_equal(few.example_indices, build(shards, tokenizer, seed=1).example_indices)
+    assert len({tuple(row) for row in many.example_indices}) > 6
+    assert all(len(set(row)) == 3 for row in many.example_indices)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"queries": 13}, ["queries=13", "holds 12 pairs", "set queries=12"]),
-        ({"pairs": 9}, ["pairs=9", "val/derain holds 8 pairs", "set pairs=8"]),
-        ({"resolution": 32}, ["16 px", "resolution 32", "set input=FOLDER"]),
+        ({"num_queries": 13}, ["num_queries=13", "holds 12 pairs", "set num_queries=12"]),
+        ({"num_shots": 9}, ["num_shots=9", "val/derain holds 8 pairs", "set num_shots=8"]),
+        ({"resolution": 32}, ["16 px", "resolution 32", "set input_dir=FOLDER"]),
         ({"tasks": ["pose"]}, ["no task 'pose'", "set tasks=[derain,edges,segmentation]"]),
     ],
 )
-def test_what_the_shards_cannot_give(shards: Path, changes: dict, words: list[str]) -> None:
-    asked = {"tasks": ["derain"], "resolution": 16, "queries": 12, "pairs": 8} | changes
+def test_validate_names_what_the_shards_lack(shards: Path, changes: dict, words: list[str]) -> None:
+    options = {"num_queries": 12, "num_shots": 8} | changes
+    tasks, resolution = options.pop("tasks", ["derain"]), options.pop("resolution", 16)
     with pytest.raises(UserError) as caught:
-        prompting.check(shards, asked.pop("tasks"), asked.pop("resolution"), **asked)
+        validate(shards, tasks, resolution, **options)
     for word in words:
         assert word in str(caught.value)

@@ -1,4 +1,4 @@
-"""Runs gathered into one table: what differs, how they did, and what is told of odd ones."""
+"""A table of runs: settings that differ, metrics, and incomplete runs."""
 
 import csv
 import math
@@ -16,7 +16,7 @@ CURVE = (
 )
 
 
-def made(
+def write_run(
     folder: Path, config: str | None, curve: str | None = CURVE, student: str = "tiny"
 ) -> None:
     (folder / ".hydra").mkdir(parents=True)
@@ -29,64 +29,64 @@ def made(
         (folder / "metrics.csv").write_text(curve)
 
 
-def test_what_differs_and_how_they_did(tmp_path):
+def test_table_has_differing_settings_and_metrics(tmp_path):
     common = "{max_steps: 7, compile: false}"
-    made(tmp_path / "s/a", f"seed: 0\noptim: {{lr: 0.1, clip: null}}\ntrainer: {common}\n")
-    made(
+    write_run(tmp_path / "s/a", f"seed: 0\noptim: {{lr: 0.1, clip: null}}\ntrainer: {common}\n")
+    write_run(
         tmp_path / "s/b",
         f"seed: 0\noptim: {{lr: 1.0e-05, clip: 1.0}}\ntrainer: {common}\noutput: x\n",
         CURVE.replace("2.5", "2.0"),
         student="small",
     )
-    found = runs.gather(tmp_path / "s")
+    found = runs.collect_runs(tmp_path / "s")
     runs.write_table(found, tmp_path / "a.csv")
     rows = list(csv.reader((tmp_path / "a.csv").open(newline="")))
-    figures = ["step", "best step", "last val/loss", "best val/loss", "last val/acc"]
-    figures += ["best val/acc", "last val/pose/loss", "best val/pose/loss"]
+    metrics = ["step", "best step", "last val/loss", "best val/loss", "last val/acc"]
+    metrics += ["best val/acc", "last val/pose/loss", "best val/pose/loss"]
     assert rows == [
-        ["run", "student", "optim.lr", "optim.clip", *figures],
+        ["run", "student", "optim.lr", "optim.clip", *metrics],
         ["b", "small", "1e-05", "1.0", "7", "4", "2.75", "2.0", "0.5", "0.25", "nan", "2.25"],
         ["a", "tiny", "0.1", "null", "7", "4", "2.75", "2.5", "0.5", "0.25", "nan", "2.25"],
     ]
-    assert runs.is_table(tmp_path / "a.csv")
-    assert [run.faults for run in found] == [[], []]
-    first, second, _ = runs.shown(found)
+    assert runs.is_run_table(tmp_path / "a.csv")
+    assert [run.errors for run in found] == [[], []]
+    first, second, _ = runs.format_table(found)
     assert first.split("  ")[0].strip() == "run" and "pose" not in first
     assert second.split() == ["b", "small", "1e-05", "1", "7", "4", "2.75", "2", "0.25"]
 
 
-def test_odd_runs_are_rows_and_are_told(tmp_path):
-    made(tmp_path / "early", "seed: 1\n", None)
-    made(tmp_path / "training", "seed: 2\n", "step,train/loss\n1,2\n")
-    made(tmp_path / "diverged", "seed: 3\n", "step,val/loss\n1,nan\n")
-    made(tmp_path / "plain", None)
-    made(tmp_path / "zlast", "seed: 4\n")
+def test_incomplete_runs_are_rows_with_errors(tmp_path):
+    write_run(tmp_path / "early", "seed: 1\n", None)
+    write_run(tmp_path / "training", "seed: 2\n", "step,train/loss\n1,2\n")
+    write_run(tmp_path / "diverged", "seed: 3\n", "step,val/loss\n1,nan\n")
+    write_run(tmp_path / "plain", None)
+    write_run(tmp_path / "zlast", "seed: 4\n")
     (tmp_path / ".hidden/none").mkdir(parents=True)
     (tmp_path / ".hidden/metrics.csv").write_text(CURVE)
-    found = {run.name: run for run in runs.gather(tmp_path)}
+    found = {run.name: run for run in runs.collect_runs(tmp_path)}
     assert list(found) == ["plain", "zlast", "diverged", "early", "training"]
-    assert "loss history not found" in found["early"].faults[0]
-    assert "holds no figures of a validation" in found["training"].faults[0]
-    assert "holds no config" in found["plain"].faults[0] and len(found["plain"].figures) == 8
-    assert math.isnan(found["diverged"].figures["last val/loss"])
-    assert "best val/loss" not in found["diverged"].figures and not found["diverged"].faults
-    with pytest.raises(UserError, match="no runs in .*hidden.*set input=FOLDER"):
-        runs.gather(tmp_path / ".hidden" / "none")
+    assert "loss history not found" in found["early"].errors[0]
+    assert "has no validation metrics" in found["training"].errors[0]
+    assert "has no config" in found["plain"].errors[0] and len(found["plain"].metrics) == 8
+    assert math.isnan(found["diverged"].metrics["last val/loss"])
+    assert "best val/loss" not in found["diverged"].metrics and not found["diverged"].errors
+    with pytest.raises(UserError, match="no runs in .*hidden.*set input_dir=FOLDER"):
+        runs.collect_runs(tmp_path / ".hidden" / "none")
 
 
-def test_configs_of_runs_that_hydra_did_not_start(tmp_path):
+def test_config_of_a_run_without_hydra_is_that_of_its_network(tmp_path):
     for name, width in (("a", 16), ("b", 32)):
-        made(tmp_path / name, None)
-        said = {"kind": "student", "config": {"width": width, "layers": 2}}
+        write_run(tmp_path / name, None)
+        metadata = {"kind": "student", "config": {"width": width, "layers": 2}}
         if name == "a":
             (tmp_path / "a/student").mkdir()
-            (tmp_path / "a/student/config.json").write_text(str(said).replace("'", '"'))
+            (tmp_path / "a/student/config.json").write_text(str(metadata).replace("'", '"'))
         else:
             (tmp_path / "b/checkpoints").mkdir()
-            torch.save({"delvm": said}, tmp_path / "b/checkpoints/last.ckpt")
-    found = runs.gather(tmp_path)
-    assert [run.faults for run in found] == [[], []]
-    assert [row[:2] for row in runs.table(found)] == [
+            torch.save({"delvm": metadata}, tmp_path / "b/checkpoints/last.ckpt")
+    found = runs.collect_runs(tmp_path)
+    assert [run.errors for run in found] == [[], []]
+    assert [row[:2] for row in runs.build_table(found)] == [
         ["run", "student.net.dim"],
         ["a", "16"],
         ["b", "32"],
@@ -97,7 +97,7 @@ def test_configs_of_runs_that_hydra_did_not_start(tmp_path):
     "text, reason",
     [
         ("a: [", "cannot be read"),
-        ("- 1\n", "is no mapping"),
+        ("- 1\n", "is not a mapping"),
         ("a: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
         ("a: &x [1, 1]\nb: [*x, *x]\n", "it has aliases"),
         ("a: &x {b: *x}\n", "it has aliases"),
@@ -105,16 +105,16 @@ def test_configs_of_runs_that_hydra_did_not_start(tmp_path):
         ("a: 2001-99-99\n", "cannot be read"),
     ],
 )
-def test_a_spoilt_config_is_told_and_runs_nothing(tmp_path, text, reason):
-    made(tmp_path / "a", text)
-    (run,) = runs.gather(tmp_path)
-    assert run.settings == {} and len(run.figures) == 8
-    assert len(run.faults) == 1 and reason in run.faults[0] and "\n" not in run.faults[0]
+def test_unreadable_config_is_an_error_and_runs_no_code(tmp_path, text, reason):
+    write_run(tmp_path / "a", text)
+    (run,) = runs.collect_runs(tmp_path)
+    assert run.settings == {} and len(run.metrics) == 8
+    assert len(run.errors) == 1 and reason in run.errors[0] and "\n" not in run.errors[0]
 
 
-def test_nothing_of_the_surroundings_gets_in(tmp_path):
-    made(tmp_path / "a", "seed: ${oc.env:HOME}\n")
-    made(tmp_path / "b", "seed: 1\n")
-    found = runs.gather(tmp_path)
-    assert runs.differing(found) == ["seed"]
-    assert [row[1] for row in runs.table(found)] == ["seed", "${oc.env:HOME}", "1"]
+def test_interpolations_are_not_resolved(tmp_path):
+    write_run(tmp_path / "a", "seed: ${oc.env:HOME}\n")
+    write_run(tmp_path / "b", "seed: 1\n")
+    found = runs.collect_runs(tmp_path)
+    assert runs.differing_keys(found) == ["seed"]
+    assert [row[1] for row in runs.build_table(found)] == ["seed", "${oc.env:HOME}", "1"]

@@ -1,1 +1,1 @@
-"""HTML reports: templates and plots."""
+"""HTML reports: tables, plots, and the templates that show them."""

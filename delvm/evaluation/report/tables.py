@@ -1,180 +1,172 @@
-"""Tables and picture strips of a report, as HTML."""
+"""Tables of a report: which number is in which cell, formatted, and which is the best."""
 
-import base64
-import io
-from collections.abc import Callable
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from PIL import Image
-
-from delvm.evaluation.report.plots import colour
-from delvm.evaluation.scoring import Example
 
 LABELS = {"psnr": "PSNR, dB", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "miou": "mIoU", "pck": "PCK"}
 LOWER_IS_BETTER = ("loss", "perplexity")
 _DIGITS = {"psnr": 2, "loss": 3, "perplexity": 1}
-_SMALL = 96  # pictures up to this side are shown pixel by pixel
-_LARGE = 160  # larger ones are reduced to this side, which keeps a report light
 
-Interval = dict[str, Any]
+Interval = Mapping[str, Any]  # "mean", "low", "high", "n"
 
 
-def label(metric: str) -> str:
-    """A metric as people write it, with its unit."""
+@dataclass(frozen=True)
+class Cell:
+    """A number, the interval below it (empty if undefined), and whether it is the best."""
+
+    mean: str
+    interval: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        name: Its heading.
+        cells: One per column.
+        model: Index of the model, for its color; None for a row without one.
+        tag: A remark behind the name.
+    """
+
+    name: str
+    cells: list[Cell]
+    model: int | None = None
+    tag: str = ""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows under a common title, which may be empty; ``quiet`` ones are printed in gray."""
+
+    title: str
+    rows: list[Row]
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption and column headings, the heading of the row names left out."""
+
+    caption: str
+    columns: list[str]
+    groups: list[RowGroup]
+
+
+def metric_label(metric: str) -> str:
+    """A metric with its unit."""
     return LABELS.get(metric, metric)
 
 
-def number(metric: str, value: float | None) -> str:
-    """A value with the digits that suit its metric; a dash where there is none."""
+def format_value(metric: str, value: float | None) -> str:
+    """A value with the digits that suit its metric; a dash for None."""
     if value is None:
         return "–"
     if metric == "accuracy":
         return f"{100 * value:.1f}"
     digits = _DIGITS.get(metric, 3)
-    rounded = round(value, digits) + 0.0  # + 0.0 makes 0 of -0
+    rounded = round(value, digits) + 0.0  # + 0.0 turns -0 into 0
     return f"{rounded:,.{digits}f}".replace("-", "−")
 
 
-def percent(value: float | None) -> str:
-    """A share as a whole percentage; a dash where there is none."""
-    return "–" if value is None else f"{round(100 * value)}%".replace("-", "−")
+def format_percent(fraction: float | None) -> str:
+    """A fraction as a rounded percentage; a dash for None."""
+    return "–" if fraction is None else f"{round(100 * fraction)}%".replace("-", "−")
 
 
-def _cell(metric: str, interval: Interval, best: bool) -> str:
-    """A table cell: the mean, and below it the interval."""
-    mean, low, high = (number(metric, interval[key]) for key in ("mean", "low", "high"))
-    around = "" if interval["low"] is None else f'<span class="ci">{low} to {high}</span>'
-    return f'<td{_class("best" if best else "")}><span class="mean">{mean}</span>{around}</td>'
+def format_parameters(count: int) -> str:
+    """A number of parameters with two or three digits."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
 
 
-def _class(kind: str) -> str:
-    return f' class="{kind}"' if kind else ""
+def _cell(metric: str, interval: Interval, best: bool) -> Cell:
+    mean, low, high = (format_value(metric, interval[key]) for key in ("mean", "low", "high"))
+    return Cell(mean, "" if interval["low"] is None else f"{low} to {high}", best)
 
 
-Row = tuple[str, dict[str, Interval]]  # head as HTML, metric -> interval
+def row_group(
+    title: str,
+    metrics: Sequence[str],
+    rows: Sequence[tuple[str, Mapping[str, Interval]]],
+    *,
+    models: bool = False,
+    tags: Mapping[str, str] | None = None,
+    quiet: bool = False,
+) -> RowGroup:
+    """Rows under a title; the best of each column is marked if there are several rows.
 
-
-def group(title: str, metrics: list[str], rows: list[Row], kind: str = "") -> str:
-    """Rows under a title; the best of each column is marked where there are several."""
-    tops = {
+    Args:
+        metrics: The columns.
+        rows: (name, metric -> interval).
+        models: Whether the rows are models, in the order of their colors.
+        tags: Name of a row -> remark.
+    """
+    best = {
         metric: _best(metric, [values[metric]["mean"] for _, values in rows]) for metric in metrics
     }
-    lines = []
-    if title:
-        span = len(metrics) + 1
-        lines.append(
-            f'<tr class="group"><th colspan="{span}" scope="rowgroup">{escape(title)}</th></tr>'
-        )
-    for place, (head, values) in enumerate(rows):
-        cells = "".join(_cell(m, values[m], len(rows) > 1 and tops[m] == place) for m in metrics)
-        lines.append(f'<tr{_class(kind)}><th scope="row">{head}</th>{cells}</tr>')
-    return f"<tbody>{''.join(lines)}</tbody>"
-
-
-def _best(metric: str, means: list[float | None]) -> int | None:
-    """The place of the best mean; None where there is no number at all."""
-    known = {place: mean for place, mean in enumerate(means) if mean is not None}
-    choose = min if metric in LOWER_IS_BETTER else max
-    return choose(known, key=lambda place: known[place]) if known else None
-
-
-def table(caption: str, head: list[str], body: list[str]) -> str:
-    columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in ["", *head])
-    name = escape(caption, quote=True)
-    return (
-        f'<figure class="table"><figcaption>{name}</figcaption><div class="scroll" tabindex="0">'
-        f'<table aria-label="{name}"><thead><tr>{columns}</tr></thead>{"".join(body)}</table>'
-        "</div></figure>"
+    return RowGroup(
+        title,
+        [
+            Row(
+                name,
+                [_cell(m, values[m], len(rows) > 1 and best[m] == index) for m in metrics],
+                model=index if models else None,
+                tag=(tags or {}).get(name, ""),
+            )
+            for index, (name, values) in enumerate(rows)
+        ],
+        quiet,
     )
 
 
-def scores(result: dict[str, Any]) -> str:
+def _best(metric: str, means: Sequence[float | None]) -> int | None:
+    """Index of the best mean; None if all are undefined."""
+    known = {index: mean for index, mean in enumerate(means) if mean is not None}
+    choose = min if metric in LOWER_IS_BETTER else max
+    return choose(known, key=lambda index: known[index]) if known else None
+
+
+def score_table(result: Mapping[str, Any]) -> Table:
     """Ceiling, students and baselines of a task by every metric."""
-    metrics, forms = result["metrics"], result["baselines"]
-    mark = {result["best_baseline"]: ' <span class="tag">best</span>'}
-    body = [
-        group("", metrics, [("Ceiling", result["ceiling"])]),
-        group("Models", metrics, _students(result, lambda one: one["scores"])),
-        group(
+    metrics, primary = result["metrics"], result["primary_metric"]
+    baselines = result["baselines"].items()
+    groups = [
+        row_group("", metrics, [("Ceiling", result["ceiling"])]),
+        row_group("Models", metrics, _students(result, lambda one: one["scores"]), models=True),
+        row_group(
             "Baselines after the tokenizer’s round trip",
             metrics,
-            [(plain(n) + mark.get(n, ""), form["round_trip"]) for n, form in forms.items()],
+            [(name, forms["round_trip"]) for name, forms in baselines],
+            tags={result["best_baseline"]: "best"},
         ),
-        group(
-            "Baselines as they are",
+        row_group(
+            "Baselines before the round trip",
             metrics,
-            [(plain(n), f["raw"]) for n, f in forms.items()],
-            "raw",
+            [(name, forms["raw"]) for name, forms in baselines],
+            quiet=True,
         ),
     ]
-    head = [label(m) + (" ★" if m == result["primary"] else "") for m in metrics]
-    known = result["ceiling"][result["primary"]]["n"]
-    return table(f"Scores: mean over {known} queries, 95% interval; higher is better", head, body)
+    columns = [metric_label(m) + (" ★" if m == primary else "") for m in metrics]
+    n = result["ceiling"][primary]["n"]
+    return Table(f"Scores: mean over {n} queries, 95% interval; higher is better", columns, groups)
 
 
-def losses(result: dict[str, Any]) -> str:
-    """Loss, accuracy and perplexity of each student on true sentences."""
-    figures = {"loss": "loss, nats", "accuracy": "accuracy, %", "perplexity": "perplexity"}
-    body = []
+def loss_table(result: Mapping[str, Any]) -> Table:
+    """Next-token loss, accuracy and perplexity of each student on sentences with ground truth."""
+    columns = {"loss": "loss, nats", "accuracy": "accuracy, %", "perplexity": "perplexity"}
+    groups = []
     for span, title in (("all", "All tokens of the sentence"), ("answer", "Tokens of the answer")):
         rows = _students(result, lambda one, span=span: one["loss"][span])  # type: ignore[misc]
-        body.append(group(title, list(figures), rows))
-    return table("Next token, given the true tokens before it", list(figures.values()), body)
+        groups.append(row_group(title, list(columns), rows, models=True))
+    return Table("Next token, teacher-forced", list(columns.values()), groups)
 
 
-def _students(result: dict[str, Any], choose: Callable[[Any], dict[str, Interval]]) -> list[Row]:
-    students = enumerate(result["students"].items())
-    return [(model_name(name, place), choose(one)) for place, (name, one) in students]
-
-
-def plain(name: str) -> str:
-    """A name as it is shown: escaped, and with spaces."""
-    return escape(name.replace("_", " "))
-
-
-def model_name(name: str, place: int) -> str:
-    """A model's name with its colour."""
-    return f'<span class="{colour(place)}"><span class="swatch"></span>{escape(name)}</span>'
-
-
-def strip(task: str, query: int, example: Example) -> str:
-    """One query: its prompt's pairs, the query, every answer, the truth and its round trip."""
-    what = f"{task}, query {query}"
-    pairs = "".join(
-        f'<div class="pair">{picture(one, f"{what}, example {i}: input", _SMALL)}'
-        f"{picture(two, f'{what}, example {i}: target', _SMALL)}</div>"
-        for i, (one, two) in enumerate(example.pairs, start=1)
-    )
-    shown = [_figure(example.query, "query", what, "query")]
-    for i, (name, answer) in enumerate(example.answers.items()):
-        shown.append(_figure(answer, name, f"{what}: answer of", f"answer {colour(i)}"))
-    shown.append(_figure(example.truth, "truth", what, "truth"))
-    shown.append(_figure(example.round_trip, "truth, round trip", what, "truth"))
-    return (
-        f'<div class="example"><div class="prompt">{pairs}</div>'
-        f'<div class="answers">{"".join(shown)}</div></div>'
-    )
-
-
-def _figure(image: Image.Image, caption: str, what: str, kind: str) -> str:
-    return (
-        f'<figure class="{kind}">{picture(image, f"{what} {caption}", _LARGE)}'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def picture(image: Image.Image, alt: str, limit: int) -> str:
-    """A picture inside the page, reduced to `limit` pixels a side if it is larger."""
-    if max(image.size) > limit:
-        image = image.copy()
-        image.thumbnail((limit, limit), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    width, height = image.size
-    kind = ' class="tiny"' if max(image.size) <= _SMALL else ""
-    return (
-        f'<img{kind} src="data:image/png;base64,{data}" width="{width}" height="{height}" '
-        f'alt="{escape(alt, quote=True)}">'
-    )
+def _students(
+    result: Mapping[str, Any], select: Callable[[Any], Mapping[str, Interval]]
+) -> list[tuple[str, Mapping[str, Interval]]]:
+    return [(name, select(one)) for name, one in result["students"].items()]

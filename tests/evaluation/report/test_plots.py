@@ -1,63 +1,87 @@
-"""Where charts put things."""
+"""Where plots draw their data, read from the SVG."""
 
 import re
 from xml.etree import ElementTree
 
 import pytest
 
-from delvm.evaluation.report.plots import Curve, Span, curves, lane, ticks
+from delvm.evaluation.report.plots import COLORS, AxisRange, Curve, curve_plot, interval_bar
+from delvm.evaluation.report.render import _environment
 
 HALF = {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 10}
+UNDEFINED = {"mean": None, "low": None, "high": None}
+SVG = "{http://www.w3.org/2000/svg}"
 
 
-def test_span_covers_the_way_and_is_bounded() -> None:
-    assert Span.around([HALF]) == Span(-0.04, 1.04)
-    far = Span.around([{"mean": -7.0, "low": -9.0, "high": 3.0}])
-    assert -1.2 < far.low < -1.0
-    assert far.percent(-7.0) == 0.0
-    unknown = Span.around([{"mean": None, "low": None, "high": None}])
-    assert unknown.percent(0.5) == 50.0
-
-
-def test_lane_places_dot_and_interval() -> None:
-    svg = lane(Span(0.0, 1.0), 9, HALF, 'a <b> "c"')
+def groups(svg: str) -> dict[str, ElementTree.Element]:
+    """The elements with an id, by id; the whole image is "figure"."""
     root = ElementTree.fromstring(svg)
-    assert root.get("class") == "lane m1"
-    assert root.get("aria-label") == 'a <b> "c"'
-    circle = root.find("circle")
-    assert circle is not None
-    assert circle.get("cx") == "50.0%"
-    bar = next(line for line in root.findall("line") if line.get("class") == "bar")
-    assert (bar.get("x1"), bar.get("x2")) == ("25.0%", "75.0%")
+    return {"figure": root} | {e.get("id", ""): e for e in root.iter(f"{SVG}g")}
 
 
-def test_lane_without_numbers_and_beyond_the_edge() -> None:
-    unknown = lane(Span(0.0, 1.0), 0, {"mean": None, "low": None, "high": None}, "x")
-    assert "circle" not in unknown
-    assert 'class="bar"' not in unknown
-    outside = lane(Span(0.0, 1.0), 0, {"mean": 2.0, "low": None, "high": None}, "x")
-    assert 'class="dot outside" cx="100.0%"' in outside
+def path_points(group: ElementTree.Element) -> list[tuple[float, float]]:
+    """The points of the paths below an element that is not a marker."""
+    paths = [e.get("d", "") for e in group.findall(f"{SVG}path")]
+    numbers = [float(n) for path in paths for n in re.findall(r"-?[\d.]+", path)]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "count", "wanted"),
-    [
-        (0.0, 10.0, 5, [0, 2, 4, 6, 8, 10]),
-        (2.3, 3.1, 4, [2.4, 2.6, 2.8, 3.0]),
-        (0.0, 2990.0, 5, [0, 1000, 2000]),
-        (1.0, 1.0, 5, [1.0]),
-    ],
-)
-def test_ticks_are_round(low: float, high: float, count: int, wanted: list[float]) -> None:
-    assert ticks(low, high, count) == wanted
+def marker_x(group: ElementTree.Element) -> float:
+    (use,) = group.iter(f"{SVG}use")
+    return float(use.get("x", "nan"))
 
 
-def test_curves_are_well_formed_and_within_the_plot() -> None:
-    lines = [Curve("a & b", 0, [(0, 3.0), (10, 1.0)]), Curve("c", 1, [(5, 2.0)])]
-    root = ElementTree.fromstring(curves("Loss", "nats", "steps", lines))
-    lost = [line.get("points", "") for line in root.iter("polyline")]
-    assert len(lost) == 2
-    places = [float(number) for points in lost for number in re.split("[ ,]", points)]
-    assert all(0 <= place <= 1000 for place in places)
-    assert lost[0].startswith("0.0,") and " 1000.0," in lost[0]
-    assert "a & b" in "".join(root.itertext())
+def width(svg: str) -> float:
+    return float(groups(svg)["figure"].get("viewBox", "").split()[2])
+
+
+def test_axis_range_covers_the_gap_and_is_bounded() -> None:
+    assert AxisRange.around([HALF]) == AxisRange(-0.04, 1.04)
+    wide = AxisRange.around([{"mean": -7.0, "low": -9.0, "high": 3.0}])
+    assert -1.2 < wide.low < -1.0
+    assert wide.clip(-7.0) == wide.low
+    assert AxisRange.around([UNDEFINED]).clip(0.5) == 0.5
+
+
+def test_interval_bar_draws_mean_and_interval() -> None:
+    svg = interval_bar(AxisRange(0.0, 1.0), 9, HALF)
+    parts, right = groups(svg), width(svg)
+    assert marker_x(parts["mean"]) == pytest.approx(0.5 * right)
+    ends = [x for x, _ in path_points(parts["interval"])]
+    assert ends == pytest.approx([0.25 * right, 0.75 * right])
+    assert COLORS[1] in svg and COLORS[0] not in svg
+
+
+def test_interval_bar_of_undefined_and_outside_values() -> None:
+    undefined = groups(interval_bar(AxisRange(0.0, 1.0), 0, UNDEFINED))
+    assert "mean" not in undefined and "interval" not in undefined
+    svg = interval_bar(AxisRange(0.0, 1.0), 0, {"mean": 2.0, "low": None, "high": None})
+    parts = groups(svg)
+    assert marker_x(parts["mean"]) == pytest.approx(width(svg))
+    (use,) = parts["mean"].iter(f"{SVG}use")
+    assert "fill" not in use.get("style", "").replace("fill-opacity: 0", "")  # a hollow dot
+    assert "interval" not in parts
+
+
+def test_curve_plot_is_well_formed_and_draws_inside_its_axes() -> None:
+    curves = [Curve("a & $b", 0, [(0, 3.0), (10, 1.0)]), Curve("c", 1, [(5, 2.0)])]
+    svg = curve_plot(curves, "steps", "nats & bits")
+    parts = groups(svg)
+    _, _, right, bottom = map(float, parts["figure"].get("viewBox", "").split())
+    first, second = (path_points(parts[f"curve{i}"]) for i in range(2))
+    assert len(first) == 2 and len(second) == 1
+    assert all(0 <= x <= right and 0 <= y <= bottom for x, y in first + second)
+    (x0, high), (x1, low) = first
+    assert x0 < second[0][0] < x1 and high < second[0][1] < low
+    text = "".join(parts["figure"].itertext())
+    assert "steps" in text and "nats & bits" in text
+
+
+def test_same_data_gives_the_same_svg() -> None:
+    curve = Curve("a", 0, [(0, 1.0), (5, 2.0)])
+    assert curve_plot([curve], "x", "y") == curve_plot([curve], "x", "y")
+
+
+def test_style_sheet_has_the_colors_of_the_plots() -> None:
+    css = _environment().get_template("report.css").render()
+    assert re.findall(r"--c\d: (#\w+);", css) == list(COLORS)
