@@ -17,6 +17,7 @@ COLORS = (
     "#12908a", "#d9622b", "#7c6ee6", "#cf4a8c", "#8a9a1c", "#2f8ad0", "#a9772f", "#77828f",
 )  # fmt: skip
 TEXT, GRID = "#7d848c", "#7d848c55"
+_MARGIN = 0.03  # of the width of an interval bar, so that a dot at the edge is drawn in full
 
 Point = tuple[float, float]
 IntervalDict = Mapping[str, float | None]  # "mean", "low", "high", as metrics.json has them
@@ -97,11 +98,11 @@ def interval_bar(axis_range: AxisRange, model: int, gap_closed: IntervalDict) ->
     color = COLORS[color_index(model)]
     with _style():
         figure = Figure(figsize=(2.4, 0.3))
-        axes = figure.add_axes((0, 0, 1, 1))
+        axes = figure.add_axes((_MARGIN, 0, 1 - 2 * _MARGIN, 1))
         axes.set_axis_off()
         axes.set_xlim(axis_range.low, axis_range.high)
         axes.set_ylim(-1, 1)
-        axes.hlines(0, 0, 1, color=GRID, linewidth=2, gid="range")
+        axes.hlines(0, 0, 1, color=GRID, linewidth=1.5, gid="range")
         axes.vlines([0, 1], -1, 1, color=TEXT, linewidth=0.8, clip_on=False)
         axes.vlines(0.5, -1, 1, color=TEXT, linewidth=0.8, linestyle=":", clip_on=False)
         if low is not None and high is not None:

@@ -5,7 +5,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from delvm.evaluation.report.plots import COLORS, AxisRange, Curve, curve_plot, interval_bar
+from delvm.evaluation.report.plots import (
+    _MARGIN,
+    COLORS,
+    AxisRange,
+    Curve,
+    curve_plot,
+    interval_bar,
+)
 from delvm.evaluation.report.render import _environment
 
 HALF = {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 10}
@@ -31,8 +38,10 @@ def marker_x(group: ElementTree.Element) -> float:
     return float(use.get("x", "nan"))
 
 
-def width(svg: str) -> float:
-    return float(groups(svg)["figure"].get("viewBox", "").split()[2])
+def x_of(fraction: float, svg: str) -> float:
+    """Where an interval bar draws a fraction of its range."""
+    width = float(groups(svg)["figure"].get("viewBox", "").split()[2])
+    return width * (_MARGIN + fraction * (1 - 2 * _MARGIN))
 
 
 def test_axis_range_covers_the_gap_and_is_bounded() -> None:
@@ -45,10 +54,10 @@ def test_axis_range_covers_the_gap_and_is_bounded() -> None:
 
 def test_interval_bar_draws_mean_and_interval() -> None:
     svg = interval_bar(AxisRange(0.0, 1.0), 9, HALF)
-    parts, right = groups(svg), width(svg)
-    assert marker_x(parts["mean"]) == pytest.approx(0.5 * right)
+    parts = groups(svg)
+    assert marker_x(parts["mean"]) == pytest.approx(x_of(0.5, svg))
     ends = [x for x, _ in path_points(parts["interval"])]
-    assert ends == pytest.approx([0.25 * right, 0.75 * right])
+    assert ends == pytest.approx([x_of(0.25, svg), x_of(0.75, svg)])
     assert COLORS[1] in svg and COLORS[0] not in svg
 
 
@@ -57,7 +66,7 @@ def test_interval_bar_of_undefined_and_outside_values() -> None:
     assert "mean" not in undefined and "interval" not in undefined
     svg = interval_bar(AxisRange(0.0, 1.0), 0, {"mean": 2.0, "low": None, "high": None})
     parts = groups(svg)
-    assert marker_x(parts["mean"]) == pytest.approx(width(svg))
+    assert marker_x(parts["mean"]) == pytest.approx(x_of(1.0, svg))
     (use,) = parts["mean"].iter(f"{SVG}use")
     assert "fill" not in use.get("style", "").replace("fill-opacity: 0", "")  # a hollow dot
     assert "interval" not in parts
