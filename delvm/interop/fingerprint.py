@@ -8,7 +8,8 @@ from torch import Tensor
 
 from delvm import legacy
 from delvm.interop.save import plain_config
-from delvm.models.transformer import CodebookEmbedding, Transformer
+from delvm.models.embedding import CodebookEmbedding
+from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
 
 # Fields (under their first names) added to `VQGANConfig` since the first shards were written, and

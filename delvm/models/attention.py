@@ -1,26 +1,31 @@
-"""Causal self-attention with rotary positions: over whole sequences, documents packed in a row,
-or on top of a cache.
+"""Causal self-attention with rotary positions and several backends.
+
+It runs over full sequences, over documents packed in a row, and on top of a key/value cache.
+`ATTENTION` is the registry of backends; to add one, add an entry.
 
 Notation:
-    B batch    T tokens    H heads    D width of a head    C = H * D
+    B batch    T tokens    H heads    D dimension of a head    C = H * D
 """
 
+from collections.abc import Callable
 from enum import Enum
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delvm.models.cpu import attention as blockwise
+from delvm.models.norm import RMSNorm
+from delvm.models.rope import apply_rotary_emb
 
 
 class AttentionBackend(Enum):
-    """What computes attention: torch, xformers on a GPU, or ours in bfloat16 on a processor.
+    """What computes attention: torch, xformers (GPU) or the C++ kernel (bfloat16 on CPU).
 
-    ``auto`` is xformers for packed documents where it works, since it skips what lies between
-    them; cpu_flash on a CPU in bfloat16, where torch's is slow; else torch.
+    ``auto`` takes cpu_flash in bfloat16 on CPU, where torch is slow; xformers for packed documents
+    on a GPU where it is installed, since it skips the pairs of tokens of different documents; else
+    torch's scaled_dot_product_attention.
     """
 
     auto = "auto"
@@ -29,193 +34,137 @@ class AttentionBackend(Enum):
     xformers = "xformers"
 
 
-def precompute_rope(context: int, width: int, base: float) -> Tensor:
-    """Angles' cosine and sine, (2, context, width / 2) float32 (Su et al. 2021)."""
-    frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
-    angles = torch.outer(torch.arange(context, dtype=torch.float32), frequencies)
-    return torch.stack((angles.cos(), angles.sin()))
-
-
-def apply_rotary_emb(x: Tensor, table: Tensor) -> Tensor:
-    """Turn each head's first half against its second half.
-
-    Args:
-        x: (B, T, H, D).
-        table: (2, T, 1, D / 2), the angles of the T positions; or (2, B, T, 1, D / 2), of each
-            row's.
-    """
-    cos, sin = table[0], table[1]
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
-
-
 class PackedDocuments:
-    """Which tokens of each row belong together, as attention wants to know it.
+    """Which tokens of a row belong to the same document, in the forms that attention needs.
 
-    Documents do not see each other, and each begins at position 0.
+    Documents do not attend to each other, and positions restart at 0 in each.
     """
 
-    def __init__(self, numbers: Tensor) -> None:
-        """Take the number of each token's document, (B, T); those of one document lie together."""
-        self.document_ids = numbers
-        self.is_start = F.pad(numbers[:, 1:] != numbers[:, :-1], (1, 0), value=True)
+    def __init__(self, document_ids: Tensor) -> None:
+        """Read the document of each token.
+
+        Args:
+            document_ids: (B, T); the tokens of a document are adjacent and have equal ids.
+        """
+        self.document_ids = document_ids
+        is_new = document_ids[:, 1:] != document_ids[:, :-1]
+        self.is_start = F.pad(is_new, (1, 0), value=True)  # (B, T) bool
 
     @cached_property
     def mask(self) -> Tensor:
-        """Who sees whom, (B, 1, T, T) bool."""
-        return (self.document_ids[:, :, None] == self.document_ids[:, None, :]).tril()[:, None]
+        """Block-diagonal causal mask, (B, 1, T, T) bool; True where attention is allowed."""
+        ids = self.document_ids
+        return (ids[:, :, None] == ids[:, None, :]).tril()[:, None]
 
     @property
     def positions(self) -> Tensor:
-        """The place of each token in its document, (B, T) int64."""
+        """Position of each token in its document, (B, T) int64."""
         return torch.arange(self.is_start.shape[1], device=self.is_start.device) - self.start_index
 
     @cached_property
     def start_index(self) -> Tensor:
-        """The place in its row at which the document of each token begins, (B, T) int64."""
-        places = torch.arange(self.is_start.shape[1], device=self.is_start.device)
-        return torch.where(self.is_start, places, 0).cummax(dim=1).values
+        """Index in the row of the first token of each token's document, (B, T) int64."""
+        index = torch.arange(self.is_start.shape[1], device=self.is_start.device)
+        return torch.where(self.is_start, index, 0).cummax(dim=1).values
 
     @cached_property
     def seqlens(self) -> list[int]:
-        """Tokens of each document, row after row."""
+        """Length of each document in tokens, row after row."""
         starts = self.is_start.flatten().nonzero()[:, 0].tolist()
         ends = [*starts[1:], self.is_start.numel()]
         return [end - start for start, end in zip(starts, ends, strict=True)]
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, one buffer a layer, (B, H, context, D)."""
+    """Keys and values of the tokens seen so far; one buffer (B, H, max_seq_len, D) per layer."""
 
     def __init__(
         self,
-        layers: int,
-        batch: int,
-        heads: int,
-        context: int,
-        width: int,
+        n_layers: int,
+        batch_size: int,
+        n_heads: int,
+        max_seq_len: int,
+        head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (layers, 2, batch, heads, context, width)
+        shape = (n_layers, 2, batch_size, n_heads, max_seq_len, head_dim)
         self.buffer = torch.empty(shape, dtype=dtype, device=device)
         self.length = 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, H, T, D) behind the known ones; return all, (B, H, length + T, D)."""
+        """Append k, v (B, H, T, D) to a layer; return all of them, (B, H, length + T, D).
+
+        ``length`` is not changed here: it counts tokens that all layers have seen.
+        """
         end = self.length + k.shape[2]
         self.buffer[layer, 0, :, :, self.length : end] = k
         self.buffer[layer, 1, :, :, self.length : end] = v
         return self.buffer[layer, 0, :, :, :end], self.buffer[layer, 1, :, :, :end]
 
 
-class RMSNorm(nn.RMSNorm):
-    """RMSNorm (Zhang and Sennrich 2019), in the precision of what comes in whatever autocast wants.
-
-    torch's kernel adds up in float32 in any case. Given a float32 input or weight for autocast's
-    sake, it would keep float32 copies of the activations for the backward pass.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., C), each row over the root of its mean square, times the weights."""
-        with torch.autocast(x.device.type, enabled=False):
-            weight = self.weight.to(x.dtype)
-            return F.rms_norm(x, list(self.normalized_shape), weight, self.eps)
-
-
 class Attention(nn.Module):
-    """Multi-head self-attention; one matrix makes q, k and v."""
+    """Multi-head self-attention with one fused projection to q, k and v."""
 
     def __init__(
         self,
-        width: int,
-        heads: int,
+        dim: int,
+        n_heads: int,
         bias: bool,
         dropout: float,
-        qk_norm: float | None = None,
+        qk_norm_eps: float | None = None,
         backend: AttentionBackend = AttentionBackend.auto,
     ) -> None:
-        """Build it; ``qk_norm`` is the eps of the norms of q and k, None for none of them."""
+        """Create the projections.
+
+        Args:
+            dim: C.
+            n_heads: H.
+            bias: whether the projections have a bias.
+            dropout: of the attention weights, in training.
+            qk_norm_eps: eps of the RMSNorms of queries and keys; None = no such norms.
+            backend: what computes attention.
+        """
         super().__init__()
-        self.heads, self.dropout, self.backend = heads, dropout, backend
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.out = nn.Linear(width, width, bias=bias)
-        if qk_norm is not None:  # Henry et al. 2020; Dehghani et al. 2023
-            self.norm_q = RMSNorm(width // heads, eps=qk_norm)
-            self.norm_k = RMSNorm(width // heads, eps=qk_norm)
-        self.qk_norm = qk_norm is not None
+        self.n_heads, self.dropout, self.backend = n_heads, dropout, backend
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.out = nn.Linear(dim, dim, bias=bias)
+        if qk_norm_eps is not None:  # Henry et al. 2020; Dehghani et al. 2023
+            self.norm_q = RMSNorm(dim // n_heads, eps=qk_norm_eps)
+            self.norm_k = RMSNorm(dim // n_heads, eps=qk_norm_eps)
+        self.qk_norm = qk_norm_eps is not None
 
     def forward(
         self,
         x: Tensor,
-        table: Tensor,
+        rope: Tensor,
         documents: PackedDocuments | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
+        """Attention over x (B, T, C), and over the tokens of ``layer`` in ``cache`` before it."""
         b, t, c = x.shape
         # (B, T, 3C) -> three of (B, T, H, D)
-        q, k, v = self.qkv(x).view(b, t, 3, self.heads, c // self.heads).unbind(2)
+        q, k, v = self.qkv(x).view(b, t, 3, self.n_heads, c // self.n_heads).unbind(2)
         if self.qk_norm:
             q, k = self.norm_q(q), self.norm_k(k)
-        q, k = apply_rotary_emb(q, table), apply_rotary_emb(k, table)
+        q, k = apply_rotary_emb(q, rope), apply_rotary_emb(k, rope)
         dropout = self.dropout if self.training else 0.0
         if cache is not None:
             y = sdpa_with_cache(q, k, v, cache, layer)
         else:
             backend = select_backend(self.backend, documents, q, dropout)
-            y = ATTENTION[backend](q, k, v, documents, dropout)
-        return self.out(y.reshape(b, t, c))
+            y = ATTENTION[backend].attend(q, k, v, documents, dropout)
+        return cast(Tensor, self.out(y.reshape(b, t, c)))
 
 
-def select_backend(
-    backend: AttentionBackend, documents: PackedDocuments | None, q: Tensor, dropout: float
-) -> AttentionBackend:
-    """The backend that `AttentionBackend.auto` means for these queries.
-
-    Raises:
-        ValueError: what was asked for does not work here.
-    """
-    if backend is AttentionBackend.auto:
-        if _is_cpu_flash(q, dropout):
-            return AttentionBackend.cpu_flash
-        packed = documents is not None and xformers_available(q.device, q.dtype)
-        return AttentionBackend.xformers if packed else AttentionBackend.sdpa
-    if backend is AttentionBackend.xformers:
-        fits = xformers_available(q.device, q.dtype)
-    else:
-        fits = backend is AttentionBackend.sdpa or _is_cpu_flash(q, dropout)
-    if not fits:
-        raise ValueError(
-            f"attention={backend.value} does not work on {q.device.type} in {q.dtype} with "
-            f"dropout {dropout}: set student.net.attention=sdpa"
-        )
-    return backend
-
-
-def _is_cpu_flash(q: Tensor, dropout: float) -> bool:
-    """Whether `AttentionBackend.cpu_flash` computes this."""
-    fits = q.device.type == "cpu" and q.dtype is torch.bfloat16 and not dropout
-    return fits and blockwise.works()
-
-
-@cache
-def xformers_available(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether xformers computes here: it imports where it has no operator, so it is tried once."""
-    if device.type != "cuda":
-        return False
-    try:
-        probe = torch.zeros(1, 8, 1, 64, device=device, dtype=dtype)
-        xformers(probe, probe, probe, None, 0.0)
-    except (ImportError, NotImplementedError, RuntimeError, ValueError):
-        return False
-    return True
+# ---------------------------------------------------------------- backends
 
 
 def sdpa(
     q: Tensor, k: Tensor, v: Tensor, documents: PackedDocuments | None, dropout: float
 ) -> Tensor:
-    """Attention by torch: q, k, v and the result (B, T, H, D)."""
+    """Attention by torch; q, k, v and the result are (B, T, H, D)."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
     mask = None if documents is None else documents.mask
     y = F.scaled_dot_product_attention(
@@ -224,42 +173,106 @@ def sdpa(
     return y.transpose(1, 2)
 
 
-def xformers(
-    q: Tensor, k: Tensor, v: Tensor, documents: PackedDocuments | None, dropout: float
-) -> Tensor:
-    """Attention by xformers: q, k, v and the result (B, T, H, D); documents as blocks."""
-    from xformers import ops
-
-    if documents is None:
-        bias: Any = ops.LowerTriangularMask()
-        return ops.memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout)
-    bias = ops.fmha.attn_bias.BlockDiagonalCausalMask.from_seqlens(documents.seqlens)
-    rows = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v))  # (1, B T, H, D)
-    return ops.memory_efficient_attention(*rows, attn_bias=bias, p=dropout).view_as(q)
-
-
-def cpu_flash(
-    q: Tensor, k: Tensor, v: Tensor, documents: PackedDocuments | None, dropout: float
-) -> Tensor:
-    """Attention by `delvm.models.cpu.attention`; q, k, v and the result (B, T, H, D)."""
-    return blockwise.blockwise(q, k, v, None if documents is None else documents.start_index)
-
-
-ATTENTION = {
-    AttentionBackend.sdpa: sdpa,
-    AttentionBackend.cpu_flash: cpu_flash,
-    AttentionBackend.xformers: xformers,
-}
-
-
 def sdpa_with_cache(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int) -> Tensor:
-    """Attention of new tokens (B, T, H, D) to all so far; the cache is extended."""
+    """Attention of new tokens (B, T, H, D) to all tokens so far; extends the cache."""
     past, t = cache.length, q.shape[1]
     keys, values = cache.extend(layer, k.transpose(1, 2), v.transpose(1, 2))
     mask = None
-    if past and t > 1:  # query i stands at position past + i and sees everything up to itself
+    if past and t > 1:  # query i is at position past + i and attends to everything up to itself
         mask = torch.ones(t, past + t, dtype=torch.bool, device=q.device).tril(past)
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2), keys, values, attn_mask=mask, is_causal=not past and t > 1
     )
     return y.transpose(1, 2)
+
+
+def xformers_attention(
+    q: Tensor, k: Tensor, v: Tensor, documents: PackedDocuments | None, dropout: float
+) -> Tensor:
+    """Attention by xformers; q, k, v and the result are (B, T, H, D)."""
+    from xformers import ops
+
+    if documents is None:
+        bias: Any = ops.LowerTriangularMask()
+        return cast(Tensor, ops.memory_efficient_attention(q, k, v, attn_bias=bias, p=dropout))
+    bias = ops.fmha.attn_bias.BlockDiagonalCausalMask.from_seqlens(documents.seqlens)
+    rows = (x.reshape(1, -1, *x.shape[2:]) for x in (q, k, v))  # (1, B T, H, D)
+    y = ops.memory_efficient_attention(*rows, attn_bias=bias, p=dropout)
+    return cast(Tensor, y.view_as(q))
+
+
+@cache
+def xformers_available(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether xformers computes on a device in a dtype.
+
+    Its import succeeds on machines where it has no operator, so one small call decides.
+    """
+    if device.type != "cuda":
+        return False
+    try:
+        probe = torch.zeros(1, 8, 1, 64, device=device, dtype=dtype)
+        xformers_attention(probe, probe, probe, None, 0.0)
+    except (ImportError, NotImplementedError, RuntimeError, ValueError):
+        return False
+    return True
+
+
+def cpu_flash(
+    q: Tensor, k: Tensor, v: Tensor, documents: PackedDocuments | None, dropout: float
+) -> Tensor:
+    """Attention by the C++ kernel; q, k, v and the result are (B, T, H, D) bfloat16."""
+    from delvm.models.cpu.attention import cpu_flash_attention
+
+    return cpu_flash_attention(q, k, v, None if documents is None else documents.start_index)
+
+
+def _cpu_flash_supports(q: Tensor, dropout: float) -> bool:
+    if q.device.type != "cpu" or q.dtype is not torch.bfloat16 or dropout:
+        return False
+    # Imported here, since nobody else needs the kernel and its build.
+    from delvm.models.cpu.attention import cpu_flash_available
+
+    return cpu_flash_available()
+
+
+class Backend(NamedTuple):
+    """An entry of the registry.
+
+    Attributes:
+        attend: (q, k, v, documents, dropout) -> result; tensors are (B, T, H, D).
+        supports: (q, dropout) -> whether ``attend`` works for such queries on this machine.
+    """
+
+    attend: Callable[[Tensor, Tensor, Tensor, PackedDocuments | None, float], Tensor]
+    supports: Callable[[Tensor, float], bool]
+
+
+ATTENTION = {
+    AttentionBackend.sdpa: Backend(sdpa, lambda q, dropout: True),
+    AttentionBackend.cpu_flash: Backend(cpu_flash, _cpu_flash_supports),
+    AttentionBackend.xformers: Backend(
+        xformers_attention, lambda q, dropout: xformers_available(q.device, q.dtype)
+    ),
+}
+
+
+def select_backend(
+    backend: AttentionBackend, documents: PackedDocuments | None, q: Tensor, dropout: float
+) -> AttentionBackend:
+    """The backend to use for queries (B, T, H, D): the requested one, or what ``auto`` means.
+
+    Raises:
+        ValueError: the requested backend does not support such queries on this machine.
+    """
+    if backend is not AttentionBackend.auto:
+        if not ATTENTION[backend].supports(q, dropout):
+            raise ValueError(
+                f"attention={backend.value} does not support {q.device.type} with {q.dtype} and "
+                f"dropout {dropout}: set attention=sdpa in the student's config"
+            )
+        return backend
+    if ATTENTION[AttentionBackend.cpu_flash].supports(q, dropout):
+        return AttentionBackend.cpu_flash
+    if documents is not None and ATTENTION[AttentionBackend.xformers].supports(q, dropout):
+        return AttentionBackend.xformers
+    return AttentionBackend.sdpa

@@ -1,7 +1,7 @@
-"""Distances between pictures that weigh what people see: MS-SSIM, and LPIPS.
+"""Perceptual losses between images: MS-SSIM and LPIPS.
 
 Notation:
-    B batch    H side
+    B batch    H image side
 """
 
 import torch
@@ -11,10 +11,10 @@ from torchmetrics.functional.image import (
     multiscale_structural_similarity_index_measure as ms_ssim,
 )
 
-# VGG16's convolutions (Simonyan and Zisserman 2015): channels, with M where it halves.
+# VGG16's convolutions (Simonyan and Zisserman 2015): output channels, M = max pooling.
 _VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
-_TAPS = (3, 8, 15, 22, 29)  # places of the ReLUs that LPIPS reads
-_WIDTHS = (64, 128, 256, 512, 512)
+_RELU_LAYERS = (3, 8, 15, 22, 29)  # indices of the ReLUs whose output LPIPS compares
+_RELU_CHANNELS = (64, 128, 256, 512, 512)
 
 
 class MSSSIMLoss(nn.Module):
@@ -22,76 +22,78 @@ class MSSSIMLoss(nn.Module):
 
     def __init__(self, resolution: int) -> None:
         super().__init__()
-        # The picture is halved between scales: as many as fit the 7-pixel window.
+        # The image is halved between scales; use as many scales as the 7-pixel window fits into.
         scales = 1
         while scales < 5 and resolution // 2**scales >= 8:
             scales += 1
         betas = torch.tensor([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[:scales]
         self.betas = tuple((betas / betas.sum()).tolist())
 
-    def forward(self, pixels: Tensor, drawn: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, reconstructions: Tensor) -> Tensor:
         return 1 - ms_ssim(
-            drawn.float().clamp(0, 1), pixels.float(), kernel_size=7, sigma=1.0, data_range=1.0,
-            betas=self.betas, normalize="relu",
+            reconstructions.float().clamp(0, 1), pixels.float(), kernel_size=7, sigma=1.0,
+            data_range=1.0, betas=self.betas, normalize="relu",
         )  # fmt: skip
 
 
 class LPIPS(nn.Module):
-    """LPIPS with VGG16 (Zhang et al. 2018, arXiv 1801.03924) of pixels in [0, 1]; mean over B.
+    """LPIPS with VGG16 (Zhang et al. 2018, arXiv 1801.03924) of pixels in [0, 1], mean over B.
 
-    Frozen. ``features`` has torchvision's names for VGG16's weights (``features.0.weight``), the
-    heads those that torchmetrics ships (``lin0.model.1.weight``).
+    Frozen. ``features`` has torchvision's names of VGG16's weights (``features.0.weight``); the
+    linear layers have the names in torchmetrics (``lin0.model.1.weight``).
     """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, vgg: dict[str, Tensor], heads: dict[str, Tensor]) -> None:
-        """Fill the network.
+    def __init__(self, vgg: dict[str, Tensor], lins: dict[str, Tensor]) -> None:
+        """Load the weights.
+
+        Args:
+            vgg: weights of VGG16; those of its classifier may be included and are ignored.
+            lins: weights of the linear layers on top.
 
         Raises:
-            ValueError: a weight is missing or has another shape; all are listed. Weights of
-                VGG16's classifier may be there and are not used.
+            ValueError: weights are missing or have another shape; all are listed.
         """
         super().__init__()
         layers: list[nn.Module] = []
-        before = 3
-        for width in _VGG16:
-            if width == "M":
+        in_channels = 3
+        for channels in _VGG16:
+            if not isinstance(channels, int):
                 layers.append(nn.MaxPool2d(2))
                 continue
-            assert isinstance(width, int)
-            layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
-            before = width
+            layers += [nn.Conv2d(in_channels, channels, 3, padding=1), nn.ReLU()]
+            in_channels = channels
         self.features = nn.Sequential(*layers)
-        self.heads = nn.ParameterList(torch.zeros(1, width, 1, 1) for width in _WIDTHS)
+        self.lins = nn.ParameterList(torch.zeros(1, c, 1, 1) for c in _RELU_CHANNELS)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
-        wanted = {f"features.{name}": p for name, p in self.features.named_parameters()}
-        wanted |= {f"lin{i}.model.1.weight": head for i, head in enumerate(self.heads)}
-        given = vgg | heads
-        faults = [
-            f"{name}: {tuple(given[name].shape) if name in given else 'missing'}"
+        expected = {f"features.{name}": p for name, p in self.features.named_parameters()}
+        expected |= {f"lin{i}.model.1.weight": lin for i, lin in enumerate(self.lins)}
+        actual = vgg | lins
+        errors = [
+            f"{name}: {tuple(actual[name].shape) if name in actual else 'missing'}"
             f" != {tuple(p.shape)}"
-            for name, p in wanted.items()
-            if name not in given or given[name].shape != p.shape
+            for name, p in expected.items()
+            if name not in actual or actual[name].shape != p.shape
         ]
-        if faults:
-            raise ValueError("; ".join(faults))
+        if errors:
+            raise ValueError("; ".join(errors))
         with torch.no_grad():
-            for name, parameter in wanted.items():
-                parameter.copy_(given[name])
+            for name, parameter in expected.items():
+                parameter.copy_(actual[name])
         self.requires_grad_(False)
 
-    def forward(self, pixels: Tensor, drawn: Tensor) -> Tensor:
-        both = torch.cat((pixels, drawn)).float()
+    def forward(self, pixels: Tensor, reconstructions: Tensor) -> Tensor:
+        both = torch.cat((pixels, reconstructions)).float()
         x = (2 * both - 1 - self.shift) / self.scale
         distance = x.new_zeros(())
-        heads = iter(self.heads)
-        for place, layer in enumerate(self.features):
+        lins = iter(self.lins)
+        for index, layer in enumerate(self.features):
             x = layer(x)
-            if place in _TAPS:
-                unit = x * (x.square().sum(1, keepdim=True) + 1e-8).rsqrt()
-                true, ours = unit.chunk(2)
-                distance = distance + F.conv2d((true - ours).square(), next(heads)).mean()
+            if index in _RELU_LAYERS:
+                normalized = x * (x.square().sum(1, keepdim=True) + 1e-8).rsqrt()
+                a, b = normalized.chunk(2)
+                distance = distance + F.conv2d((a - b).square(), next(lins)).mean()
         return distance

@@ -1,4 +1,4 @@
-"""What numbers the hardware multiplies fast, how fast, and how much memory is in use."""
+"""Numeric precision, FLOP/s and memory of the hardware."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ import torch
 
 
 def has_native_bf16(device: str) -> bool:
-    """Whether a device ("cpu" or "cuda") multiplies in bfloat16 faster than in float32."""
+    """Whether a device ("cpu" or "cuda") multiplies faster in bfloat16 than in float32."""
     if device == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -16,10 +16,10 @@ def has_native_bf16(device: str) -> bool:
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
-    """One of Lightning's precisions; ``auto`` is bf16-mixed where the hardware multiplies in bf16.
+    """One of Lightning's precisions; ``auto`` is bf16-mixed where bfloat16 is native.
 
     Args:
-        precision: what is asked for.
+        precision: the requested precision, or ``auto``.
         accelerator: cpu, gpu or auto.
     """
     if precision != "auto":
@@ -30,35 +30,36 @@ def resolve_precision(precision: str, accelerator: str) -> str:
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """What matrices are multiplied in under one of Lightning's precisions ("bf16-mixed")."""
-    kinds = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
-    return kinds.get(precision.partition("-")[0], torch.float32)
+    """Dtype of matrix products under one of Lightning's precisions ("bf16-mixed")."""
+    dtypes = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+    return dtypes.get(precision.partition("-")[0], torch.float32)
 
 
 @cache
-def measure_peak_flops(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
-    """FLOP/s of the product of two square matrices, measured now: the median of five.
+def measure_peak_flops(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """FLOP/s of a product of two square matrices, measured now: the median of five runs.
 
     Args:
-        device, dtype: where, and of what.
-        side: of the matrices; None = 8,192 on a GPU and 1,024 on a processor (some 10 ms).
+        device: where to multiply.
+        dtype: of the matrices.
+        size: side of the matrices; None = 8,192 on a GPU and 1,024 on CPU (about 10 ms).
     """
-    side = side or (8192 if device.type == "cuda" else 1024)
-    a = torch.ones(side, side, device=device, dtype=dtype)  # draws from no generator
+    size = size or (8192 if device.type == "cuda" else 1024)
+    a = torch.ones(size, size, device=device, dtype=dtype)  # leaves random generators alone
 
-    def once() -> float:
+    def timed_product() -> float:
         start = time.perf_counter()
         a @ a
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
-    once()
-    return 2 * side**3 / statistics.median(once() for _ in range(5))
+    timed_product()  # warm-up
+    return 2 * size**3 / statistics.median(timed_product() for _ in range(5))
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Bytes in use at most so far: of a GPU by tensors, of a processor by this process."""
+    """Peak memory so far in bytes: of tensors on a GPU, of the process on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource

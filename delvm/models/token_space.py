@@ -1,21 +1,23 @@
-"""The token space: which ids are pictures, and which are none."""
+"""The token space: which ids are image tokens, and which are special tokens."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from delvm.errors import UserError
 
 
 @dataclass(frozen=True)
 class TokenSpace:
-    """What the ids of a token file or of a student mean.
+    """Meaning of the ids in a token file or of a student.
 
     Attributes:
         codebook_size: ids in [0, codebook_size) are image tokens. A student may have more ids;
             those are never sampled.
-        bos, eos: ids that begin and end a sentence, beyond the codes; None = no such id. Plain
-            DeLVM has neither; LVM has 8,192 codes, and declares both beyond them.
+        bos, eos: ids at the beginning and end of a sentence, at or above codebook_size; None = no
+            such token. DeLVM has neither; LVM has 8,192 codes and both tokens above them.
     """
 
     codebook_size: int = 8192
@@ -31,30 +33,32 @@ class TokenSpace:
                     f"set {name}={self.codebook_size} or null"
                 )
 
-    def strip_special_tokens(self, ids: np.ndarray) -> np.ndarray:
-        """Ids (T,) of pictures alone.
+    def strip_special_tokens(self, ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Image tokens of a sentence: ids (T,) without the declared bos and eos.
 
         Raises:
-            ValueError: a declared end is missing, or an id is none of a picture's.
+            ValueError: a declared bos or eos is missing, or another id is not an image token.
         """
-        for name, place, value in (("bos", 0, self.bos), ("eos", -1, self.eos)):
+        for name, index, value in (("bos", 0, self.bos), ("eos", -1, self.eos)):
             if value is None:
                 continue
-            if not len(ids) or ids[place] != value:
-                found = ids[place] if len(ids) else "nothing"
-                raise ValueError(f"{found} stands where {name}={value} is declared")
+            if not len(ids) or ids[index] != value:
+                found = ids[index] if len(ids) else "nothing"
+                raise ValueError(f"expected {name}={value}, found {found}")
             ids = ids[1:] if name == "bos" else ids[:-1]
-        if (
-            len(ids)
-            and not 0 <= (low := int(ids.min())) <= (high := int(ids.max())) < self.codebook_size
-        ):
-            bad = low if low < 0 else high
+        if not len(ids):
+            return ids
+        low, high = int(ids.min()), int(ids.max())
+        if not 0 <= low <= high < self.codebook_size:
             raise ValueError(
-                f"id {bad} is outside [0, {self.codebook_size}): set codebook_size, bos or eos"
+                f"id {low if low < 0 else high} is outside [0, {self.codebook_size}): "
+                "set codebook_size, bos or eos"
             )
         return ids
 
-    def add_special_tokens(self, ids: np.ndarray) -> np.ndarray:
-        """Ids (T,) with the declared ends."""
-        ends = [np.array([] if end is None else [end], np.int64) for end in (self.bos, self.eos)]
-        return np.concatenate((ends[0], ids.astype(np.int64), ends[1]))
+    def add_special_tokens(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Ids (T,) between the declared bos and eos."""
+        bos, eos = (
+            np.array([] if token is None else [token], np.int64) for token in (self.bos, self.eos)
+        )
+        return np.concatenate((bos, ids.astype(np.int64), eos))

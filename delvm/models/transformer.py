@@ -1,11 +1,11 @@
 """The autoregressive student (and teacher): a decoder-only transformer over image tokens.
 
-The architecture is the reference's (InternLM as DeLVM trains it): pre-norm RMSNorm, rotary
-positions, SwiGLU, an untied head, and an input embedding that is the frozen codebook of the
-tokenizer followed by a projection.
+The architecture is DeLVM's (arXiv 2402.04841, trained in InternLM): pre-norm RMSNorm, rotary
+positions, SwiGLU, an untied head, and as input embedding the tokenizer's frozen codebook followed
+by a linear projection.
 
 Notation:
-    B batch    T tokens    C width    D width of a head    V vocabulary    d width of a code
+    B batch    T tokens    C dim (model width)    D head dim    V vocabulary    d codebook dim
 """
 
 import math
@@ -13,25 +13,23 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from delvm.models.attention import (
-    Attention,
-    AttentionBackend,
-    KVCache,
-    PackedDocuments,
-    RMSNorm,
-    precompute_rope,
-)
+from delvm.models.attention import Attention, AttentionBackend, KVCache, PackedDocuments
+from delvm.models.config import below_minimum, config_from_settings, raise_errors
+from delvm.models.embedding import CodebookEmbedding
+from delvm.models.norm import RMSNorm
+from delvm.models.rope import precompute_rope
 from delvm.models.token_space import TokenSpace
 
 
 class InputEmbedding(Enum):
-    """Where input vectors come from: the tokenizer's frozen codebook, a table, or the head's."""
+    """The input embedding: frozen codebook + projection, a learned table, or tied to the head."""
 
     codebook = "codebook"
     learned = "learned"
@@ -39,7 +37,7 @@ class InputEmbedding(Enum):
 
 
 class Init(Enum):
-    """Initial weights: those of the reference's code, or N(0, 0.02) with scaled outputs (GPT-2)."""
+    """Initial weights: ``reference`` is DeLVM's code, ``gpt2`` N(0, 0.02) with scaled outputs."""
 
     reference = "reference"
     gpt2 = "gpt2"
@@ -47,20 +45,28 @@ class Init(Enum):
 
 @dataclass
 class TransformerConfig:
-    """Architecture of a student or teacher; the defaults are the paper's 300M.
+    """Architecture of a student or teacher; the defaults are the paper's 300M model.
 
     Attributes:
-        vocab_size: tokens, V; the tokenizer's number of codes.
+        vocab_size: number of token ids, V; at least the tokenizer's codebook size.
         dim: C.
-        ffn_dim: inner width of the MLP; None = 8/3 x width, rounded up to a multiple of 256.
-        max_seq_len: the longest sequence, in tokens.
-        bias: bias on q, k, v and the attention's output.
-        codebook_dim: width of a code, d (used with ``embedding: codebook``).
-        dropout: of attention and of what each block adds.
-        drop_path: chance that the last block adds nothing to a row; earlier ones have less, in
-            proportion to their depth (Huang et al. 2016).
-        qk_norm: whether queries and keys are normalised, which keeps large models stable.
-        attention: what computes it.
+        n_layers: number of blocks.
+        n_heads: attention heads per block.
+        ffn_dim: hidden size of the MLP; None = 8/3 x dim, rounded up to a multiple of 256.
+        max_seq_len: context length in tokens.
+        rope_base: base of the rotary angles.
+        norm_eps: eps of RMSNorm.
+        bias: whether q, k, v and the attention output have a bias.
+        embedding: the input embedding.
+        codebook_dim: dimension of a code, d (with ``embedding: codebook``).
+        dropout: of attention weights and residual branches, in [0, 1).
+        drop_path: stochastic depth rate of the last block, in [0, 1); it grows linearly from 0 in
+            the first block (Huang et al. 2016).
+        qk_norm: whether queries and keys are normalized, which keeps large models stable.
+        attention: what computes attention.
+        init: initial weights.
+        activation_checkpointing: recompute one of every N blocks in the backward pass, which
+            saves memory and takes time; 0 = off. It does not change what the model computes.
     """
 
     vocab_size: int = 8192
@@ -79,175 +85,218 @@ class TransformerConfig:
     qk_norm: bool = False
     attention: AttentionBackend = AttentionBackend.auto
     init: Init = Init.reference
+    activation_checkpointing: int = 0
 
     @property
     def resolved_ffn_dim(self) -> int:
-        """Inner width of the MLP."""
+        """Hidden size of the MLP."""
         return self.ffn_dim or 256 * math.ceil(self.dim * 8 / 3 / 256)
 
     @property
     def head_dim(self) -> int:
-        """Width of one head, D."""
+        """Dimension of one head, D."""
         return self.dim // self.n_heads
+
+    def validate(self) -> list[str]:
+        """All errors of this architecture, one line each; empty when it can be built."""
+        sizes = ("vocab_size", "dim", "n_layers", "n_heads", "max_seq_len", "codebook_dim")
+        errors = below_minimum(self, 1, *sizes)
+        errors += below_minimum(self, 0, "activation_checkpointing")
+        if not errors:
+            if self.dim % self.n_heads:
+                errors.append(f"dim {self.dim} is not divisible by n_heads {self.n_heads}")
+            elif self.head_dim % 2:
+                errors.append(
+                    f"head_dim {self.head_dim} (dim / n_heads) is odd, rotary embeddings need an "
+                    "even one"
+                )
+        for name in ("dropout", "drop_path"):
+            if not 0 <= (rate := getattr(self, name)) < 1:
+                errors.append(f"{name} {rate} is not in [0, 1)")
+        return errors
 
 
 class MLP(nn.Module):
     """SwiGLU (Shazeer 2020), without bias."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, inner, bias=False)
-        self.up = nn.Linear(width, inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
+        self.gate = nn.Linear(dim, hidden_dim, bias=False)
+        self.up = nn.Linear(dim, hidden_dim, bias=False)
+        self.down = nn.Linear(hidden_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return cast(Tensor, self.down(F.silu(self.gate(x)) * self.up(x)))
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, c: TransformerConfig, depth: float) -> None:
-        """Build a block that lies at a depth in [0, 1] of the network."""
+    def __init__(self, cfg: TransformerConfig, drop_path_rate: float) -> None:
+        """Create a block that skips its residual branches at ``drop_path_rate`` in training."""
         super().__init__()
-        self.norm1 = RMSNorm(c.dim, eps=c.norm_eps)
-        qk_norm = c.norm_eps if c.qk_norm else None
-        self.attention = Attention(c.dim, c.n_heads, c.bias, c.dropout, qk_norm, c.attention)
-        self.norm2 = RMSNorm(c.dim, eps=c.norm_eps)
-        self.mlp = MLP(c.dim, c.resolved_ffn_dim)
-        self.dropout = nn.Dropout(c.dropout)
-        self.drop_path = depth * c.drop_path
+        self.norm1 = RMSNorm(cfg.dim, eps=cfg.norm_eps)
+        qk_norm_eps = cfg.norm_eps if cfg.qk_norm else None
+        self.attention = Attention(
+            cfg.dim, cfg.n_heads, cfg.bias, cfg.dropout, qk_norm_eps, cfg.attention
+        )
+        self.norm2 = RMSNorm(cfg.dim, eps=cfg.norm_eps)
+        self.mlp = MLP(cfg.dim, cfg.resolved_ffn_dim)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.drop_path_rate = drop_path_rate
 
     def forward(
         self,
         x: Tensor,
-        table: Tensor,
+        rope: Tensor,
         documents: PackedDocuments | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        x = x + self.kept(self.attention(self.norm1(x), table, documents, cache, layer))
-        return x + self.kept(self.mlp(self.norm2(x)))
+        x = x + self._residual_dropout(self.attention(self.norm1(x), rope, documents, cache, layer))
+        return x + self._residual_dropout(self.mlp(self.norm2(x)))
 
-    def kept(self, added: Tensor) -> Tensor:
-        """What is added (B, T, C) after dropout, and in training nothing at all to some rows."""
-        added = self.dropout(added)
-        if not self.training or not self.drop_path:
-            return added
-        keep = torch.rand(len(added), 1, 1, device=added.device) >= self.drop_path
-        return added * keep / (1 - self.drop_path)
-
-
-class CodebookEmbedding(nn.Module):
-    """The tokenizer's frozen codebook (V, d), then a projection to the width."""
-
-    codebook: Tensor
-
-    def __init__(self, codes: int, code_width: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("codebook", torch.zeros(codes, code_width))
-        self.project = nn.Linear(code_width, width, bias=False)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.project(F.embedding(ids, self.codebook))
+    def _residual_dropout(self, branch: Tensor) -> Tensor:
+        """Apply dropout and stochastic depth (drop path) to a residual branch (B, T, C)."""
+        branch = self.dropout(branch)
+        if not self.training or not self.drop_path_rate:
+            return branch
+        keep = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path_rate
+        return branch * keep / (1 - self.drop_path_rate)
 
 
 class Transformer(nn.Module):
-    """A decoder-only transformer: ids (B, T) -> logits (B, T, V)."""
+    """A decoder-only transformer: token ids (B, T) -> logits (B, T, V).
 
-    rotary: Tensor
+    Attributes:
+        tokenizer_fingerprint: of the tokenizer whose ids the model was trained on; "" = unknown.
+        token_space: which ids are image tokens and which are special tokens.
+        seed: of the initial weights.
+    """
+
+    rope: Tensor
 
     def __init__(
         self, config: TransformerConfig, codebook: Tensor | None = None, *, defer_init: bool = False
     ) -> None:
-        """Build the model and draw its initial weights, seeded by torch's global generator.
+        """Build the model with initial weights, seeded by torch's global generator.
 
         Args:
             config: the architecture.
-            codebook: (V, d), the tokenizer's; kept frozen, needed with ``embedding: codebook``
-                unless weights are loaded afterwards.
-            defer_init: leave the blocks without storage, and the weights to `init_weights`.
+            codebook: (V, d), of the tokenizer; it stays frozen. Needed with ``embedding:
+                codebook`` unless weights or `load_codebook` follow.
+            defer_init: leave the blocks on the meta device and the weights to `init_weights`.
 
         Raises:
-            ValueError: the architecture contradicts itself or the codebook.
+            ValueError: the config is not valid, or the codebook has another shape.
         """
         super().__init__()
-        c = config
-        _check(c, codebook)
-        self.config = c
-        self.seed = int(torch.randint(2**62, (), device="cpu"))  # of the initial weights
-        self.tokenizer_fingerprint = ""  # of the tokenizer whose ids this model was trained on
-        self.token_space = TokenSpace(
-            c.vocab_size
-        )  # all ids are pictures, unless a checkpoint says more
+        raise_errors([*config.validate(), *_codebook_errors(config, codebook)])
+        self.config = cfg = config
+        self.seed = int(torch.randint(2**62, (), device="cpu"))
+        self.tokenizer_fingerprint = ""
+        self.token_space = TokenSpace(cfg.vocab_size)
         self.embed: nn.Module = (
-            CodebookEmbedding(c.vocab_size, c.codebook_dim, c.dim)
-            if c.embedding is InputEmbedding.codebook
-            else nn.Embedding(c.vocab_size, c.dim)
+            CodebookEmbedding(cfg.vocab_size, cfg.codebook_dim, cfg.dim)
+            if cfg.embedding is InputEmbedding.codebook
+            else nn.Embedding(cfg.vocab_size, cfg.dim)
         )
-        depths = torch.linspace(0, 1, c.n_layers, device="cpu").tolist()
+        depths = torch.linspace(0, 1, cfg.n_layers, device="cpu").tolist()
         with torch.device("meta") if defer_init else nullcontext():
-            self.blocks = nn.ModuleList(Block(c, depth) for depth in depths)
-        self.norm = RMSNorm(c.dim, eps=c.norm_eps)
-        self.head = nn.Linear(c.dim, c.vocab_size, bias=False)
-        if c.embedding is InputEmbedding.tied and isinstance(self.embed, nn.Embedding):
+            self.blocks = nn.ModuleList(Block(cfg, depth * cfg.drop_path) for depth in depths)
+        self.norm = RMSNorm(cfg.dim, eps=cfg.norm_eps)
+        self.head = nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
+        if cfg.embedding is InputEmbedding.tied and isinstance(self.embed, nn.Embedding):
             self.embed.weight = self.head.weight
-        # Of each so many blocks, one is computed again in the backward pass; 0 = none.
-        self.recompute = 0
-        table = precompute_rope(c.max_seq_len, c.head_dim, c.rope_base)
-        self.register_buffer("rotary", table, persistent=False)
+        rope = precompute_rope(cfg.max_seq_len, cfg.head_dim, cfg.rope_base)
+        self.register_buffer("rope", rope, persistent=False)
         if not defer_init and not self.head.weight.is_meta:
             for _ in self.init_weights():
                 pass
         if codebook is not None and isinstance(self.embed, CodebookEmbedding):
             self.embed.codebook.copy_(codebook)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Transformer":
-        """Move or cast, as `nn.Module` does; angles stay float32, or late positions would blur."""
-        super()._apply(fn, recurse)
-        c = self.config
-        self.rotary = precompute_rope(c.max_seq_len, c.head_dim, c.rope_base).to(self.rotary.device)
+    @classmethod
+    def from_settings(cls, *, defer_init: bool = False, **settings: Any) -> Self:
+        """Build the model from the fields of `TransformerConfig` as keyword arguments.
+
+        Enums may be given by name, so this can be a ``_target_`` of Hydra.
+
+        Raises:
+            ValueError: a field is unknown, or the config is not valid.
+        """
+        return cls(config_from_settings(TransformerConfig, settings), defer_init=defer_init)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, V."""
+        return self.config.vocab_size
+
+    @property
+    def max_seq_len(self) -> int:
+        """Context length in tokens."""
+        return self.config.max_seq_len
+
+    def load_codebook(self, codebook: Tensor, fingerprint: str) -> None:
+        """Take over the codebook (V, d) of a tokenizer, and record the tokenizer's fingerprint.
+
+        An embedding other than ``codebook`` has no codebook; only the fingerprint is recorded.
+
+        Raises:
+            ValueError: the codebook has another shape than the embedding's.
+        """
+        if isinstance(self.embed, CodebookEmbedding):
+            raise_errors(_codebook_errors(self.config, codebook))
+            self.embed.codebook.copy_(codebook)
+        self.tokenizer_fingerprint = fingerprint
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast, as in `nn.Module`; rotary angles stay float32, or late positions blur."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        cfg = self.config
+        rope = precompute_rope(cfg.max_seq_len, cfg.head_dim, cfg.rope_base)
+        self.rope = rope.to(self.rope.device)
         return self
 
     def init_weights(self) -> Iterator[nn.Module]:
-        """Draw the initial weights, all in one place; yield each block with its own, then all.
+        """Set all initial weights; yield each block when it is done, and at last the model.
 
-        Blocks get their storage here if they have none, so that whoever spreads them over
-        processes holds one whole block at a time.
+        A block on the meta device gets its storage here. So whoever shards the model between two
+        steps of this iterator has the full weights of only one block in memory.
 
-        ``reference`` is what the reference's code does (DESIGN, section 3): note that it scales
-        the *up* projection by depth, and the down projection not at all.
+        ``Init.reference`` is what DeLVM's code does: it scales the *up* projection by depth, and
+        the down projection not at all.
         """
-        c = self.config
-        draws = torch.Generator().manual_seed(self.seed)
-        reference = c.init is Init.reference
+        cfg = self.config
+        generator = torch.Generator().manual_seed(self.seed)
+        reference = cfg.init is Init.reference
         for number, block in enumerate(self.blocks, start=1):
             assert isinstance(block, Block)
             if block.mlp.up.weight.is_meta:
                 block.to_empty(device="cpu")
             if reference:
-                deep = 0.006 / math.sqrt(2 * number)
-                stds = {"qkv": 0.006, "out": deep, "gate": 0.006, "up": deep, "down": 0.0015}
+                scaled = 0.006 / math.sqrt(2 * number)
+                stds = {"qkv": 0.006, "out": scaled, "gate": 0.006, "up": scaled, "down": 0.0015}
             else:
-                deep = 0.02 / math.sqrt(2 * c.n_layers)
-                stds = {"qkv": 0.02, "out": deep, "gate": 0.02, "up": 0.02, "down": deep}
+                scaled = 0.02 / math.sqrt(2 * cfg.n_layers)
+                stds = {"qkv": 0.02, "out": scaled, "gate": 0.02, "up": 0.02, "down": scaled}
             for name, module in block.named_modules():
                 if isinstance(module, nn.Linear):
                     std = stds[name.rsplit(".", 1)[-1]]
-                    nn.init.normal_(module.weight, std=std, generator=draws)
+                    nn.init.normal_(module.weight, std=std, generator=generator)
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
                 elif isinstance(module, RMSNorm):
                     nn.init.ones_(module.weight)
             yield block
-        end = 0.0052 if reference else 0.02
-        nn.init.normal_(self.head.weight, std=end, generator=draws)
+        std = 0.0052 if reference else 0.02
+        nn.init.normal_(self.head.weight, std=std, generator=generator)
         if isinstance(self.embed, CodebookEmbedding):
-            # an ordinary start wants unit-variance inputs whatever the scale of the codes is
-            std = end if reference else c.codebook_dim**-0.5
-            nn.init.normal_(self.embed.project.weight, std=std, generator=draws)
+            # GPT-2's init assumes inputs of unit variance, whatever the scale of the codes is.
+            embed_std = std if reference else cfg.codebook_dim**-0.5
+            nn.init.normal_(self.embed.project.weight, std=embed_std, generator=generator)
         elif isinstance(self.embed, nn.Embedding):
-            nn.init.normal_(self.embed.weight, std=end, generator=draws)
+            nn.init.normal_(self.embed.weight, std=std, generator=generator)
         yield self
 
     def forward_hidden(
@@ -256,35 +305,36 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         document_ids: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states (B, T, C), before the head.
+        """Final hidden states (B, T, C), after the last norm and before the head.
 
         Args:
             input_ids: (B, T) int64, in [0, V).
             cache: keys and values of the tokens before ``input_ids``; it is extended in place.
-            document_ids: (B, T), alike for the tokens of one document: documents do not see each
-                other, and each begins at position 0. None = each row is one.
+            document_ids: (B, T), equal for the tokens of one document. Documents do not attend to
+                each other, and positions restart at 0 in each. None = each row is one document.
 
         Raises:
-            ValueError: more tokens than the context holds, or documents on top of a cache.
+            ValueError: more tokens than max_seq_len, or both document_ids and a cache.
         """
         past = cache.length if cache is not None else 0
         end = past + input_ids.shape[1]
-        if end > self.config.max_seq_len:
-            raise ValueError(f"{end} tokens for a context of {self.config.max_seq_len}")
+        if end > self.max_seq_len:
+            raise ValueError(f"{end} tokens exceed max_seq_len {self.max_seq_len}")
         if document_ids is not None and cache is not None:
-            raise ValueError("documents and a cache do not go together")
-        packed = None if document_ids is None else PackedDocuments(document_ids)
-        places = slice(past, end) if packed is None else packed.positions
-        table = self.rotary[:, places].unsqueeze(-2)  # (2, T, 1, D / 2), or (2, B, T, 1, D / 2)
+            raise ValueError("document_ids cannot be combined with a cache")
+        documents = None if document_ids is None else PackedDocuments(document_ids)
+        positions = slice(past, end) if documents is None else documents.positions
+        rope = self.rope[:, positions].unsqueeze(-2)  # (2, T, 1, D / 2) or (2, B, T, 1, D / 2)
         x = self.embed(input_ids)
+        every = self.config.activation_checkpointing
         for layer, block in enumerate(self.blocks):
-            if self.recompute and torch.is_grad_enabled() and layer % self.recompute == 0:
-                x = checkpoint(block, x, table, packed, use_reentrant=False)
+            if every and torch.is_grad_enabled() and layer % every == 0:
+                x = checkpoint(block, x, rope, documents, use_reentrant=False)
             else:
-                x = block(x, table, packed, cache, layer)
+                x = block(x, rope, documents, cache, layer)
         if cache is not None:
             cache.length = end
-        return self.norm(x)
+        return cast(Tensor, self.norm(x))
 
     def forward(
         self,
@@ -293,67 +343,55 @@ class Transformer(nn.Module):
         document_ids: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of the next token at each position; arguments as in `forward_hidden`."""
-        return self.head(self.forward_hidden(input_ids, cache, document_ids))
+        return cast(Tensor, self.head(self.forward_hidden(input_ids, cache, document_ids)))
 
     def make_kv_cache(self, batch_size: int, max_seq_len: int | None = None) -> KVCache:
-        """An empty cache for ``batch_size`` rows of up to ``max_seq_len`` tokens."""
-        c, w = self.config, self.head.weight
+        """An empty cache for ``batch_size`` rows of up to ``max_seq_len`` tokens (None = all)."""
+        cfg, weight = self.config, self.head.weight
         return KVCache(
-            c.n_layers,
+            cfg.n_layers,
             batch_size,
-            c.n_heads,
-            max_seq_len or c.max_seq_len,
-            c.head_dim,
-            w.dtype,
-            w.device,
+            cfg.n_heads,
+            max_seq_len or cfg.max_seq_len,
+            cfg.head_dim,
+            weight.dtype,
+            weight.device,
         )
 
-    def parameter_groups(self, weight_decay: float) -> Iterator[dict[str, object]]:
-        """Parameters for the optimizer: matrices with decay; norms and biases without."""
-        matrices: list[nn.Parameter] = []
-        vectors: list[nn.Parameter] = []
+    def parameter_groups(self, weight_decay: float) -> Iterator[dict[str, Any]]:
+        """Parameter groups of the optimizer: matrices decay, norms and biases do not."""
+        decay: list[nn.Parameter] = []
+        no_decay: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                # By name, since a process that holds a part of a matrix may hold it as a vector.
+                # By name, since a process may hold its shard of a matrix as a vector.
                 *_, owner, kind = name.split(".")
-                (vectors if kind == "bias" or "norm" in owner else matrices).append(parameter)
-        yield {"params": matrices, "weight_decay": weight_decay}
-        yield {"params": vectors, "weight_decay": 0.0}
+                (no_decay if kind == "bias" or "norm" in owner else decay).append(parameter)
+        yield {"params": decay, "weight_decay": weight_decay}
+        yield {"params": no_decay, "weight_decay": 0.0}
 
-    def flops_per_token(self, length: int) -> int:
-        """Floating-point operations that training takes a token, forward and backward.
+    def flops_per_token(self, seq_len: int) -> int:
+        """FLOPs of training per token, forward and backward, for sequences of ``seq_len`` tokens.
 
-        Six a weight of each matrix, and in each layer twelve a channel and visible token (half of
-        ``length`` on average) for attention; what is computed again is not counted.
+        6 per weight of each matrix, plus 12 per layer, channel and attended token (on average half
+        of ``seq_len``) for attention. Recomputation is not counted.
         """
-        c = self.config
-        blocks = c.n_layers * (4 * c.dim**2 + 3 * c.dim * c.resolved_ffn_dim)
-        ends = c.vocab_size * c.dim
-        if c.embedding is InputEmbedding.codebook:
-            ends += c.codebook_dim * c.dim
-        return 6 * (blocks + ends + c.n_layers * c.dim * length)
+        cfg = self.config
+        blocks = cfg.n_layers * (4 * cfg.dim**2 + 3 * cfg.dim * cfg.resolved_ffn_dim)
+        ends = cfg.vocab_size * cfg.dim
+        if cfg.embedding is InputEmbedding.codebook:
+            ends += cfg.codebook_dim * cfg.dim
+        return 6 * (blocks + ends + cfg.n_layers * cfg.dim * seq_len)
 
     def parameter_count(self) -> int:
-        """Trained parameters; the frozen codebook is not one of them."""
+        """Number of trained parameters; the frozen codebook does not count."""
         return sum(p.numel() for p in self.parameters())
 
 
-def _check(c: TransformerConfig, codebook: Tensor | None) -> None:
-    """Collect every fault of an architecture and raise one ValueError."""
-    faults = []
-    if c.dim % c.n_heads:
-        faults.append(f"dim {c.dim} is not divisible by n_heads {c.n_heads}")
-    elif c.head_dim % 2:
-        faults.append(
-            f"head_dim {c.head_dim} (dim / n_heads) is odd, rotary embeddings need an even one"
-        )
-    for name in ("dropout", "drop_path"):
-        if not 0 <= (share := getattr(c, name)) < 1:
-            faults.append(f"{name} {share} is not in [0, 1)")
-    if codebook is not None and tuple(codebook.shape) != (c.vocab_size, c.codebook_dim):
-        faults.append(
-            f"codebook {tuple(codebook.shape)} is not (vocab_size {c.vocab_size}, "
-            f"codebook_dim {c.codebook_dim})"
-        )
-    if faults:
-        raise ValueError("; ".join(faults))
+def _codebook_errors(cfg: TransformerConfig, codebook: Tensor | None) -> list[str]:
+    if codebook is None or tuple(codebook.shape) == (cfg.vocab_size, cfg.codebook_dim):
+        return []
+    return [
+        f"codebook {tuple(codebook.shape)} is not (vocab_size {cfg.vocab_size}, "
+        f"codebook_dim {cfg.codebook_dim})"
+    ]

@@ -1,25 +1,27 @@
-"""VQGAN tokenizer: a picture becomes a grid of discrete codes, and back.
+"""VQGAN tokenizer: an image becomes a grid of discrete codes, and back.
 
-The layout (and so the name of each weight) is that of the taming-transformers VQGAN as open-muse
-carries it, which is the tokenizer of LVM and DeLVM: pixels in [0, 1] with no further scaling.
+The layout, and so the name of each weight, is that of taming-transformers' VQGAN as open-muse has
+it, which is the tokenizer of LVM and DeLVM: pixels in [0, 1] with no further scaling.
 
 Notation:
-    B  batch            V  codes in the codebook (num_embeddings)
-    H  picture side     d  width of a code (quantized_embed_dim)
-    h  grid side        N  tokens a picture, N = h * h, in raster order
+    B batch               V codes in the codebook (num_embeddings)
+    H image side          d dimension of a code (quantized_embed_dim)
+    h side of the latent  N tokens per image, N = h * h, in raster order
 """
 
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import pairwise
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from delvm.models.config import below_minimum, config_from_settings, raise_errors
 from delvm.models.quantizer import VectorQuantizer
+from delvm.models.vqgan_blocks import Downsample, MidBlock, Stage, Upsample, group_norm
 
 
 class PixelRange(Enum):
@@ -34,22 +36,27 @@ class VQGANConfig:
     """Architecture of the tokenizer; the defaults are f16 with 8,192 codes at 256 px.
 
     Attributes:
-        resolution: picture side H in pixels.
+        resolution: image side H in pixels.
+        num_channels: channels of an image.
         hidden_channels: channels of the first level; a multiple of 32 (group norm).
-        channel_mult: channels of each level over ``hidden_channels``; between two levels the
-            picture is halved.
-        attn_resolutions: sides of the feature map at which a level has self-attention.
+        channel_mult: channels of each level relative to ``hidden_channels``; the resolution is
+            halved between levels.
+        num_res_blocks: residual blocks per level of the encoder; the decoder has one more.
+        attn_resolutions: sides of the feature maps that have self-attention.
+        no_attn_mid_block: whether the middle block has no attention.
         z_channels: channels of the encoder's output.
         num_embeddings: codes in the codebook, V.
-        quantized_embed_dim: width of a code, d.
+        quantized_embed_dim: dimension of a code, d.
+        dropout: in the residual blocks.
+        resample_with_conv: whether down- and upsampling are learned convolutions.
         commitment_cost: weight of the commitment term in the codebook loss.
-        patch_size: side of the pixel blocks folded into channels before the first convolution
-            (1 in the reference). Full-resolution convolutions cost most, so small tokenizers
-            go down early.
+        patch_size: side of the pixel blocks that are folded into channels before the first
+            convolution (1 in DeLVM). Full-resolution convolutions cost most, so small tokenizers
+            downsample early.
         pixel_range: range of pixel values inside the network. ``encode`` takes and ``decode``
             returns [0, 1] in either case.
-        use_l2_norm: whether features and codes are scaled to length 1 first, so that the
-            nearest code is the one of the least angle (Yu et al. 2021, arXiv 2110.04627).
+        use_l2_norm: whether features and codes are scaled to length 1, so that the nearest code is
+            the one with the smallest angle (Yu et al. 2021, arXiv 2110.04627).
         attn_in_single_block_levels: whether attention is applied in a level with a single
             attention block, as in taming-transformers; open-muse skips it, and its weights expect
             that.
@@ -75,200 +82,130 @@ class VQGANConfig:
 
     @property
     def downsample_factor(self) -> int:
-        """How many pixels a token stands for along a side."""
+        """Pixels per token along one side."""
         return int(self.patch_size * 2 ** (len(self.channel_mult) - 1))
 
     @property
     def latent_size(self) -> int:
-        """Tokens along a side, h."""
+        """Tokens along one side, h."""
         return self.resolution // self.downsample_factor
 
     @property
     def tokens_per_image(self) -> int:
-        """Tokens a picture, N."""
+        """Tokens per image, N."""
         return self.latent_size**2
 
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
-
-
-class ResBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, around a shortcut."""
-
-    def __init__(self, channels_in: int, channels_out: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1 = _norm(channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = _norm(channels_out)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        if channels_in != channels_out:
-            self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x)))
-        y = self.conv2(self.dropout(F.silu(self.norm2(y))))
-        return y + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
-
-
-class AttnBlock(nn.Module):
-    """Single-head self-attention over the positions of a feature map."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = _norm(channels)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(x)
-        # (B, C, h, w) -> (B, h*w, C)
-        q, k, v = (layer(y).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        # Written out as in the reference: in float32 the fused kernel rounds otherwise.
-        y = torch.softmax(q @ k.transpose(1, 2) * q.shape[-1] ** -0.5, dim=-1) @ v
-        return x + self.proj_out(y.transpose(1, 2).reshape(x.shape))
-
-
-class Downsample(nn.Module):
-    """Halve a feature map: a strided convolution padded right and below, or mean pooling."""
-
-    def __init__(self, channels: int, with_conv: bool) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2) if with_conv else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 2) if self.conv is None else self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Double a feature map by repetition, then a convolution."""
-
-    def __init__(self, channels: int, with_conv: bool) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if with_conv else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return x if self.conv is None else self.conv(x)
-
-
-class Stage(nn.Module):
-    """Residual blocks (each with attention, or none) of one resolution; then a resampling."""
-
-    def __init__(
-        self,
-        widths: list[int],
-        attention: bool,
-        dropout: float,
-        resample: nn.Module | None,
-        name: str,
-        lone: bool,
-    ) -> None:
-        super().__init__()
-        pairs = list(pairwise(widths))
-        self.block = nn.ModuleList(ResBlock(a, b, dropout) for a, b in pairs)
-        self.attn = nn.ModuleList(AttnBlock(b) for _, b in pairs if attention)
-        self.resample = name
-        self.attends = len(self.attn) > (0 if lone else 1)
-        if resample is not None:
-            self.add_module(name, resample)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.block):
-            x = block(x)
-            if self.attends:
-                x = self.attn[i](x)
-        resample = self._modules.get(self.resample)
-        return x if resample is None else resample(x)
-
-
-class MidBlock(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
-
-    def __init__(self, channels: int, attention: bool, dropout: float) -> None:
-        super().__init__()
-        self.block_1 = ResBlock(channels, channels, dropout)
-        self.attn_1 = AttnBlock(channels) if attention else None
-        self.block_2 = ResBlock(channels, channels, dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.block_1(x)
-        return self.block_2(x if self.attn_1 is None else self.attn_1(x))
+    def validate(self) -> list[str]:
+        """All errors of this architecture, one line each; empty when it can be built."""
+        sizes = ("resolution", "num_channels", "hidden_channels", "num_res_blocks", "z_channels")
+        errors = below_minimum(
+            self, 1, *sizes, "num_embeddings", "quantized_embed_dim", "patch_size"
+        )
+        if not self.channel_mult:
+            errors.append("channel_mult is empty, at least one level is needed")
+        elif self.patch_size >= 1 and self.resolution % self.downsample_factor:
+            errors.append(
+                f"resolution {self.resolution} is not a multiple of the downsample factor "
+                f"{self.downsample_factor}"
+            )
+        errors += [
+            f"hidden_channels {self.hidden_channels} x channel_mult {m} is not a multiple of 32"
+            for m in self.channel_mult
+            if self.hidden_channels * m % 32
+        ]
+        if not 0 <= self.dropout < 1:
+            errors.append(f"dropout {self.dropout} is not in [0, 1)")
+        return errors
 
 
 class Encoder(nn.Module):
     """Pixels (B, 3, H, H) -> features (B, z_channels, h, h)."""
 
-    def __init__(self, c: VQGANConfig) -> None:
+    def __init__(self, cfg: VQGANConfig) -> None:
         super().__init__()
-        widths = [c.hidden_channels * m for m in c.channel_mult]
-        self.unshuffle = nn.PixelUnshuffle(c.patch_size)
-        self.conv_in = nn.Conv2d(c.num_channels * c.patch_size**2, c.hidden_channels, 3, padding=1)
-        levels, width, side = [], c.hidden_channels, c.resolution // c.patch_size
-        for i, out in enumerate(widths):
-            down = Downsample(out, c.resample_with_conv) if i < len(widths) - 1 else None
-            blocks = [width] + [out] * c.num_res_blocks
-            attends = side in c.attn_resolutions
-            levels.append(
-                Stage(blocks, attends, c.dropout, down, "downsample", c.attn_in_single_block_levels)
+        level_channels = [cfg.hidden_channels * m for m in cfg.channel_mult]
+        self.unshuffle = nn.PixelUnshuffle(cfg.patch_size)
+        in_channels = cfg.num_channels * cfg.patch_size**2
+        self.conv_in = nn.Conv2d(in_channels, cfg.hidden_channels, 3, padding=1)
+        stages, channels, side = [], cfg.hidden_channels, cfg.resolution // cfg.patch_size
+        for i, out in enumerate(level_channels):
+            is_last = i == len(level_channels) - 1
+            down = None if is_last else Downsample(out, cfg.resample_with_conv)
+            stages.append(
+                Stage(
+                    [channels] + [out] * cfg.num_res_blocks,
+                    side in cfg.attn_resolutions,
+                    cfg.dropout,
+                    down,
+                    "downsample",
+                    cfg.attn_in_single_block_levels,
+                )
             )
-            width, side = out, side // 2
-        self.down = nn.ModuleList(levels)
-        self.mid = MidBlock(width, not c.no_attn_mid_block, c.dropout)
-        self.norm_out = _norm(width)
-        self.conv_out = nn.Conv2d(width, c.z_channels, 3, padding=1)
+            channels, side = out, side // 2
+        self.down = nn.ModuleList(stages)
+        self.mid = MidBlock(channels, not cfg.no_attn_mid_block, cfg.dropout)
+        self.norm_out = group_norm(channels)
+        self.conv_out = nn.Conv2d(channels, cfg.z_channels, 3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.conv_in(self.unshuffle(pixels))
-        for level in self.down:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        for stage in self.down:
+            x = stage(x)
+        return cast(Tensor, self.conv_out(F.silu(self.norm_out(self.mid(x)))))
 
 
 class Decoder(nn.Module):
     """Features (B, z_channels, h, h) -> pixels (B, 3, H, H), not clamped."""
 
-    def __init__(self, c: VQGANConfig) -> None:
+    def __init__(self, cfg: VQGANConfig) -> None:
         super().__init__()
-        widths = [c.hidden_channels * m for m in c.channel_mult]
-        width, side = widths[-1], c.latent_size
-        self.conv_in = nn.Conv2d(c.z_channels, width, 3, padding=1)
-        self.mid = MidBlock(width, not c.no_attn_mid_block, c.dropout)
-        levels: list[Stage] = []
-        for i, out in reversed(list(enumerate(widths))):
-            up = Upsample(out, c.resample_with_conv) if i > 0 else None
-            blocks = [width] + [out] * (c.num_res_blocks + 1)
-            attends = side in c.attn_resolutions
-            levels.append(
-                Stage(blocks, attends, c.dropout, up, "upsample", c.attn_in_single_block_levels)
+        level_channels = [cfg.hidden_channels * m for m in cfg.channel_mult]
+        channels, side = level_channels[-1], cfg.latent_size
+        self.conv_in = nn.Conv2d(cfg.z_channels, channels, 3, padding=1)
+        self.mid = MidBlock(channels, not cfg.no_attn_mid_block, cfg.dropout)
+        stages: list[Stage] = []
+        for i, out in reversed(list(enumerate(level_channels))):
+            up = Upsample(out, cfg.resample_with_conv) if i > 0 else None
+            stages.append(
+                Stage(
+                    [channels] + [out] * (cfg.num_res_blocks + 1),
+                    side in cfg.attn_resolutions,
+                    cfg.dropout,
+                    up,
+                    "upsample",
+                    cfg.attn_in_single_block_levels,
+                )
             )
-            width, side = out, side * 2
-        self.up = nn.ModuleList(reversed(levels))  # indexed as the encoder's levels are
-        self.norm_out = _norm(width)
-        self.conv_out = nn.Conv2d(width, c.num_channels * c.patch_size**2, 3, padding=1)
-        self.shuffle = nn.PixelShuffle(c.patch_size)
+            channels, side = out, side * 2
+        self.up = nn.ModuleList(reversed(stages))  # same index as the encoder's stages
+        self.norm_out = group_norm(channels)
+        out_channels = cfg.num_channels * cfg.patch_size**2
+        self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(cfg.patch_size)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))
-        for level in reversed(self.up):
-            x = level(x)
-        return self.shuffle(self.conv_out(F.silu(self.norm_out(x))))
+        for stage in reversed(self.up):
+            x = stage(x)
+        return cast(Tensor, self.shuffle(self.conv_out(F.silu(self.norm_out(x)))))
 
 
 class VQGAN(nn.Module):
-    """The tokenizer: ``encode`` pixels to ids, ``decode`` ids to pixels.
+    """The tokenizer: ``encode`` turns pixels into token ids, ``decode`` turns ids into pixels.
 
     Attributes:
-        bf16: whether both compute in bfloat16 (but for the search), which is about twice as fast
-            where the hardware has it; a few in a hundred ids then differ.
+        bf16: whether both run in bfloat16, except for the search of the nearest code. This is
+            about twice as fast on hardware that supports it, and changes a few percent of the ids.
     """
 
     def __init__(self, config: VQGANConfig) -> None:
+        """Build the tokenizer with initial weights.
+
+        Raises:
+            ValueError: the config is not valid.
+        """
         super().__init__()
-        _check(config)
+        raise_errors(config.validate())
         self.config = config
         self.bf16 = False
         self.encoder = Encoder(config)
@@ -278,100 +215,126 @@ class VQGAN(nn.Module):
         )
         self.quant_conv = nn.Conv2d(config.z_channels, config.quantized_embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.quantized_embed_dim, config.z_channels, 1)
-        # Channels innermost: convolutions need no reordering, and the search gets its vectors
-        # without a copy.
+        # Channels last: convolutions need no reordering, and feature vectors no copy.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_settings(cls, **settings: Any) -> Self:
+        """Build the tokenizer from the fields of `VQGANConfig` as keyword arguments.
+
+        Enums may be given by name, so this can be a ``_target_`` of Hydra.
+
+        Raises:
+            ValueError: a field is unknown, or the config is not valid.
+        """
+        return cls(config_from_settings(VQGANConfig, settings))
+
+    @property
+    def resolution(self) -> int:
+        """Image side H in pixels."""
+        return self.config.resolution
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Tokens per image, N."""
+        return self.config.tokens_per_image
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes in the codebook, V."""
+        return self.config.num_embeddings
+
+    @property
+    def commitment_cost(self) -> float:
+        """Weight of the commitment term in the codebook loss."""
+        return self.config.commitment_cost
 
     @property
     def codebook(self) -> Tensor:
-        """The codes (V, d)."""
+        """The codes (V, d) that features are compared with."""
         return self.quantize.codebook
 
+    @property
+    def codebook_parameter(self) -> nn.Parameter:
+        """The trained parameter (V, d) behind `codebook`; the same values without l2 norm."""
+        return cast(nn.Parameter, self.quantize.embedding.weight)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the decoder's last layer, where the adversarial loss is balanced."""
+        return cast(nn.Parameter, self.decoder.conv_out.weight)
+
+    def nearest_code_indices(self, z: Tensor) -> Tensor:
+        """Indices (M,) int64 of the codes nearest to feature vectors z (M, d)."""
+        return self.quantize.nearest_code_indices(z)
+
     def encode_features(self, pixels: Tensor) -> Tensor:
-        """Features (B, N, d) before quantization, of pixels (B, 3, H, H) in [0, 1]."""
+        """Pixels (B, 3, H, H) in [0, 1] -> features (B, N, d) before quantization."""
         if self.config.pixel_range is PixelRange.signed:
             pixels = 2 * pixels - 1
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        z = self.quant_conv(self.encoder(pixels)).flatten(2).transpose(1, 2)
+        z = cast(Tensor, self.quant_conv(self.encoder(pixels))).flatten(2).transpose(1, 2)
         return F.normalize(z, dim=-1) if self.config.use_l2_norm else z
 
-    def decode_embeddings(self, codes: Tensor) -> Tensor:
-        """Pixels (B, 3, H, H), not clamped, of code vectors (B, N, d)."""
-        b, n, d = codes.shape
+    def decode_embeddings(self, embeddings: Tensor) -> Tensor:
+        """Code vectors (B, N, d) -> pixels (B, 3, H, H), not clamped."""
+        b, n, d = embeddings.shape
         side = int(n**0.5)
-        z = codes.transpose(1, 2).reshape(b, d, side, side)
-        pixels = self.decoder(self.post_quant_conv(z))
+        z = embeddings.transpose(1, 2).reshape(b, d, side, side)
+        pixels = cast(Tensor, self.decoder(self.post_quant_conv(z)))
         return (pixels + 1) / 2 if self.config.pixel_range is PixelRange.signed else pixels
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Ids (B, N) int64 in raster order, of pixels (B, 3, H, H) in [0, 1].
+        """Pixels (B, 3, H, H) in [0, 1] -> token ids (B, N) int64 in raster order.
 
         Raises:
-            ValueError: the pictures have another shape than the tokenizer was made for, or a
-                pixel is no number or outside [0, 1].
+            ValueError: the images have another size than ``resolution``, or a pixel is NaN or
+                outside [0, 1].
         """
         self._check_pixels(pixels)
-        with self._precision():
+        with self._autocast():
             z = self.encode_features(pixels)
-        return self.quantize.nearest_code_indices(z.flatten(0, 1)).view(z.shape[:2])
+        return self.nearest_code_indices(z.flatten(0, 1)).view(z.shape[:2])
 
     @torch.no_grad()
     def decode(self, ids: Tensor, clamp: bool = True) -> Tensor:
-        """Pixels (B, 3, H, H), in [0, 1] when clamped, of ids (B, N).
+        """Token ids (B, N) -> pixels (B, 3, H, H) float32, in [0, 1] when clamped.
 
         Raises:
-            ValueError: the ids are not N a picture, or one is outside the codebook.
+            ValueError: there are not N ids per image, or one is outside the codebook.
         """
-        c = self.config
-        if ids.ndim != 2 or ids.shape[1] != c.tokens_per_image:
-            raise ValueError(f"ids {tuple(ids.shape)} are not (B, {c.tokens_per_image})")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < c.num_embeddings:
+        cfg = self.config
+        if ids.ndim != 2 or ids.shape[1] != cfg.tokens_per_image:
+            raise ValueError(f"ids {tuple(ids.shape)} are not (B, {cfg.tokens_per_image})")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < cfg.num_embeddings:
             raise ValueError(
-                f"ids {int(ids.min())} to {int(ids.max())} for a codebook of {c.num_embeddings}"
+                f"ids {int(ids.min())} to {int(ids.max())} are outside of a codebook of "
+                f"{cfg.num_embeddings}"
             )
-        with self._precision():
+        with self._autocast():
             pixels = self.decode_embeddings(F.embedding(ids, self.codebook)).float()
         return pixels.clamp(0, 1) if clamp else pixels
 
-    def _precision(self) -> AbstractContextManager[object]:
-        """Autocast to bfloat16 in the fast mode; otherwise what is in force stays so."""
+    def _autocast(self) -> AbstractContextManager[object]:
+        """Autocast to bfloat16 with ``bf16``; otherwise an outer autocast stays in force."""
         if not self.bf16:
             return nullcontext()
         return torch.autocast(self.codebook.device.type, torch.bfloat16)
 
     def _check_pixels(self, pixels: Tensor) -> None:
-        c = self.config
-        wanted = (c.num_channels, c.resolution, c.resolution)
-        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != wanted:
+        cfg = self.config
+        shape = (cfg.num_channels, cfg.resolution, cfg.resolution)
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != shape:
             raise ValueError(
-                f"pixels {tuple(pixels.shape)} are not (B, {', '.join(map(str, wanted))}): scale "
-                f"and crop each image with delvm.data.image_io.resize_center_crop(image, "
-                f"{c.resolution})"
+                f"pixels {tuple(pixels.shape)} are not (B, {', '.join(map(str, shape))}): resize "
+                "each image with "
+                f"delvm.data.image_io.resize_center_crop(image, {cfg.resolution})"
             )
         if not pixels.numel():
             return
-        least, most = (value.item() for value in pixels.aminmax())  # both NaN if any pixel is
-        if math.isnan(least):
+        low, high = (value.item() for value in pixels.aminmax())  # both NaN if any pixel is
+        if math.isnan(low):
             raise ValueError(f"{int(pixels.isnan().sum())} of {pixels.numel()} pixels are NaN")
-        if least < 0 or most > 1:
-            raise ValueError(f"pixels from {least:g} to {most:g} are not in [0, 1]")
-
-
-def _check(c: VQGANConfig) -> None:
-    """Collect every fault of an architecture and raise one ValueError."""
-    faults = []
-    if c.resolution % c.downsample_factor:
-        faults.append(
-            f"resolution {c.resolution} is not a multiple of the downsample factor "
-            f"{c.downsample_factor}"
-        )
-    for m in c.channel_mult:
-        if c.hidden_channels * m % 32:
-            faults.append(
-                f"hidden_channels {c.hidden_channels} x channel_mult {m} is not a multiple of 32"
-            )
-    if c.patch_size < 1:
-        faults.append(f"patch_size {c.patch_size} is below 1")
-    if faults:
-        raise ValueError("; ".join(faults))
+        if low < 0 or high > 1:
+            raise ValueError(f"pixels from {low:g} to {high:g} are not in [0, 1]")

@@ -1,1 +1,1 @@
-"""CPU attention kernel, its build and the malloc settings; optional, behind one registry entry."""
+"""Optional parts for CPUs: the attention kernel, its build, and the malloc settings."""

@@ -1,13 +1,13 @@
-// Causal attention in bfloat16 on a processor; blockwise.py says what it is for.
+// Causal attention in bfloat16 on CPU; see attention.py.
 //
-// As in FlashAttention-2 (Dao 2023) scores are never there as a whole: a block of them is made in
-// float32, in cache, and the backward pass makes it again from the logarithm of each query's sum.
-// Products are oneDNN's, called through torch. They take the numbers of the right-hand matrix two
-// rows at a time: row 2i and row 2i + 1 of column j lie side by side ("paired").
+// FlashAttention-2 (Dao 2023): the full matrix of scores is never in memory. A block of scores is
+// computed in float32, in cache, and the backward pass recomputes it from the log-sum-exp of each
+// query. Matrix products are oneDNN's brgemm, called through torch. brgemm takes its right operand in
+// VNNI layout: rows 2i and 2i + 1 are interleaved, so that their elements of one column are adjacent.
 //
 // Notation:
-//   B batch    T tokens    H heads    D width of a head    N = B * H
-//   P = T rounded up to whole blocks; what lies behind T is zero
+//   B batch    T tokens    H heads    D dimension of a head    N = B * H
+//   P = T rounded up to a multiple of BLOCK; elements beyond T are zero
 
 #include <ATen/native/CPUBlas.h>
 
@@ -22,10 +22,10 @@
 
 namespace {
 
-using Half = uint16_t;  // the bits of a bfloat16
+using BFloat16Bits = uint16_t;
 
-constexpr int64_t BLOCK = 64;   // queries (forward) or keys (backward) that are taken at once
-constexpr int64_t CHUNK = 512;  // queries that a block of keys is multiplied with at once
+constexpr int64_t BLOCK = 64;   // queries (forward) or keys (backward) per block
+constexpr int64_t CHUNK = 512;  // queries that a block of keys is multiplied with at a time
 constexpr float LOG2E = 1.44269504f;
 
 struct Shape {
@@ -35,97 +35,100 @@ struct Shape {
   int64_t heads() const { return b * h; }
   int64_t blocks() const { return (t + BLOCK - 1) / BLOCK; }
   int64_t padded() const { return blocks() * BLOCK; }
-  int64_t stride() const { return h * d; }  // from token to token
-  int64_t at(int64_t head) const { return (head / h * t * h + head % h) * d; }  // its first token
+  int64_t stride() const { return h * d; }  // from one token to the next
+  // Offset of the first token of head n in [0, N).
+  int64_t offset(int64_t head) const { return (head / h * t * h + head % h) * d; }
 };
 
-template <typename Number>
-std::unique_ptr<Number[]> room(int64_t count) {
-  return std::make_unique_for_overwrite<Number[]>(count);
+template <typename T>
+std::unique_ptr<T[]> alloc(int64_t count) {
+  return std::make_unique_for_overwrite<T[]>(count);
 }
 
 // ---- numbers ----
 
-inline float widened(Half x) {
+inline float to_float(BFloat16Bits x) {
   uint32_t bits = static_cast<uint32_t>(x) << 16;
   float y;
   std::memcpy(&y, &bits, sizeof y);
   return y;
 }
 
-inline Half rounded(float x) {  // to the nearest, ties to even; infinite and what is no number stay
+inline BFloat16Bits to_bf16(float x) {  // round to nearest even; infinity and NaN are preserved
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
-  return static_cast<Half>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  return static_cast<BFloat16Bits>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// 2^x for x up to about 0, to 4e-6 of it: a bfloat16 is made of it. Below 2^-126 it is that.
-// The next integer comes from adding 1.5 * 2^23, after which no float has a fraction; the rest, from
-// -1/2 to 1/2, goes through the Taylor polynomial, and the integer into the exponent.
-inline float power_of_two(float x) {
+// 2^x for x <= about 0, with a relative error of 4e-6, enough for a bfloat16; at least 2^-126.
+// Adding 1.5 * 2^23, from where on floats have no fraction, rounds x to an integer. The remainder in
+// [-1/2, 1/2] goes through a Taylor polynomial, and the integer is added to the exponent.
+inline float exp2_approx(float x) {
   x = x < -126.f ? -126.f : x;
-  float moved = x + 12582912.f;
-  float rest = x - (moved - 12582912.f);
+  float shifted = x + 12582912.f;
+  float remainder = x - (shifted - 12582912.f);
   float y = 0.00961812911f;
-  y = y * rest + 0.0555041087f;
-  y = y * rest + 0.240226507f;
-  y = y * rest + 0.693147181f;
-  y = y * rest + 1.f;
+  y = y * remainder + 0.0555041087f;
+  y = y * remainder + 0.240226507f;
+  y = y * remainder + 0.693147181f;
+  y = y * remainder + 1.f;
   int32_t integer, bits;
-  std::memcpy(&integer, &moved, sizeof integer);
+  std::memcpy(&integer, &shifted, sizeof integer);
   std::memcpy(&bits, &y, sizeof bits);
   bits += static_cast<int32_t>(static_cast<uint32_t>(integer) << 23);
   std::memcpy(&y, &bits, sizeof y);
   return y;
 }
 
-// ---- matrices ----
+// ---- matrices; ld_* is the distance between rows, in elements (for VNNI, in columns) ----
 
-// c (m, n) = a (m, k) @ b (k, n, paired), or added to c.
-void multiply(int64_t m, int64_t n, int64_t k, const Half* a, int64_t a_row, const Half* b,
-              int64_t b_row, float* c, int64_t c_row, bool add) {
-  at::native::cpublas::brgemm(m, n, k, a_row, b_row, c_row, add,
+// c (m, n) = a (m, k) @ b (k, n, VNNI), or c += with `accumulate`.
+void matmul(int64_t m, int64_t n, int64_t k, const BFloat16Bits* a, int64_t ld_a,
+            const BFloat16Bits* b, int64_t ld_b, float* c, int64_t ld_c, bool accumulate) {
+  at::native::cpublas::brgemm(m, n, k, ld_a, ld_b, ld_c, accumulate,
                               reinterpret_cast<const at::BFloat16*>(a),
                               reinterpret_cast<const at::BFloat16*>(b), c);
 }
 
-// A small product, to see whether oneDNN multiplies like this here; it throws where it does not.
-bool able() noexcept {
-  Half a[256] = {}, b[256] = {};
+// Whether oneDNN has this kernel here, tried with a small product: it throws where it has not.
+bool brgemm_available() noexcept {
+  BFloat16Bits a[256] = {}, b[256] = {};
   float c[256];
   try {
-    multiply(16, 16, 16, a, 16, b, 16, c, 16, false);
+    matmul(16, 16, 16, a, 16, b, 16, c, 16, false);
   } catch (const std::exception&) {
     return false;
   }
   return true;
 }
 
-// Tokens (count, D) transposed and paired: (D, to_row), zero behind `count`.
-void pair_columns(const Half* from, int64_t row, int64_t count, int64_t d, int64_t to_row, Half* to) {
-  auto in = reinterpret_cast<const uint32_t*>(from);
-  auto out = reinterpret_cast<uint32_t*>(to);
-  int32_t step = static_cast<int32_t>(row / 2);
-  for (int64_t first = 0; first < to_row; first += 16) {
-    int64_t known = std::min<int64_t>(16, count - first);
+// Transpose tokens (count, D) into VNNI layout (D, ld_dst); zero beyond `count`.
+void pack_vnni_transposed(const BFloat16Bits* src, int64_t ld_src, int64_t count, int64_t d,
+                          int64_t ld_dst, BFloat16Bits* dst) {
+  auto in = reinterpret_cast<const uint32_t*>(src);
+  auto out = reinterpret_cast<uint32_t*>(dst);
+  int32_t step = static_cast<int32_t>(ld_src / 2);
+  for (int64_t first = 0; first < ld_dst; first += 16) {
+    int64_t valid = std::min<int64_t>(16, count - first);
     for (int64_t pair = 0; pair < d / 2; pair++) {
-      uint32_t* y = out + pair * to_row + first;
+      uint32_t* y = out + pair * ld_dst + first;
       const uint32_t* x = in + first * step + pair;
-      if (known == 16) {
+      if (valid == 16) {
 #pragma omp simd
         for (int32_t i = 0; i < 16; i++) y[i] = x[i * step];
       } else {
-        for (int32_t i = 0; i < 16; i++) y[i] = i < known ? x[i * step] : 0;
+        for (int32_t i = 0; i < 16; i++) y[i] = i < valid ? x[i * step] : 0;
       }
     }
   }
 }
 
-// Rows (count, width) paired: (rows, width), zero behind `count`.
-void pair_rows(const Half* from, int64_t row, int64_t count, int64_t width, int64_t rows, Half* to) {
-  auto out = reinterpret_cast<uint32_t*>(to);
+// Bring rows (count, width) into VNNI layout (rows, width); zero beyond `count`.
+void pack_vnni(const BFloat16Bits* src, int64_t ld_src, int64_t count, int64_t width, int64_t rows,
+               BFloat16Bits* dst) {
+  auto out = reinterpret_cast<uint32_t*>(dst);
   for (int64_t i = 0; i < rows; i += 2, out += width) {
-    const Half *even = from + i * row, *odd = even + row;
+    const BFloat16Bits *even = src + i * ld_src, *odd = even + ld_src;
     if (i + 1 < count) {
       for (int64_t j = 0; j < width; j++) out[j] = even[j] | static_cast<uint32_t>(odd[j]) << 16;
     } else {
@@ -134,72 +137,77 @@ void pair_rows(const Half* from, int64_t row, int64_t count, int64_t width, int6
   }
 }
 
-// Tokens (count, D) as they are, close together: (BLOCK, D), zero behind `count`.
-void gather(const Half* from, int64_t row, int64_t count, int64_t d, Half* to) {
-  for (int64_t i = 0; i < BLOCK; i++, to += d) {
+// Copy tokens (count, D) to contiguous rows (BLOCK, D); zero beyond `count`.
+void copy_block(const BFloat16Bits* src, int64_t ld_src, int64_t count, int64_t d,
+                BFloat16Bits* dst) {
+  for (int64_t i = 0; i < BLOCK; i++, dst += d) {
     if (i < count) {
-      std::memcpy(to, from + i * row, d * sizeof(Half));
+      std::memcpy(dst, src + i * ld_src, d * sizeof(BFloat16Bits));
     } else {
-      std::memset(to, 0, d * sizeof(Half));
+      std::memset(dst, 0, d * sizeof(BFloat16Bits));
     }
   }
 }
 
 // ---- forward ----
 
-// Scores x of keys [begin, end) to weights y, not yet divided by their sum; 0 for the other keys.
-// Returns the logarithm (to base 2) of the sum that brings them to 1, and that sum's inverse.
-inline std::pair<float, float> soften(const float* x, Half* y, int64_t begin, int64_t end,
-                                      int64_t keys, float scale) {
-  float top = -std::numeric_limits<float>::infinity(), sum = 0;
-#pragma omp simd reduction(max : top)
-  for (int64_t j = begin; j < end; j++) top = x[j] > top ? x[j] : top;  // std::max is not vectorized
-  top *= scale;
-  std::memset(y, 0, begin * sizeof(Half));
+// Unnormalized softmax: scores x of keys [begin, end) to weights y, and 0 for the other keys.
+// Returns the log-sum-exp (base 2) of the scores, and the factor that normalizes the weights.
+inline std::pair<float, float> softmax_row(const float* x, BFloat16Bits* y, int64_t begin,
+                                           int64_t end, int64_t keys, float scale) {
+  float max = -std::numeric_limits<float>::infinity(), sum = 0;
+#pragma omp simd reduction(max : max)
+  for (int64_t j = begin; j < end; j++) max = x[j] > max ? x[j] : max;  // std::max is not vectorized
+  max *= scale;
+  std::memset(y, 0, begin * sizeof(BFloat16Bits));
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = begin; j < end; j++) {
-    float weight = power_of_two(x[j] * scale - top);
+    float weight = exp2_approx(x[j] * scale - max);
     sum += weight;
-    y[j] = rounded(weight);
+    y[j] = to_bf16(weight);
   }
-  std::memset(y + end, 0, (keys - end) * sizeof(Half));
-  return {top + std::log2(sum), 1 / sum};
+  std::memset(y + end, 0, (keys - end) * sizeof(BFloat16Bits));
+  return {max + std::log2(sum), 1 / sum};
 }
 
 struct Forward {
   Shape s;
-  const Half *q, *k, *v;
-  const int64_t* starts;  // (B, T), or null
-  Half* out;
-  float* sums;             // (N, T), the logarithms
-  Half *columns, *paired;  // (N, D, P) of k and (N, P, D) of v
+  const BFloat16Bits *q, *k, *v;
+  const int64_t* start_index;  // (B, T), or null
+  BFloat16Bits* out;
+  float* logsumexp;               // (N, T)
+  BFloat16Bits *k_vnni, *v_vnni;  // (N, D, P) transposed, (N, P, D)
 
   void pack(int64_t head) const {
     int64_t size = s.padded() * s.d;
-    pair_columns(k + s.at(head), s.stride(), s.t, s.d, s.padded(), columns + head * size);
-    pair_rows(v + s.at(head), s.stride(), s.t, s.d, s.padded(), paired + head * size);
+    pack_vnni_transposed(k + s.offset(head), s.stride(), s.t, s.d, s.padded(), k_vnni + head * size);
+    pack_vnni(v + s.offset(head), s.stride(), s.t, s.d, s.padded(), v_vnni + head * size);
   }
 
-  // One block of queries; room for scores (BLOCK, P + D) and for weights (BLOCK, P + D).
-  void block(int64_t head, int64_t begin, float* scores, Half* weights) const {
-    int64_t p = s.padded(), count = std::min(BLOCK, s.t - begin), query = s.at(head) + begin * s.stride();
-    const int64_t* start = starts ? starts + head / s.h * s.t + begin : nullptr;
-    int64_t first = start ? *start / BLOCK * BLOCK : 0;  // the first query sees the earliest keys
+  // One block of queries. Buffers: scores (BLOCK, P + D), weights (BLOCK, P + D).
+  void block(int64_t head, int64_t begin, float* scores, BFloat16Bits* weights) const {
+    int64_t p = s.padded(), count = std::min(BLOCK, s.t - begin);
+    int64_t query = s.offset(head) + begin * s.stride();
+    const int64_t* start = start_index ? start_index + head / s.h * s.t + begin : nullptr;
+    int64_t first = start ? *start / BLOCK * BLOCK : 0;  // the first query has the earliest start
     int64_t keys = begin + BLOCK - first;
-    float *result = scores + BLOCK * p, inverse[BLOCK];
-    Half* some = weights + BLOCK * p;
-    gather(q + query, s.stride(), count, s.d, some);
-    multiply(BLOCK, keys, s.d, some, s.d, columns + head * p * s.d + first * 2, p, scores, keys, false);
+    float *result = scores + BLOCK * p, normalizer[BLOCK];
+    BFloat16Bits* q_block = weights + BLOCK * p;
+    copy_block(q + query, s.stride(), count, s.d, q_block);
+    matmul(BLOCK, keys, s.d, q_block, s.d, k_vnni + head * p * s.d + first * 2, p, scores, keys,
+           false);
     for (int64_t i = 0; i < BLOCK; i++) {
       int64_t from = start && i < count ? start[i] - first : 0, end = begin + i + 1 - first;
-      auto [sum, over] = soften(scores + i * keys, weights + i * keys, from, end, keys, s.scale * LOG2E);
-      inverse[i] = over;
-      if (i < count) sums[head * s.t + begin + i] = sum;
+      auto [lse, inverse] =
+          softmax_row(scores + i * keys, weights + i * keys, from, end, keys, s.scale * LOG2E);
+      normalizer[i] = inverse;
+      if (i < count) logsumexp[head * s.t + begin + i] = lse;
     }
-    multiply(BLOCK, s.d, keys, weights, keys, paired + (head * p + first) * s.d, s.d, result, s.d, false);
+    matmul(BLOCK, s.d, keys, weights, keys, v_vnni + (head * p + first) * s.d, s.d, result, s.d,
+           false);
     for (int64_t i = 0; i < count; i++) {
-      Half* y = out + query + i * s.stride();
-      for (int64_t j = 0; j < s.d; j++) y[j] = rounded(result[i * s.d + j] * inverse[i]);
+      BFloat16Bits* y = out + query + i * s.stride();
+      for (int64_t j = 0; j < s.d; j++) y[j] = to_bf16(result[i * s.d + j] * normalizer[i]);
     }
   }
 };
@@ -208,178 +216,182 @@ struct Forward {
 
 struct Backward {
   Shape s;
-  const Half *slope, *q, *k, *v;
-  const int64_t* starts;  // (B, T), or null
-  const Half* out;
-  const float* sums;  // (N, T)
-  Half *to_q, *to_k, *to_v;
+  const BFloat16Bits *grad_out, *q, *k, *v;
+  const int64_t* start_index;  // (B, T), or null
+  const BFloat16Bits* out;
+  const float* logsumexp;  // (N, T)
+  BFloat16Bits *grad_q, *grad_k, *grad_v;
 };
 
-// What one thread needs for the backward pass of a head.
-class Head {
+// Buffers of one thread for the backward pass, one head at a time.
+class BackwardHead {
  public:
-  explicit Head(const Backward& all)
-      : a(all), s(all.s), p(s.padded()), far(p + 16), chunk(std::min(CHUNK, p)),
-        halves(room<Half>(4 * p * s.d + 3 * BLOCK * s.d + 3 * BLOCK * chunk)),
-        floats(room<float>(s.d * far + 2 * BLOCK * s.d + 2 * BLOCK * chunk + p)),
-        seen(room<int64_t>(p)) {
-    Half* half = halves.get();
-    for (auto [place, size] : {std::pair{&q_columns, p * s.d}, {&slope_columns, p * s.d},
-                               {&q_paired, p * s.d}, {&slope_paired, p * s.d},
-                               {&some_k, BLOCK * s.d}, {&some_v, BLOCK * s.d},
-                               {&k_columns, BLOCK * s.d}, {&weights, BLOCK * chunk},
-                               {&to_scores, BLOCK * chunk}, {&to_scores_paired, BLOCK * chunk}}) {
-      *place = half;
-      half += size;
+  explicit BackwardHead(const Backward& args)
+      : a(args), s(args.s), p(s.padded()), ld(p + 16), chunk(std::min(CHUNK, p)),
+        bf16_buffer(alloc<BFloat16Bits>(4 * p * s.d + 3 * BLOCK * s.d + 3 * BLOCK * chunk)),
+        float_buffer(alloc<float>(s.d * ld + 2 * BLOCK * s.d + 2 * BLOCK * chunk + p)),
+        query_end(alloc<int64_t>(p)) {
+    BFloat16Bits* bf16 = bf16_buffer.get();
+    for (auto [pointer, size] :
+         {std::pair{&q_t_vnni, p * s.d}, {&grad_out_t_vnni, p * s.d}, {&q_vnni, p * s.d},
+          {&grad_out_vnni, p * s.d}, {&k_block, BLOCK * s.d}, {&v_block, BLOCK * s.d},
+          {&k_block_t, BLOCK * s.d}, {&weights, BLOCK * chunk}, {&grad_scores, BLOCK * chunk},
+          {&grad_scores_vnni, BLOCK * chunk}}) {
+      *pointer = bf16;
+      bf16 += size;
     }
-    float* number = floats.get();
-    for (auto [place, size] : {std::pair{&sum_q, s.d * far}, {&sum_k, BLOCK * s.d},
-                               {&sum_v, BLOCK * s.d}, {&scores, BLOCK * chunk},
-                               {&to_weights, BLOCK * chunk}, {&common, p}}) {
-      *place = number;
-      number += size;
+    float* f32 = float_buffer.get();
+    for (auto [pointer, size] :
+         {std::pair{&sum_q, s.d * ld}, {&sum_k, BLOCK * s.d}, {&sum_v, BLOCK * s.d},
+          {&scores, BLOCK * chunk}, {&grad_weights, BLOCK * chunk}, {&delta, p}}) {
+      *pointer = f32;
+      f32 += size;
     }
   }
 
-  void run(int64_t number) {
-    head = number;
+  void run(int64_t index) {
+    head = index;
     prepare();
     for (int64_t begin = 0; begin < s.t; begin += BLOCK) block(begin);
     for (int64_t i = 0; i < s.t; i++) {
-      Half* y = a.to_q + s.at(head) + i * s.stride();
+      BFloat16Bits* y = a.grad_q + s.offset(head) + i * s.stride();
       const float* x = sum_q + i;
-      int32_t step = static_cast<int32_t>(far);
+      int32_t step = static_cast<int32_t>(ld);
 #pragma omp simd
-      for (int32_t j = 0; j < s.d; j++) y[j] = rounded(x[j * step] * s.scale);
+      for (int32_t j = 0; j < s.d; j++) y[j] = to_bf16(x[j * step] * s.scale);
     }
   }
 
  private:
-  // Queries and slopes as products want them; what is the same for all keys of a query.
+  // Pack queries and gradients for the products; compute what is the same for all keys of a query.
   void prepare() {
-    int64_t from = s.at(head), row = s.stride();
-    pair_columns(a.q + from, row, s.t, s.d, p, q_columns);
-    pair_columns(a.slope + from, row, s.t, s.d, p, slope_columns);
-    pair_rows(a.q + from, row, s.t, s.d, p, q_paired);
-    pair_rows(a.slope + from, row, s.t, s.d, p, slope_paired);
-    std::memset(sum_q, 0, s.d * far * sizeof(float));
-    const int64_t* start = a.starts ? a.starts + head / s.h * s.t : nullptr;
+    int64_t from = s.offset(head), row = s.stride();
+    pack_vnni_transposed(a.q + from, row, s.t, s.d, p, q_t_vnni);
+    pack_vnni_transposed(a.grad_out + from, row, s.t, s.d, p, grad_out_t_vnni);
+    pack_vnni(a.q + from, row, s.t, s.d, p, q_vnni);
+    pack_vnni(a.grad_out + from, row, s.t, s.d, p, grad_out_vnni);
+    std::memset(sum_q, 0, s.d * ld * sizeof(float));
+    const int64_t* start = a.start_index ? a.start_index + head / s.h * s.t : nullptr;
     for (int64_t i = 0, end = 0; i < s.t; i++) {
-      const Half *x = a.out + from + i * row, *y = a.slope + from + i * row;
-      float sum = 0;  // of each weight times its gradient, over the keys of this query
+      const BFloat16Bits *x = a.out + from + i * row, *y = a.grad_out + from + i * row;
+      float sum = 0;  // over the keys of this query, of each weight times its gradient
 #pragma omp simd reduction(+ : sum)
-      for (int64_t j = 0; j < s.d; j++) sum += widened(x[j]) * widened(y[j]);
-      common[i] = sum;
+      for (int64_t j = 0; j < s.d; j++) sum += to_float(x[j]) * to_float(y[j]);
+      delta[i] = sum;
       while (start && end < s.t && start[end] <= i) end++;
-      seen[i] = start ? end : s.t;
+      query_end[i] = start ? end : s.t;
     }
   }
 
-  // One block of keys, with all queries that see any of them.
+  // One block of keys, with all queries that attend to any of them.
   void block(int64_t begin) {
-    int64_t count = std::min(BLOCK, s.t - begin), from = s.at(head) + begin * s.stride();
-    int64_t last = (seen[begin + count - 1] + BLOCK - 1) / BLOCK * BLOCK;
-    gather(a.k + from, s.stride(), count, s.d, some_k);
-    gather(a.v + from, s.stride(), count, s.d, some_v);
+    int64_t count = std::min(BLOCK, s.t - begin), from = s.offset(head) + begin * s.stride();
+    int64_t last = (query_end[begin + count - 1] + BLOCK - 1) / BLOCK * BLOCK;
+    copy_block(a.k + from, s.stride(), count, s.d, k_block);
+    copy_block(a.v + from, s.stride(), count, s.d, v_block);
     for (int64_t i = 0; i < BLOCK; i++)
-      for (int64_t j = 0; j < s.d; j++) k_columns[j * BLOCK + i] = some_k[i * s.d + j];
+      for (int64_t j = 0; j < s.d; j++) k_block_t[j * BLOCK + i] = k_block[i * s.d + j];
     for (int64_t query = begin; query < last; query += chunk) {
       int64_t n = std::min(chunk, last - query);
-      bool add = query > begin;
-      multiply(BLOCK, n, s.d, some_k, s.d, q_columns + query * 2, p, scores, n, false);
-      multiply(BLOCK, n, s.d, some_v, s.d, slope_columns + query * 2, p, to_weights, n, false);
-      for (int64_t i = 0; i < BLOCK; i++) key(i, i < count ? begin + i : s.t, query, n);
-      pair_rows(to_scores, n, BLOCK, n, BLOCK, to_scores_paired);
-      multiply(BLOCK, s.d, n, weights, n, slope_paired + query * s.d, s.d, sum_v, s.d, add);
-      multiply(BLOCK, s.d, n, to_scores, n, q_paired + query * s.d, s.d, sum_k, s.d, add);
-      multiply(s.d, n, BLOCK, k_columns, BLOCK, to_scores_paired, n, sum_q + query, far, true);
+      bool accumulate = query > begin;
+      matmul(BLOCK, n, s.d, k_block, s.d, q_t_vnni + query * 2, p, scores, n, false);
+      matmul(BLOCK, n, s.d, v_block, s.d, grad_out_t_vnni + query * 2, p, grad_weights, n, false);
+      for (int64_t i = 0; i < BLOCK; i++) backward_row(i, i < count ? begin + i : s.t, query, n);
+      pack_vnni(grad_scores, n, BLOCK, n, BLOCK, grad_scores_vnni);
+      matmul(BLOCK, s.d, n, weights, n, grad_out_vnni + query * s.d, s.d, sum_v, s.d, accumulate);
+      matmul(BLOCK, s.d, n, grad_scores, n, q_vnni + query * s.d, s.d, sum_k, s.d, accumulate);
+      matmul(s.d, n, BLOCK, k_block_t, BLOCK, grad_scores_vnni, n, sum_q + query, ld, true);
     }
     for (int64_t i = 0; i < count; i++) {
       int64_t row = from + i * s.stride();
       for (int64_t j = 0; j < s.d; j++) {
-        a.to_k[row + j] = rounded(sum_k[i * s.d + j] * s.scale);
-        a.to_v[row + j] = rounded(sum_v[i * s.d + j]);
+        a.grad_k[row + j] = to_bf16(sum_k[i * s.d + j] * s.scale);
+        a.grad_v[row + j] = to_bf16(sum_v[i * s.d + j]);
       }
     }
   }
 
-  // Row i of a chunk, which is of key `place`: weights and the gradients of scores of n queries.
-  void key(int64_t i, int64_t place, int64_t query, int64_t n) {
-    int64_t begin = std::clamp<int64_t>(place - query, 0, n);
-    int64_t end = place < s.t ? std::clamp<int64_t>(seen[place] - query, begin, n) : begin;
-    const float *x = scores + i * n, *to_weight = to_weights + i * n;
-    const float *sum = a.sums + head * s.t + query, *part = common + query;
-    Half *y = weights + i * n, *to_x = to_scores + i * n;
+  // Row i of a chunk, of the key at index `key`: its weights and score gradients for n queries.
+  void backward_row(int64_t i, int64_t key, int64_t query, int64_t n) {
+    int64_t begin = std::clamp<int64_t>(key - query, 0, n);
+    int64_t end = key < s.t ? std::clamp<int64_t>(query_end[key] - query, begin, n) : begin;
+    const float *x = scores + i * n, *grad_weight = grad_weights + i * n;
+    const float *lse = a.logsumexp + head * s.t + query, *delta_chunk = delta + query;
+    BFloat16Bits *y = weights + i * n, *grad_x = grad_scores + i * n;
     float scale = s.scale * LOG2E;
-    std::memset(y, 0, begin * sizeof(Half));
-    std::memset(to_x, 0, begin * sizeof(Half));
+    std::memset(y, 0, begin * sizeof(BFloat16Bits));
+    std::memset(grad_x, 0, begin * sizeof(BFloat16Bits));
 #pragma omp simd
     for (int64_t j = begin; j < end; j++) {
-      float weight = power_of_two(x[j] * scale - sum[j]);
-      y[j] = rounded(weight);
-      to_x[j] = rounded(weight * (to_weight[j] - part[j]));
+      float weight = exp2_approx(x[j] * scale - lse[j]);
+      y[j] = to_bf16(weight);
+      grad_x[j] = to_bf16(weight * (grad_weight[j] - delta_chunk[j]));
     }
-    std::memset(y + end, 0, (n - end) * sizeof(Half));
-    std::memset(to_x + end, 0, (n - end) * sizeof(Half));
+    std::memset(y + end, 0, (n - end) * sizeof(BFloat16Bits));
+    std::memset(grad_x + end, 0, (n - end) * sizeof(BFloat16Bits));
   }
 
   const Backward& a;
   Shape s;
-  // Rows of sum_q are a little longer than P: at a power of two all would share a set of the cache.
-  int64_t p, far, chunk, head = 0;
-  std::unique_ptr<Half[]> halves;
-  std::unique_ptr<float[]> floats;
-  std::unique_ptr<int64_t[]> seen;  // (T), one past the last query that sees each key
-  Half *q_columns, *slope_columns;  // (D, P) paired
-  Half *q_paired, *slope_paired;    // (P, D) paired
-  Half *some_k, *some_v;            // (BLOCK, D)
-  Half* k_columns;                  // (D, BLOCK)
-  Half *weights, *to_scores;        // (BLOCK, chunk)
-  Half* to_scores_paired;           // (BLOCK, chunk) paired
-  float* sum_q;                     // (D, far)
-  float *sum_k, *sum_v;             // (BLOCK, D)
-  float *scores, *to_weights;       // (BLOCK, chunk)
-  float* common;                    // (T)
+  // Rows of sum_q are longer than P: at a power of two all would map to the same cache set.
+  int64_t p, ld, chunk, head = 0;
+  std::unique_ptr<BFloat16Bits[]> bf16_buffer;
+  std::unique_ptr<float[]> float_buffer;
+  std::unique_ptr<int64_t[]> query_end;         // (T), one past the last query attending to each key
+  BFloat16Bits *q_t_vnni, *grad_out_t_vnni;     // (D, P) VNNI
+  BFloat16Bits *q_vnni, *grad_out_vnni;         // (P, D) VNNI
+  BFloat16Bits *k_block, *v_block, *k_block_t;  // (BLOCK, D), transposed (D, BLOCK)
+  BFloat16Bits *weights, *grad_scores;          // (BLOCK, chunk)
+  BFloat16Bits* grad_scores_vnni;               // (BLOCK, chunk) VNNI
+  float* sum_q;                                 // (D, ld)
+  float *sum_k, *sum_v;                         // (BLOCK, D)
+  float *scores, *grad_weights;                 // (BLOCK, chunk)
+  float* delta;                                 // (T), as in FlashAttention-2
 };
 
 }  // namespace
 
-// Both return whether they computed. All tensors are (B, T, H, D) but for starts (B, T; or null)
-// and sums (N, T).
-extern "C" bool delvm_attend(const Half* q, const Half* k, const Half* v, const int64_t* starts,
-                             Half* out, float* sums, int64_t b, int64_t t, int64_t h, int64_t d) {
-  if (!able()) return false;
+// Both return whether oneDNN has the kernel; if not, nothing is computed. All tensors are
+// (B, T, H, D) except start_index (B, T; or null) and logsumexp (N, T).
+extern "C" bool delvm_flash_forward(const BFloat16Bits* q, const BFloat16Bits* k,
+                                    const BFloat16Bits* v, const int64_t* start_index,
+                                    BFloat16Bits* out, float* logsumexp, int64_t b, int64_t t,
+                                    int64_t h, int64_t d) {
+  if (!brgemm_available()) return false;
   Shape s{b, t, h, d};
   int64_t size = s.heads() * s.padded() * d;
-  auto packed = room<Half>(2 * size);
-  Forward all{s, q, k, v, starts, out, sums, packed.get(), packed.get() + size};
+  auto packed = alloc<BFloat16Bits>(2 * size);
+  Forward forward{s, q, k, v, start_index, out, logsumexp, packed.get(), packed.get() + size};
 #pragma omp parallel
   {
 #pragma omp for schedule(dynamic)
-    for (int64_t head = 0; head < s.heads(); head++) all.pack(head);
-    auto scores = room<float>(BLOCK * (s.padded() + d));
-    auto weights = room<Half>(BLOCK * (s.padded() + d));
+    for (int64_t head = 0; head < s.heads(); head++) forward.pack(head);
+    auto scores = alloc<float>(BLOCK * (s.padded() + d));
+    auto weights = alloc<BFloat16Bits>(BLOCK * (s.padded() + d));
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < s.heads() * s.blocks(); task++) {
-      int64_t number = s.blocks() - 1 - task / s.heads();  // the longest first
-      all.block(task % s.heads(), number * BLOCK, scores.get(), weights.get());
+      int64_t block = s.blocks() - 1 - task / s.heads();  // the longest first
+      forward.block(task % s.heads(), block * BLOCK, scores.get(), weights.get());
     }
     at::native::cpublas::brgemm_release();
   }
   return true;
 }
 
-extern "C" bool delvm_slopes(const Half* slope, const Half* q, const Half* k, const Half* v,
-                             const int64_t* starts, const Half* out, const float* sums, Half* to_q,
-                             Half* to_k, Half* to_v, int64_t b, int64_t t, int64_t h, int64_t d) {
-  if (!able()) return false;
+extern "C" bool delvm_flash_backward(const BFloat16Bits* grad_out, const BFloat16Bits* q,
+                                     const BFloat16Bits* k, const BFloat16Bits* v,
+                                     const int64_t* start_index, const BFloat16Bits* out,
+                                     const float* logsumexp, BFloat16Bits* grad_q,
+                                     BFloat16Bits* grad_k, BFloat16Bits* grad_v, int64_t b,
+                                     int64_t t, int64_t h, int64_t d) {
+  if (!brgemm_available()) return false;
   Shape s{b, t, h, d};
-  Backward all{s, slope, q, k, v, starts, out, sums, to_q, to_k, to_v};
+  Backward args{s, grad_out, q, k, v, start_index, out, logsumexp, grad_q, grad_k, grad_v};
 #pragma omp parallel
   {
-    Head head(all);
+    BackwardHead backward(args);
 #pragma omp for schedule(dynamic)
-    for (int64_t number = 0; number < s.heads(); number++) head.run(number);
+    for (int64_t head = 0; head < s.heads(); head++) backward.run(head);
     at::native::cpublas::brgemm_release();
   }
   return true;

@@ -1,4 +1,4 @@
-"""C++ of this package, compiled on the machine that runs it, at first use."""
+"""Compile C++ of this package at its first use, on the machine that runs it."""
 
 import ctypes
 import hashlib
@@ -13,37 +13,40 @@ import torch
 from delvm.storage import atomic_path, cache_dir
 
 COMPILERS = ("g++", "c++", "clang++")
-# The processors that multiply in bfloat16 all know these instructions, so that a folder shared by
-# several kinds of machines holds one library for all.
+# All CPUs with native bfloat16 have these instructions, so machines of several kinds can share
+# a cache directory and its one library.
 FLAGS = "-O3 -std=c++20 -march=x86-64-v4 -mprefer-vector-width=512 -fopenmp -shared -fPIC"
 
 
-def library(source: Path) -> ctypes.CDLL:
-    """A C++ file as a loaded library that may call torch's; compiled once, in a few seconds.
+def build_extension(source: Path) -> ctypes.CDLL:
+    """Compile a C++ file, which may call torch's libraries, and load it.
 
-    The compiler is ``$CXX``, by default the first of g++, c++ and clang++ that is there; what it
-    made stays in `delvm.storage.cache_dir`.
+    Compilation takes a few seconds and happens once: the library is cached in
+    `delvm.storage.cache_dir`. The compiler is ``$CXX``, by default the first of g++, c++ and
+    clang++ on the path.
 
     Raises:
-        OSError: there is no compiler, it failed, or the library cannot be loaded or written; or
-            another user has put it there.
+        OSError: there is no compiler, or it failed; the library cannot be written or loaded; or it
+            belongs to another user.
     """
-    torchs = Path(torch.__file__).parent
+    torch_dir = Path(torch.__file__).parent
     compiler = shlex.split(os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), "g++"))
-    parts = (source.read_bytes(), torch.__version__, torchs, compiler, FLAGS)
-    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:30]
-    made = cache_dir() / "native" / f"{source.stem}-{digest}.so"
-    if not made.exists():
-        with atomic_path(made) as part:
-            files: tuple[str | Path, ...] = ("-o", part, source, "-isystem", torchs / "include")
-            linked = ("-L", torchs / "lib", "-ltorch_cpu", "-lc10")
-            command = (*compiler, *FLAGS.split(), *files, *linked)
+    inputs = (source.read_bytes(), torch.__version__, torch_dir, compiler, FLAGS)
+    digest = hashlib.sha256(repr(inputs).encode()).hexdigest()[:30]
+    library = cache_dir() / "native" / f"{source.stem}-{digest}.so"
+    if not library.exists():
+        with atomic_path(library) as tmp:
+            files: tuple[str | Path, ...] = ("-o", tmp, source, "-isystem", torch_dir / "include")
+            libraries = ("-L", torch_dir / "lib", "-ltorch_cpu", "-lc10")
+            command = (*compiler, *FLAGS.split(), *files, *libraries)
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                faults = [line for line in done.stderr.splitlines() if "error" in line]
-                reason = faults[0] if faults else f"exit code {done.returncode}"
+                errors = [line for line in done.stderr.splitlines() if "error" in line]
+                reason = errors[0] if errors else f"exit code {done.returncode}"
                 raise OSError(f"{' '.join(compiler)} cannot compile {source.name}: {reason}")
-    # A folder that several people write to could hold anybody's code under this name.
-    if made.stat().st_uid != os.getuid():
-        raise OSError(f"{made} belongs to another user: set DELVM_CACHE to a folder of your own")
-    return ctypes.CDLL(str(made))
+    # In a directory that several people can write to, anyone could place code under this name.
+    if library.stat().st_uid != os.getuid():
+        raise OSError(
+            f"{library} belongs to another user: set DELVM_CACHE to a directory of your own"
+        )
+    return ctypes.CDLL(str(library))
