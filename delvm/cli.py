@@ -79,9 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(page(config_dir(), words[0]), end="")
         else:
             from delvm.commands import app
-            from delvm.models.cpu.malloc import configure_malloc
 
-            configure_malloc()
             app.start(words[0], words[1:])
         sys.stdout.flush()
     except UserError as error:

@@ -8,7 +8,7 @@ import torch
 
 from delvm.errors import UserError
 from delvm.models.attention import AttentionBackend
-from delvm.models.cpu import attention as blockwise
+from delvm.models.cpu import attention as cpu_attention
 from delvm.models.precision import compute_dtype, has_native_bf16, resolve_precision
 from delvm.training.config import (
     ShardedConfig,
@@ -69,7 +69,7 @@ def _attention(cfg: TrainConfig) -> list[str]:
         found.append(f"is for processors, and {device} has a GPU")
     elif compute_dtype(kind) is not torch.bfloat16:
         found.append(f"computes in bfloat16, and trainer.precision is {kind}")
-    elif not blockwise.works():
+    elif not cpu_attention.cpu_flash_available():
         found.append("does not work on this machine")
     if cfg.student.net.dropout:
         found.append(f"has no dropout, and student.net.dropout={cfg.student.net.dropout}")

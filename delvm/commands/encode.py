@@ -11,6 +11,7 @@ from delvm.data.encode.executors.local import Local, local_rank
 from delvm.errors import UserError
 from delvm.interop.fingerprint import fingerprint
 from delvm.interop.load import load_tokenizer
+from delvm.models.cpu.malloc import configure_malloc
 from delvm.models.precision import has_native_bf16
 from delvm.models.vqgan import VQGAN
 
@@ -42,6 +43,8 @@ class Loaded:
         device = f"cuda:{worker % torch.cuda.device_count()}" if kind == "cuda" else kind
         if self.fast and not has_native_bf16(kind):
             raise UserError(f"fast=true needs bfloat16, which this {kind} has not: set fast=false")
+        if kind == "cpu":
+            configure_malloc()
         tokenizer = load_tokenizer(self.path, device)
         tokenizer.bf16 = self.fast
         if self.mark is not None and (found := fingerprint(tokenizer)) != self.mark:

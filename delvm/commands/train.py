@@ -10,9 +10,14 @@ from delvm.training.config import TrainConfig
 def run(cfg: TrainConfig) -> None:
     """Train, and say where the weights are."""
     # Imported here: Lightning takes seconds, which a mistake in the config need not wait for.
+    import torch
+
+    from delvm.models.cpu.malloc import configure_malloc
     from delvm.training.fit import train
     from delvm.training.strategies import is_rank_zero
 
+    if cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        configure_malloc()
     try:
         weights = train(cfg, Path(cfg.output))
     except SystemExit as stop:

@@ -95,7 +95,7 @@ class TokenizerNet(Protocol):
         ...
 
     @property
-    def codebook_parameter(self) -> nn.Parameter | None:
+    def codebook_parameter(self) -> Tensor | None:
         """The trained parameter (V, d) behind the codebook; None where codes are fixed."""
         ...
 
@@ -105,7 +105,7 @@ class TokenizerNet(Protocol):
         ...
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """Weight of the decoder's last layer, where the adversarial loss is balanced."""
         ...
 

@@ -252,7 +252,7 @@ class Transformer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast, as in `nn.Module`; rotary angles stay float32, or late positions blur."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        cast(Any, super())._apply(fn, recurse)
         cfg = self.config
         rope = precompute_rope(cfg.max_seq_len, cfg.head_dim, cfg.rope_base)
         self.rope = rope.to(self.rope.device)

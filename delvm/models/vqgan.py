@@ -255,14 +255,14 @@ class VQGAN(nn.Module):
         return self.quantize.codebook
 
     @property
-    def codebook_parameter(self) -> nn.Parameter:
+    def codebook_parameter(self) -> Tensor:
         """The trained parameter (V, d) behind `codebook`; the same values without l2 norm."""
-        return cast(nn.Parameter, self.quantize.embedding.weight)
+        return self.quantize.embedding.weight
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """Weight of the decoder's last layer, where the adversarial loss is balanced."""
-        return cast(nn.Parameter, self.decoder.conv_out.weight)
+        return self.decoder.conv_out.weight
 
     def nearest_code_indices(self, z: Tensor) -> Tensor:
         """Indices (M,) int64 of the codes nearest to feature vectors z (M, d)."""

@@ -72,7 +72,7 @@ def train(config: TrainConfig, folder: Path) -> Path:
     stop = GracefulShutdown()
     trainer = _trainer(config, folder, _callbacks(config, folder, module, data, stop), resume)
     if isinstance(model, Transformer):
-        model.recompute = config.trainer.recompute
+        model.config.activation_checkpointing = config.trainer.recompute
         if config.trainer.compile:
             compile_blocks(model)
             module.compiled = True

@@ -27,7 +27,7 @@ from delvm.models.quantizer import VectorQuantizer
 from delvm.models.vqgan import VQGAN, VQGANConfig
 from delvm.tasks.metrics import psnr
 from experiments.bench.frame import Row, medians
-from tests.models.plain_vqgan import plain_copy, plain_encode, plain_search
+from tests.models.naive_vqgan import contiguous_copy, naive_encode, naive_search
 
 BATCHES = (4, 16)
 REPEATS = {4: 5, 16: 3}
@@ -38,7 +38,7 @@ def rows() -> list[Row]:
     """Speed at both batch sizes, share of the peak, memory of the search."""
     with torch.inference_mode():
         tokenizer = f16_8192()
-        plain = plain_copy(tokenizer)
+        plain = contiguous_copy(tokenizer)
         pixels = crops("test", max(BATCHES), 256)
         with FlopCounterMode(display=False) as counter:
             tokenizer.encode_features(pixels[:1])
@@ -91,7 +91,7 @@ def fast_encode(tokenizer: VQGAN, pixels: Tensor) -> Tensor:
 def measure(tokenizer: VQGAN, plain: VQGAN, pixels: Tensor, repeats: int) -> dict[str, float]:
     """Median seconds of each way, turn about."""
     cases: dict[str, Callable[[], object]] = {
-        "plain": lambda: plain_encode(plain, pixels),
+        "plain": lambda: naive_encode(plain, pixels),
         "exact": lambda: tokenizer.encode(pixels),
     }
     if has_native_bf16("cpu"):
@@ -118,7 +118,7 @@ def speeds(batch: int, rates: dict[tuple[str, int], float]) -> list[Row]:
 
 def agreement(tokenizer: VQGAN, plain: VQGAN, pixels: Tensor) -> list[Row]:
     """Which ids each mode changes, and what the fast one costs in likeness."""
-    wanted, _ = plain_encode(plain, pixels)
+    wanted, _ = naive_encode(plain, pixels)
     ours = tokenizer.encode(pixels)
     odd = int((ours != wanted).sum())
     said = f"of {wanted.numel():,} ids, those that are not the plain path's"
@@ -149,7 +149,7 @@ def agreement(tokenizer: VQGAN, plain: VQGAN, pixels: Tensor) -> list[Row]:
 
 def ties(plain: VQGAN, pixels: Tensor, ours: Tensor, wanted: Tensor) -> str:
     """How near, in float64, the codes are between which two ways decide otherwise; or nothing."""
-    exact, gaps = plain_copy(plain).double(), []
+    exact, gaps = contiguous_copy(plain).double(), []
     for picture, place in (ours != wanted).nonzero().tolist():
         z = exact.encode_features(pixels[picture, None].double())[0, place]
         pair = exact.codebook[torch.stack((ours[picture, place], wanted[picture, place]))]
@@ -220,7 +220,7 @@ def _peak_of_search(way: str, vectors: int, codes: int) -> float:
         if way == "ours":
             quantizer.nearest_code_indices(z)
         else:
-            plain_search(z, quantizer.codebook)
+            naive_search(z, quantizer.codebook)
     # Not getrusage, whose peak a process inherits from the one that started it.
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]

@@ -10,7 +10,7 @@ from delvm.commands.app import compose
 from delvm.commands.checks import check, faults
 from delvm.data.types import Example
 from delvm.errors import UserError
-from delvm.models.cpu import attention as blockwise
+from delvm.models.cpu import attention as cpu_attention
 from tests.data.shard_makers import write_examples
 
 
@@ -120,14 +120,14 @@ def test_an_adversary_wants_its_gradients(monkeypatch):
 
 def test_attention_of_ones_own_wants_bfloat16_on_a_processor(monkeypatch):
     asked = "student.net.attention=cpu_flash"
-    monkeypatch.setattr(blockwise, "works", lambda: True)
+    monkeypatch.setattr(cpu_attention, "cpu_flash_available", lambda: True)
     assert of_config("train", asked, "trainer.precision=bf16-mixed") == []
     assert of_config("train", asked, "trainer.precision=32-true", "student.net.dropout=0.1") == [
         f"{asked} computes in bfloat16, and trainer.precision is 32-true: "
         "set student.net.attention=sdpa",
         f"{asked} has no dropout, and student.net.dropout=0.1: set student.net.attention=sdpa",
     ]
-    monkeypatch.setattr(blockwise, "works", lambda: False)
+    monkeypatch.setattr(cpu_attention, "cpu_flash_available", lambda: False)
     (found,) = of_config("train", asked, "trainer.precision=bf16-mixed")
     assert "does not work on this machine: set student.net.attention=sdpa" in found
 

@@ -1,9 +1,9 @@
-"""Teacher-forced losses against a plain loop."""
+"""Teacher-forced losses against a simple loop."""
 
 import pytest
 import torch
 
-from delvm.models import teacher_forcing as prediction
+from delvm.models import teacher_forcing
 from delvm.models.transformer import Init, InputEmbedding, Transformer, TransformerConfig
 
 
@@ -23,19 +23,19 @@ def student() -> Transformer:
     return Transformer(config).eval()
 
 
-@pytest.mark.parametrize("held", [1 << 24, 11 * 7])
-def test_against_a_plain_loop(
-    student: Transformer, held: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("max_logits", [1 << 24, 11 * 7])
+def test_next_token_nll_equals_loop(
+    student: Transformer, max_logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction, "MAX_LOGITS", held)
+    monkeypatch.setattr(teacher_forcing, "MAX_LOGITS", max_logits)
     ids = torch.randint(11, (3, 20), generator=torch.Generator().manual_seed(1))
-    found, hits = prediction.next_token_nll(student, ids)
-    assert found.shape == hits.shape == (3, 19)
+    nll, correct = teacher_forcing.next_token_nll(student, ids)
+    assert nll.shape == correct.shape == (3, 19)
     for row in range(3):
-        for at in range(19):
+        for position in range(19):
             with torch.no_grad():
-                logits = student(ids[row : row + 1, : at + 1])[0, -1]
-            truth = ids[row, at + 1]
-            wanted = logits.logsumexp(-1) - logits[truth]
-            assert found[row, at].item() == pytest.approx(wanted.item(), abs=1e-4)
-            assert hits[row, at].item() == (logits.argmax() == truth).item()
+                logits = student(ids[row : row + 1, : position + 1])[0, -1]
+            target = ids[row, position + 1]
+            expected = logits.logsumexp(-1) - logits[target]
+            assert nll[row, position].item() == pytest.approx(expected.item(), abs=1e-4)
+            assert correct[row, position].item() == (logits.argmax() == target).item()

@@ -1,4 +1,4 @@
-"""The tokenizer equals the reference number for number, and refuses what it cannot hold."""
+"""The tokenizer: parity with open-muse's code, quantization, options and errors."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ import torch
 
 from delvm.models import quantizer
 from delvm.models.vqgan import VQGAN, PixelRange, VQGANConfig
-from tests.models.plain_vqgan import plain_copy, plain_encode
+from tests.models.naive_vqgan import contiguous_copy, naive_encode
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "muse_vqgan"
 TINY = {"resolution": 16, "hidden_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1}
@@ -34,76 +34,76 @@ def golden() -> tuple[VQGAN, dict[str, np.ndarray]]:
         return model, dict(file)
 
 
-def test_ids_are_those_of_the_reference(golden):
-    model, known = golden
-    ids = model.encode(torch.from_numpy(known["pixels"]))
-    np.testing.assert_array_equal(ids.numpy(), known["ids"])
+def test_ids_equal_open_muse(golden):
+    model, expected = golden
+    ids = model.encode(torch.from_numpy(expected["pixels"]))
+    np.testing.assert_array_equal(ids.numpy(), expected["ids"])
 
 
-def test_reconstruction_is_that_of_the_reference(golden):
-    model, known = golden
-    ids = torch.from_numpy(known["ids"])
-    # Without rounding of our own, what is left is the reference's: on any machine below 1e-5.
+def test_reconstruction_equals_open_muse(golden):
+    model, expected = golden
+    ids = torch.from_numpy(expected["ids"])
+    # In float64 only the rounding of the golden values remains, below 1e-5 on any machine.
     exact = copy.deepcopy(model).double().decode(ids, clamp=False)
-    assert np.abs(exact.numpy() - known["reconstruction"]).max() < 1e-5
-    # In float32 processors round differently; unclamped values here reach beyond 2.
-    drawn = model.decode(ids, clamp=False)
-    scale = np.abs(known["reconstruction"]).max()
-    assert drawn.dtype == torch.float32
-    assert np.abs(drawn.numpy() - known["reconstruction"]).max() < 1e-5 * max(1.0, scale)
+    assert np.abs(exact.numpy() - expected["reconstruction"]).max() < 1e-5
+    # In float32 CPUs round differently; unclamped values exceed 2 here.
+    pixels = model.decode(ids, clamp=False)
+    scale = np.abs(expected["reconstruction"]).max()
+    assert pixels.dtype == torch.float32
+    assert np.abs(pixels.numpy() - expected["reconstruction"]).max() < 1e-5 * max(1.0, scale)
 
 
-def test_search_equals_the_plain_distance_matrix():
+def test_nearest_code_equals_full_distance_matrix():
     model = tiny()
     z = torch.randn(50, 8)
-    # initial codes are tiny: spread them so that distances differ
+    # initial codes are close to 0: spread them, so that distances differ
     model.quantize.embedding.weight.data.normal_()
-    wanted = ((z[:, None] - model.codebook[None]) ** 2).sum(-1).argmin(1)
-    assert torch.equal(model.quantize.nearest_code_indices(z), wanted)
+    expected = ((z[:, None] - model.codebook[None]) ** 2).sum(-1).argmin(1)
+    assert torch.equal(model.quantize.nearest_code_indices(z), expected)
 
 
-def test_search_in_parts_is_the_search_of_the_whole(monkeypatch):
+def test_chunked_search_equals_unchunked_search(monkeypatch):
     model = tiny()
     model.quantize.embedding.weight.data.normal_()
     z = torch.randn(50, 8)
-    whole = model.quantize.nearest_code_indices(z)
+    unchunked = model.quantize.nearest_code_indices(z)
     monkeypatch.setattr(quantizer, "_MAX_DISTANCE_ELEMENTS", 24 * 7)  # seven vectors at a time
-    assert torch.equal(model.quantize.nearest_code_indices(z), whole)
+    assert torch.equal(model.quantize.nearest_code_indices(z), unchunked)
 
 
 @pytest.mark.parametrize(
     "changes", [{}, {"patch_size": 2}, {"pixel_range": PixelRange.signed}, {"use_l2_norm": True}]
 )
-def test_encoding_is_the_plain_one(changes):
+def test_encode_equals_naive_encode(changes):
     model = tiny(**changes)
     model.quantize.embedding.weight.data.normal_()
     pixels = torch.rand(4, 3, 16, 16)
-    wanted, codes = plain_encode(plain_copy(model), pixels)
+    expected, codes = naive_encode(contiguous_copy(model), pixels)
     ids = model.encode(pixels)
-    assert torch.equal(ids, wanted)
+    assert torch.equal(ids, expected)
     assert torch.equal(model.codebook[ids], codes)
 
 
-def test_the_fast_mode_is_nearly_the_exact_one(golden):
-    model, known = golden
-    pixels, ids = (torch.from_numpy(known[name]) for name in ("pixels", "ids"))
-    exact = model.decode(ids)
+def test_bf16_is_close_to_float32(golden):
+    model, expected = golden
+    pixels, ids = (torch.from_numpy(expected[name]) for name in ("pixels", "ids"))
+    float32_pixels = model.decode(ids)
     model.bf16 = True
     try:
-        fast, drawn = model.encode(pixels), model.decode(ids)
+        bf16_ids, bf16_pixels = model.encode(pixels), model.decode(ids)
     finally:
         model.bf16 = False
-    assert fast.shape == ids.shape and (fast == ids).float().mean() > 0.8
-    assert drawn.dtype == torch.float32
-    assert 0 < (drawn - exact).abs().max() < 0.1
+    assert bf16_ids.shape == ids.shape and (bf16_ids == ids).float().mean() > 0.8
+    assert bf16_pixels.dtype == torch.float32
+    assert 0 < (bf16_pixels - float32_pixels).abs().max() < 0.1
 
 
 @pytest.mark.parametrize(
-    ("blocks", "lone", "applied"), [(1, 0, 0), (1, 1, 1), (2, 0, 1), (2, 1, 1)]
+    ("blocks", "option", "applied"), [(1, 0, 0), (1, 1, 1), (2, 0, 1), (2, 1, 1)]
 )
-def test_a_lone_attention_block_is_applied_where_it_is_asked_for(blocks, lone, applied):
+def test_attn_in_single_block_levels(blocks, option, applied):
     model = tiny(
-        attn_resolutions=[8], num_res_blocks=blocks, attn_in_single_block_levels=bool(lone)
+        attn_resolutions=[8], num_res_blocks=blocks, attn_in_single_block_levels=bool(option)
     )
     pixels = torch.rand(2, 3, 16, 16)
     before = model.encode_features(pixels)
@@ -112,35 +112,35 @@ def test_a_lone_attention_block_is_applied_where_it_is_asked_for(blocks, lone, a
     assert torch.equal(model.encode_features(pixels), before) is not bool(applied)
 
 
-def test_the_search_is_exact_under_an_outer_autocast():
+def test_search_is_float32_under_autocast():
     model = tiny()
     model.quantize.embedding.weight.data.normal_()
     z = torch.randn(500, 8)
-    wanted = model.quantize.nearest_code_indices(z)
+    expected = model.quantize.nearest_code_indices(z)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(model.quantize.nearest_code_indices(z), wanted)
-    half = model.bfloat16().quantize  # bf16-true: the codes are rounded, the search is not
+        assert torch.equal(model.quantize.nearest_code_indices(z), expected)
+    half = model.bfloat16().quantize  # bf16-true: codes are rounded, the search is in float32
     rounded = ((z.bfloat16().float()[:, None] - half.codebook.float()[None]) ** 2).sum(-1).argmin(1)
     assert torch.equal(half.nearest_code_indices(z.bfloat16()), rounded)
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
-def test_shapes(patch):
+def test_shapes_and_ranges(patch):
     model = tiny(patch_size=patch)
-    grid = 16 // (2 * patch)
+    latent_size = 16 // (2 * patch)
     assert model.config.downsample_factor == 2 * patch
-    assert model.config.tokens_per_image == grid**2
+    assert model.tokens_per_image == latent_size**2
     ids = model.encode(torch.rand(3, 3, 16, 16))
-    assert ids.shape == (3, grid**2) and ids.dtype == torch.int64
+    assert ids.shape == (3, latent_size**2) and ids.dtype == torch.int64
     pixels = model.decode(ids)
     assert pixels.shape == (3, 3, 16, 16)
     assert pixels.min() >= 0 and pixels.max() <= 1
 
 
-def test_full_size_architecture_is_the_references():
+def test_default_architecture_is_delvms():
     with torch.device("meta"):
         model = VQGAN(VQGANConfig())
-    assert model.config.tokens_per_image == 256
+    assert model.tokens_per_image == 256
     assert model.encoder.down[4].attn[1].q.weight.shape == (512, 512, 1, 1)
     assert model.decoder.up[4].attn[2].q.weight.shape == (512, 512, 1, 1)
     assert not hasattr(model.encoder.down[4], "downsample")
@@ -163,7 +163,7 @@ def test_full_size_architecture_is_the_references():
         (lambda m: tiny(hidden_channels=20), ["20", "32"]),
     ],
 )
-def test_faults_name_the_values(call, words):
+def test_errors_name_the_values(call, words):
     with pytest.raises(ValueError) as error:
         call(tiny())
     assert all(word in str(error.value) for word in words)

@@ -57,8 +57,8 @@ def measured(net: TransformerConfig, precision: str, recompute: int) -> tuple[in
     """
     torch.manual_seed(0)
     codebook = torch.randn(net.vocab_size, net.codebook_dim)
+    net = replace(net, activation_checkpointing=recompute)
     model = Transformer(net, codebook if net.embedding is InputEmbedding.codebook else None).train()
-    model.recompute = recompute
     if precision == "bf16-true":
         model.to(torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)

@@ -1,4 +1,4 @@
-"""Freed memory is used again: counted in page faults, in processes of their own."""
+"""Freed memory is reused: measured in page faults, in separate processes."""
 
 import os
 import subprocess
@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-# The faults of touching blocks of 64 MB again, given back together and asked for again: the median
-# of the last times, since an aligned block finds its place only after some tries before glibc 2.38.
+# Page faults of blocks of 64 MB that are freed and allocated again: the median of the last rounds,
+# since before glibc 2.38 an aligned block fits only after several attempts.
 PROBE = """
 import resource, statistics
 import torch
@@ -21,8 +21,8 @@ KEEP = "from delvm.models.cpu.malloc import configure_malloc; kept = configure_m
 CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
 
 
-def said(script: str, *words: str, **env: str) -> list[str]:
-    """Words that a Python script prints, with no setting of the allocator but these."""
+def run(script: str, *words: str, **env: str) -> list[str]:
+    """Words that a Python script prints, with only the given settings of malloc."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     command = [sys.executable, "-c", script, *words]
     done = subprocess.run(command, env=clean | env, capture_output=True, text=True, check=True)
@@ -31,23 +31,23 @@ def said(script: str, *words: str, **env: str) -> list[str]:
 
 @pytest.fixture(params=[1, 3])
 def probe(request) -> str:
-    """The script; it is skipped where nothing is to be gained."""
+    """The script; skipped where there is nothing to gain."""
     script = PROBE.replace("BLOCKS", str(request.param))
-    if int(said(script)[0]) < 1000:
-        pytest.skip("this C library, or its pages, fault little anyway")
+    if int(run(script)[0]) < 1000:
+        pytest.skip("few page faults here even without the settings")
     return script
 
 
-def test_memory_is_used_again(probe):
-    assert int(said(KEEP + probe)[0]) < 100
+def test_freed_memory_is_reused(probe):
+    assert int(run(KEEP + probe)[0]) < 100
 
 
-def test_in_processes_that_are_started_too(probe):
-    assert int(said(KEEP + CHILD, probe)[0]) < 100
+def test_settings_apply_to_child_processes(probe):
+    assert int(run(KEEP + CHILD, probe)[0]) < 100
 
 
-def test_what_the_environment_says_stays():
-    assert said(KEEP + "print(kept)", MALLOC_TRIM_THRESHOLD_="131072") == ["False"]
+def test_existing_settings_are_kept():
+    assert run(KEEP + "print(kept)", MALLOC_TRIM_THRESHOLD_="131072") == ["False"]
     tunable = "glibc.malloc.trim_threshold=131072"
-    assert said(KEEP + "print(kept)", GLIBC_TUNABLES=tunable) == ["False"]
-    assert said(KEEP + "print(kept)") == ["True"] or not sys.platform.startswith("linux")
+    assert run(KEEP + "print(kept)", GLIBC_TUNABLES=tunable) == ["False"]
+    assert run(KEEP + "print(kept)") == ["True"] or not sys.platform.startswith("linux")
