@@ -30,12 +30,13 @@ def run(cfg: InspectConfig) -> None:
             print(
                 f"{split}/{task}: {facts['count']:,} examples in {facts['shards']:,} shards{left}"
             )
-            for side, use in facts.items():
-                if isinstance(use, dict):
+            for side, usage in facts.items():
+                if isinstance(usage, dict):
                     print(
-                        f"  {side}s: {use['used']:,} of {use['codes']:,} codes, perplexity "
-                        f"{use['perplexity']:,.0f}, {use['entropy_bits']:.2f} bits a token; "
-                        f"code {use['most']} is {use['most_share']:.1%}"
+                        f"  {side}s: {usage['num_used']:,} of {usage['codebook_size']:,} codes, "
+                        f"perplexity {usage['perplexity']:,.0f}, {usage['entropy_bits']:.2f} bits "
+                        f"per token; code {usage['most_frequent']} is "
+                        f"{usage['most_frequent_fraction']:.1%}"
                     )
     print(f"pictures and numbers: {output}")
     if flags := report["flags"]:

@@ -32,8 +32,8 @@ def test_pairs_then_tokens(delvm, weights, pairs):
     code, out, err = delvm("inspect", "input=tokens", "output=look", tokenizer)
     assert "  inputs: " in out and "Traceback" not in err
     flags = json.loads(Path("look/inspect.json").read_text())["flags"]
-    # An untrained tokenizer draws all pictures alike: that is what is said.
-    assert all("one code all over" in flag or "of the tokens" in flag for flag in flags)
+    # An untrained tokenizer encodes all images alike, which is flagged.
+    assert all("consist of a single code" in flag or "of the tokens" in flag for flag in flags)
     assert code == (3 if flags else 0)
 
 

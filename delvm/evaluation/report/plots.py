@@ -59,6 +59,7 @@ def _style() -> Iterator[None]:
             "svg.hashsalt": "delvm",  # the same data gives the same file
             "text.parse_math": False,  # names of models may contain a $
             "font.size": 9,
+            "figure.constrained_layout.w_pad": 0.12,  # inches, for wider fonts in a browser
             "text.color": TEXT,
             "axes.edgecolor": TEXT,
             "axes.labelcolor": TEXT,
@@ -128,7 +129,7 @@ class Curve:
     points: Sequence[Point]
 
 
-def curve_plot(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
+def curve_plot(curves: Sequence[Curve], x_label: str) -> str:
     """Curves over a common x axis that begins at 0, as SVG.
 
     Args:
@@ -144,7 +145,6 @@ def curve_plot(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
             )
         axes.set_xlim(left=0)
         axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.grid(axis="y")
         axes.spines[["top", "left", "right"]].set_visible(False)

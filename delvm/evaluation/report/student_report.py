@@ -181,7 +181,7 @@ def _plot(title: str, unit: str, curves: list[Curve]) -> Plot:
         title=title,
         unit=unit,
         legend=[(curve.name, curve.model) for curve in curves],
-        svg=curve_plot(curves, "steps", unit),
+        svg=curve_plot(curves, "steps"),
         description=f"{title} over steps: {', '.join(curve.name for curve in curves)}",
     )
 
