@@ -1,4 +1,4 @@
-"""Shards in stores: what is written there and read back is what a folder of this machine holds."""
+"""Remote paths: same files and same behavior as in a local directory."""
 
 import itertools
 import pickle
@@ -38,7 +38,7 @@ _names = itertools.count()
 
 @pytest.fixture
 def store(monkeypatch, tmp_path):
-    """A new place in memory, and a cache of its own."""
+    """A new directory in memory, and a cache of its own."""
     monkeypatch.setenv("DELVM_CACHE", str(tmp_path / "cache"))
     return RemotePath(f"memory://store{next(_names)}")
 
@@ -49,10 +49,10 @@ def stored(root):
     return {name.removeprefix(f"{path}/"): fs.cat_file(name) for name in sorted(fs.find(path))}
 
 
-# ---------------------------------------------------------------- places
+# ---------------------------------------------------------------- paths
 
 
-def test_what_is_a_place_of_this_machine():
+def test_as_path_separates_local_paths_from_urls():
     assert as_path("outputs/a:b") == Path("outputs/a:b")
     assert as_path("file:///a/b") == Path("/a/b") and as_path(Path("x")) == Path("x")
     far = as_path("s3://bucket//a/")
@@ -66,7 +66,7 @@ def test_what_is_a_place_of_this_machine():
     assert pickle.loads(pickle.dumps(far)) == far == far.resolve()
 
 
-def test_a_store_has_the_methods_of_a_folder(store):
+def test_remote_path_has_the_methods_of_a_local_path(store):
     assert not store.exists() and not store.is_dir() and [*store.iterdir()] == []
     write_text(store / "a/b.json", "{}")
     write_json(store / "a/.c.part.json", {"x": 1})
@@ -86,7 +86,7 @@ def test_a_store_has_the_methods_of_a_folder(store):
     assert not store.exists()
 
 
-def test_what_fails_half_way_leaves_what_stood_there(store):
+def test_failed_write_leaves_the_old_file(store):
     write_text(store / "a.txt", "old")
     with pytest.raises(KeyboardInterrupt), atomic_path(store / "a.txt") as part:
         part.write_text("half")
@@ -96,7 +96,7 @@ def test_what_fails_half_way_leaves_what_stood_there(store):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_where_files_grow_in_sight_they_are_put_beside_and_moved(store, monkeypatch, fails):
+def test_non_atomic_stores_get_a_temporary_file_that_is_moved(store, monkeypatch, fails):
     monkeypatch.setattr("delvm.storage._ATOMIC_STORES", set())
     write_text(store / "a.txt", "old")
     put, seen = MemoryFileSystem.put_file, []
@@ -117,7 +117,7 @@ def test_where_files_grow_in_sight_they_are_put_beside_and_moved(store, monkeypa
     assert stored(store) == {"a.txt": b"old" if fails else b"new"}
 
 
-def test_a_copy_is_fetched_once_and_again_when_it_changes(store, monkeypatch):
+def test_local_copy_is_downloaded_again_only_after_a_change(store, monkeypatch):
     fetched, get = [], MemoryFileSystem.get_file
     monkeypatch.setattr(
         MemoryFileSystem,
@@ -133,7 +133,7 @@ def test_a_copy_is_fetched_once_and_again_when_it_changes(store, monkeypatch):
         local_copy(store / "b.txt")
 
 
-def test_stores_that_are_not_there(monkeypatch, tmp_path):
+def test_unreachable_stores_are_reported_in_one_line(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="what://x cannot be reached: Protocol not known"):
         as_path("what://x").exists()
     monkeypatch.setitem(sys.modules, "s3fs", None)
@@ -148,10 +148,10 @@ def test_stores_that_are_not_there(monkeypatch, tmp_path):
         as_path("memory://x").exists()
 
 
-# ---------------------------------------------------------------- whole verbs
+# ---------------------------------------------------------------- complete verbs
 
 
-def test_prepare_and_encode_in_a_store_write_the_bytes_of_a_folder(store, tmp_path):
+def test_prepare_and_encode_write_the_same_bytes_to_a_store(store, tmp_path):
     prepare(FakeSource(), tmp_path / "pairs", shard_size=4)
     encode(tmp_path / "pairs", tmp_path / "tokens", FakeTokenizer(), "abc")
     prepare(FakeSource(), store / "pairs", shard_size=4)
@@ -168,7 +168,7 @@ def test_prepare_and_encode_in_a_store_write_the_bytes_of_a_folder(store, tmp_pa
     assert read_codebook(store / "tokens")[1] == "abc"
 
 
-def test_what_was_killed_in_a_store_is_continued(store, tmp_path, capsys):
+def test_killed_jobs_continue_in_a_store(store, tmp_path, capsys):
     settings = {"shard_size": 4, "max_reject_fraction": 0.5}
     prepare(Damaged(), tmp_path / "pairs", ["train"], **settings)
     with pytest.raises(KeyboardInterrupt):
@@ -187,14 +187,14 @@ def test_what_was_killed_in_a_store_is_continued(store, tmp_path, capsys):
         encode(store / "pairs", store / "tokens", FakeTokenizer(), "def", splits=["train"])
 
 
-def test_a_file_url_is_a_folder(tmp_path):
+def test_file_url_is_a_local_directory(tmp_path):
     prepare(FakeSource(), as_path(f"file://{tmp_path}/pairs"), ["val"], shard_size=4)
     encode(f"file://{tmp_path}/pairs", f"file://{tmp_path}/t", FakeTokenizer(), "abc",
            splits=["val"])  # fmt: skip
     assert load_manifests(tmp_path / "t", "val", "tokens")["edges"].count == 2
 
 
-def test_memory_is_of_one_process(store):
+def test_memory_store_is_refused_for_several_processes(store):
     prepare(FakeSource(), store / "pairs", ["val"])
     with pytest.raises(UserError, match=r"memory://.* is in the memory of one process: set engine"):
         encode(store / "pairs", store / "t", FakeTokenizer(), "abc", splits=["val"],
@@ -214,17 +214,17 @@ def test_the_verbs_take_urls(store, capsys):
     assert "input and output are both" in capsys.readouterr().err
 
 
-def test_streams_and_looks_from_a_store_are_those_of_a_folder(store, tmp_path):
+def test_datasets_and_inspection_read_the_same_from_a_store(store, tmp_path):
     for root in (tmp_path, store):
         prepare(FakeSource(), root / "pairs", shard_size=4)
         encode(root / "pairs", root / "tokens", FakeTokenizer(), "abc")
     numbers = np.arange(12)
-    sentences, pictures = [], []
+    sentences, images = [], []
     for root in map(str, (tmp_path, store)):
         config = SentencesConfig(path=f"{root}/tokens", pairs_per_sentence=2)
         sentences.append(SentenceDataset(config, seed=0)[numbers]["input_ids"])
-        pictures.append(ImageDataset(ImagesConfig(path=f"{root}/pairs"), seed=0)[numbers]["pixels"])
-    assert torch.equal(*sentences) and torch.equal(*pictures)
+        images.append(ImageDataset(ImagesConfig(path=f"{root}/pairs"), seed=0)[numbers]["pixels"])
+    assert torch.equal(*sentences) and torch.equal(*images)
     reports = [inspect_shards(root / "pairs", None, output_dir=tmp_path / f"look{n}", num_images=2)
              for n, root in enumerate((tmp_path, store))]  # fmt: skip
     near, far = ({k: v for k, v in report.items() if k != "root"} for report in reports)

@@ -16,12 +16,12 @@ SETTINGS = {"source": "fake", "seed": 0, "image_size": 8}
 
 def make_pairs(count, task="derain", size=8, seed=0):
     rng = np.random.default_rng(seed)
-    pictures = rng.integers(0, 256, (count, 2, size, size, 3), dtype=np.uint8)
-    return [Example(f"{i:06d}", task, tuple(sides)) for i, sides in enumerate(pictures)]
+    images = rng.integers(0, 256, (count, 2, size, size, 3), dtype=np.uint8)
+    return [Example(f"{i:06d}", task, tuple(sides)) for i, sides in enumerate(images)]
 
 
 def write_examples(root, split, task, examples, shard_size=1000, overwrite=False, **settings):
-    """Write a list of examples, a part a shard."""
+    """Write a list of examples, one shard per chunk."""
     plan = plan_images(split, task, shard_size=shard_size, **settings)
     parts = split_into_chunks(len(examples), shard_size)
     if todo := pending_parts(root, plan, parts, overwrite):

@@ -18,7 +18,7 @@ COUNTS = {"segmentation": 10, "pose": 4, "derain": 1}
 
 
 def smooth(size=32, seed=0):
-    """A picture without hard edges, so that a warp can be compared."""
+    """An image without hard edges, so that a warp can be compared."""
     grid = np.linspace(0, 2 * np.pi, size)
     phase = np.random.default_rng(seed).uniform(0, 6, 3)
     waves = [np.sin(grid[:, None] + p) * np.cos(grid[None] - p) for p in phase]
@@ -26,10 +26,10 @@ def smooth(size=32, seed=0):
 
 
 def labels(size=32):
-    picture = np.zeros((size, size, 3), dtype=np.uint8)
-    picture[4:20, 6:15] = (255, 0, 0)
-    picture[18:30, 12:28] = (0, 0, 255)
-    return picture
+    image = np.zeros((size, size, 3), dtype=np.uint8)
+    image[4:20, 6:15] = (255, 0, 0)
+    image[18:30, 12:28] = (0, 0, 255)
+    return image
 
 
 def pair(key="a", input=None, target=None):
@@ -37,7 +37,7 @@ def pair(key="a", input=None, target=None):
     return Example(key, "derain", (input, input if target is None else target))
 
 
-def test_jitter_keeps_the_geometry_and_spares_what_it_should():
+def test_jitter_keeps_the_geometry_and_applies_to_the_right_images():
     source = pair()
     plain = augment(source, 0, 1, flip=True)
     inputs = augment(source, 0, 1, flip=True, jitter=Jitter.input)
@@ -45,20 +45,20 @@ def test_jitter_keeps_the_geometry_and_spares_what_it_should():
     assert np.array_equal(inputs.target, plain.target)
     assert not np.array_equal(inputs.input, plain.input)
     assert np.array_equal(both.input, inputs.input) and np.array_equal(both.target, both.input)
-    # the same places, other colours
+    # the same geometry, other colors
     bright = plain.input.astype(float).mean(-1).ravel()
     assert np.corrcoef(bright, inputs.input.astype(float).mean(-1).ravel())[0, 1] > 0.95
     again = augment(source, 0, 1, flip=True, jitter=Jitter.input)
     assert np.array_equal(again.input, inputs.input)
 
 
-def test_jitter_leaves_black_ground_nearly_black():
+def test_jitter_keeps_black_background_black():
     black = np.zeros((16, 16, 3), np.uint8)
     made = augment(pair(input=black), 0, 1, flip=True, jitter=Jitter.all)
     assert made.input.max() == 0
 
 
-def test_plan_of_each_mode():
+def test_target_counts_of_each_mode():
     assert target_counts(COUNTS, BalanceConfig()) == COUNTS
     for mode in (BalanceMode.oversample, BalanceMode.augment):
         assert target_counts(COUNTS, BalanceConfig(mode)) == dict.fromkeys(COUNTS, 10)
@@ -66,7 +66,7 @@ def test_plan_of_each_mode():
         assert target_counts(COUNTS, larger) == dict.fromkeys(COUNTS, 25)
 
 
-def test_a_task_above_the_target_keeps_all_its_pairs():
+def test_task_above_the_target_keeps_all_its_examples():
     assert target_counts(COUNTS, BalanceConfig(BalanceMode.augment, 5)) == {
         "segmentation": 10,
         "pose": 5,
@@ -74,7 +74,7 @@ def test_a_task_above_the_target_keeps_all_its_pairs():
     }
 
 
-def test_plan_refuses_what_cannot_be_balanced():
+def test_target_counts_refuses_invalid_input():
     with pytest.raises(
         UserError, match=r"balance\.examples_per_task=0 .*balance\.examples_per_task=null"
     ):
@@ -83,7 +83,7 @@ def test_plan_refuses_what_cannot_be_balanced():
         target_counts({"empty": 0}, BalanceConfig(BalanceMode.augment, 5))
 
 
-def test_copy_zero_is_the_pair_itself():
+def test_copy_zero_is_the_example_itself():
     original = pair()
     assert augment(original, 3, 0, flip=True) is original
 
@@ -102,7 +102,7 @@ def test_input_and_target_share_one_geometry():
         assert (bright != marked).mean() < 0.03
 
 
-def test_a_copy_depends_on_seed_key_and_copy_alone():
+def test_copy_depends_only_on_seed_key_and_index():
     first = augment(pair("a"), 0, 1, flip=True)
     again = augment(pair("a"), 0, 1, flip=True)
     assert np.array_equal(first.input, again.input) and first.key == again.key == "a-1"
@@ -111,7 +111,7 @@ def test_a_copy_depends_on_seed_key_and_copy_alone():
         assert not np.array_equal(augment(pair(key), seed, copy, flip=True).input, first.input)
 
 
-def test_no_mirror_where_a_mirror_changes_the_meaning():
+def test_mirrored_only_where_allowed():
     # Left is dark and right is bright; small rotations and zooms cannot turn that round.
     ramp = np.repeat(np.linspace(0, 255, 32).astype(np.uint8)[None, :, None], 32, 0).repeat(3, 2)
 
@@ -123,8 +123,8 @@ def test_no_mirror_where_a_mirror_changes_the_meaning():
     assert 8 <= sum(mirrored(flip=True)) <= 32
 
 
-def test_nothing_is_invented_beyond_the_border():
-    # With mirrored borders a plain picture stays plain, and no black corner comes in.
+def test_borders_are_reflected():
+    # With reflected borders a uniform image stays uniform, and there is no black corner.
     plain = np.full((32, 32, 3), 200, dtype=np.uint8)
     noisy = np.random.default_rng(0).integers(150, 160, (32, 32, 3)).astype(np.uint8)
     for copy in range(1, 20):
@@ -132,12 +132,12 @@ def test_nothing_is_invented_beyond_the_border():
         assert augment(pair(input=noisy), 0, copy, flip=True).input.min() > 130
 
 
-def test_label_pictures_gain_no_colour_and_photographs_are_smoothed():
-    wanted = {tuple(colour) for colour in labels().reshape(-1, 3)}
+def test_labels_gain_no_color_and_photographs_are_interpolated():
+    expected = {tuple(color) for color in labels().reshape(-1, 3)}
     assert len(np.unique(smooth().reshape(-1, 3), axis=0)) > MAX_LABEL_COLORS
     for copy in range(1, 20):
         made = augment(pair(target=labels()), 0, copy, flip=True)
-        assert {tuple(colour) for colour in made.target.reshape(-1, 3)} <= wanted
+        assert {tuple(color) for color in made.target.reshape(-1, 3)} <= expected
         steps = np.abs(np.diff(made.input.astype(int), axis=0)).max()
         assert steps < 50
 

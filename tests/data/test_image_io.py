@@ -1,4 +1,4 @@
-"""Opening every odd kind of picture, and tensors and sheets made of pictures."""
+"""Opening every kind of image, resizing, and conversion to tensors and back."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from delvm.data import image_io as images
+from delvm.data import image_io
 from delvm.data.image_io import open_image, resize_center_crop, to_pil, to_tensor
 from delvm.errors import UserError
 
@@ -19,8 +19,8 @@ def save(path, image, **options):
     return path
 
 
-def solid(mode, colour, size=(6, 4)):
-    return Image.new(mode, size, colour)
+def solid(mode, color, size=(6, 4)):
+    return Image.new(mode, size, color)
 
 
 def noise(size=(6, 4), seed=0):
@@ -28,23 +28,23 @@ def noise(size=(6, 4), seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
 
-def test_rgb_png_is_returned_as_it_is_from_path_and_bytes(tmp_path):
-    picture = noise()
-    path = save(tmp_path / "a.png", picture)
+def test_rgb_png_is_unchanged_from_path_and_bytes(tmp_path):
+    image = noise()
+    path = save(tmp_path / "a.png", image)
     for file in (path, str(path), path.read_bytes()):
         opened = open_image(file)
         assert opened.mode == "RGB"
-        assert np.array_equal(np.asarray(opened), np.asarray(picture))
+        assert np.array_equal(np.asarray(opened), np.asarray(image))
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+def test_16_bit_gray_is_scaled_not_clipped(tmp_path):
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     for name in ("a.png", "a.tif"):
         opened = open_image(save(tmp_path / name, Image.fromarray(values)))
         assert np.asarray(opened)[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_float_picture_is_read_when_its_range_is_known(tmp_path):
+def test_float_image_is_read_if_its_range_is_known(tmp_path):
     good = save(tmp_path / "a.tif", Image.fromarray(np.array([[0, 0.5, 1]], dtype=np.float32)))
     assert np.asarray(open_image(good))[0, :, 1].tolist() == [0, 128, 255]
     bad = save(tmp_path / "b.tif", Image.fromarray(np.array([[0, 300]], dtype=np.float32)))
@@ -55,29 +55,29 @@ def test_float_picture_is_read_when_its_range_is_known(tmp_path):
         open_image(nan)
 
 
-def test_alpha_is_laid_on_black(tmp_path):
+def test_alpha_is_composited_over_black(tmp_path):
     half = open_image(save(tmp_path / "a.png", solid("RGBA", (200, 100, 50, 128))))
     assert np.abs(np.asarray(half)[0, 0].astype(int) - [100, 50, 25]).max() <= 1
-    grey = open_image(save(tmp_path / "b.png", solid("LA", (200, 0))))
-    assert np.asarray(grey).max() == 0
+    gray = open_image(save(tmp_path / "b.png", solid("LA", (200, 0))))
+    assert np.asarray(gray).max() == 0
 
 
-def test_palette_with_a_transparent_colour(tmp_path):
-    picture = solid("P", 1)
-    picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
-    picture.putpixel((0, 0), 2)
-    opened = np.asarray(open_image(save(tmp_path / "a.png", picture, transparency=1)))
+def test_palette_with_a_transparent_color(tmp_path):
+    image = solid("P", 1)
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    image.putpixel((0, 0), 2)
+    opened = np.asarray(open_image(save(tmp_path / "a.png", image, transparency=1)))
     assert opened[0, 0].tolist() == [0, 255, 0]
     assert opened[1, 1].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "wanted"),
+    ("mode", "color", "expected"),
     [("L", 77, (77, 77, 77)), ("1", 1, (255, 255, 255)), ("CMYK", (0, 255, 255, 0), (255, 0, 0))],
 )
-def test_other_modes_become_rgb(tmp_path, mode, colour, wanted):
-    opened = open_image(save(tmp_path / "a.tif", solid(mode, colour)))
-    assert opened.getpixel((0, 0)) == wanted
+def test_other_modes_become_rgb(tmp_path, mode, color, expected):
+    opened = open_image(save(tmp_path / "a.tif", solid(mode, color)))
+    assert opened.getpixel((0, 0)) == expected
 
 
 def test_cmyk_jpeg(tmp_path):
@@ -86,16 +86,16 @@ def test_cmyk_jpeg(tmp_path):
 
 
 def test_exif_rotation_is_applied(tmp_path):
-    picture = noise((6, 4))
+    image = noise((6, 4))
     exif = Image.Exif()
     exif[0x0112] = 6  # turned a quarter clockwise when shown
-    opened = open_image(save(tmp_path / "a.png", picture, exif=exif))
+    opened = open_image(save(tmp_path / "a.png", image, exif=exif))
     assert opened.size == (4, 6)
-    assert np.array_equal(np.asarray(opened), np.rot90(np.asarray(picture), -1))
+    assert np.array_equal(np.asarray(opened), np.rot90(np.asarray(image), -1))
 
 
 def test_first_frame_of_an_animation(tmp_path):
-    frames = [solid("RGB", colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames = [solid("RGB", color) for color in ((255, 0, 0), (0, 255, 0))]
     path = save(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
     assert open_image(path).getpixel((2, 2)) == (255, 0, 0)
 
@@ -108,7 +108,7 @@ def test_first_frame_of_an_animation(tmp_path):
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
     ],
 )
-def test_what_is_no_picture_says_so(tmp_path, content, reason):
+def test_files_that_are_not_images_are_refused(tmp_path, content, reason):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"a.jpg cannot be read as an image: {reason}"):
@@ -116,15 +116,15 @@ def test_what_is_no_picture_says_so(tmp_path, content, reason):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp", "bmp"])
-def test_truncated_files_say_so(tmp_path, suffix):
-    whole = save(tmp_path / f"a.{suffix}", noise((64, 64))).read_bytes()
+def test_truncated_files_are_refused(tmp_path, suffix):
+    complete = save(tmp_path / f"a.{suffix}", noise((64, 64))).read_bytes()
     half = tmp_path / f"half.{suffix}"
-    half.write_bytes(whole[: len(whole) // 2])
+    half.write_bytes(complete[: len(complete) // 2])
     with pytest.raises(UserError, match="half.*cannot be read as an image"):
         open_image(half)
 
 
-def test_missing_file_and_folder(tmp_path):
+def test_missing_file_and_directory(tmp_path):
     with pytest.raises(UserError, match=r"image not found: .*a\.png"):
         open_image(tmp_path / "a.png")
     with pytest.raises(UserError, match="is a directory"):
@@ -152,14 +152,14 @@ def test_decompression_bombs_are_refused_before_decoding(side):
 def test_the_pixel_limit_is_exact(monkeypatch):
     buffer = io.BytesIO()
     noise((6, 4)).save(buffer, "PNG")
-    monkeypatch.setattr(images, "MAX_PIXELS", 24)
+    monkeypatch.setattr(image_io, "MAX_PIXELS", 24)
     assert open_image(buffer.getvalue()).size == (6, 4)
-    monkeypatch.setattr(images, "MAX_PIXELS", 23)
+    monkeypatch.setattr(image_io, "MAX_PIXELS", 23)
     with pytest.raises(UserError, match="6 x 4 pixels"):
         open_image(buffer.getvalue())
 
 
-def test_fit_keeps_a_fitting_picture_and_crops_the_middle():
+def test_resize_center_crop_keeps_a_matching_size_and_crops_the_center():
     square = noise((8, 8))
     assert np.array_equal(np.asarray(resize_center_crop(square, 8)), np.asarray(square))
     wide = noise((12, 8))
@@ -170,28 +170,28 @@ def test_fit_keeps_a_fitting_picture_and_crops_the_middle():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (100_000, 1), (7, 13)])
-def test_fit_takes_any_shape(size):
+def test_resize_center_crop_of_any_shape(size):
     assert resize_center_crop(Image.new("RGB", size, (9, 8, 7)), 16).size == (16, 16)
     assert resize_center_crop(Image.new("RGB", size, (9, 8, 7)), 16).getpixel((8, 8)) == (9, 8, 7)
 
 
-def test_pixels_and_pictures_round_trip_exactly():
-    pictures = [noise(seed=seed) for seed in range(3)]
-    pixels = to_tensor(pictures)
+def test_to_tensor_and_to_pil_round_trip_exactly():
+    images = [noise(seed=seed) for seed in range(3)]
+    pixels = to_tensor(images)
     assert pixels.shape == (3, 3, 4, 6) and pixels.dtype == torch.float32
-    assert pixels[0, 2, 1, 5] == np.asarray(pictures[0])[1, 5, 2] / np.float32(255)
-    assert torch.equal(pixels, to_tensor([np.asarray(picture) for picture in pictures]))
-    for picture, back in zip(pictures, to_pil(pixels), strict=True):
-        assert np.array_equal(np.asarray(picture), np.asarray(back))
+    assert pixels[0, 2, 1, 5] == np.asarray(images[0])[1, 5, 2] / np.float32(255)
+    assert torch.equal(pixels, to_tensor([np.asarray(image) for image in images]))
+    for image, back in zip(images, to_pil(pixels), strict=True):
+        assert np.array_equal(np.asarray(image), np.asarray(back))
 
 
-def test_to_images_rounds_half_up_and_clamps():
+def test_to_pil_rounds_half_up_and_clamps():
     values = torch.tensor([-1.0, 0.5 / 255, 0.49 / 255, 254.5 / 255, 2.0])
-    picture = to_pil(values.expand(1, 3, 1, 5))[0]
-    assert np.asarray(picture)[0, :, 0].tolist() == [0, 1, 0, 255, 255]
+    image = to_pil(values.expand(1, 3, 1, 5))[0]
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 1, 0, 255, 255]
 
 
-def test_to_pixels_refuses_what_is_not_rgb_of_one_size():
+def test_to_tensor_refuses_other_types_and_mixed_sizes():
     with pytest.raises(ValueError, match="no images"):
         to_tensor([])
     with pytest.raises(ValueError, match=r"float64 \(4, 6, 3\)"):

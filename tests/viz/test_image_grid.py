@@ -14,7 +14,7 @@ def noise(size=(6, 4), seed=0):
 def test_image_grid_enlarges_without_smoothing():
     tiny = Image.fromarray(np.array([[[255, 0, 0], [0, 0, 255]]] * 2, dtype=np.uint8))
     grid = np.asarray(image_grid([[tiny]], cell=64))
-    red, blue = ((grid == colour).all(-1) for colour in ([255, 0, 0], [0, 0, 255]))
+    red, blue = ((grid == color).all(-1) for color in ([255, 0, 0], [0, 0, 255]))
     assert red.sum() == blue.sum() == 32 * 64
 
 

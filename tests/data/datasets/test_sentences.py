@@ -1,4 +1,4 @@
-"""Sentences: what is in them, in which order, and who gets which."""
+"""Sentences: their contents, their order, and which rank gets which."""
 
 from collections import Counter
 
@@ -19,7 +19,7 @@ OFFSET = {task: 500 * number for number, task in enumerate(COUNTS)}
 
 
 def write(root, tasks):
-    """Token shards whose ids tell task, example and picture: each picture is one id."""
+    """Token shards whose ids encode task, example and image: one id repeated over an image."""
     manifest.write_codebook(root, torch.randn(2000, 2), "f" * 16)
     for split, scale in (("train", 1), ("val", 2)):
         for task in tasks:
@@ -35,8 +35,8 @@ def write(root, tasks):
 
             def ids(start, stop, task=task, k=k):
                 first = OFFSET[task] + k * np.arange(start, stop)
-                pictures = first[:, None] + np.arange(k)
-                yield np.repeat(pictures[:, :, None], TOKENS, axis=2).astype(np.uint16)
+                images = first[:, None] + np.arange(k)
+                yield np.repeat(images[:, :, None], TOKENS, axis=2).astype(np.uint16)
 
             writer.write_tokens(root, plan, ids)
 
@@ -59,15 +59,15 @@ def take(data, count, start=0):
 
 
 def examples_of(sentence, task):
-    """First id of each example, having checked that its pictures are whole and in order."""
-    pictures = np.array(sentence).reshape(-1, KINDS[task], TOKENS)
-    assert (pictures == pictures[:, :, :1]).all()
-    assert (pictures[:, :, 0] == pictures[:, :1, 0] + np.arange(KINDS[task])).all()
-    assert (pictures // 500 == OFFSET[task] // 500).all()
-    return pictures[:, 0, 0].tolist()
+    """First id of each example, after checking that its images are complete and in order."""
+    images = np.array(sentence).reshape(-1, KINDS[task], TOKENS)
+    assert (images == images[:, :, :1]).all()
+    assert (images[:, :, 0] == images[:, :1, 0] + np.arange(KINDS[task])).all()
+    assert (images // 500 == OFFSET[task] // 500).all()
+    return images[:, 0, 0].tolist()
 
 
-def test_a_sentence_is_whole_pairs_of_one_task(root):
+def test_sentence_holds_complete_pairs_of_one_task(root):
     data = SentenceDataset(config(root), seed=0)
     for ids, number in take(data, 50):
         assert len(ids) == 3 * 2 * TOKENS
@@ -75,8 +75,8 @@ def test_a_sentence_is_whole_pairs_of_one_task(root):
 
 
 @pytest.mark.parametrize(("images", "held"), [(6, (3, 6, 3, 2)), (12, (6, 12, 6, 4))])
-def test_every_kind_of_example_in_one_mixture(tmp_path, images, held):
-    """Pairs, clips of three and single pictures, in sentences of one length."""
+def test_mixture_of_pairs_clips_and_single_images(tmp_path, images, held):
+    """Pairs, clips of three and single images, in sentences of one length."""
     write(tmp_path, COUNTS)
     data = SentenceDataset(config(tmp_path, images_per_sentence=images), seed=0)
     seen = {task: [] for task in COUNTS}
@@ -93,7 +93,7 @@ def test_every_kind_of_example_in_one_mixture(tmp_path, images, held):
 
 
 @pytest.mark.parametrize("window", [1, 32])
-def test_each_pair_comes_once_an_epoch(root, window):
+def test_each_pair_comes_once_per_epoch(root, window):
     data = SentenceDataset(config(root, pairs_per_sentence=1, shuffle_window_shards=window), seed=0)
     taken = [(ids, data.tasks[n]) for ids, n in take(data, 80)]
     firsts = [f for ids, task in taken if task != "derain" for f in examples_of(ids, task)]
@@ -101,7 +101,7 @@ def test_each_pair_comes_once_an_epoch(root, window):
     assert firsts != sorted(firsts)
 
 
-def test_pairs_are_redrawn_each_epoch(root):
+def test_pairs_are_shuffled_again_each_epoch(root):
     data = SentenceDataset(
         config(root, task_weights={"segmentation": 1.0}, pairs_per_sentence=4), seed=0
     )
@@ -116,7 +116,7 @@ def test_order_is_a_function_of_the_seed(root):
     assert take(SentenceDataset(config(root), 1), 30) != take(SentenceDataset(config(root), 2), 30)
 
 
-def test_a_batch_is_its_sentences_one_by_one(root):
+def test_a_batch_equals_its_sentences_one_by_one(root):
     data = SentenceDataset(config(root), 0)
     assert take(data, 40, 7) == [take(data, 1, n)[0] for n in range(7, 47)]
 
@@ -154,32 +154,32 @@ def pull(data, batches):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_goes_on_with_the_batch_that_would_have_come(root, workers):
-    whole = pull(module(root), 12)
+def test_resume_continues_with_the_next_batch(root, workers):
+    uninterrupted = pull(module(root), 12)
     first = module(root, num_workers=workers)
-    assert pull(first, 5) == whole[:20]  # workers have read further: that does not count
+    assert pull(first, 5) == uninterrupted[:20]  # what workers have prefetched does not count
     again = module(root, num_workers=2 - workers, state=first.state_dict())
-    assert pull(again, 7) == whole[20:]
+    assert pull(again, 7) == uninterrupted[20:]
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (2, 2)])
 def test_resume_with_another_number_of_ranks(root, before, after):
-    """Nothing is lost and nothing comes twice when the run goes on elsewhere."""
-    whole = pull(module(root), 18)
+    """Nothing is lost and nothing comes twice when another number of ranks resumes."""
+    uninterrupted = pull(module(root), 18)
     first = [module(root, rank, before) for rank in range(before)]
     seen = [pull(rank, 6 // before) for rank in first]
     states = [rank.state_dict() for rank in first]
     assert all(state == states[0] for state in states)  # any rank's will do
     rest = [module(root, rank, after, states[0]) for rank in range(after)]
     seen += [pull(rank, 12 // after) for rank in rest]
-    assert sorted(sum(seen, [])) == sorted(whole)
+    assert sorted(sum(seen, [])) == sorted(uninterrupted)
 
 
 def test_resume_with_another_batch_size(root):
-    whole = pull(module(root), 12)
+    uninterrupted = pull(module(root), 12)
     first = module(root)
     pull(first, 5)
-    assert pull(module(root, batch_size=7, state=first.state_dict()), 4) == whole[20:48]
+    assert pull(module(root, batch_size=7, state=first.state_dict()), 4) == uninterrupted[20:48]
 
 
 def test_resume_refuses_another_order(root):
@@ -214,7 +214,7 @@ def test_ranks_validate_each_sentence_once(root):
     assert sorted(counted) == sorted(map(tuple, ranks[0].val.input_ids.tolist()))
 
 
-def test_faults(root, tmp_path_factory):
+def test_invalid_configs_are_refused(root, tmp_path_factory):
     with pytest.raises(UserError, match="did you mean 'derain'"):
         SentenceDataset(config(root, task_weights={"derian": 1.0}), 0)
     with pytest.raises(UserError, match="data.pairs_per_sentence=11"):

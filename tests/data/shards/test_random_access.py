@@ -1,4 +1,4 @@
-"""Random access into shards, against reading them from the front."""
+"""Random access into shards gives what reading them from the front gives."""
 
 import os
 
@@ -15,7 +15,7 @@ from tests.data.shard_makers import write_examples
 
 @pytest.fixture
 def tokens(tmp_path):
-    """Three records of 2,000 clips of three pictures, in shards of two records at most."""
+    """5,000 clips of three images in records of 1,985, in shards of at most two records."""
     manifest.write_codebook(tmp_path, torch.randn(500, 2), "f" * 16)
     plan = manifest.plan_tokens(
         manifest.plan_images("train", "video", source="s", seed=0, image_size=8),
@@ -38,18 +38,18 @@ def tokens(tmp_path):
     return tmp_path, plan
 
 
-def test_tokens_at_random_are_those_in_order(tokens):
+def test_token_random_access_matches_sequential_reading(tokens):
     root, plan = tokens
-    whole = np.concatenate(list(reader.read_tokens(root, "train", "video"))).reshape(5000, 33)
+    in_order = np.concatenate(list(reader.read_tokens(root, "train", "video"))).reshape(5000, 33)
     numbers = np.random.default_rng(0).permutation(5000)
     first = plan.shards[0]["count"]
     shard = (numbers >= first).astype(np.int64)
     out = np.empty((5000, 33), np.uint16)
     TokenShardReader(root, plan).read(shard, numbers - first * shard, out)
-    assert (out == whole[numbers]).all()
+    assert (out == in_order[numbers]).all()
 
 
-def test_few_files_are_open_at_a_time(tokens):
+def test_number_of_open_files_is_bounded(tokens):
     root, plan = tokens
     reader, out = TokenShardReader(root, plan, max_open=1), np.empty((4, 33), np.uint16)
     before = len(os.listdir("/proc/self/fd"))
@@ -59,7 +59,7 @@ def test_few_files_are_open_at_a_time(tokens):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_faults_of_token_shards(tokens):
+def test_damaged_token_shards_are_refused(tokens):
     root, plan = tokens
     out = np.empty((1, 33), np.uint16)
     one = np.array([0])
@@ -84,25 +84,25 @@ def test_faults_of_token_shards(tokens):
 
 
 @pytest.mark.parametrize(
-    ("array", "said"),
+    ("array", "message"),
     [
         (np.zeros((4, 3, 11), np.int64), "int64"),
         (np.zeros((4, 2, 11), np.uint16), r"\(4, 2, 11\)"),
         (np.asfortranarray(np.zeros((4, 3, 11), np.uint16)), "is not <u2"),
     ],
 )
-def test_a_record_of_another_kind_is_told(tokens, array, said):
+def test_records_of_another_type_are_refused(tokens, array, message):
     root, plan = tokens
     np.save(root / "x.npy", array)
     content = (root / "x.npy").read_bytes()
     writer.write_records(root / "train" / "video" / "a.tar", [{"__key__": "0", "ids.npy": content}])
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         TokenShardReader(root, plan).read(
             np.array([0]), np.array([0]), np.empty((1, 33), np.uint16)
         )
 
 
-def test_pictures_at_random_are_those_in_order(tmp_path):
+def test_image_random_access_matches_sequential_reading(tmp_path):
     rng = np.random.default_rng(0)
     made = [
         Example(f"k{i}", "derain", tuple(rng.integers(0, 256, (2, 8, 8, 3), np.uint8)))
@@ -112,10 +112,10 @@ def test_pictures_at_random_are_those_in_order(tmp_path):
     plan = manifest.load_manifests(tmp_path, "train", "images")["derain"]
     reader = ImageShardReader(tmp_path, plan)
     for number in (6, 0, 3):
-        for picture in (1, 0):
-            key, pixels = reader.read(0, number, picture)
+        for image in (1, 0):
+            key, pixels = reader.read(0, number, image)
             assert key == f"k{number}"
-            assert (pixels == made[number].images[picture]).all()
+            assert (pixels == made[number].images[image]).all()
     plan.image_size = 16
     with pytest.raises(UserError, match=r"k0.input.png is \(8, 8, 3\)"):
         reader.read(0, 0, 0)

@@ -1,4 +1,4 @@
-"""Tars that lie: what is read from a shard is checked, whoever wrote it."""
+"""Hostile and damaged tars: everything read from a shard is checked, whoever wrote it."""
 
 import io
 import tarfile
@@ -6,7 +6,6 @@ import tarfile
 import numpy as np
 import pytest
 
-from delvm.data.shards.manifest import Manifest
 from delvm.data.shards.reader import read_examples, read_tokens
 from delvm.errors import UserError
 from tests.data.shard_makers import (
@@ -27,7 +26,7 @@ def npy(array, **options):
 
 
 def huge_header():
-    """An array that claims a terabyte and holds nothing."""
+    """The header of a terabyte array, without its data."""
     buffer = io.BytesIO()
     header = {"descr": "<u2", "fortran_order": False, "shape": (1 << 36, 2, 4)}
     np.lib.format.write_array_header_1_0(buffer, header)
@@ -53,7 +52,7 @@ GOOD = np.zeros((3, 2, 4), np.uint16)
         ([], "holds 0 examples"),
     ],
 )
-def test_token_tars_are_checked(tmp_path, members, message):
+def test_invalid_token_tars_are_refused(tmp_path, members, message):
     write_ids(tmp_path, token_plan(3))
     rewrite_tar(tmp_path / "train/derain/000000.tar", members)
     with pytest.raises(UserError, match=message) as caught:
@@ -71,27 +70,27 @@ def test_links_in_a_tar_are_refused(tmp_path):
         list(read_tokens(tmp_path, "train", "derain"))
 
 
-def test_truncated_tars_are_noticed_wherever_they_end(tmp_path):
+def test_truncated_tars_are_refused_at_any_length(tmp_path):
     write(tmp_path, count=2)
     path = tmp_path / "train/derain/000000.tar"
-    whole = path.read_bytes()
+    full = path.read_bytes()
     ends = [0, 100, 512, 700, 1024, 1300, 2048, 2500]
     for end in ends:
-        path.write_bytes(whole[:end])
+        path.write_bytes(full[:end])
         with pytest.raises(UserError, match=r"000000\.tar"):
             list(read_examples(tmp_path, "train", "derain"))
 
 
-def test_pair_tars_are_checked(tmp_path):
+def test_invalid_image_tars_are_refused(tmp_path):
     manifest = write(tmp_path, count=1)
     path = tmp_path / "train/derain" / manifest.shards[0]["file"]
     with tarfile.open(path) as tar:
         png = tar.extractfile("000000.input.png").read()
-    faults = {
+    errors = {
         r"a holds \['input.png'\]": [("a.input.png", png)],
         "a.target.png cannot be read": [("a.input.png", png), ("a.target.png", b"<html>")],
     }
-    for message, members in faults.items():
+    for message, members in errors.items():
         rewrite_tar(path, members)
         with pytest.raises(UserError, match=message):
             list(read_examples(tmp_path, "train", "derain"))
@@ -103,7 +102,36 @@ def test_pair_tars_are_checked(tmp_path):
         list(read_examples(tmp_path, "train", "derain"))
 
 
-def test_a_manifest_saves_and_loads(tmp_path):
-    plan = token_plan(3)
-    plan.save(tmp_path / "manifest.json")
-    assert Manifest.load(tmp_path / "manifest.json") == plan
+def test_duplicate_members_are_refused(tmp_path):
+    write_ids(tmp_path, token_plan(3))
+    members = [("0.ids.npy", npy(GOOD)), ("0.ids.npy", npy(GOOD))]
+    rewrite_tar(tmp_path / "train/derain/000000.tar", members)
+    with pytest.raises(UserError, match=r"000000\.tar is damaged \(0\.ids\.npy: duplicate"):
+        list(read_tokens(tmp_path, "train", "derain"))
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_compressed_tars_are_refused(tmp_path, mode):
+    """A small compressed tar may unpack to more than any memory holds."""
+    write_ids(tmp_path, token_plan(3))
+    with tarfile.open(tmp_path / "train/derain/000000.tar", mode) as tar:
+        info = tarfile.TarInfo("0.ids.npy")
+        info.size = len(npy(GOOD))
+        tar.addfile(info, io.BytesIO(npy(GOOD)))
+    with pytest.raises(UserError, match=r"000000\.tar is damaged"):
+        list(read_tokens(tmp_path, "train", "derain"))
+
+
+def test_sparse_members_are_refused(tmp_path):
+    """A sparse member may claim a size that no memory holds."""
+    write_ids(tmp_path, token_plan(3))
+    info = tarfile.TarInfo("0.ids.npy")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"77777777777\0"  # the size it claims
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    path = tmp_path / "train/derain/000000.tar"
+    path.write_bytes(bytes(header) + bytes(1024))
+    with pytest.raises(UserError, match="unexpected member '0.ids.npy'"):
+        list(read_tokens(tmp_path, "train", "derain"))
