@@ -1,4 +1,4 @@
-"""Images for people to look at: image grids and code histograms, drawn with PIL alone."""
+"""Image grids and code histograms, made with PIL alone."""
 
 from delvm.viz.code_histogram import plot_code_histogram
 from delvm.viz.image_grid import image_grid

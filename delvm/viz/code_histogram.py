@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-if TYPE_CHECKING:  # image grids are drawn without torch
+if TYPE_CHECKING:  # image grids need no torch
     from torch import Tensor
 
 BAR, BACKGROUND, TEXT, LABEL = (46, 94, 170), (250, 250, 248), (30, 30, 30), (110, 110, 110)

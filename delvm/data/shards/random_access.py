@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from delvm.data.image_io import open_image
 from delvm.data.shards.manifest import Manifest, member_names
-from delvm.data.shards.reader import members
+from delvm.data.shards.reader import check_count, members
 from delvm.errors import UserError
 from delvm.storage import StoragePath, local_copy
 
@@ -60,10 +60,7 @@ class _ShardCache(Generic[Index]):
         shard = self.manifest.shards[number]
         path = self.folder / shard["file"]
         count, index = self.index(path)
-        if count != shard["count"]:
-            raise UserError(
-                f"{path} holds {count} examples, its manifest says {shard['count']}: make it again"
-            )
+        check_count(path, count, shard["count"])
         if len(self._open) >= self.max_open:
             os.close(self._open.popitem(last=False)[1][0])
         self._open[number] = os.open(local_copy(path), os.O_RDONLY), path, index
@@ -141,7 +138,7 @@ class TokenShardReader(_ShardCache[_TokenIndex]):
             name = self.manifest.shards[int(shards[out.max(axis=1).argmax()])]["file"]
             raise UserError(
                 f"{self.folder / name}: id {worst} is outside [0, {self.vocab_size}): "
-                "make it again, or look with `delvm inspect`"
+                "write it again, or look at it with `delvm inspect`"
             )
 
     def index(self, path: StoragePath) -> tuple[int, _TokenIndex]:

@@ -61,7 +61,7 @@ def iter_lazy(
             if count > start:
                 yield partial(_decode, path, key, files, manifest)
         start = 0
-        _check_count(path, count, shard["count"])
+        check_count(path, count, shard["count"])
 
 
 def _decode(path: StoragePath, key: str, files: dict[str, bytes], manifest: Manifest) -> Example:
@@ -103,13 +103,14 @@ def read_tokens(
                 raise UserError(f"{path}: {key}.ids.npy: {wrong}")
             count += len(array)
             yield array
-        _check_count(path, count, shard["count"])
+        check_count(path, count, shard["count"])
 
 
-def _check_count(path: StoragePath, count: int, expected: int) -> None:
+def check_count(path: StoragePath, count: int, expected: int) -> None:
+    """Refuse a shard that holds another number of examples than its manifest lists."""
     if count != expected:
         raise UserError(
-            f"{path} holds {count} examples, its manifest says {expected}: make it again"
+            f"{path} holds {count} examples, its manifest lists {expected}: write it again"
         )
 
 

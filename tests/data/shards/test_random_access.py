@@ -76,7 +76,7 @@ def test_damaged_token_shards_are_refused(tokens):
     with pytest.raises(UserError, match="a.tar is damaged"):
         TokenShardReader(root, plan).read(one, one, out)
     (folder / "a.tar").write_bytes((folder / "b.tar").read_bytes())
-    with pytest.raises(UserError, match="its manifest says"):
+    with pytest.raises(UserError, match="its manifest lists"):
         TokenShardReader(root, plan).read(one, one, out)
     (folder / "a.tar").unlink()
     with pytest.raises(UserError, match="shard not found"):

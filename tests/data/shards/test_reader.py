@@ -35,7 +35,7 @@ def test_webdataset_reads_the_shards(tmp_path):
 @pytest.mark.parametrize("step", [1, 3, 64, 1000])
 def test_tokens_round_trip_for_any_batch_size(tmp_path, monkeypatch, step):
     monkeypatch.setattr("delvm.data.shards.manifest.TOKENS_PER_RECORD", 64)
-    plan = token_plan(300)  # 8 pairs a record, 128 a shard
+    plan = token_plan(300)  # 8 pairs per record, 128 per shard
     assert [shard["count"] for shard in plan.shards] == [128, 128, 44]
     write_ids(tmp_path, plan, step)
     records = list(read_tokens(tmp_path, "train", "derain"))

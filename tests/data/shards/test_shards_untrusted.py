@@ -46,7 +46,7 @@ GOOD = np.zeros((3, 2, 4), np.uint16)
         ([("0.ids.npy", npy(GOOD)[:-4])], "cannot be read"),
         ([("0.ids.npy", b"")], "cannot be read"),
         ([("0.ids.npy", huge_header())], "cannot be read"),
-        ([("0.ids.npy", npy(GOOD[:2]))], "holds 2 examples, its manifest says 3"),
+        ([("0.ids.npy", npy(GOOD[:2]))], "holds 2 examples, its manifest lists 3"),
         ([("../../0.ids.npy", npy(GOOD))], r"unexpected member '../../0\.ids\.npy'"),
         ([("0.ids.txt", npy(GOOD))], r"0 holds \['ids.txt'\], not \['ids.npy'\]"),
         ([], "holds 0 examples"),
