@@ -2,7 +2,7 @@
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # What the system reports of a path or a disk that the user can fix.
@@ -58,6 +58,26 @@ def to_user_error(error: OSError, where: object = None) -> Exception:
             "done stays), or set the output to another disk"
         )
     return UserError(f"{error.strerror}: {path or 'set the output to another directory'}")
+
+
+def check_members(found: object, role: str, wanted: Mapping[str, str]) -> None:
+    """Check once that an object of any class can play a role.
+
+    Args:
+        found: the object, usually of a class from outside of this package.
+        role: what it is used as, such as "source".
+        wanted: name of each attribute -> how the message spells it, such as ``read(split, task)``.
+
+    Raises:
+        UserError: it has not all of them; the message names what is missing.
+    """
+    if missing := [spelled for name, spelled in wanted.items() if not hasattr(found, name)]:
+        kind = found if isinstance(found, type) else type(found)
+        raise UserError(
+            f"{kind.__module__}.{kind.__qualname__} cannot be a {role}: it has no "
+            f"{', '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}, or set another "
+            f"{role}"
+        )
 
 
 def closest_match(name: str, options: Iterable[str]) -> str | None:

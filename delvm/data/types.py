@@ -1,8 +1,8 @@
 """What a data source yields: examples of tasks, read chunk by chunk."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -64,36 +64,6 @@ class SourceChunk:
 
     name: str
     count: int = 0
-
-
-class Source(Protocol):
-    """Where examples come from. What a chunk holds depends on the source's settings alone.
-
-    Attributes:
-        name: Kind of source, as conf/source spells it.
-        size: Side of the images that it makes, in pixels.
-        seed: Of everything random about it.
-    """
-
-    name: str
-    size: int
-    seed: int
-
-    def settings(self, split: str, task: str) -> dict[str, Any]:
-        """What the examples depend on apart from size and seed, for JSON."""
-        ...
-
-    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
-        """The chunks of each task in a split, without reading them.
-
-        Raises:
-            UserError: The raw data is missing, or has another layout.
-        """
-        ...
-
-    def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example | RejectedItem]:
-        """The examples of a chunk in order, and the items that had to be left out."""
-        ...
 
 
 def split_into_chunks(count: int, size: int) -> list[SourceChunk]:

@@ -12,7 +12,8 @@ from delvm.data.shards.manifest import (
     plan_images,
 )
 from delvm.data.shards.reader import read_examples
-from delvm.data.types import SPLITS, Example, RejectedItem, Source, SourceChunk, check_splits
+from delvm.data.sources.base import Source, source_name
+from delvm.data.types import SPLITS, Example, RejectedItem, SourceChunk, check_splits
 from delvm.errors import CheckFailed, UserError
 from delvm.progress import Progress, log, log_kept
 from delvm.storage import StoragePath, as_path, atomic_path
@@ -56,7 +57,7 @@ def prepare(
         if parts
     ]
     if not jobs:
-        raise UserError(f"source {source.name} has nothing for splits=[{','.join(splits)}]")
+        raise UserError(f"source {source_name(source)} has nothing for splits=[{','.join(splits)}]")
     todo = [pending_parts(output, made, parts, overwrite) for made, parts in jobs]
     manifests = []
     with _parts_progress(output, jobs, todo) as bar:
@@ -78,7 +79,7 @@ def _plan_examples(source: Source, split: str, task: str, shard_size: int) -> Ma
     return plan_images(
         split,
         task,
-        source=source.name,
+        source=source_name(source),
         seed=source.seed,
         image_size=source.size,
         settings=source.settings(split, task),

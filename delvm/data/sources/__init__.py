@@ -1,10 +1,10 @@
 """Readers of raw data sets in their true formats, one file each.
 
-A reader is the dataclass of its config (`conf/source/NAME.yaml`) with the methods of
-`delvm.data.types.Source`.
+Each is a dataclass with the methods of `delvm.data.sources.base.Source`; its fields are the keys of
+`conf/source/NAME.yaml`, from which Hydra builds it.
 """
 
-from delvm.data.sources.base import SourceConfig
+from delvm.data.sources.base import RawSource, Source, check_source
 from delvm.data.sources.coco_pose import CocoPose
 from delvm.data.sources.derived import Derived
 from delvm.data.sources.gopro import GoPro
@@ -13,10 +13,11 @@ from delvm.data.sources.laion import Laion
 from delvm.data.sources.paired_folders import Paired
 from delvm.data.sources.rain13k import Rain13K
 from delvm.data.sources.sa1b import SA1B
+from delvm.data.sources.shapes.source import Shapes
 from delvm.data.sources.video import HdVila, Video
 
-# Name in conf/source -> reader.
-SOURCES: dict[str, type[SourceConfig]] = {
+# Option in conf/source -> class.
+SOURCES: dict[str, type[RawSource] | type[Shapes]] = {
     "coco_pose": CocoPose,
     "derived": Derived,
     "gopro": GoPro,
@@ -26,5 +27,24 @@ SOURCES: dict[str, type[SourceConfig]] = {
     "paired": Paired,
     "rain13k": Rain13K,
     "sa1b": SA1B,
+    "shapes": Shapes,
     "video": Video,
 }
+
+__all__ = [
+    "SA1B",
+    "SOURCES",
+    "CocoPose",
+    "Derived",
+    "GoPro",
+    "HdVila",
+    "Images",
+    "Laion",
+    "Paired",
+    "Rain13K",
+    "RawSource",
+    "Shapes",
+    "Source",
+    "Video",
+    "check_source",
+]

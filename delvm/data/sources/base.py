@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
 from delvm.data.image_io import open_image, resize_center_crop
 from delvm.data.types import SPLITS, Example, RejectedItem, SourceChunk, split_into_chunks
-from delvm.errors import UserError, did_you_mean
+from delvm.errors import UserError, check_members, did_you_mean
 
 FILES_A_PART = 1000
 PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"))
@@ -21,15 +21,63 @@ PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff",
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
-@dataclass
-class SourceConfig:
-    """Where raw pictures come from."""
+@runtime_checkable
+class Source(Protocol):
+    """Where examples come from: what `delvm prepare source=...` needs of an object.
 
-    name: str = "???"
+    The examples of a chunk must be a function of the settings alone. A source may also have a
+    `name`, which manifests record; without one it is the name of the class in lower case.
+
+    Attributes:
+        size: side of the images it makes, in pixels.
+        seed: of whatever is random about it.
+    """
+
+    size: int
+    seed: int
+
+    def settings(self, split: str, task: str) -> dict[str, Any]:
+        """What the examples depend on besides size and seed, for JSON."""
+        ...
+
+    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
+        """The chunks of each task in a split, without reading them.
+
+        Raises:
+            UserError: the raw data is missing, or has another layout.
+        """
+        ...
+
+    def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example | RejectedItem]:
+        """The examples of a chunk in order, and the items that were rejected."""
+        ...
 
 
-@dataclass
-class RawSource(SourceConfig):
+def check_source(source: object) -> Source:
+    """The same object, if it has everything that `Source` asks for.
+
+    Raises:
+        UserError: it has not; the message names what is missing.
+    """
+    wanted = {
+        "size": "size",
+        "seed": "seed",
+        "settings": "settings(split, task)",
+        "chunks": "chunks(split)",
+        "read": "read(split, task, chunk)",
+    }
+    check_members(source, "source", wanted)
+    return cast(Source, source)
+
+
+def source_name(source: Source) -> str:
+    """The name that manifests record."""
+    name: str = getattr(source, "name", type(source).__name__.lower())
+    return name
+
+
+@dataclass(kw_only=True)
+class RawSource:
     """A data set on disk.
 
     Attributes:
@@ -40,7 +88,7 @@ class RawSource(SourceConfig):
             itself; an item's split is a function of (seed, key).
     """
 
-    path: str = "???"
+    path: str
     size: int = 256
     seed: int = 0
     val: float = 0.01
@@ -49,7 +97,7 @@ class RawSource(SourceConfig):
     def settings(self, split: str, task: str) -> dict[str, Any]:
         """Every setting but size and seed, which a manifest says apart."""
         values = asdict(self)
-        return {name: values[name] for name in values if name not in ("name", "size", "seed")}
+        return {name: values[name] for name in values if name not in ("size", "seed")}
 
     def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
         """The parts of each task in a split, without reading them.

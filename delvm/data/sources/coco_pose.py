@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -62,7 +62,7 @@ class CocoPose(RawSource):
         min_side: of a person's box, the longer one, in pixels; smaller people are not cut out.
     """
 
-    name: str = "coco_pose"
+    name: ClassVar[str] = "coco_pose"
     whole: bool = False
     margin: float = 0.15
     keypoints: int = 8

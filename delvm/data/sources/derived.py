@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class Derived(RawSource):
             edges; none makes no such task.
     """
 
-    name: str = "derived"
+    name: ClassVar[str] = "derived"
     tars: bool = False
     tasks: list[str] = field(default_factory=lambda: list(TASKS))
     hole: list[float] = field(default_factory=lambda: [0.3, 0.5])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 from delvm.data.sources.paired_base import Pair, PairSource, files_in, match
 from delvm.data.types import RejectedItem
@@ -17,7 +18,7 @@ class GoPro(PairSource):
     flat one does not say which scene a picture is of.
     """
 
-    name: str = "gopro"
+    name: ClassVar[str] = "gopro"
     val: float = 0.1
 
     def made_task(self) -> str:

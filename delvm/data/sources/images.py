@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from delvm.data.sources.base import (
     RawSource,
@@ -37,7 +37,7 @@ class Images(RawSource):
         pictures: of one class in an example of `categories`.
     """
 
-    name: str = "images"
+    name: ClassVar[str] = "images"
     categories: bool = False
     pictures: int = 8
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class Laion(RawSource):
         min_side: pictures with a shorter side are rejected; 0 takes all.
     """
 
-    name: str = "laion"
+    name: ClassVar[str] = "laion"
     min_side: int = 0
 
     def chunks(self, split: str) -> dict[str, list[SourceChunk]]:

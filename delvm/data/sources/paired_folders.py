@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from delvm import tasks
 from delvm.data.sources.base import pictures_in
@@ -24,8 +25,8 @@ class Paired(PairSource):
             and may hold folders.
     """
 
-    name: str = "paired"
-    task: str = "???"
+    name: ClassVar[str] = "paired"
+    task: str = field(kw_only=True)
     inputs: str = "input"
     targets: str = "target"
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 from delvm.data.sources.paired_base import At, Pair, PairSource, files_in, match
 from delvm.data.types import RejectedItem
@@ -23,7 +24,7 @@ _STORES = ("input.lmdb", "target.lmdb")
 class Rain13K(PairSource):
     """{train,test}, train/Rain13K and test/SET with {input,target} or {input,target}.lmdb."""
 
-    name: str = "rain13k"
+    name: ClassVar[str] = "rain13k"
 
     def made_task(self) -> str:
         """Always derain."""

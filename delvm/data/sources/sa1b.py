@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -40,7 +40,7 @@ class SA1B(RawSource):
         masks: largest ones of a picture to be painted; the rest is background.
     """
 
-    name: str = "sa1b"
+    name: ClassVar[str] = "sa1b"
     crops: int = CROPS
     crop_side: int = 800
     masks: int = len(masks.PALETTE)

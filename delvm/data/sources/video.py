@@ -8,7 +8,7 @@ from functools import cached_property
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from delvm.data.sources._io.video import (
     VIDEOS,
@@ -55,7 +55,7 @@ class Video(RawSource):
         cut: distance of two frames, from 0 to 1, above which a scene has ended; 0 looks for none.
     """
 
-    name: str = "video"
+    name: ClassVar[str] = "video"
     frames: int = 8
     stride: int = 4
     overlap: int = 0
@@ -165,7 +165,7 @@ class HdVila(Video):
     All cuts of one video are in one split.
     """
 
-    name: str = "hdvila"
+    name: ClassVar[str] = "hdvila"
 
     def wanted(self) -> str:
         """What is missing where nothing was found."""

@@ -5,8 +5,9 @@ photographs; val and test the held-out ones, apart from each other by their seed
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -71,38 +72,34 @@ _MAKERS: dict[str, Callable[[np.random.Generator, str, int], Made]] = {
 }
 
 
+@dataclass
 class Shapes:
     """The procedural corpus, a `Source`.
 
-    Args:
-        size: Side of every picture; everything in it scales along.
-        seed: Base of all randomness.
-        train: Training pairs by task.
-        val: Validation pairs of every task, trained or held out.
-        test: Test pairs of every task.
-        held_out: Tasks that val and test have and training never shows.
+    Attributes:
+        size: side of every image in pixels; everything in it scales along.
+        seed: base of all randomness.
+        train: task -> training pairs; None is `TRAIN_COUNTS`, long-tailed as in the paper.
+        val: validation pairs per task, whether trained or held out.
+        test: test pairs per task.
+        held_out: tasks that val and test have and training never shows.
 
     Raises:
         UserError: a size, seed or count out of range, an unknown task, or a task that is both
             trained and held out.
     """
 
-    name = "shapes"
+    name: ClassVar[str] = "shapes"
+    size: int = 64
+    seed: int = 0
+    train: dict[str, int] | None = None
+    val: int = 64
+    test: int = 128
+    held_out: list[str] = field(default_factory=lambda: list(tasks.HELD_OUT))
 
-    def __init__(
-        self,
-        size: int = 64,
-        seed: int = 0,
-        train: Mapping[str, int] | None = None,
-        val: int = 64,
-        test: int = 128,
-        held_out: Sequence[str] = tasks.HELD_OUT,
-    ) -> None:
-        self.size = size
-        self.seed = seed
-        self.train = dict(TRAIN_COUNTS if train is None else train)
-        self.held_out = tuple(held_out)
-        self._each = {"val": val, "test": test}
+    def __post_init__(self) -> None:
+        self._train = dict(TRAIN_COUNTS if self.train is None else self.train)
+        self._each = {"val": self.val, "test": self.test}
         self._check()
 
     def _check(self) -> None:
@@ -110,14 +107,14 @@ class Shapes:
             raise UserError(f"source.size={self.size} is too small: set {_SMALLEST} or more")
         if self.seed < 0:
             raise UserError(f"source.seed={self.seed} is negative: set 0 or more")
-        for name, count in {**self.train, **self._each}.items():
+        for name, count in {**self._train, **self._each}.items():
             if count < 0:
                 raise UserError(f"source: count {name}={count} is negative: set 0 or more")
-        for name in (*self.train, *self.held_out):
+        for name in (*self._train, *self.held_out):
             if name not in _MAKERS:
                 raise UserError(f"source: unknown task '{name}': {did_you_mean(name, _MAKERS)}")
         for name in self.held_out:
-            if name in self.train:
+            if name in self._train:
                 raise UserError(
                     f"source: task '{name}' is in train and in held_out: "
                     f"set ~source.train.{name} or take it out of source.held_out"
@@ -132,8 +129,8 @@ class Shapes:
         if split not in SPLITS:
             raise UserError(f"unknown split '{split}': {did_you_mean(split, SPLITS)}")
         if split == "train":
-            return dict(self.train)
-        return dict.fromkeys((*self.train, *self.held_out), self._each[split])
+            return dict(self._train)
+        return dict.fromkeys((*self._train, *self.held_out), self._each[split])
 
     def settings(self, split: str, task: str) -> dict[str, Any]:
         """Nothing more: an example depends on its number alone."""
