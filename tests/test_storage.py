@@ -196,9 +196,9 @@ def test_file_url_is_a_local_directory(tmp_path):
 
 def test_memory_store_is_refused_for_several_processes(store):
     prepare(FakeSource(), store / "pairs", ["val"])
-    with pytest.raises(UserError, match=r"memory://.* is in the memory of one process: set engine"):
+    with pytest.raises(UserError, match=r"memory://.* in the memory of one process: set executor"):
         encode(store / "pairs", store / "t", FakeTokenizer(), "abc", splits=["val"],
-               engine=Processes(workers=1), factory=Makes())  # fmt: skip
+               executor=Processes(workers=1), factory=Makes())  # fmt: skip
 
 
 def test_the_verbs_take_urls(store, capsys):

@@ -25,7 +25,7 @@ VERBS = {
         (
             "delvm encode balance=augment",
             "delvm encode tokenizer=outputs/shapes/tokenizer/last.ckpt",
-            "delvm encode engine=process engine.workers=4 input=s3://bucket/pairs",
+            "delvm encode executor=processes executor.workers=4 input=s3://bucket/pairs",
         ),
     ),
     "train": Verb(

@@ -74,7 +74,7 @@ def _prepare(cfg: PrepareConfig) -> list[str]:
 
 
 def _of(named: dict[str, Any], *names: str) -> dict[str, float | None]:
-    """The settings of an engine that have one of these names."""
+    """The settings of an executor that have one of these names."""
     return {key: value for key, value in named.items() if key.partition(".")[2] in names}
 
 
@@ -83,9 +83,9 @@ def _encode(cfg: EncodeConfig) -> list[str]:
         1,
         {"batch_size": cfg.batch_size, "balance.examples_per_task": cfg.balance.examples_per_task},
     )
-    named = {f"engine.{key}": value for key, value in asdict(cfg.engine).items()}
-    found += at_least(0, _of(named, "workers", "threads", "restarts"))
-    found += at_least(1, _of(named, "cpus", "timeout", "memory"))
+    named = {f"executor.{key}": value for key, value in asdict(cfg.executor).items()}
+    found += at_least(0, _of(named, "workers", "threads", "max_restarts"))
+    found += at_least(1, _of(named, "cpus_per_worker", "timeout_min", "mem_gb"))
     if not as_path(cfg.input).is_dir():
         found.append(f"input={cfg.input} not found: run `delvm prepare output={cfg.input}`")
     elif as_path(cfg.input).resolve() == as_path(cfg.output).resolve():

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from delvm.commands.build import build
 from delvm.commands.devices import pick
 from delvm.commands.schema import Device, EncodeConfig
-from delvm.data.encode.encode import Given, encode
-from delvm.data.encode.executors.base import Factory
-from delvm.data.encode.executors.local import Local, local_rank
+from delvm.data.encode.encode import PreloadedTokenizer, encode
+from delvm.data.encode.executors.base import TokenizerFactory, check_executor
+from delvm.data.encode.executors.local import local_rank
 from delvm.errors import UserError
 from delvm.interop.fingerprint import fingerprint
 from delvm.interop.load import load_tokenizer
@@ -60,14 +61,16 @@ def run(cfg: EncodeConfig) -> None:
     # Workers may work in another folder.
     path = str(Path(cfg.tokenizer).absolute()) if Path(cfg.tokenizer).exists() else cfg.tokenizer
     loaded = Loaded(path, cfg.device, cfg.fast)
-    if isinstance(cfg.engine, Local):
+    executor = check_executor(build(cfg.executor))
+    if executor.in_process:
         tokenizer = loaded(local_rank())
     else:  # for the plan alone
         tokenizer = load_tokenizer(cfg.tokenizer)
         tokenizer.bf16 = cfg.fast
     mark = fingerprint(tokenizer)
-    here = isinstance(cfg.engine, Local)
-    factory: Factory = Given(tokenizer) if here else replace(loaded, mark=mark)
+    factory: TokenizerFactory = (
+        PreloadedTokenizer(tokenizer) if executor.in_process else replace(loaded, mark=mark)
+    )
     manifests = encode(
         cfg.input,
         cfg.output,
@@ -78,7 +81,7 @@ def run(cfg: EncodeConfig) -> None:
         batch_size=cfg.batch_size,
         seed=cfg.seed,
         overwrite=cfg.overwrite,
-        engine=cfg.engine,
+        executor=executor,
         factory=factory,
     )
     for split in cfg.splits:

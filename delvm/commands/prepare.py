@@ -1,29 +1,16 @@
 """`delvm prepare`: write a source's pairs as image shards."""
 
-from dataclasses import asdict
-
-from delvm.commands.schema import PrepareConfig, ShapesSource
+from delvm.commands.build import build
+from delvm.commands.schema import PrepareConfig
 from delvm.data.prepare.prepare import prepare
-from delvm.data.sources.base import RawSource, SourceConfig
-from delvm.data.sources.shapes.source import Shapes
-from delvm.data.types import Source
+from delvm.data.sources.base import check_source
 from delvm.storage import as_path
-
-
-def source_of(cfg: SourceConfig) -> Source:
-    """The source that a config describes."""
-    if isinstance(cfg, RawSource):
-        return cfg
-    assert isinstance(cfg, ShapesSource)
-    settings = asdict(cfg)
-    del settings["name"]
-    return Shapes(**settings)
 
 
 def run(cfg: PrepareConfig) -> None:
     """Write the shards, and say what was written."""
     manifests = prepare(
-        source_of(cfg.source),
+        check_source(build(cfg.source)),
         as_path(cfg.output),
         cfg.splits,
         shard_size=cfg.shard_size,

@@ -5,17 +5,20 @@ so that a mistyped key or a value of the wrong type is refused when the config i
 verb receives its schema as a plain object.
 """
 
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
 from enum import Enum
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from delvm.data.augment import BalanceConfig
-from delvm.data.encode.executors import ENGINES
-from delvm.data.encode.executors.base import Engine
+from delvm.data.encode.executors import EXECUTORS
 from delvm.data.sources import SOURCES
-from delvm.data.sources.base import SourceConfig
+
+_UNSET = dataclasses.MISSING
 
 
 class Device(Enum):
@@ -34,28 +37,6 @@ class Subject(Enum):
 
 
 @dataclass
-class ShapesSource(SourceConfig):
-    """The procedural corpus.
-
-    Attributes:
-        size: side of a picture in pixels.
-        seed: the pictures are a function of it and of their number.
-        train: task -> training pairs, long-tailed as in the paper.
-        val: validation pairs a task.
-        test: test pairs a task.
-        held_out: tasks without training pairs, for prompts out of the domain.
-    """
-
-    name: str = "shapes"
-    size: int = 64
-    seed: int = 0
-    train: dict[str, int] = field(default_factory=dict)
-    val: int = 64
-    test: int = 128
-    held_out: list[str] = field(default_factory=list)
-
-
-@dataclass
 class PrepareConfig:
     """Draw or read a source's examples and write them as image shards.
 
@@ -67,7 +48,7 @@ class PrepareConfig:
         overwrite: whether folders made with other settings are replaced.
     """
 
-    source: SourceConfig = MISSING
+    source: Any = MISSING
     output: str = "outputs/shapes/pairs"
     splits: list[str] = field(default_factory=lambda: ["train", "val", "test"])
     shard_size: int = 1000
@@ -84,7 +65,7 @@ class EncodeConfig:
         output: root of the token shards.
         tokenizer: a checkpoint, an exported folder, or "shapes" (the one that ships).
         balance: how rare training tasks catch up.
-        engine: who writes the shards.
+        executor: how the shards are written.
         batch_size: pictures encoded at a time.
         fast: whether the tokenizer computes in bfloat16; a few in a hundred ids then differ.
         splits: which of train, val and test.
@@ -96,7 +77,7 @@ class EncodeConfig:
     output: str = "outputs/shapes/tokens"
     tokenizer: str = "shapes"
     balance: BalanceConfig = MISSING
-    engine: Engine = MISSING
+    executor: Any = MISSING
     batch_size: int = 64
     fast: bool = False
     device: Device = Device.auto
@@ -272,9 +253,32 @@ class ExportConfig:
 
 Groups = dict[str, dict[str, type]]
 
+
+def schema_of(target: type) -> type:
+    """The fields of a dataclass as a schema, with the class itself as `_target_`."""
+    hints = get_type_hints(target)
+    made: list[Any] = [
+        ("_target_", str, field(default=f"{target.__module__}.{target.__qualname__}"))
+    ]
+    for each in fields(target):
+        if each.default_factory is not _UNSET:
+            value = field(default_factory=each.default_factory)
+        else:
+            value = field(default=MISSING if each.default is _UNSET else each.default)
+        made.append((each.name, hints[each.name], value))
+    return make_dataclass(target.__name__, made)
+
+
+def _schemas_of(options: Mapping[str, type]) -> dict[str, type]:
+    return {name: schema_of(target) for name, target in options.items()}
+
+
 _LIGHT: dict[str, tuple[type, Groups]] = {
-    "prepare": (PrepareConfig, {"source": {"shapes": ShapesSource, **SOURCES}}),
-    "encode": (EncodeConfig, {"balance": {"balance": BalanceConfig}, "engine": {**ENGINES}}),
+    "prepare": (PrepareConfig, {"source": _schemas_of(SOURCES)}),
+    "encode": (
+        EncodeConfig,
+        {"balance": {"balance": BalanceConfig}, "executor": _schemas_of(EXECUTORS)},
+    ),
     "runs": (GatherConfig, {}),
     "generate": (GenerateConfig, {}),
     "evaluate": (EvaluateConfig, {}),

@@ -1,4 +1,4 @@
-"""`delvm encode` beside the bare tokenizer, and engines beside each other: images a second.
+"""`delvm encode` beside the bare tokenizer, and executors beside each other: images a second.
 
 Reading the tars, decoding PNG, stacking, packing and writing are what encode adds. It is measured
 with one thread of torch twice: where a second core takes the reading, and pinned to one core, where
@@ -21,9 +21,9 @@ from delvm.commands.encode import Loaded
 from delvm.commands.schema import Device
 from delvm.data.augment import BalanceConfig
 from delvm.data.encode.encode import plan_job
-from delvm.data.encode.executors.base import Factory
+from delvm.data.encode.executors.base import TokenizerFactory
 from delvm.data.encode.executors.processes import Processes
-from delvm.data.encode.shard_task import Job, Piece, encode_piece
+from delvm.data.encode.shard_task import EncodeJob, ShardTask, encode_shard
 from delvm.data.image_io import to_tensor
 from delvm.data.prepare.chunks import finish_parts, start_parts, write_part
 from delvm.data.shards.manifest import plan_images
@@ -51,11 +51,11 @@ def rows() -> list[Row]:
             overhead("encode_overhead", "shapes", small_job, shipped, REPEATS),
             overhead("encode_overhead_one_core", "shapes", small_job, shipped, REPEATS, pin=True),
             overhead("encode_overhead_f16", "f16_8192 of random weights", large_job, large, 2),
-            *engines(small_job, Loaded("shapes", Device.cpu, False)),
+            *executors(small_job, Loaded("shapes", Device.cpu, False)),
         ]
 
 
-def corpus(root: Path, tokenizer: VQGAN, pairs: int, batch_size: int) -> Job:
+def corpus(root: Path, tokenizer: VQGAN, pairs: int, batch_size: int) -> EncodeJob:
     """A job over crops of photographs, a shard a task, of the tokenizer's size."""
     side, rng = tokenizer.config.resolution, np.random.default_rng(0)
     crops = [photographs.crop(rng, "train", side).round().astype(np.uint8) for _ in range(DISTINCT)]
@@ -94,12 +94,15 @@ def one_thread(pin: bool) -> Iterator[None]:
 
 
 def overhead(
-    name: str, called: str, job: Job, tokenizer: VQGAN, repeats: int, pin: bool = False
+    name: str, called: str, job: EncodeJob, tokenizer: VQGAN, repeats: int, pin: bool = False
 ) -> Row:
-    """A shard by `encode_piece` beside the same batches that are in memory as pixels."""
-    piece = Piece(0, 0)
-    plan, images = job.plans[0], job.count(piece) * job.plans[0].images_per_example
-    file = Path(str(job.output)) / plan.split / plan.task / plan.shards[0]["file"]
+    """A shard by `encode_shard` beside the same batches that are in memory as pixels."""
+    shard = ShardTask(0, 0)
+    plan, images = (
+        job.token_manifests[0],
+        job.count(shard) * job.token_manifests[0].images_per_example,
+    )
+    file = Path(str(job.output_dir)) / plan.split / plan.task / plan.shards[0]["file"]
     side, batch = plan.image_size, job.batch_size * plan.images_per_example
     rng = np.random.default_rng(0)
     pixels = to_tensor(list(rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)))
@@ -110,7 +113,7 @@ def overhead(
 
     def whole() -> None:
         file.unlink(missing_ok=True)
-        encode_piece(job, piece, tokenizer)
+        encode_shard(job, shard, tokenizer)
 
     with one_thread(pin), torch.inference_mode():
         seconds = medians({"whole": whole, "bare": bare}, repeats)
@@ -126,10 +129,10 @@ def overhead(
     )
 
 
-def engines(job: Job, factory: Factory) -> list[Row]:
+def executors(job: EncodeJob, factory: TokenizerFactory) -> list[Row]:
     """Workers of one thread beside one process of two threads."""
     rates = {ways: rate(job, factory, *ways) for ways in ((1, 1), (2, 1), (1, 2))}
-    note = "engine=process, the tokenizer that ships, from the first batch to the last; the peer is"
+    note = "executor=processes, the tokenizer that ships, first to last batch; the peer is"
     return [
         Row.compare(
             f"encode_{workers}_workers",
@@ -142,18 +145,18 @@ def engines(job: Job, factory: Factory) -> list[Row]:
     ]
 
 
-def rate(job: Job, factory: Factory, workers: int, threads: int) -> float:
+def rate(job: EncodeJob, factory: TokenizerFactory, workers: int, threads: int) -> float:
     """Images a second of all workers together, without their start."""
-    pieces = [Piece(number, 0) for number in range(len(job.plans))]
-    for plan in job.plans:
-        file = Path(str(job.output)) / plan.split / plan.task / plan.shards[0]["file"]
+    shards = [ShardTask(number, 0) for number in range(len(job.token_manifests))]
+    for plan in job.token_manifests:
+        file = Path(str(job.output_dir)) / plan.split / plan.task / plan.shards[0]["file"]
         file.unlink(missing_ok=True)
     told: list[tuple[float, int]] = []
 
     def report(count: int) -> None:
         told.append((time.perf_counter(), count))
 
-    for _ in Processes(workers=workers, threads=threads).run(job, pieces, factory, report):
+    for _ in Processes(workers=workers, threads=threads).run(job, shards, factory, report):
         pass
-    images = sum(count for _, count in told[1:]) * job.plans[0].images_per_example
+    images = sum(count for _, count in told[1:]) * job.token_manifests[0].images_per_example
     return images / (told[-1][0] - told[0][0])

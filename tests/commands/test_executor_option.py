@@ -1,4 +1,4 @@
-"""`delvm encode engine=...`, whole."""
+"""`delvm encode executor=...`, whole."""
 
 import numpy as np
 import pytest
@@ -27,30 +27,30 @@ def words(tmp_path, weights, monkeypatch, root):
 
 def test_processes_write_what_one_process_writes(delvm, words, tmp_path):
     assert delvm(*words, "output=a")[0] == 0
-    code, out, err = delvm(*words, "output=b", "engine=process", "engine.workers=1")
+    code, out, err = delvm(*words, "output=b", "executor=processes", "executor.workers=1")
     assert (code, out.splitlines()[0]) == (0, "test: derain 6, pose 6 pairs")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert "encode: test/pose/000000.tar: 6 pairs in" in err and "12/12 pairs" in err
+    assert "encode: test/pose/000000.tar: 6 examples in" in err and "12/12 examples" in err
 
 
 def test_a_damaged_shard_is_one_line_and_code_2(delvm, words, tmp_path):
     (tmp_path / "pairs/test/pose/000000.tar").write_bytes(b"x" * 700)
-    code, out, err = delvm(*words, "output=b", "engine=process", "engine.workers=1")
+    code, out, err = delvm(*words, "output=b", "executor=processes", "executor.workers=1")
     lines = [line for line in err.splitlines() if line.startswith("delvm: ")]
     assert code == 2 and len(lines) == 1 and "Traceback" not in err
     assert "pairs/test/pose/000000.tar is damaged" in lines[0] and "delete it" in lines[0]
     assert (tmp_path / "b/test/derain/manifest.json").exists()  # what was done stays
 
 
-def test_settings_of_engines_are_checked(delvm, words):
-    code, _, err = delvm(*words, "engine=process", "engine.workers=-1")
-    assert code == 2 and "engine.workers=-1 is below 0: set engine.workers=0 or more" in err
-    code, _, err = delvm(*words, "engine=submitit", "engine.cpus=0")
-    assert code == 2 and "engine.cpus=0 is below 1" in err
-    code, _, err = delvm(*words, "engine=proces")
-    assert code == 2 and "did you mean 'process'?" in err
-    code, _, err = delvm(*words, "engine=ray", "engine.folder=x")
-    assert code == 2 and "unknown key 'engine.folder'" in err
+def test_settings_of_executors_are_checked(delvm, words):
+    code, _, err = delvm(*words, "executor=processes", "executor.workers=-1")
+    assert code == 2 and "executor.workers=-1 is below 0: set executor.workers=0 or more" in err
+    code, _, err = delvm(*words, "executor=submitit", "executor.cpus_per_worker=0")
+    assert code == 2 and "executor.cpus_per_worker=0 is below 1" in err
+    code, _, err = delvm(*words, "executor=procesess")
+    assert code == 2 and "did you mean 'processes'?" in err
+    code, _, err = delvm(*words, "executor=ray", "executor.log_dir=x")
+    assert code == 2 and "unknown key 'executor.log_dir'" in err
 
 
 def test_a_worker_refuses_another_tokenizer(weights):

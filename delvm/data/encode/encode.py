@@ -1,7 +1,7 @@
-"""The work behind `delvm encode`: pairs become token shards, the training tasks balanced.
+"""The work behind `delvm encode`: image shards become token shards, the training tasks balanced.
 
-All is planned first (`plan_job`); then an engine writes the shards that are not there, each a
-function of the plan and its number, and a folder whose shards are all there is declared finished.
+Everything is planned first (`plan_job`). Then an executor writes the missing shards, each a
+function of the plan and its index; a directory whose shards are all written gets its manifest.
 """
 
 import time
@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from delvm.data.augment import BalanceConfig, BalanceMode, target_counts
-from delvm.data.encode.executors.base import Engine, Factory, Share
+from delvm.data.encode.executors.base import Executor, Rank, TokenizerFactory, check_executor
 from delvm.data.encode.executors.local import Local
-from delvm.data.encode.shard_task import Done, Job, Piece, Tokenizer
+from delvm.data.encode.shard_task import EncodeJob, ShardResult, ShardTask, Tokenizer
 from delvm.data.shards.manifest import (
     MANIFEST,
     Manifest,
@@ -20,18 +20,23 @@ from delvm.data.shards.manifest import (
     plan_tokens,
     write_codebook,
 )
-from delvm.data.shards.writer import finalize_tokens, is_in_progress, missing_shards, start_tokens
+from delvm.data.shards.writer import (
+    finalize_tokens,
+    is_in_progress,
+    missing_shards,
+    start_tokens,
+)
 from delvm.data.types import SPLITS, check_splits
 from delvm.errors import UserError
 from delvm.progress import Progress, log, log_kept
 from delvm.storage import StoragePath, as_path
 
-PATIENCE = 600.0  # seconds that the processes of torchrun wait for the first of them
-LOOK = 0.5  # seconds between two looks
+TIMEOUT_S = 600.0  # how long the other ranks wait for rank 0
+POLL_S = 0.5
 
 
-class Given:
-    """A tokenizer that is loaded already, as a factory for engines of this process."""
+class PreloadedTokenizer:
+    """A tokenizer that is loaded already, as a factory for executors of this process."""
 
     device = "auto"
 
@@ -44,8 +49,8 @@ class Given:
 
 
 def encode(
-    input: str | StoragePath,
-    output: str | StoragePath,
+    input_dir: str | StoragePath,
+    output_dir: str | StoragePath,
     tokenizer: Tokenizer,
     fingerprint: str,
     *,
@@ -54,45 +59,45 @@ def encode(
     batch_size: int = 32,
     seed: int = 0,
     overwrite: bool = False,
-    engine: Engine | None = None,
-    factory: Factory | None = None,
+    executor: Executor | None = None,
+    factory: TokenizerFactory | None = None,
 ) -> list[Manifest]:
-    """Turn the pairs of a root into token shards, the training tasks balanced.
+    """Turn image shards into token shards, the training tasks balanced.
 
-    Run again after a kill, with any engine, it continues with the shards that are not there.
-    Memory does not grow with the corpus: pairs are streamed, once for each copy of a task.
+    Run again after it was killed, with any executor, it continues with the missing shards. Memory
+    does not grow with the corpus: examples are streamed, once for each copy of a task.
 
     Args:
-        input: Root of the pairs.
-        output: Root of the token shards.
+        input_dir: Root of the image shards.
+        output_dir: Root of the token shards.
         tokenizer: What the plan is made for, and what encodes in this process.
         fingerprint: Of the tokenizer: its config and weights.
         balance: How "train" is balanced; other splits are taken as they are.
         splits: Any of "train", "val", "test".
-        batch_size: Pairs a batch (two pictures each).
+        batch_size: Examples per batch (of two images each, if they are pairs).
         seed: Of the augmentation.
         overwrite: Replace what was made with other settings.
-        engine: Who writes the shards; this process by default.
-        factory: Makes the tokenizers of other processes.
+        executor: How the shards are written; in this process by default.
+        factory: Builds the tokenizers of other processes.
 
     Returns:
-        The manifests of the folders that are finished: all, unless this process is one of several
-        (RANK, WORLD_SIZE) and others are still at work.
+        The manifests of the directories that are finished: all, unless this process is one of
+        several ranks (RANK, WORLD_SIZE) and others are still at work.
 
     Raises:
-        UserError: Pairs missing or damaged or of another size than the tokenizer's, an unknown
-            split, a finished folder made with other settings, or a disk that is full.
+        UserError: Image shards missing or damaged or of another size than the tokenizer's, an
+            unknown split, a finished directory made with other settings, or a full disk.
     """
-    engine = engine or Local()
-    share = engine.share()
-    if share.ranks > 1 and overwrite:
+    executor = check_executor(executor or Local())
+    rank = executor.rank()
+    if rank.world_size > 1 and overwrite:
         raise UserError(
-            f"overwrite=true with WORLD_SIZE={share.ranks}: set overwrite=false and another "
-            "output, or remove what is there"
+            f"overwrite=true with WORLD_SIZE={rank.world_size}: set overwrite=false and another "
+            "output_dir, or remove what is there"
         )
     job = plan_job(
-        as_path(input),
-        as_path(output),
+        as_path(input_dir),
+        as_path(output_dir),
         tokenizer,
         fingerprint,
         balance or BalanceConfig(),
@@ -100,145 +105,160 @@ def encode(
         batch_size,
         seed,
     )
-    _start(job, share, tokenizer, fingerprint, overwrite)
-    _run(job, _mine(job, share), share, engine, factory or Given(tokenizer))
-    return _whole(job, share)
+    _start(job, rank, tokenizer, fingerprint, overwrite)
+    factory = factory or PreloadedTokenizer(tokenizer)
+    _run(job, _shards_of_rank(job, rank), rank, executor, factory)
+    return _finished(job, rank)
 
 
-def _start(job: Job, share: Share, tokenizer: Tokenizer, fingerprint: str, overwrite: bool) -> None:
-    """Make every folder ready, or wait until the first of several processes has done so."""
-    if share.rank != 0:
-        _wait_for_start(job, share)
+def _start(
+    job: EncodeJob, rank: Rank, tokenizer: Tokenizer, fingerprint: str, overwrite: bool
+) -> None:
+    """Prepare every directory, or wait until rank 0 has done so."""
+    if rank.rank != 0:
+        _wait_for_start(job, rank)
         return
-    _say_found(job, overwrite)
-    write_codebook(job.output, tokenizer.codebook, fingerprint, overwrite)
-    for manifest in job.plans:
-        start_tokens(job.output, manifest, overwrite)
+    _log_found(job, overwrite)
+    write_codebook(job.output_dir, tokenizer.codebook, fingerprint, overwrite)
+    for manifest in job.token_manifests:
+        start_tokens(job.output_dir, manifest, overwrite)
 
 
-def _whole(job: Job, share: Share) -> list[Manifest]:
-    """The manifests whose shards are all there; says so where some are not."""
-    whole = [manifest for manifest in job.plans if not missing_shards(job.output, manifest)]
-    if len(whole) < len(job.plans):
+def _finished(job: EncodeJob, rank: Rank) -> list[Manifest]:
+    """The manifests whose shards are all written; logs how many are not."""
+    manifests = job.token_manifests
+    finished = [each for each in manifests if not missing_shards(job.output_dir, each)]
+    if len(finished) < len(manifests):
         log(
-            f"encode {share.rank}/{share.ranks}: this share is done, others are still at work on "
-            f"{len(job.plans) - len(whole)} of {len(job.plans)} folders; should none of them "
-            "finish, run the same again"
+            f"encode {rank.rank}/{rank.world_size}: the shards of this rank are done, others are "
+            f"still at work on {len(manifests) - len(finished)} of {len(manifests)} directories; "
+            "if none of them finishes, run the same again"
         )
-    return whole
+    return finished
 
 
-def _run(job: Job, pieces: list[Piece], share: Share, engine: Engine, factory: Factory) -> None:
-    """Have pieces written; each folder is finished by whoever writes its last shard."""
-    left = Counter(piece.plan for piece in pieces)
-    for number in set(range(len(job.plans))) - set(left):
+def _run(
+    job: EncodeJob,
+    shards: list[ShardTask],
+    rank: Rank,
+    executor: Executor,
+    factory: TokenizerFactory,
+) -> None:
+    """Have shards written; whoever writes the last shard of a directory finishes it."""
+    left = Counter(shard.manifest for shard in shards)
+    for number in set(range(len(job.token_manifests))) - set(left):
         _finish(job, number)
-    what = f"encode {share.rank}/{share.ranks}" if share.ranks > 1 else "encode"
-    with Progress(sum(map(job.count, pieces)), what, "pairs") as bar:
-        for done in engine.run(job, pieces, factory, bar.update):
-            log(f"{what}: {summary(job, done)}")
-            left[done.piece.plan] -= 1
-            if not left[done.piece.plan]:
-                _finish(job, done.piece.plan)
+    title = f"encode {rank.rank}/{rank.world_size}" if rank.world_size > 1 else "encode"
+    with Progress(sum(map(job.count, shards)), title, "examples") as progress:
+        for result in executor.run(job, shards, factory, progress.update):
+            log(f"{title}: {summary(job, result)}")
+            left[result.shard.manifest] -= 1
+            if not left[result.shard.manifest]:
+                _finish(job, result.shard.manifest)
 
 
-def _finish(job: Job, number: int) -> None:
-    if not missing_shards(job.output, job.plans[number]):
-        finalize_tokens(job.output, job.plans[number])
+def _finish(job: EncodeJob, number: int) -> None:
+    manifest = job.token_manifests[number]
+    if not missing_shards(job.output_dir, manifest):
+        finalize_tokens(job.output_dir, manifest)
 
 
-def summary(job: Job, done: Done) -> str:
-    """A line for a shard that is written."""
-    count, plan = job.count(done.piece), job.plans[done.piece.plan]
-    rate = count * plan.images_per_example / max(done.seconds, 1e-9)
-    return f"{job.title(done.piece)}: {count:,} pairs in {done.seconds:.1f} s, {rate:,.0f} images/s"
+def summary(job: EncodeJob, result: ShardResult) -> str:
+    """A line about a shard that was written."""
+    count, manifest = job.count(result.shard), job.token_manifests[result.shard.manifest]
+    rate = count * manifest.images_per_example / max(result.seconds, 1e-9)
+    return (
+        f"{job.title(result.shard)}: {count:,} examples in {result.seconds:.1f} s, "
+        f"{rate:,.0f} images/s"
+    )
 
 
-def _mine(job: Job, share: Share) -> list[Piece]:
-    """The pieces to be written that are this process's share.
+def _shards_of_rank(job: EncodeJob, rank: Rank) -> list[ShardTask]:
+    """The shards that this rank has to write.
 
-    They are dealt out by their numbers among all pieces and not among those that are missing,
-    which differ from one moment to the next.
+    Ranks take turns over all shards and not over the missing ones, which change all the time.
     """
-    everything = [
-        Piece(number, shard)
-        for number, manifest in enumerate(job.plans)
-        for shard in range(len(manifest.shards))
+    shards = [
+        ShardTask(number, index)
+        for number, manifest in enumerate(job.token_manifests)
+        for index in range(len(manifest.shards))
     ]
     missing = {
-        Piece(number, shard)
-        for number, manifest in enumerate(job.plans)
-        for shard in missing_shards(job.output, manifest)
+        ShardTask(number, index)
+        for number, manifest in enumerate(job.token_manifests)
+        for index in missing_shards(job.output_dir, manifest)
     }
-    return [piece for piece in everything[share.rank :: share.ranks] if piece in missing]
+    return [shard for shard in shards[rank.rank :: rank.world_size] if shard in missing]
 
 
-def _wait_for_start(job: Job, share: Share) -> None:
-    """Until the first process has made every folder ready.
+def _wait_for_start(job: EncodeJob, rank: Rank) -> None:
+    """Wait until rank 0 has prepared every directory.
 
     Raises:
-        UserError: it does not, or a finished folder was made with other settings.
+        UserError: it does not, or a finished directory was made with other settings.
     """
-    for manifest in job.plans:
-        if (job.output / manifest.split / manifest.task / MANIFEST).exists():
-            pending_shards(job.output, manifest)  # refuses what the first process refuses too
-    end = time.monotonic() + PATIENCE
-    while not all(is_in_progress(job.output, manifest) for manifest in job.plans):
+    for manifest in job.token_manifests:
+        if (job.output_dir / manifest.split / manifest.task / MANIFEST).exists():
+            pending_shards(job.output_dir, manifest)  # raises what it raises in rank 0
+    end = time.monotonic() + TIMEOUT_S
+    while not all(is_in_progress(job.output_dir, manifest) for manifest in job.token_manifests):
         if time.monotonic() > end:
             raise UserError(
-                f"RANK={share.rank} of WORLD_SIZE={share.ranks} waited {PATIENCE:.0f} s for RANK=0 "
-                f"to start in {job.output}: start all of them, on a disk that all see"
+                f"RANK={rank.rank} of WORLD_SIZE={rank.world_size} waited {TIMEOUT_S:.0f} s for "
+                f"RANK=0 to start in {job.output_dir}: start all ranks, on a disk that they share"
             )
-        time.sleep(LOOK)
+        time.sleep(POLL_S)
 
 
 def plan_job(
-    input: StoragePath,
-    output: StoragePath,
+    input_dir: StoragePath,
+    output_dir: StoragePath,
     tokenizer: Tokenizer,
     fingerprint: str,
     balance: BalanceConfig,
     splits: Sequence[str],
     batch_size: int,
     seed: int,
-) -> Job:
+) -> EncodeJob:
     """What to encode; every mismatch is found before any work is done.
 
     Raises:
         UserError: As for `encode`.
     """
     check_splits(splits)
-    if input.resolve() == output.resolve():
-        raise UserError(f"input and output are both {input}: set output to another folder")
+    if input_dir.resolve() == output_dir.resolve():
+        raise UserError(
+            f"input_dir and output_dir are both {input_dir}: set output_dir to another directory"
+        )
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} is below 1: set batch_size=32")
     planned = [
         both
         for split in splits
-        for both in _plan_split(input, split, tokenizer, fingerprint, balance, seed)
+        for both in _plan_split(input_dir, split, tokenizer, fingerprint, balance, seed)
     ]
-    pairs, plans = zip(*planned, strict=True)
-    return Job(input, output, pairs, plans, batch_size)
+    images, tokens = zip(*planned, strict=True)
+    return EncodeJob(input_dir, output_dir, images, tokens, batch_size)
 
 
 def _plan_split(
-    input: StoragePath,
+    input_dir: StoragePath,
     split: str,
     tokenizer: Tokenizer,
     fingerprint: str,
     balance: BalanceConfig,
     seed: int,
 ) -> Iterator[tuple[Manifest, Manifest]]:
-    """What there is of each task of a split, and what it becomes."""
-    pairs = load_manifests(input, split, "images")
-    counts = {task: manifest.count for task, manifest in pairs.items()}
+    """For each task of a split, the manifest of its images and that of its tokens to be."""
+    images = load_manifests(input_dir, split, "images")
+    counts = {task: manifest.count for task, manifest in images.items()}
     balancing = split == "train" and balance.mode is not BalanceMode.none
-    wanted = target_counts(counts, balance) if balancing else counts
+    targets = target_counts(counts, balance) if balancing else counts
     size = tokenizer.config.resolution
-    for task, manifest in pairs.items():
+    for task, manifest in images.items():
         if manifest.image_size != size:
             raise UserError(
-                f"image size {manifest.image_size} (pairs in {input}) != resolution {size} "
+                f"image size {manifest.image_size} (images in {input_dir}) != resolution {size} "
                 f"(tokenizer): run `delvm prepare source.size={size}`"
             )
         settings = {
@@ -250,7 +270,7 @@ def _plan_split(
             settings["jitter"] = balance.jitter.value
         tokens = plan_tokens(
             manifest,
-            wanted[task],
+            targets[task],
             tokens_per_image=tokenizer.config.tokens_per_image,
             vocab_size=len(tokenizer.codebook),
             fingerprint=fingerprint,
@@ -259,22 +279,24 @@ def _plan_split(
         )
         yield manifest, tokens
         if balancing and (target := balance.examples_per_task) and counts[task] > target:
-            log(f"encode: {split}/{task} keeps its {counts[task]:,} pairs, above {target:,}")
+            log(f"encode: {split}/{task} keeps its {counts[task]:,} examples, above {target:,}")
 
 
-def _say_found(job: Job, overwrite: bool) -> None:
-    """Say what is kept or continued from an earlier run.
+def _log_found(job: EncodeJob, overwrite: bool) -> None:
+    """Log what is kept from an earlier run, and what is continued.
 
     Raises:
-        UserError: A finished folder was made with other settings.
+        UserError: A finished directory was made with other settings.
     """
     kept = []
-    for manifest in job.plans:
-        todo = sum(shard["count"] for shard in pending_shards(job.output, manifest, overwrite))
+    for manifest in job.token_manifests:
+        todo = sum(shard["count"] for shard in pending_shards(job.output_dir, manifest, overwrite))
         name = f"{manifest.split}/{manifest.task}"
         if not todo:
             kept.append(name)
         elif todo < manifest.count:
-            done = f"{manifest.count - todo:,} of {manifest.count:,}"
-            log(f"encode: continuing {job.output}/{name}, {done} pairs are there")
-    log_kept("encode", job.output, kept)
+            log(
+                f"encode: continuing {job.output_dir}/{name}, {manifest.count - todo:,} of "
+                f"{manifest.count:,} examples exist already"
+            )
+    log_kept("encode", job.output_dir, kept)

@@ -1,8 +1,8 @@
-"""The unit of work of `delvm encode`: one shard of tokens, which any process may write.
+"""The unit of work of `delvm encode`: one token shard, which any process may write.
 
-A `Job` says all that there is to know beside the tokenizer, and pickles. `encode_piece` writes one
-shard of it: a function of the job and the shard's number alone, so the bytes are the same whoever
-calls it, in which order and how often.
+An `EncodeJob` holds everything needed besides the tokenizer, and can be pickled. `encode_shard`
+writes one shard of it. The shard's bytes depend on the job and the shard's index alone, so they are
+the same whichever process writes it, in any order and however often.
 """
 
 import itertools
@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,17 +28,17 @@ from delvm.data.shards.writer import write_token_shard
 from delvm.data.types import Example
 from delvm.storage import StoragePath
 
-AHEAD = 2  # batches that are read before they are asked for
-MOST_READERS = 8
+PREFETCH_BATCHES = 2
+MAX_DECODE_THREADS = 8
 
 S = TypeVar("S")
 T = TypeVar("T")
-Lazy = Callable[[], Example]
-Report = Callable[[int], None]  # told how many more examples are encoded
+LazyExample = Callable[[], Example]
+Report = Callable[[int], None]  # called with the number of further examples that are encoded
 
 
 class Tokenizer(Protocol):
-    """What `encode` needs of a tokenizer; `delvm.models.vqgan.VQGAN` is one."""
+    """What `encode` needs of a tokenizer; `delvm.models.vqgan.VQGAN` has it."""
 
     bf16: bool  # whether it computes in bfloat16
 
@@ -48,173 +49,195 @@ class Tokenizer(Protocol):
 
     @property
     def codebook(self) -> Tensor:
-        """Codes (V, d)."""
+        """Code vectors (V, d)."""
         ...
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [0, 1] to ids (B, N) int64."""
+        """Pixels (B, 3, H, W) in [0, 1] to token ids (B, N) int64."""
         ...
 
 
 @dataclass(frozen=True)
-class Job:
+class EncodeJob:
     """What is to be encoded.
 
     Attributes:
-        input, output: Roots of the pairs and of the tokens.
-        pairs: What there is, a manifest a split and task.
-        plans: What it becomes, one for each of `pairs`.
-        batch_size: Examples a batch.
+        input_dir, output_dir: roots of the image shards and of the token shards.
+        image_manifests: of the existing image shards, one per split and task.
+        token_manifests: of the token shards to be written, one for each of `image_manifests`.
+        batch_size: examples per batch.
     """
 
-    input: StoragePath
-    output: StoragePath
-    pairs: tuple[Manifest, ...]
-    plans: tuple[Manifest, ...]
+    input_dir: StoragePath
+    output_dir: StoragePath
+    image_manifests: tuple[Manifest, ...]
+    token_manifests: tuple[Manifest, ...]
     batch_size: int
 
-    def count(self, piece: "Piece") -> int:
-        """Examples in a piece."""
-        count: int = self.plans[piece.plan].shards[piece.number]["count"]
+    def count(self, shard: "ShardTask") -> int:
+        """Number of examples in a shard."""
+        count: int = self.token_manifests[shard.manifest].shards[shard.index]["count"]
         return count
 
-    def title(self, piece: "Piece") -> str:
-        """SPLIT/TASK/FILE of a piece."""
-        plan = self.plans[piece.plan]
-        return f"{plan.split}/{plan.task}/{plan.shards[piece.number]['file']}"
+    def title(self, shard: "ShardTask") -> str:
+        """SPLIT/TASK/FILE of a shard."""
+        manifest = self.token_manifests[shard.manifest]
+        return f"{manifest.split}/{manifest.task}/{manifest.shards[shard.index]['file']}"
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One shard: the place of its plan in the job, and its number in the plan."""
+class ShardTask:
+    """One token shard of a job.
 
-    plan: int
-    number: int
+    Attributes:
+        manifest: index of its manifest in the job.
+        index: index of the shard in that manifest.
+    """
+
+    manifest: int
+    index: int
 
 
 @dataclass(frozen=True)
-class Done:
-    """A piece that is written, and how long that took."""
+class ShardResult:
+    """A shard that has been written.
 
-    piece: Piece
+    Attributes:
+        shard: which one.
+        seconds: time it took.
+    """
+
+    shard: ShardTask
     seconds: float
 
 
-def encode_piece(
-    job: Job, piece: Piece, tokenizer: Tokenizer, report: Report = lambda count: None
-) -> Done:
-    """Write one shard, unless it is there; pictures are read and decoded by other threads.
+def encode_shard(
+    job: EncodeJob, shard: ShardTask, tokenizer: Tokenizer, report: Report = lambda count: None
+) -> ShardResult:
+    """Write one token shard unless it exists; other threads read and decode the images.
 
     Args:
+        job: The job.
+        shard: Which of its shards to write.
         tokenizer: On the device to encode on.
         report: Called after each batch.
 
     Raises:
-        UserError: The pairs are damaged.
+        UserError: The image shards are damaged.
         OSError: The shard cannot be written.
     """
     start = time.perf_counter()
-    plan, pairs = job.plans[piece.plan], job.pairs[piece.plan]
-    if (job.output / plan.split / plan.task / plan.shards[piece.number]["file"]).exists():
-        report(job.count(piece))
-        return Done(piece, time.perf_counter() - start)
+    manifest, images = job.token_manifests[shard.manifest], job.image_manifests[shard.manifest]
+    file = manifest.shards[shard.index]["file"]
+    if (job.output_dir / manifest.split / manifest.task / file).exists():
+        report(job.count(shard))
+        return ShardResult(shard, time.perf_counter() - start)
 
-    def ids(first: int, last: int) -> Iterator[np.ndarray]:
-        batches = _batches(balanced(job.input, plan, pairs, first, last), job.batch_size)
-        for batch in decoded(batches, _readers(tokenizer)):
-            yield _encode(batch, tokenizer)
+    def ids(first: int, last: int) -> Iterator[npt.NDArray[np.int64]]:
+        examples = balanced_examples(job.input_dir, manifest, images, first, last)
+        batches = _batches(examples, job.batch_size)
+        for batch in decode_batches(batches, _decode_threads(tokenizer)):
+            yield _encode_batch(batch, tokenizer)
             report(len(batch))
 
     with torch.inference_mode():
-        write_token_shard(job.output, plan, piece.number, ids)
-    return Done(piece, time.perf_counter() - start)
+        write_token_shard(job.output_dir, manifest, shard.index, ids)
+    return ShardResult(shard, time.perf_counter() - start)
 
 
-def _batches(examples: Iterator[Lazy], size: int) -> Iterator[list[Lazy]]:
+def _batches(examples: Iterator[LazyExample], size: int) -> Iterator[list[LazyExample]]:
     while batch := list(itertools.islice(examples, size)):
         yield batch
 
 
-def _readers(tokenizer: Tokenizer) -> int:
-    """Threads that decode pictures: a GPU is faster than one, a processor slower."""
+def _decode_threads(tokenizer: Tokenizer) -> int:
+    """Threads that decode images: a GPU encodes faster than one decodes, a CPU slower."""
     on_gpu = tokenizer.codebook.device.type == "cuda"
-    return min(MOST_READERS, torch.get_num_threads()) if on_gpu else 1
+    return min(MAX_DECODE_THREADS, torch.get_num_threads()) if on_gpu else 1
 
 
-def _encode(batch: list[Example], tokenizer: Tokenizer) -> np.ndarray:
-    """Ids (n, k, N) of n examples of k pictures."""
-    pixels = to_tensor([picture for example in batch for picture in example.images])
+def _encode_batch(batch: list[Example], tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
+    """Token ids (n, k, N) of n examples of k images each."""
+    pixels = to_tensor([image for example in batch for image in example.images])
     ids = tokenizer.encode(pixels.to(tokenizer.codebook.device))  # (n k, N)
-    return ids.reshape(len(batch), len(batch[0].images), -1).cpu().numpy()
+    array: npt.NDArray[np.int64] = ids.reshape(len(batch), len(batch[0].images), -1).cpu().numpy()
+    return array
 
 
-def decoded(batches: Iterator[list[Lazy]], readers: int) -> Iterator[list[Example]]:
-    """The examples of each batch in order, read ahead by one thread or decoded by many."""
-    if readers == 1:
-        return ahead(map(_decode, batches))
-    return spread(_decode, ahead(batches), readers)
+def decode_batches(
+    batches: Iterator[list[LazyExample]], num_threads: int
+) -> Iterator[list[Example]]:
+    """The decoded examples of each batch in order, prefetched by one or several threads."""
+    if num_threads == 1:
+        return prefetch(map(_decode, batches))
+    return parallel_map(_decode, prefetch(batches), num_threads)
 
 
-def _decode(batch: list[Lazy]) -> list[Example]:
+def _decode(batch: list[LazyExample]) -> list[Example]:
     return [example() for example in batch]
 
 
-def ahead(items: Iterator[T], count: int = AHEAD) -> Iterator[T]:
-    """The same items, up to `count` of them made by a thread before they are asked for."""
+def prefetch(items: Iterator[T], count: int = PREFETCH_BATCHES) -> Iterator[T]:
+    """The same items, up to `count` of them computed ahead by one thread."""
     end: Any = object()
     with ThreadPoolExecutor(1) as pool:
-        made = deque(pool.submit(next, items, end) for _ in range(count))
+        pending = deque(pool.submit(next, items, end) for _ in range(count))
         try:
-            while (item := made.popleft().result()) is not end:
-                made.append(pool.submit(next, items, end))
+            while (item := pending.popleft().result()) is not end:
+                pending.append(pool.submit(next, items, end))
                 yield item
         finally:
-            for future in made:
+            for future in pending:
                 future.cancel()
 
 
-def spread(make: Callable[[S], T], items: Iterator[S], threads: int) -> Iterator[T]:
-    """make(item) of each item in order, by threads that are up to `threads` + 1 items ahead."""
-    with ThreadPoolExecutor(threads) as pool:
-        made = deque(pool.submit(make, item) for item in itertools.islice(items, threads + 1))
+def parallel_map(function: Callable[[S], T], items: Iterator[S], num_threads: int) -> Iterator[T]:
+    """function(item) of each item in order; threads are up to `num_threads` + 1 items ahead."""
+    with ThreadPoolExecutor(num_threads) as pool:
+        pending = deque(
+            pool.submit(function, item) for item in itertools.islice(items, num_threads + 1)
+        )
         try:
-            while made:
-                result = made.popleft().result()
-                made.extend(pool.submit(make, item) for item in itertools.islice(items, 1))
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
                 yield result
         finally:
-            for future in made:
+            for future in pending:
                 future.cancel()
 
 
-def balanced(
-    root: StoragePath, plan: Manifest, pairs: Manifest, start: int, stop: int
-) -> Iterator[Lazy]:
-    """Items start to stop of a balanced task: item i is pair i % count, copy i // count.
+def balanced_examples(
+    input_dir: StoragePath, manifest: Manifest, images: Manifest, start: int, stop: int
+) -> Iterator[LazyExample]:
+    """Items `start` to `stop` of a balanced task: item i is example i % count, copy i // count.
 
-    Each comes as a call that decodes it, and makes the copy.
+    Each is yielded as a function that decodes the example and augments the copy.
 
     Args:
-        root: Root of the pairs.
-        plan: Of the tokens to be made, which says how the task is balanced.
-        pairs: What the root holds of that split and task.
+        input_dir: Root of the image shards.
+        manifest: Of the token shards to be written, which records how the task is balanced.
+        images: Of the image shards of that split and task.
+        start, stop: Range of items.
     """
-    count = pairs.count
-    settings = plan.balance or {}
+    count = images.count
+    settings = manifest.balance or {}
     augmented = settings.get("mode") == BalanceMode.augment.value
-    flip = augmented and tasks.of(plan.task).flips
+    flip = augmented and tasks.of(manifest.task).flips
     jitter = Jitter(settings.get("jitter", "none"))
     while start < stop:
         copy, first = divmod(start, count)
         last = min(count, first + stop - start)
-        examples = iter_lazy(root, plan.split, plan.task, first, pairs)
+        examples = iter_lazy(input_dir, manifest.split, manifest.task, first, images)
         for example in itertools.islice(examples, last - first):
             if augmented:
-                yield partial(_copied, example, settings["seed"], copy, flip=flip, jitter=jitter)
+                yield partial(_augmented, example, settings["seed"], copy, flip=flip, jitter=jitter)
             else:
                 yield example
         start += last - first
 
 
-def _copied(example: Lazy, seed: int, copy: int, *, flip: bool, jitter: Jitter) -> Example:
+def _augmented(
+    example: LazyExample, seed: int, copy: int, *, flip: bool, jitter: Jitter
+) -> Example:
     return augment(example(), seed, copy, flip=flip, jitter=jitter)

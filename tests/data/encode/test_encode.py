@@ -64,7 +64,7 @@ def test_a_task_above_the_target_is_kept_whole_and_said_so(pairs, tmp_path, caps
     encode(pairs, tmp_path / "t", FakeTokenizer(), "abc", balance=balance)
     counts = load_manifests(tmp_path / "t", "train", "tokens")
     assert {task: manifest.count for task, manifest in counts.items()} == {"derain": 7, "pose": 5}
-    assert "train/derain keeps its 7 pairs, above 5" in capsys.readouterr().err
+    assert "train/derain keeps its 7 examples, above 5" in capsys.readouterr().err
 
 
 def test_a_killed_encode_ends_like_an_uninterrupted_one(pairs, tmp_path, monkeypatch):
@@ -100,7 +100,7 @@ def test_what_does_not_go_together_is_said_before_any_work(pairs, tmp_path):
         encode(pairs, out, FakeTokenizer(32), "abc")
     with pytest.raises(UserError, match="no images in .*run `delvm prepare"):
         encode(tmp_path / "nothing", out, FakeTokenizer(), "abc")
-    with pytest.raises(UserError, match="input and output are both"):
+    with pytest.raises(UserError, match="input_dir and output_dir are both"):
         encode(pairs, pairs, FakeTokenizer(), "abc", overwrite=True)
     with pytest.raises(UserError, match="batch_size=0 is below 1"):
         encode(pairs, out, FakeTokenizer(), "abc", batch_size=0)

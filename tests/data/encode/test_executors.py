@@ -10,14 +10,14 @@ import pytest
 
 from delvm.data.augment import BalanceConfig, BalanceMode
 from delvm.data.encode import encode as encoding
-from delvm.data.encode import shard_task as pieces
+from delvm.data.encode import shard_task
 from delvm.data.encode.encode import encode
-from delvm.data.encode.executors import ENGINES, base
+from delvm.data.encode.executors import EXECUTORS, base
 from delvm.data.encode.executors.local import Local
 from delvm.data.encode.executors.processes import Processes
 from delvm.data.encode.executors.ray import RayActors
 from delvm.data.encode.executors.submitit import SubmititJobs
-from delvm.data.encode.shard_task import ahead, decoded, spread
+from delvm.data.encode.shard_task import decode_batches, parallel_map, prefetch
 from delvm.data.prepare.prepare import prepare
 from delvm.data.shards import writer
 from delvm.data.shards.manifest import load_manifests
@@ -53,29 +53,30 @@ def whole(pairs):
     return found
 
 
-def run(pairs, output, engine, makes=WIDE, **settings):
+def run(pairs, output, executor, makes=WIDE, **settings):
     tokenizer = makes.plain()
     return encode(
-        pairs, output, tokenizer, "abc", engine=engine, factory=makes, **SETTINGS | settings
+        pairs, output, tokenizer, "abc", executor=executor, factory=makes, **SETTINGS | settings
     )
 
 
-def engine_of(name, tmp_path, workers=1):
-    options = {"folder": str(tmp_path / "jobs"), "cluster": "local", "poll": 0.2}
-    return ENGINES[name](workers=workers, **options if name == "submitit" else {})
+def executor_of(name, tmp_path, workers=1):
+    options = {"log_dir": str(tmp_path / "jobs"), "cluster": "local", "poll_s": 0.2}
+    return EXECUTORS[name](workers=workers, **options if name == "submitit" else {})
 
 
 # ---------------------------------------------------------------- the same bytes
 
 
-@pytest.mark.parametrize("name", ["process", "submitit"])
+@pytest.mark.parametrize("name", ["processes", "submitit"])
 def test_two_workers_write_what_one_process_writes(name, pairs, whole, tmp_path, capsys):
-    manifests = run(pairs, tmp_path / "t", engine_of(name, tmp_path, 2))
+    manifests = run(pairs, tmp_path / "t", executor_of(name, tmp_path, 2))
     assert len(manifests) == 8 and contents(tmp_path / "t") == whole
     err = capsys.readouterr().err
-    lines = re.findall(r"^encode: (\S+): ([\d,]+) pairs in \d+\.\d s, [\d,]+ images/s$", err, re.M)
+    line = r"^encode: (\S+): ([\d,]+) examples in \d+\.\d s, [\d,]+ images/s$"
+    lines = re.findall(line, err, re.M)
     assert len(lines) == 12 and ("train/pose/000002.tar", "6") in lines
-    assert "encode: 152/152 pairs" in err.splitlines()[-1]
+    assert "encode: 152/152 examples" in err.splitlines()[-1]
 
 
 def test_a_dead_process_is_told_and_any_engine_goes_on(pairs, whole, tmp_path, capsys):
@@ -102,15 +103,15 @@ def ray(root):
 
 def test_ray_survives_the_death_of_a_worker(ray, pairs, whole, tmp_path):
     deadly = replace(WIDE, kill_once=str(tmp_path / "flag"))
-    run(pairs, tmp_path / "t", RayActors(workers=2, restarts=0), deadly)
+    run(pairs, tmp_path / "t", RayActors(workers=2, max_restarts=0), deadly)
     assert (tmp_path / "flag").exists() and contents(tmp_path / "t") == whole
 
 
 def test_ray_has_nobody_left(ray, pairs, whole, tmp_path):
     deadly = replace(WIDE, kill_once=str(tmp_path / "flag"))
     with pytest.raises(UserError, match="all of Ray's workers died"):
-        run(pairs, tmp_path / "t", RayActors(workers=1, restarts=0), deadly)
-    with pytest.raises(UserError, match=r"engine.workers=99 of 1 cpus each, .* room for \d+: set"):
+        run(pairs, tmp_path / "t", RayActors(workers=1, max_restarts=0), deadly)
+    with pytest.raises(UserError, match=r"workers=99 of 1 CPUs each, .* room for \d+: set"):
         run(pairs, tmp_path / "t", RayActors(workers=99))
     run(pairs, tmp_path / "t", Local())
     assert contents(tmp_path / "t") == whole
@@ -118,35 +119,35 @@ def test_ray_has_nobody_left(ray, pairs, whole, tmp_path):
 
 def test_ray_that_is_not_there(pairs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"engine=ray needs a .*pip install 'delvm\[scale\]'"):
+    with pytest.raises(UserError, match=r"executor=ray needs a .*pip install 'delvm\[scale\]'"):
         run(pairs, tmp_path / "t", RayActors())
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(UserError, match=r"engine=submitit needs .*pip install 'delvm\[scale\]'"):
+    with pytest.raises(UserError, match=r"executor=submitit needs .*pip install 'delvm\[scale\]'"):
         run(pairs, tmp_path / "t", SubmititJobs())
 
 
 def test_a_cluster_that_is_not_there():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-    with pytest.raises(UserError, match=rf"engine.address={address} cannot be used: .*: set eng"):
+    with pytest.raises(UserError, match=rf"executor.address={address} cannot be used: .*: set"):
         RayActors(address=address)._start(None)
 
 
 def test_slurm_that_is_not_there(pairs, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match=r"engine.cluster=slurm cannot be used: .*srun.*: set"):
-        run(pairs, tmp_path / "t", SubmititJobs(folder=str(tmp_path / "jobs")))
+    with pytest.raises(UserError, match=r"executor.cluster=slurm cannot be used: .*srun.*: set"):
+        run(pairs, tmp_path / "t", SubmititJobs(log_dir=str(tmp_path / "jobs")))
 
 
 # ---------------------------------------------------------------- errors cross processes
 
 
-@pytest.mark.parametrize("name", ["process", "ray", "submitit"])
+@pytest.mark.parametrize("name", ["processes", "ray", "submitit"])
 def test_what_a_user_can_mend_is_one_line_from_every_engine(name, pairs, tmp_path, request):
     if name == "ray":
         request.getfixturevalue("ray")
     with pytest.raises(UserError) as caught:
-        run(pairs, tmp_path / "t", engine_of(name, tmp_path), replace(WIDE, full=True))
+        run(pairs, tmp_path / "t", executor_of(name, tmp_path), replace(WIDE, full=True))
     said = str(caught.value)
     assert said.startswith(f"No space left on device: {tmp_path}/t/train/derain/000000.tar: free")
     assert "\n" not in said
@@ -166,7 +167,7 @@ def test_what_workers_may_meet(pairs, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="another tokenizer"):
         run(pairs, tmp_path / "u", Local(), replace(WIDE, refuse="another tokenizer"))
     monkeypatch.setattr(writer, "write_records", no_space)
-    with pytest.raises(UserError, match="No space left .*what is done stays"):
+    with pytest.raises(UserError, match="No space left .*finished shards are kept"):
         run(pairs, tmp_path / "u", Local())
 
 
@@ -176,7 +177,7 @@ class Impatient(Exception):
 
 def test_who_leaves_off_leaves_nothing_half_written(pairs, whole, tmp_path):
     """As with Ctrl-C, or when another worker has met an error."""
-    engine = Processes(workers=2, threads=1)
+    executor = Processes(workers=2, threads=1)
     slow = replace(WIDE, seconds=0.2)
 
     def report(count):
@@ -185,7 +186,7 @@ def test_who_leaves_off_leaves_nothing_half_written(pairs, whole, tmp_path):
     job = encoding.plan_job(pairs, tmp_path / "t", slow.plain(), "abc", SETTINGS["balance"],
                             ["train"], 8, 0)  # fmt: skip
     with pytest.raises(Impatient):
-        list(engine.run(job, [pieces.Piece(0, n) for n in range(3)], slow, report))
+        list(executor.run(job, [shard_task.ShardTask(0, n) for n in range(3)], slow, report))
     assert (tmp_path / "t/train/derain").exists()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
@@ -201,7 +202,7 @@ def test_a_fault_of_ours_keeps_its_traceback(pairs, tmp_path):
 def test_ranks_share_the_shards_and_the_last_one_finishes(
     pairs, whole, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(encoding, "LOOK", 0.01)
+    monkeypatch.setattr(encoding, "POLL_S", 0.01)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
@@ -219,13 +220,13 @@ def test_a_rank_waits_for_the_first(pairs, whole, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         encode(pairs, out, FakeTokenizer(fail_at=0, tokens=WIDE.tokens), "abc", splits=["train"])
     shares = {}
-    monkeypatch.setattr(encoding, "LOOK", 0.01)
-    monkeypatch.setattr(Local, "share", lambda self: shares[threading.current_thread().name])
+    monkeypatch.setattr(encoding, "POLL_S", 0.01)
+    monkeypatch.setattr(Local, "rank", lambda self: shares[threading.current_thread().name])
     threads = [
         threading.Thread(target=run, args=(pairs, out, Local()), name=str(rank), daemon=True)
         for rank in (1, 0)
     ]
-    shares |= {str(rank): base.Share(rank, 2) for rank in (0, 1)}
+    shares |= {str(rank): base.Rank(rank, 2) for rank in (0, 1)}
     threads[0].start()
     threads[0].join(0.3)
     assert threads[0].is_alive() and not (out / "train/pose/000000.tar").exists()
@@ -238,10 +239,10 @@ def test_a_rank_waits_for_the_first(pairs, whole, tmp_path, monkeypatch):
 def test_a_rank_that_waits_in_vain(pairs, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(encoding, "PATIENCE", 0.0)
+    monkeypatch.setattr(encoding, "TIMEOUT_S", 0.0)
     with pytest.raises(UserError, match="RANK=1 of WORLD_SIZE=2 waited 0 s for RANK=0"):
         run(pairs, tmp_path / "t", Local())
-    with pytest.raises(UserError, match="WORLD_SIZE=2 and engine=process, which starts workers"):
+    with pytest.raises(UserError, match="WORLD_SIZE=2 and executor=processes, which starts"):
         run(pairs, tmp_path / "t", Processes())
     with pytest.raises(UserError, match="overwrite=true with WORLD_SIZE=2: set"):
         run(pairs, tmp_path / "t", Local(), overwrite=True)
@@ -255,25 +256,25 @@ def test_a_rank_that_waits_in_vain(pairs, tmp_path, monkeypatch):
 
 
 def test_reading_ahead_keeps_order_and_errors():
-    assert list(ahead(iter(range(9)))) == list(range(9))
-    assert list(ahead(iter([]))) == []
+    assert list(prefetch(iter(range(9)))) == list(range(9))
+    assert list(prefetch(iter([]))) == []
 
     def broken():
         yield 1
         raise UserError("damaged")
 
-    items = ahead(broken())
+    items = prefetch(broken())
     assert next(items) == 1
     with pytest.raises(UserError, match="damaged"):
         next(items)
 
 
 def test_many_readers_keep_order_and_errors(pairs, whole, tmp_path, monkeypatch):
-    assert list(spread(lambda n: n * n, iter(range(50)), 4)) == [n * n for n in range(50)]
-    assert list(spread(str, iter([]), 2)) == []
+    assert list(parallel_map(lambda n: n * n, iter(range(50)), 4)) == [n * n for n in range(50)]
+    assert list(parallel_map(str, iter([]), 2)) == []
     with pytest.raises(UserError, match="damaged"):
-        list(decoded(iter([[lambda: 1], [broken_picture]]), 2))
-    monkeypatch.setattr(pieces, "_readers", lambda tokenizer: 3)  # as on a GPU
+        list(decode_batches(iter([[lambda: 1], [broken_picture]]), 2))
+    monkeypatch.setattr(shard_task, "_decode_threads", lambda tokenizer: 3)  # as on a GPU
     run(pairs, tmp_path / "t", Local())
     assert contents(tmp_path / "t") == whole
 
@@ -284,7 +285,7 @@ def broken_picture():
 
 def test_reading_ahead_stops_where_it_is_left():
     before, made = threading.active_count(), []
-    items = ahead(made.append(n) or n for n in range(1000))
+    items = prefetch(made.append(n) or n for n in range(1000))
     assert next(items) == 0
     items.close()
     assert threading.active_count() == before and len(made) < 5

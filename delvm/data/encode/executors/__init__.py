@@ -1,19 +1,30 @@
-"""Who writes the token shards: this process, processes, actors of Ray, jobs of SLURM.
+"""How token shards are written: in this process, by processes, by Ray, or by SLURM jobs.
 
-An engine is the dataclass of its config (`conf/engine/NAME.yaml`) with the methods of
-`.base.Engine`. All of them call `delvm.data.encode.shard_task.encode_piece`.
+Each executor is a dataclass with the methods of `.base.Executor`; its fields are the keys of
+`conf/executor/NAME.yaml`, from which Hydra builds it. All of them call
+`delvm.data.encode.shard_task.encode_shard`.
 """
 
-from delvm.data.encode.executors.base import Engine
+from delvm.data.encode.executors.base import Executor, check_executor
 from delvm.data.encode.executors.local import Local
 from delvm.data.encode.executors.processes import Processes
 from delvm.data.encode.executors.ray import RayActors
 from delvm.data.encode.executors.submitit import SubmititJobs
 
-# Name in conf/engine -> engine.
-ENGINES: dict[str, type[Engine]] = {
+# Option in conf/executor -> class.
+EXECUTORS: dict[str, type[Local | Processes | RayActors | SubmititJobs]] = {
     "local": Local,
-    "process": Processes,
+    "processes": Processes,
     "ray": RayActors,
     "submitit": SubmititJobs,
 }
+
+__all__ = [
+    "EXECUTORS",
+    "Executor",
+    "Local",
+    "Processes",
+    "RayActors",
+    "SubmititJobs",
+    "check_executor",
+]

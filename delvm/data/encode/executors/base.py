@@ -1,28 +1,35 @@
-"""What engines share: their settings, and the worker that each of them runs, one or many."""
+"""What all executors share: the protocol, the rank of a process, and the worker they run."""
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 
-from delvm.data.encode.shard_task import Done, Job, Piece, Report, Tokenizer, encode_piece
-from delvm.errors import UserError, to_user_error
+from delvm.data.encode.shard_task import (
+    EncodeJob,
+    Report,
+    ShardResult,
+    ShardTask,
+    Tokenizer,
+    encode_shard,
+)
+from delvm.errors import UserError, check_members, to_user_error
 from delvm.storage import RemotePath, absolute_path
 
 
-class Factory(Protocol):
-    """Makes a worker's tokenizer; pickles, as it goes to where the worker is."""
+class TokenizerFactory(Protocol):
+    """Builds a worker's tokenizer; can be pickled, as it is sent to the worker."""
 
     @property
     def device(self) -> str:
-        """Either "cpu", "cuda", or "auto": a GPU where the worker sees one."""
+        """Either "cpu", "cuda", or "auto": a GPU where the worker has one."""
         ...
 
     def __call__(self, worker: int) -> Tokenizer:
-        """The tokenizer on the device of a worker with this number.
+        """The tokenizer on the device of the worker with this index.
 
         Raises:
             UserError: it cannot be loaded, or is not the one that the job was planned with.
@@ -31,115 +38,176 @@ class Factory(Protocol):
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which of several processes that were started alike this one is."""
+class Rank:
+    """The rank of this process among those that were started alike, as by torchrun."""
 
     rank: int = 0
-    ranks: int = 1
+    world_size: int = 1
 
 
-@dataclass
-class Engine:
-    """Writes pieces of a job, in any order."""
+@runtime_checkable
+class Executor(Protocol):
+    """Writes the shards of a job: what `delvm encode executor=...` needs of an object.
 
-    name: str = "???"
+    Attributes:
+        in_process: whether it encodes in this process, with a tokenizer that is loaded already.
+    """
 
-    def share(self) -> Share:
-        """This process's share of the pieces.
+    in_process: bool
+
+    def rank(self) -> Rank:
+        """This process's rank; each rank is given its own shards.
 
         Raises:
-            UserError: it is one of many, and the engine has workers of its own.
+            UserError: there are several ranks, and the executor starts workers itself.
         """
-        share = ranked()
-        if share.ranks > 1:
-            raise UserError(
-                f"WORLD_SIZE={share.ranks} and engine={self.name}, which starts workers itself: "
-                "set engine=local, or run it without torchrun"
-            )
-        return share
+        ...
 
     def run(
-        self, job: Job, pieces: list[Piece], factory: Factory, report: Report
-    ) -> Iterator[Done]:
-        """Each piece as it is done.
+        self, job: EncodeJob, shards: list[ShardTask], factory: TokenizerFactory, report: Report
+    ) -> Iterator[ShardResult]:
+        """Yield each shard when it is written, in any order.
 
         Args:
-            report: told of examples that are encoded, some time after.
+            job: The job.
+            shards: The shards to write.
+            factory: Builds the workers' tokenizers.
+            report: Called with the number of further examples encoded, possibly with a delay.
 
         Raises:
-            UserError: the first that a worker met; nothing is left running.
+            UserError: the first that a worker met; no worker is left running.
         """
+        ...
+
+
+def check_executor(executor: object) -> Executor:
+    """The same object, if it has everything that `Executor` asks for.
+
+    Raises:
+        UserError: it has not; the message names what is missing.
+    """
+    wanted = {
+        "in_process": "in_process",
+        "rank": "rank()",
+        "run": "run(job, shards, factory, report)",
+    }
+    check_members(executor, "executor", wanted)
+    return cast(Executor, executor)
+
+
+class WorkerExecutor:
+    """An executor that starts workers of its own; subclasses write `_run`."""
+
+    name: ClassVar[str]
+    in_process: ClassVar[bool] = False
+
+    def rank(self) -> Rank:
+        """The only rank.
+
+        Raises:
+            UserError: this process is one of several.
+        """
+        rank = rank_from_env()
+        if rank.world_size > 1:
+            raise UserError(
+                f"WORLD_SIZE={rank.world_size} and executor={self.name}, which starts workers "
+                "itself: set executor=local, or run it without torchrun"
+            )
+        return rank
+
+    def run(
+        self, job: EncodeJob, shards: list[ShardTask], factory: TokenizerFactory, report: Report
+    ) -> Iterator[ShardResult]:
+        """Yield each shard when it is written."""
+        job = for_remote_worker(job)
+        if shards:
+            yield from self._run(job, shards, factory, report)
+
+    def _run(
+        self, job: EncodeJob, shards: list[ShardTask], factory: TokenizerFactory, report: Report
+    ) -> Iterator[ShardResult]:
+        """Yield each of at least one shard when it is written."""
         raise NotImplementedError
 
 
-def ranked() -> Share:
-    """The share that torchrun (or a user's script) gives by RANK and WORLD_SIZE.
+def rank_from_env() -> Rank:
+    """The rank that torchrun (or a user's script) sets by RANK and WORLD_SIZE.
 
     Raises:
-        UserError: the two do not go together.
+        UserError: the two do not fit each other.
     """
-    given = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
-    if all(value is None for value in given.values()):
-        return Share()
+    values = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    if all(value is None for value in values.values()):
+        return Rank()
     try:
-        share = Share(*(int(value or "") for value in given.values()))
+        rank = Rank(*(int(value or "") for value in values.values()))
     except ValueError:
-        share = Share(0, 0)
-    if not 0 <= share.rank < share.ranks:
-        said = ", ".join(f"{name}={value or 'nothing'}" for name, value in given.items())
-        raise UserError(f"{said} in the environment: set RANK from 0 to WORLD_SIZE - 1, or neither")
-    return share
+        rank = Rank(0, 0)
+    if not 0 <= rank.rank < rank.world_size:
+        found = ", ".join(f"{name}={value or 'nothing'}" for name, value in values.items())
+        raise UserError(
+            f"{found} in the environment: set RANK from 0 to WORLD_SIZE - 1, or neither"
+        )
+    return rank
 
 
 class Worker:
-    """A tokenizer and the job that it is for, in whatever process."""
+    """A tokenizer and the job it encodes for, in any process."""
 
-    def __init__(self, job: Job, factory: Factory, number: int = 0, threads: int = 0) -> None:
-        """Remember what for; the tokenizer is loaded with the first piece.
+    def __init__(
+        self, job: EncodeJob, factory: TokenizerFactory, index: int = 0, num_threads: int = 0
+    ) -> None:
+        """Keep the job; the tokenizer is loaded with the first shard.
 
         Args:
-            number: of the worker, for the choice of a device.
-            threads: of torch; 0 leaves them.
+            job: The job.
+            factory: Builds the tokenizer.
+            index: Of the worker; the factory may choose a device by it.
+            num_threads: Threads of torch; 0 leaves them as they are.
         """
-        self.job, self.factory, self.number = job, factory, number
+        self.job, self.factory, self.index = job, factory, index
         self.tokenizer: Tokenizer | None = None
-        if threads:
-            torch.set_num_threads(threads)
+        if num_threads:
+            torch.set_num_threads(num_threads)
 
-    def encode(self, piece: Piece, report: Report = lambda count: None) -> Done:
-        """Write a piece.
+    def encode(self, shard: ShardTask, report: Report = lambda count: None) -> ShardResult:
+        """Write a shard.
 
         Raises:
-            UserError: for all that a user can mend.
+            UserError: for every error that a user can fix.
         """
         if self.tokenizer is None:
-            self.tokenizer = self.factory(self.number)
+            self.tokenizer = self.factory(self.index)
         try:
-            return encode_piece(self.job, piece, self.tokenizer, report)
+            return encode_shard(self.job, shard, self.tokenizer, report)
         except OSError as error:
-            raise to_user_error(error, f"{self.job.output}/{self.job.title(piece)}") from error
+            raise to_user_error(error, f"{self.job.output_dir}/{self.job.title(shard)}") from error
 
-    def attempt(self, piece: Piece, report: Report = lambda count: None) -> Done | UserError:
-        """The same with a user's error as the result, so that it crosses to another process."""
+    def run_safely(
+        self, shard: ShardTask, report: Report = lambda count: None
+    ) -> ShardResult | UserError:
+        """Write a shard; a UserError is returned, so that it can be sent to another process."""
         try:
-            return self.encode(piece, report)
+            return self.encode(shard, report)
         except UserError as error:
-            return type(error)(*error.args)  # without the traceback that only this process has
+            return type(error)(*error.args)  # without the traceback, which cannot be pickled
 
 
-def elsewhere(job: Job) -> Job:
-    """The job for other processes, which may work in another folder.
+def for_remote_worker(job: EncodeJob) -> EncodeJob:
+    """The job with absolute paths, for processes that may have another working directory.
 
     Raises:
         UserError: input or output is memory://.
     """
-    for root in (job.input, job.output):
+    for root in (job.input_dir, job.output_dir):
         if isinstance(root, RemotePath) and root.url.startswith("memory:"):
-            raise UserError(f"{root} is in the memory of one process: set engine=local")
-    return replace(job, input=absolute_path(job.input), output=absolute_path(job.output))
+            raise UserError(f"{root} is in the memory of one process: set executor=local")
+    return replace(
+        job, input_dir=absolute_path(job.input_dir), output_dir=absolute_path(job.output_dir)
+    )
 
 
-def needs(package: str, engine: str) -> Any:
+def require_package(package: str, executor: str) -> Any:
     """An optional package.
 
     Raises:
@@ -149,26 +217,26 @@ def needs(package: str, engine: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise UserError(
-            f"engine={engine} needs a package that is not installed ({error}): run "
-            "`pip install 'delvm[scale]'`, or set engine=process"
+            f"executor={executor} needs a package that is not installed ({error}): run "
+            "`pip install 'delvm[scale]'`, or set executor=processes"
         ) from None
 
 
-def cores() -> int:
-    """Cores that this process may use."""
+def num_cpus() -> int:
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def shared_threads(workers: int) -> int:
-    """Threads a worker, of those that torch would use here."""
-    return max(1, torch.get_num_threads() // workers)
+def threads_per_worker(num_workers: int) -> int:
+    """Threads of torch per worker, when those of this process are divided among the workers."""
+    return max(1, torch.get_num_threads() // num_workers)
 
 
-def result(outcome: Done | UserError) -> Done:
-    """What a worker gave back.
+def unwrap(outcome: ShardResult | UserError) -> ShardResult:
+    """The result that a worker returned.
 
     Raises:
-        UserError: what it met instead.
+        UserError: that the worker returned instead.
     """
     if isinstance(outcome, UserError):
         raise outcome

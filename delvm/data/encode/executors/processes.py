@@ -1,4 +1,4 @@
-"""Processes of this machine."""
+"""Encoding by several processes of this machine."""
 
 import multiprocessing
 import os
@@ -9,111 +9,112 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from delvm.data.encode.executors.base import (
-    Engine,
-    Factory,
+    TokenizerFactory,
     Worker,
-    cores,
-    elsewhere,
-    result,
-    shared_threads,
+    WorkerExecutor,
+    num_cpus,
+    threads_per_worker,
+    unwrap,
 )
-from delvm.data.encode.shard_task import Done, Job, Piece, Report
+from delvm.data.encode.shard_task import EncodeJob, Report, ShardResult, ShardTask
 from delvm.errors import UserError
 
-SECONDS = 0.5  # between two looks at how far the workers are
-PATIENCE = 10.0  # seconds that a worker has to leave off
+POLL_S = 0.5  # between two reports of progress
+TERMINATE_TIMEOUT_S = 10.0  # then a worker that still runs is killed
 
 
 @dataclass
-class Processes(Engine):
-    """A process with a tokenizer for each worker.
+class Processes(WorkerExecutor):
+    """Worker processes, each with its own tokenizer.
 
     Attributes:
-        workers: 0 is one a GPU, or one a core without; each holds the tokenizer's weights.
-        threads: of each; 0 shares out those that torch would use in one process.
+        workers: number of processes; 0 is one per GPU, or one per core where there is none. Each
+            holds the tokenizer's weights.
+        threads: threads of torch per worker; 0 divides those of one process among the workers.
     """
 
-    name: str = "process"
+    name: ClassVar[str] = "processes"
     workers: int = 0
     threads: int = 0
 
-    def run(
-        self, job: Job, pieces: list[Piece], factory: Factory, report: Report
-    ) -> Iterator[Done]:
-        """Each piece as it is done."""
-        job = elsewhere(job)
+    def _run(
+        self, job: EncodeJob, shards: list[ShardTask], factory: TokenizerFactory, report: Report
+    ) -> Iterator[ShardResult]:
         gpus = torch.cuda.device_count() if factory.device != "cpu" else 0
-        workers = min(self.workers or gpus or cores(), len(pieces))
-        threads = self.threads or shared_threads(max(1, workers))
-        crew = _Crew(job, factory, workers, threads)
+        num_workers = min(self.workers or gpus or num_cpus(), len(shards))
+        num_threads = self.threads or threads_per_worker(num_workers)
+        pool = _WorkerPool(job, factory, num_workers, num_threads)
         try:
-            yield from crew.run(pieces, report)
+            yield from pool.run(shards, report)
         finally:
-            crew.end()
+            pool.terminate()
 
 
-class _Crew:
-    """Worker processes, each at the end of a pipe: a piece goes in, its result comes out."""
+class _WorkerPool:
+    """Worker processes, each connected by a pipe: a shard is sent, its result is received."""
 
-    def __init__(self, job: Job, factory: Factory, workers: int, threads: int) -> None:
+    def __init__(
+        self, job: EncodeJob, factory: TokenizerFactory, num_workers: int, num_threads: int
+    ) -> None:
         # Not fork: threads of torch and CUDA do not survive it.
         context = multiprocessing.get_context("spawn")
-        # Each worker has a number of its own here and needs no lock, which it could die holding.
-        self.counts: Any = context.RawArray("q", max(1, workers))
+        # Each worker writes its own entry, so no lock is needed, which it could die holding.
+        self.counts: Any = context.RawArray("q", num_workers)
         self.reported = 0
         self.processes: dict[Connection, BaseProcess] = {}
-        for number in range(workers):
-            here, there = context.Pipe()
+        for index in range(num_workers):
+            ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve,
-                args=(there, job, factory, number, threads, self.counts),
-                name=f"encode-{number}",
+                target=_worker_main,
+                args=(theirs, job, factory, index, num_threads, self.counts),
+                name=f"encode-{index}",
                 daemon=True,
             )
             process.start()
-            there.close()
-            self.processes[here] = process
+            theirs.close()
+            self.processes[ours] = process
 
-    def run(self, pieces: list[Piece], report: Report) -> Iterator[Done]:
-        """Give each worker a piece, and the next one when it is done."""
-        left = iter(pieces)
-        busy = {pipe for pipe in self.processes if self._give(pipe, left)}
+    def run(self, shards: list[ShardTask], report: Report) -> Iterator[ShardResult]:
+        """Send each worker a shard, and the next one when it is done."""
+        left = iter(shards)
+        busy = {pipe for pipe in self.processes if self._send(pipe, left)}
         while busy:
-            for pipe in wait(busy, SECONDS):
+            for pipe in wait(busy, POLL_S):
                 assert isinstance(pipe, Connection)
-                done = result(self._take(pipe))
-                if not self._give(pipe, left):
+                result = unwrap(self._recv(pipe))
+                if not self._send(pipe, left):
                     busy.remove(pipe)
                 self._report(report)
-                yield done
+                yield result
             self._report(report)
 
-    def _give(self, pipe: Connection, left: Iterator[Piece]) -> bool:
-        piece = next(left, None)
-        if piece is not None:
-            with suppress(OSError):  # it has died: the next look at the pipe tells
-                pipe.send(piece)
-        return piece is not None
+    def _send(self, pipe: Connection, left: Iterator[ShardTask]) -> bool:
+        shard = next(left, None)
+        if shard is not None:
+            with suppress(OSError):  # the worker died: receiving from the pipe will show it
+                pipe.send(shard)
+        return shard is not None
 
-    def _take(self, pipe: Connection) -> Done | UserError:
+    def _recv(self, pipe: Connection) -> ShardResult | UserError:
         try:
             outcome = pipe.recv()
         except (EOFError, OSError):
             outcome = None
-        if isinstance(outcome, (Done, UserError)):
+        if isinstance(outcome, (ShardResult, UserError)):
             return outcome
         process = self.processes[pipe]
-        if outcome is not None:  # a fault of ours, as text
+        if outcome is not None:  # a bug, as the text of its traceback
             raise RuntimeError(f"in {process.name}:\n{outcome}")
         process.join()
         raise UserError(
             f"worker {process.name} died with code {process.exitcode} (-9: killed, most often for "
-            "lack of memory): run the same again, what is done stays; or set engine.workers lower"
+            "lack of memory): run the same again, finished shards are kept; or set "
+            "executor.workers lower"
         )
 
     def _report(self, report: Report) -> None:
@@ -122,44 +123,49 @@ class _Crew:
             report(total - self.reported)
             self.reported = total
 
-    def end(self) -> None:
-        """Stop the workers, whatever they are at."""
+    def terminate(self) -> None:
+        """Stop the workers, even in the middle of a shard."""
         for pipe, process in self.processes.items():
             pipe.close()
             process.terminate()
         for process in self.processes.values():
-            process.join(PATIENCE)
+            process.join(TERMINATE_TIMEOUT_S)
             process.kill()
             process.join()
 
 
-def _serve(
-    pipe: Connection, job: Job, factory: Factory, number: int, threads: int, counts: Any
+def _worker_main(
+    pipe: Connection,
+    job: EncodeJob,
+    factory: TokenizerFactory,
+    index: int,
+    num_threads: int,
+    counts: Any,
 ) -> None:
-    """A worker's life: until its pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started us
+    """Encode the shards that come through the pipe, until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
 
     def report(count: int) -> None:
-        counts[number] += count
+        counts[index] += count
 
-    worker = Worker(job, factory, number, threads)
+    worker = Worker(job, factory, index, num_threads)
     with suppress(EOFError, BrokenPipeError):
         while True:
-            piece = pipe.recv()
-            signal.signal(signal.SIGTERM, _leave_off)
+            shard = pipe.recv()
+            signal.signal(signal.SIGTERM, _on_terminate)
             try:
-                outcome: Any = worker.attempt(piece, report)
+                outcome: Any = worker.run_safely(shard, report)
             except Exception:
                 outcome = traceback.format_exc()
-            except _LeftOff:  # and what was half written is removed
+            except _Terminated:  # by now the unfinished shard is removed
                 os._exit(0)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             pipe.send(outcome)
 
 
-class _LeftOff(BaseException):
-    """Raised in a worker that is told to stop in the middle of a shard."""
+class _Terminated(BaseException):
+    """Raised in a worker that is terminated in the middle of a shard."""
 
 
-def _leave_off(*_: object) -> None:
-    raise _LeftOff
+def _on_terminate(*_: object) -> None:
+    raise _Terminated

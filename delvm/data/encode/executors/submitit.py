@@ -1,158 +1,166 @@
-"""Arrays of SLURM jobs, by submitit."""
+"""Encoding by arrays of SLURM jobs, submitted by submitit."""
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from delvm.data.encode.executors.base import Engine, Factory, Worker, elsewhere, needs, result
-from delvm.data.encode.shard_task import Done, Job, Piece, Report
+from delvm.data.encode.executors.base import (
+    TokenizerFactory,
+    Worker,
+    WorkerExecutor,
+    require_package,
+    unwrap,
+)
+from delvm.data.encode.shard_task import EncodeJob, Report, ShardResult, ShardTask
 from delvm.data.shards.writer import missing_shards
 from delvm.errors import UserError
 
 
 @dataclass
-class SubmititJobs(Engine):
-    """A job with a tokenizer for each worker, all in one array.
+class SubmititJobs(WorkerExecutor):
+    """SLURM jobs, each with its own tokenizer, all in one array.
 
-    A job that runs into its time limit, or is preempted, is queued again and goes on.
+    A job that reaches its time limit, or is preempted, is queued again and continues.
 
     Attributes:
-        workers: jobs; the pieces are dealt out to them when they are submitted.
-        folder: of submitit's logs and pickles, which all machines see.
+        workers: number of jobs; the shards are divided among them when they are submitted.
+        log_dir: directory of submitit's logs and pickles, on a disk that all machines share.
         cluster: "slurm", or "local": processes of this machine.
         partition: of SLURM; None is its default.
-        timeout: of a job, in minutes.
-        cpus, gpus: of a job; gpus count where device is not cpu.
-        memory: of a job in GB; None is SLURM's default.
-        slurm: any other option of sbatch, as {account: vision}.
-        poll: seconds between two looks at how far the jobs are.
+        timeout_min: time limit of a job, in minutes.
+        cpus_per_worker, gpus_per_worker: resources of each job; GPUs are only asked for if the
+            device is not cpu.
+        mem_gb: memory of a job in GB; None is SLURM's default.
+        slurm_additional: any other options of sbatch, such as {account: vision}.
+        poll_s: seconds between two checks of the jobs' progress.
     """
 
-    name: str = "submitit"
+    name: ClassVar[str] = "submitit"
     workers: int = 8
-    folder: str = "outputs/submitit"
+    log_dir: str = "outputs/submitit"
     cluster: str = "slurm"
     partition: str | None = None
-    timeout: int = 240
-    cpus: int = 4
-    gpus: int = 1
-    memory: int | None = None
-    slurm: dict[str, str] = field(default_factory=dict)
-    poll: float = 10.0
+    timeout_min: int = 240
+    cpus_per_worker: int = 4
+    gpus_per_worker: int = 1
+    mem_gb: int | None = None
+    slurm_additional: dict[str, str] = field(default_factory=dict)
+    poll_s: float = 10.0
 
-    def run(
-        self, job: Job, pieces: list[Piece], factory: Factory, report: Report
-    ) -> Iterator[Done]:
-        """Each piece when the job that wrote it has ended."""
-        job = elsewhere(job)
-        if not pieces:
-            return
-        executor = self._executor(needs("submitit", self.name), factory)
-        workers = min(self.workers, len(pieces))
-        shares = [pieces[number::workers] for number in range(workers)]
-        jobs = executor.map_array(
-            _Batch(job, factory, 0 if self.cluster == "local" else self.cpus), shares
+    def _run(
+        self, job: EncodeJob, shards: list[ShardTask], factory: TokenizerFactory, report: Report
+    ) -> Iterator[ShardResult]:
+        submitter = self._submitter(require_package("submitit", self.name), factory)
+        num_workers = min(self.workers, len(shards))
+        num_threads = 0 if self.cluster == "local" else self.cpus_per_worker
+        jobs = submitter.map_array(
+            _JobFunction(job, factory, num_threads),
+            [shards[index::num_workers] for index in range(num_workers)],
         )
         try:
-            yield from self._wait(job, pieces, jobs, report)
+            yield from self._wait(job, shards, jobs, report)
         except BaseException:
             for each in jobs:
                 each.cancel(check=False)
             raise
 
-    def _executor(self, submitit: Any, factory: Factory) -> Any:
-        """Where to submit, with the settings.
+    def _submitter(self, submitit: Any, factory: TokenizerFactory) -> Any:
+        """submitit's executor with the settings.
 
         Raises:
-            UserError: there is no such place, or it takes no such setting.
+            UserError: there is no such cluster, or it does not accept a setting.
         """
-        gpus = self.gpus if factory.device != "cpu" else 0
-        others: dict[str, Any] = {f"slurm_{name}": value for name, value in self.slurm.items()}
+        options: dict[str, Any] = {
+            f"slurm_{name}": value for name, value in self.slurm_additional.items()
+        }
         if self.partition is not None:
-            others["slurm_partition"] = self.partition
-        if self.memory is not None:
-            others["mem_gb"] = self.memory
+            options["slurm_partition"] = self.partition
+        if self.mem_gb is not None:
+            options["mem_gb"] = self.mem_gb
         try:
-            executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
-            executor.update_parameters(
+            submitter = submitit.AutoExecutor(folder=self.log_dir, cluster=self.cluster)
+            submitter.update_parameters(
                 name="delvm-encode",
-                timeout_min=self.timeout,
-                cpus_per_task=self.cpus,
-                gpus_per_node=gpus,
+                timeout_min=self.timeout_min,
+                cpus_per_task=self.cpus_per_worker,
+                gpus_per_node=self.gpus_per_worker if factory.device != "cpu" else 0,
                 slurm_array_parallelism=self.workers,
-                **others,
+                **options,
             )
         except (RuntimeError, ValueError, NameError, AssertionError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"engine.cluster={self.cluster} cannot be used: {reason}: set engine.cluster=slurm "
-                "where sbatch is, or engine.cluster=local, and engine.slurm to what sbatch takes"
+                f"executor.cluster={self.cluster} cannot be used: {reason}: set "
+                "executor.cluster=slurm where sbatch is installed, or executor.cluster=local, and "
+                "executor.slurm_additional to options of sbatch"
             ) from error
-        return executor
+        return submitter
 
     def _wait(
-        self, job: Job, pieces: list[Piece], jobs: list[Any], report: Report
-    ) -> Iterator[Done]:
-        """Look at the shards for progress, and at the jobs for results."""
-        waiting, unseen = list(jobs), set(pieces)
+        self, job: EncodeJob, shards: list[ShardTask], jobs: list[Any], report: Report
+    ) -> Iterator[ShardResult]:
+        """Poll the shards for progress, and the jobs for results."""
+        waiting, missing = list(jobs), set(shards)
         while waiting:
             for each in [each for each in waiting if each.done()]:
                 waiting.remove(each)
                 for outcome in self._outcomes(each):
-                    yield result(outcome)
-            seen = unseen - _missing(job, unseen)
-            unseen -= seen
-            report(sum(map(job.count, seen)))
+                    yield unwrap(outcome)
+            written = missing - _missing_of(job, missing)
+            missing -= written
+            report(sum(map(job.count, written)))
             if waiting:
-                time.sleep(self.poll)
+                time.sleep(self.poll_s)
 
-    def _outcomes(self, job: Any) -> list[Done | UserError]:
-        """What a job gave back.
+    def _outcomes(self, job: Any) -> list[ShardResult | UserError]:
+        """The results of a SLURM job.
 
         Raises:
-            UserError: it ended without a result; the message says where its log is.
+            UserError: it ended without a result; the message gives the path of its log.
         """
         error = job.exception()
         if error is None:
-            found: list[Done | UserError] = job.result()
-            return found
-        log = Path(job.paths.stderr)
+            outcomes: list[ShardResult | UserError] = job.result()
+            return outcomes
+        log_file = Path(job.paths.stderr)
         raise UserError(
-            f"job {job.job_id} ended without a result, its log is {log}: run the same again, what "
-            "is done stays"
+            f"job {job.job_id} ended without a result, its log is {log_file}: run the same again, "
+            "finished shards are kept"
         ) from error
 
 
-def _missing(job: Job, pieces: set[Piece]) -> set[Piece]:
-    """Those whose shards are not there yet; one listing a folder."""
-    there = {}
-    for number in {piece.plan for piece in pieces}:
-        there[number] = set(missing_shards(job.output, job.plans[number]))
-    return {piece for piece in pieces if piece.number in there[piece.plan]}
+def _missing_of(job: EncodeJob, shards: set[ShardTask]) -> set[ShardTask]:
+    """Those of the shards that are not written yet; lists each directory once."""
+    missing = {}
+    for number in {shard.manifest for shard in shards}:
+        missing[number] = set(missing_shards(job.output_dir, job.token_manifests[number]))
+    return {shard for shard in shards if shard.index in missing[shard.manifest]}
 
 
-class _Batch:
-    """What a job runs: its pieces, one after the other."""
+class _JobFunction:
+    """What a SLURM job runs: its shards, one after another."""
 
-    def __init__(self, job: Job, factory: Factory, threads: int) -> None:
-        self.job, self.factory, self.threads = job, factory, threads
+    def __init__(self, job: EncodeJob, factory: TokenizerFactory, num_threads: int) -> None:
+        self.job, self.factory, self.num_threads = job, factory, num_threads
 
-    def __call__(self, pieces: list[Piece]) -> list[Done | UserError]:
-        """What became of each piece, up to the first that failed."""
-        worker, outcomes = Worker(self.job, self.factory, 0, self.threads), []
-        for piece in pieces:
-            outcomes.append(worker.attempt(piece))
-            said = outcomes[-1]
-            if isinstance(said, UserError):
-                print(f"delvm: {said}", flush=True)
+    def __call__(self, shards: list[ShardTask]) -> list[ShardResult | UserError]:
+        """The outcome of each shard, up to the first that failed."""
+        worker = Worker(self.job, self.factory, 0, self.num_threads)
+        outcomes: list[ShardResult | UserError] = []
+        for shard in shards:
+            outcome = worker.run_safely(shard)
+            outcomes.append(outcome)
+            # Printed to the job's own log.
+            if isinstance(outcome, UserError):
+                print(f"delvm: {outcome}", flush=True)
                 break
-            print(f"{self.job.title(piece)}: {said.seconds:.1f} s", flush=True)
+            print(f"{self.job.title(shard)}: {outcome.seconds:.1f} s", flush=True)
         return outcomes
 
-    def checkpoint(self, pieces: list[Piece]) -> Any:
-        """What submitit queues when time is up: the same, as shards that are there are kept."""
+    def checkpoint(self, shards: list[ShardTask]) -> Any:
+        """What submitit queues at the time limit: the same, as shards that exist are kept."""
         import submitit
 
-        return submitit.helpers.DelayedSubmission(self, pieces)
+        return submitit.helpers.DelayedSubmission(self, shards)
