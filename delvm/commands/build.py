@@ -8,15 +8,28 @@ from hydra.utils import instantiate
 from delvm.errors import UserError
 
 
-def build(node: Any) -> Any:
-    """The object of a config node.
+def build(node: Any, name: str = "", **kwargs: Any) -> Any:
+    """The object of a config node, or None of an empty one.
+
+    Args:
+        node: with a `_target_`, from a DictConfig or a typed config.
+        name: of the node, for errors.
+        kwargs: further arguments, or others than the node's.
 
     Raises:
-        UserError: the class refuses its settings, or cannot be imported.
+        UserError: its class cannot be imported, or refuses the arguments.
     """
+    if not node:
+        return None
     try:
-        return instantiate(node, _convert_="all")
+        return instantiate(node, _convert_="object", **kwargs)
     except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise UserError(" ".join(str(error).split())) from error
+        cause = error.__cause__
+        while isinstance(cause, InstantiationException):
+            cause = cause.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if cause is not None and not isinstance(cause, ValueError | TypeError | ImportError):
+            raise  # a bug in the class, which needs its traceback
+        reason = str(cause) if cause is not None else str(error).splitlines()[0]
+        raise UserError(f"{name}: {reason}" if name else reason) from error

@@ -61,7 +61,7 @@ def run(cfg: EncodeConfig) -> None:
     # Workers may work in another folder.
     path = str(Path(cfg.tokenizer).absolute()) if Path(cfg.tokenizer).exists() else cfg.tokenizer
     loaded = Loaded(path, cfg.device, cfg.fast)
-    executor = check_executor(build(cfg.executor))
+    executor = check_executor(build(cfg.executor, "executor"))
     if executor.in_process:
         tokenizer = loaded(local_rank())
     else:  # for the plan alone

@@ -3,14 +3,13 @@
 from delvm.commands.build import build
 from delvm.commands.schema import PrepareConfig
 from delvm.data.prepare.prepare import prepare
-from delvm.data.sources.base import check_source
 from delvm.storage import as_path
 
 
 def run(cfg: PrepareConfig) -> None:
     """Write the shards, and say what was written."""
     manifests = prepare(
-        check_source(build(cfg.source)),
+        build(cfg.source, "source"),
         as_path(cfg.output),
         cfg.splits,
         shard_size=cfg.shard_size,

@@ -5,20 +5,18 @@ so that a mistyped key or a value of the wrong type is refused when the config i
 verb receives its schema as a plain object.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, get_type_hints
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from delvm.configs.store import schema_of
 from delvm.data.augment import BalanceConfig
 from delvm.data.encode.executors import EXECUTORS
 from delvm.data.sources import SOURCES
-
-_UNSET = dataclasses.MISSING
 
 
 class Device(Enum):
@@ -252,21 +250,6 @@ class ExportConfig:
 
 
 Groups = dict[str, dict[str, type]]
-
-
-def schema_of(target: type) -> type:
-    """The fields of a dataclass as a schema, with the class itself as `_target_`."""
-    hints = get_type_hints(target)
-    made: list[Any] = [
-        ("_target_", str, field(default=f"{target.__module__}.{target.__qualname__}"))
-    ]
-    for each in fields(target):
-        if each.default_factory is not _UNSET:
-            value = field(default_factory=each.default_factory)
-        else:
-            value = field(default=MISSING if each.default is _UNSET else each.default)
-        made.append((each.name, hints[each.name], value))
-    return make_dataclass(target.__name__, made)
 
 
 def _schemas_of(options: Mapping[str, type]) -> dict[str, type]:

@@ -64,8 +64,8 @@ def encode(
 ) -> list[Manifest]:
     """Turn image shards into token shards, the training tasks balanced.
 
-    Run again after it was killed, with any executor, it continues with the missing shards. Memory
-    does not grow with the corpus: examples are streamed, once for each copy of a task.
+    Run again after it was killed, with any executor, it continues with the missing shards.
+    Examples are streamed, once for each copy of a task, so memory does not grow with the corpus.
 
     Args:
         input_dir: Root of the image shards.
@@ -74,7 +74,7 @@ def encode(
         fingerprint: Of the tokenizer: its config and weights.
         balance: How "train" is balanced; other splits are taken as they are.
         splits: Any of "train", "val", "test".
-        batch_size: Examples per batch (of two images each, if they are pairs).
+        batch_size: Examples per batch.
         seed: Of the augmentation.
         overwrite: Replace what was made with other settings.
         executor: How the shards are written; in this process by default.
@@ -85,8 +85,8 @@ def encode(
         several ranks (RANK, WORLD_SIZE) and others are still at work.
 
     Raises:
-        UserError: Image shards missing or damaged or of another size than the tokenizer's, an
-            unknown split, a finished directory made with other settings, or a full disk.
+        UserError: Image shards missing, damaged or of another size than the tokenizer's, an unknown
+            split, a finished directory made with other settings, or a full disk.
     """
     executor = check_executor(executor or Local())
     rank = executor.rank()
@@ -96,15 +96,9 @@ def encode(
             "output_dir, or remove what is there"
         )
     job = plan_job(
-        as_path(input_dir),
-        as_path(output_dir),
-        tokenizer,
-        fingerprint,
-        balance or BalanceConfig(),
-        splits,
-        batch_size,
-        seed,
-    )
+        as_path(input_dir), as_path(output_dir), tokenizer, fingerprint,
+        balance or BalanceConfig(), splits, batch_size, seed,
+    )  # fmt: skip
     _start(job, rank, tokenizer, fingerprint, overwrite)
     factory = factory or PreloadedTokenizer(tokenizer)
     _run(job, _shards_of_rank(job, rank), rank, executor, factory)

@@ -12,7 +12,7 @@ from delvm.data.shards.manifest import (
     plan_images,
 )
 from delvm.data.shards.reader import read_examples
-from delvm.data.sources.base import Source, source_name
+from delvm.data.sources.base import Source, check_source, source_name
 from delvm.data.types import SPLITS, Example, RejectedItem, SourceChunk, check_splits
 from delvm.errors import CheckFailed, UserError
 from delvm.progress import Progress, log, log_kept
@@ -48,7 +48,7 @@ def prepare(
         UserError: Unknown split, or a finished folder made with other settings.
         CheckFailed: More was rejected than allowed; what has been written stays.
     """
-    output = as_path(output)
+    source, output = check_source(source), as_path(output)
     check_splits(splits)
     jobs = [
         (_plan_examples(source, split, task, shard_size), parts)

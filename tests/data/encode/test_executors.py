@@ -167,7 +167,7 @@ def test_what_workers_may_meet(pairs, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="another tokenizer"):
         run(pairs, tmp_path / "u", Local(), replace(WIDE, refuse="another tokenizer"))
     monkeypatch.setattr(writer, "write_records", no_space)
-    with pytest.raises(UserError, match="No space left .*finished shards are kept"):
+    with pytest.raises(UserError, match="No space left .*what is done stays"):
         run(pairs, tmp_path / "u", Local())
 
 
