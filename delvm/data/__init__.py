@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from delvm.data.image_io import open_image, resize_center_crop, to_pil, to_tensor
     from delvm.data.shards.manifest import Manifest, load_manifests
     from delvm.data.shards.reader import read_examples, read_tokens
-    from delvm.data.types import Example, RejectedItem, Source, SourceChunk
+    from delvm.data.sources.base import Source
+    from delvm.data.types import Example, RejectedItem, SourceChunk
 
 # Name -> its module, imported on first use: `delvm.data.types` is needed without torch.
 _LAZY = {
@@ -42,7 +43,7 @@ _LAZY = {
     "RejectedItem": "delvm.data.types",
     "SentenceDataset": "delvm.data.datasets.sentences",
     "SentencesConfig": "delvm.data.datasets.sentences",
-    "Source": "delvm.data.types",
+    "Source": "delvm.data.sources.base",
     "SourceChunk": "delvm.data.types",
     "load_manifests": "delvm.data.shards.manifest",
     "open_image": "delvm.data.image_io",
