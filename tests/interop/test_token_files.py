@@ -51,7 +51,7 @@ def test_special_tokens_are_added_and_stripped(tmp_path, write, read):
     larger = TokenSpace(9000)
     assert [each.tolist() for each in read(tmp_path / "x", larger)] == [[8192, 5, 0, 8191, 8193]]
     write(tmp_path / "y", [ids], SPACE)
-    with pytest.raises(UserError, match="line 1: 5 stands where bos=8192 is declared"):
+    with pytest.raises(UserError, match="line 1: expected bos=8192, found 5"):
         list(read(tmp_path / "y", lvm))
     with pytest.raises(UserError, match=r"line 1: id 8193 is outside \[0, 8192\)"):
         list(read(tmp_path / "x", SPACE))

@@ -176,7 +176,9 @@ def test_every_logger_gets_the_pictures_and_each_run_is_its_own(pictures, tmp_pa
 
 def test_an_adversary_that_is_no_number_for_ever_ends_the_run(pictures, tmp_path, monkeypatch):
     """Though every step of the tokenizer between its own is fine."""
-    monkeypatch.setattr(tokenizer_module, "hinge", lambda real, false: torch.nan * real.sum())
+    monkeypatch.setattr(
+        tokenizer_module, "hinge_d_loss", lambda real, false: torch.nan * real.sum()
+    )
     config = tokenizer_config(pictures, 8, adversarial=0.5, adversarial_start=0)
     config.module.discriminator_layers, config.trainer.max_skipped = 1, 3
     with pytest.raises(Diverged, match="gradient of the adversary was not finite for 3 steps"):

@@ -76,7 +76,7 @@ def test_what_cannot_be_resumed_is_refused(tokens, tmp_path):
         with pytest.raises(UserError, match=complaint):
             train(student_config(tokens, resume=str(file)), tmp_path / "run")
     wide = StudentConfig(TransformerConfig(V, 64, 2, 2, max_seq_len=32, codebook_dim=8))
-    with pytest.raises(UserError, match=r"another network.*width 32 != 64"):
+    with pytest.raises(UserError, match=r"another network.*dim 32 != 64"):
         train(student_config(tokens, resume=str(last), student=wide), tmp_path / "run")
     # what a later version adds to the networks is not in a checkpoint, and no difference
     found = torch.load(last, weights_only=True)
@@ -126,7 +126,7 @@ def test_weights_to_begin_with_must_fit(tokens, tmp_path):
     first = train(student_config(tokens), tmp_path / "first")
     narrow = TransformerConfig(V, 16, 2, 2, max_seq_len=32, codebook_dim=8)
     config = student_config(tokens, start=str(first), student=StudentConfig(narrow))
-    with pytest.raises(UserError, match=r"width 32 .* != 16 .*set student.net.dim=32"):
+    with pytest.raises(UserError, match=r"dim 32 .* != 16 .*set student.net.dim=32"):
         build(config)
     student = load_student(first)
     student.tokenizer_fingerprint = "0" * 16
