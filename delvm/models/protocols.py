@@ -143,13 +143,13 @@ def required_members(protocol: type) -> list[str]:
 def check_protocol(obj: object, protocol: type, role: str) -> None:
     """Refuse an object that is not a network with all members of a protocol.
 
-    ``isinstance`` would not do: it does not say what is missing, and since Python 3.12 it does not
-    see submodules and parameters, which are no attributes of the class.
+    Not `isinstance`: it does not name what is missing, and since Python 3.12 it overlooks
+    submodules and parameters, which `torch.nn.Module` keeps out of the instance's ``__dict__``.
 
     Args:
         obj: what the config built.
         protocol: `StudentNet` or `TokenizerNet`.
-        role: the part that it has in the run, for the message ("student").
+        role: its group in the config, for the message ("student").
 
     Raises:
         UserError: it is not a `torch.nn.Module`, or members are missing; all are named.

@@ -71,6 +71,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.tokens = tokenizer.config.tokens_per_image
         self.codes = tokenizer.config.num_embeddings
+        self.vocab_size, self.max_seq_len = self.codes, 8 * self.tokens
         self.config = SimpleNamespace(vocab_size=self.codes, max_seq_len=8 * self.tokens)
         self.tokenizer_fingerprint = ""
         self.token_space = TokenSpace(self.codes)
