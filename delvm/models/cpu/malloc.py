@@ -1,8 +1,8 @@
 """Configure glibc malloc to keep freed memory, which avoids page faults in CPU work.
 
 By default glibc returns freed memory to the system: large blocks at once, and the free end of its
-heap early. Each step of a network then gets the same memory again at one page fault per 4 KiB, which
-takes up to a third of the time of encoding or training on CPU.
+heap early. Each step of a network then gets the same memory again at one page fault per 4 KiB,
+which takes up to a third of the time of encoding or training on CPU.
 """
 
 import ctypes
