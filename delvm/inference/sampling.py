@@ -71,8 +71,7 @@ def generate(
 ) -> Tensor:
     """Continue each row of ``prefix`` by ``max_new_tokens`` image tokens.
 
-    Ids outside the codebook (special tokens, see ``student.token_space``) are never generated; LVM
-    prompts its students in the same way.
+    Ids outside the codebook (see ``student.token_space``) are never generated, as in LVM.
 
     Args:
         student: in evaluation mode.
@@ -94,10 +93,8 @@ def generate(
         UserError: decoding and temperature contradict each other.
     """
     rows, length = prefix.shape
-    if length + max_new_tokens > student.config.max_seq_len:
-        raise ValueError(
-            f"{length} + {max_new_tokens} tokens for a context of {student.config.max_seq_len}"
-        )
+    if length + max_new_tokens > (limit := student.max_seq_len):
+        raise ValueError(f"{length} + {max_new_tokens} tokens exceed max_seq_len {limit}")
     method = resolve_decoding(decoding, temperature)
     if method is Decoding.mean_embedding and codebook is None:
         raise ValueError("decoding=mean_embedding needs the tokenizer's codebook")

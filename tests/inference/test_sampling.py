@@ -104,7 +104,7 @@ def test_sample_from_uniform_follows_probabilities():
 
 
 def test_context_overflow_and_missing_codebook_are_errors(student):
-    with pytest.raises(ValueError, match=r"15 \+ 6 tokens for a context of 20"):
+    with pytest.raises(ValueError, match=r"15 \+ 6 tokens exceed max_seq_len 20"):
         generate(student, torch.zeros(1, 15, dtype=torch.int64), 6)
     with pytest.raises(ValueError, match="needs the tokenizer's codebook"):
         generate(student, torch.zeros(1, 5, dtype=torch.int64), 6, decoding="mean_embedding")

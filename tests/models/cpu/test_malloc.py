@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import delvm
 
 # Page faults of blocks of 64 MB that are freed and allocated again: the median of the last rounds,
 # since before glibc 2.38 an aligned block fits only after several attempts.
@@ -51,3 +54,13 @@ def test_existing_settings_are_kept():
     tunable = "glibc.malloc.trim_threshold=131072"
     assert run(KEEP + "print(kept)", GLIBC_TUNABLES=tunable) == ["False"]
     assert run(KEEP + "print(kept)") == ["True"] or not sys.platform.startswith("linux")
+
+
+def test_only_training_and_encoding_configure_malloc():
+    package = Path(delvm.__file__).parent
+    callers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if "configure_malloc()" in path.read_text("utf-8") and path.name != "malloc.py"
+    }
+    assert callers == {"commands/encode.py", "commands/train.py"}
