@@ -69,7 +69,8 @@ MANIFEST_BALANCE_VALUES: dict[str, dict[Any, Any]] = {"mode": {"resample": "over
 # The order of a data set's stream: "order" in the state of a data module, in checkpoints.
 DATA_ORDER: dict[str, str] = {"window": "shuffle_window_shards", "shares": "mixture_weights"}
 
-# metrics.json of an evaluation: "settings", and the results of tasks and students.
+# metrics.json of an evaluation: "settings", the results of tasks and students, and "codes" of a
+# tokenizer's evaluation.
 METRICS_SETTINGS: dict[str, str] = {
     "input": "input_dir",
     "queries": "num_queries",
@@ -83,6 +84,13 @@ METRICS: dict[str, str] = {
     "closed": "gap_closed",
     "standing": "summary",
     "closed_half": "half_gap_closed",
+}
+CODEBOOK_USAGE: dict[str, str] = {
+    "codes": "codebook_size",
+    "tokens": "num_tokens",
+    "used": "num_used",
+    "most": "most_frequent",
+    "most_share": "most_frequent_fraction",
 }
 
 
@@ -159,12 +167,21 @@ def upgrade_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     for group in ("tasks", "students"):
         if isinstance(results := metrics.get(group), Mapping):
             upgraded[group] = {name: _upgrade_result(result) for name, result in results.items()}
+    if isinstance(summary := metrics.get("all"), Mapping):
+        upgraded["all"] = _upgrade_usage(summary)
     return upgraded
+
+
+def _upgrade_usage(summary: Any) -> Any:
+    """The measurements of a tokenizer on some images."""
+    if isinstance(summary, Mapping) and isinstance(codes := summary.get("codes"), Mapping):
+        return {**summary, "codes": rename_keys(codes, CODEBOOK_USAGE)}
+    return summary
 
 
 def _upgrade_result(result: Mapping[str, Any]) -> dict[str, Any]:
     """The results of a task or a student."""
-    upgraded = rename_keys(result, METRICS)
+    upgraded = {key: _upgrade_usage(value) for key, value in rename_keys(result, METRICS).items()}
     if isinstance(summary := upgraded.get("summary"), Mapping):
         upgraded["summary"] = rename_keys(summary, METRICS)
     if isinstance(students := upgraded.get("students"), Mapping):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from delvm.data.image_io import to_tensor
 from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
-from delvm.evaluation import evaluate_tokenizer
+from delvm.evaluation import evaluate_tokenizer, read_metrics
 from delvm.evaluation.fid import ReconstructionFID
 from delvm.evaluation.reconstruction import COLUMNS
 
@@ -145,3 +145,18 @@ def test_missing_task_or_wrong_size_is_an_error(
         evaluate_tokenizer(shards, tokenizer, output_dir=tmp_path, num_queries=13)
     with pytest.raises(UserError, match=r"images of 16 px .* != resolution 32"):
         evaluate_tokenizer(shards, make_tokenizer(resolution=32), output_dir=tmp_path)
+
+
+def test_metrics_of_an_earlier_version_are_read(report: dict[str, Any], tmp_path: Path) -> None:
+    names = {
+        "codebook_size": "codes",
+        "num_tokens": "tokens",
+        "num_used": "used",
+        "most_frequent": "most",
+        "most_frequent_fraction": "most_share",
+    }
+    old = json.loads(json.dumps(report))
+    for side in [old["all"], *(side for task in old["tasks"].values() for side in task.values())]:
+        side["codes"] = {names.get(key, key): value for key, value in side["codes"].items()}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert read_metrics(tmp_path / "old.json") == report
