@@ -83,7 +83,7 @@ def run(cfg: GenerateConfig) -> None:
     device = pick(cfg.device)
     prompter = Prompter(load_tokenizer(cfg.tokenizer, device), load_student(cfg.student, device))
     prompter.check_context_length(len(pairs))
-    side = prompter.tokenizer.config.resolution
+    side = prompter.tokenizer.resolution
     queries = [resize_center_crop(open_image(path), side) for path in files.queries]
     answers = prompter.complete(
         pairs,

@@ -20,7 +20,7 @@ from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
 from delvm.errors import UserError
-from delvm.models.vqgan import VQGAN
+from delvm.models.protocols import TokenizerNet
 from delvm.storage import StoragePath
 
 # Example pairs are sampled from the first validation pairs; the limit bounds the memory.
@@ -132,7 +132,7 @@ def _validate_manifest(manifest: Manifest, resolution: int, key: str, needed: in
 def build_query_set(
     root: StoragePath,
     task: str,
-    tokenizer: VQGAN,
+    tokenizer: TokenizerNet,
     *,
     num_queries: int,
     num_shots: int,
@@ -159,7 +159,7 @@ def build_query_set(
 
 
 def _encode_pairs(
-    pairs: list[Example], tokenizer: VQGAN, batch_size: int
+    pairs: list[Example], tokenizer: TokenizerNet, batch_size: int
 ) -> tuple[EncodedImages, EncodedImages]:
     """Inputs and targets with their token ids."""
 
@@ -174,12 +174,12 @@ def _encode_pairs(
 
 
 @torch.inference_mode()
-def encode(tokenizer: VQGAN, pixels: Tensor) -> Tensor:
+def encode(tokenizer: TokenizerNet, pixels: Tensor) -> Tensor:
     """Token ids (B, N) on the CPU of pixels (B, 3, H, H)."""
     return tokenizer.encode(pixels.to(tokenizer.codebook.device)).cpu()
 
 
 @torch.inference_mode()
-def decode(tokenizer: VQGAN, ids: Tensor) -> Tensor:
+def decode(tokenizer: TokenizerNet, ids: Tensor) -> Tensor:
     """Pixels (B, 3, H, H) float32 on the CPU of token ids (B, N)."""
     return tokenizer.decode(ids.to(tokenizer.codebook.device)).float().cpu()

@@ -29,8 +29,9 @@ from delvm.evaluation.fid import ReconstructionFID
 from delvm.evaluation.query_set import decode, encode
 from delvm.evaluation.report.reconstruction_report import render_report
 from delvm.evaluation.shard_inspection import side_names
+from delvm.inference.prompter import set_eval_mode
 from delvm.interop.fingerprint import fingerprint
-from delvm.models.vqgan import VQGAN
+from delvm.models.protocols import TokenizerNet
 from delvm.progress import Progress
 from delvm.storage import StoragePath, atomic_path, write_json, write_text
 from delvm.tasks import metrics
@@ -56,7 +57,9 @@ class ReconstructionStats:
     scores: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in METRICS})
     shown: list[tuple[Image.Image, Image.Image]] = field(default_factory=list)
 
-    def update(self, tokenizer: VQGAN, pixels: Tensor, rfid: ReconstructionFID | None) -> None:
+    def update(
+        self, tokenizer: TokenizerNet, pixels: Tensor, rfid: ReconstructionFID | None
+    ) -> None:
         """Add images, pixels (B, 3, H, H) in [0, 1]."""
         ids = encode(tokenizer, pixels)
         reconstructions = decode(tokenizer, ids)
@@ -83,7 +86,7 @@ TaskStats = dict[str, dict[str, ReconstructionStats]]  # task -> side -> measure
 
 def evaluate_tokenizer(
     input_dir: StoragePath,
-    tokenizer: VQGAN,
+    tokenizer: TokenizerNet,
     *,
     output_dir: Path,
     tasks: list[str] | None = None,
@@ -111,11 +114,10 @@ def evaluate_tokenizer(
     Raises:
         UserError: Shards, tasks or features are missing or do not fit the tokenizer.
     """
-    config = tokenizer.config
-    selected = _select_tasks(input_dir, tasks, config.resolution, num_queries)
-    rfid = None if fid_features is None else ReconstructionFID(fid_features, config.resolution)
+    selected = _select_tasks(input_dir, tasks, tokenizer.resolution, num_queries)
+    rfid = None if fid_features is None else ReconstructionFID(fid_features, tokenizer.resolution)
     stats = _measure(input_dir, selected, tokenizer, num_queries, batch_size, rfid)
-    pixels_per_token = config.resolution**2 / config.tokens_per_image
+    pixels_per_token = tokenizer.resolution**2 / tokenizer.tokens_per_image
     options = {
         "input_dir": str(input_dir),
         "num_queries": num_queries,
@@ -141,14 +143,13 @@ def evaluate_tokenizer(
     return report
 
 
-def _derived_settings(tokenizer: VQGAN) -> dict[str, Any]:
+def _derived_settings(tokenizer: TokenizerNet) -> dict[str, Any]:
     """Settings that follow from the tokenizer and from this package."""
-    config = tokenizer.config
     return {
-        "image_size": config.resolution,
-        "tokens_per_image": config.tokens_per_image,
-        "codebook_size": config.num_embeddings,
-        "ms_ssim_scales": metrics.ms_ssim_scales(config.resolution),
+        "image_size": tokenizer.resolution,
+        "tokens_per_image": tokenizer.tokens_per_image,
+        "codebook_size": tokenizer.codebook_size,
+        "ms_ssim_scales": metrics.ms_ssim_scales(tokenizer.resolution),
         "bootstrap_resamples": bootstrap.RESAMPLES,
         "confidence": bootstrap.CONFIDENCE,
     }
@@ -182,13 +183,13 @@ def _select_tasks(
 def _measure(
     root: StoragePath,
     tasks: list[str],
-    tokenizer: VQGAN,
+    tokenizer: TokenizerNet,
     num_queries: int,
     batch_size: int,
     rfid: ReconstructionFID | None,
 ) -> TaskStats:
-    tokenizer.eval()
-    codebook_size = tokenizer.config.num_embeddings
+    set_eval_mode(tokenizer)
+    codebook_size = tokenizer.codebook_size
     manifests = load_manifests(root, "test", "images")
     stats = {
         task: {

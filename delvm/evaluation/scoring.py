@@ -24,9 +24,8 @@ from delvm.evaluation import baselines
 from delvm.evaluation.query_set import EncodedImages, QuerySet, decode, encode
 from delvm.inference.decoding import Decoding
 from delvm.inference.sampling import generate
+from delvm.models.protocols import StudentNet, TokenizerNet
 from delvm.models.teacher_forcing import next_token_nll
-from delvm.models.transformer import Transformer
-from delvm.models.vqgan import VQGAN
 
 # The report shows the first queries, so that nobody selects them by their answers.
 NUM_VISUAL_EXAMPLES = 4
@@ -103,8 +102,8 @@ class _ScoreBuffer:
 
 def score_task(
     query_set: QuerySet,
-    tokenizer: VQGAN,
-    students: Mapping[str, Transformer],
+    tokenizer: TokenizerNet,
+    students: Mapping[str, StudentNet],
     sampling: SamplingConfig,
     batch_size: int,
     on_answered: Callable[[int, str], None],
@@ -147,7 +146,7 @@ def _score_baselines(
     query_set: QuerySet,
     rows: slice,
     mean_target: Tensor,
-    tokenizer: VQGAN,
+    tokenizer: TokenizerNet,
     truth: Tensor,
 ) -> list[tuple[str, dict[str, Tensor]]]:
     """(method, metric -> (B,)) of each baseline, raw and after the tokenizer's round trip."""
@@ -163,8 +162,8 @@ def _score_baselines(
 
 
 def _generate(
-    student: Transformer,
-    tokenizer: VQGAN,
+    student: StudentNet,
+    tokenizer: TokenizerNet,
     query_set: QuerySet,
     rows: slice,
     sampling: SamplingConfig,
@@ -181,7 +180,7 @@ def _generate(
     )
 
 
-def _next_token_scores(student: Transformer, query_set: QuerySet, rows: slice) -> dict[str, Tensor]:
+def _next_token_scores(student: StudentNet, query_set: QuerySet, rows: slice) -> dict[str, Tensor]:
     """Teacher-forced means (B,) over each sentence's tokens: all, and those of the answer."""
     loss, correct = next_token_nll(student, query_set.sentences(rows).to(_device(student)))
     loss, accuracy = loss.cpu(), correct.float().cpu()  # (B, T - 1)
@@ -194,7 +193,7 @@ def _next_token_scores(student: Transformer, query_set: QuerySet, rows: slice) -
     }
 
 
-def _device(student: Transformer) -> torch.device:
+def _device(student: StudentNet) -> torch.device:
     return next(student.parameters()).device
 
 

@@ -24,7 +24,7 @@ from delvm.data.shards.reader import read_examples, read_tokens
 from delvm.errors import UserError
 from delvm.evaluation.query_set import decode
 from delvm.interop.fingerprint import fingerprint
-from delvm.models.vqgan import VQGAN
+from delvm.models.protocols import TokenizerNet
 from delvm.progress import Progress
 from delvm.storage import StoragePath, atomic_path, write_json
 from delvm.viz.code_histogram import plot_code_histogram
@@ -72,7 +72,7 @@ def side_names(images_per_example: int) -> tuple[str, ...]:
 
 def inspect_shards(
     root: StoragePath,
-    tokenizer: VQGAN | None,
+    tokenizer: TokenizerNet | None,
     *,
     output_dir: Path,
     num_images: int = 8,
@@ -188,10 +188,14 @@ def _counts(manifest: Manifest) -> dict[str, Any]:
 
 
 def _inspect_tokens(
-    root: StoragePath, manifest: Manifest, tokenizer: VQGAN, output_dir: Path, chosen: set[int]
+    root: StoragePath,
+    manifest: Manifest,
+    tokenizer: TokenizerNet,
+    output_dir: Path,
+    chosen: set[int],
 ) -> tuple[dict[str, Any], list[str]]:
     """Facts about a folder of token shards, and its anomalies."""
-    config, stem = tokenizer.config, f"{manifest.split}_{manifest.task}"
+    stem = f"{manifest.split}_{manifest.task}"
     assert manifest.vocab_size is not None and manifest.tokens_per_image is not None
     flags = []
     if manifest.fingerprint != (given := fingerprint(tokenizer)):
@@ -199,7 +203,7 @@ def _inspect_tokens(
             f"encoded by tokenizer {manifest.fingerprint}, decoded here by {given}: "
             "set tokenizer=PATH"
         )
-    decodable = (config.num_embeddings, config.tokens_per_image) == (
+    decodable = (tokenizer.codebook_size, tokenizer.tokens_per_image) == (
         manifest.vocab_size,
         manifest.tokens_per_image,
     )
@@ -239,7 +243,9 @@ def _records(
         yield record
 
 
-def find_anomalies(side: TokenStats, manifest: Manifest, tokenizer: VQGAN | None) -> list[str]:
+def find_anomalies(
+    side: TokenStats, manifest: Manifest, tokenizer: TokenizerNet | None
+) -> list[str]:
     """Anomalies in the token statistics of a side, one sentence each.
 
     A code that decodes to black may be as frequent as it likes: targets have a black background.
@@ -264,9 +270,9 @@ def find_anomalies(side: TokenStats, manifest: Manifest, tokenizer: VQGAN | None
     return anomalies
 
 
-def _is_black(tokenizer: VQGAN, code: int) -> bool:
+def _is_black(tokenizer: TokenizerNet, code: int) -> bool:
     """Whether an image that consists of this code is black."""
-    ids = torch.full((1, tokenizer.config.tokens_per_image), code)
+    ids = torch.full((1, tokenizer.tokens_per_image), code)
     return float(decode(tokenizer, ids).mean()) < _MAX_BLACK
 
 

@@ -17,16 +17,15 @@ from delvm.evaluation.report.student_report import render_report
 from delvm.evaluation.scoring import PromptExample, SamplingConfig, score_task
 from delvm.evaluation.training_curves import read_history
 from delvm.inference.decoding import Decoding, resolve_decoding
-from delvm.inference.prompter import check_tokenizer_match
+from delvm.inference.prompter import check_tokenizer_match, set_eval_mode
 from delvm.interop.fingerprint import fingerprint
-from delvm.models.transformer import Transformer
-from delvm.models.vqgan import VQGAN
+from delvm.models.protocols import StudentNet, TokenizerNet
 from delvm.progress import Progress
 from delvm.storage import StoragePath, as_path, atomic_path, write_json, write_text
 from delvm.viz.image_grid import image_grid
 
 UNKNOWN_ORIGIN = "origin not stated"
-Students = Mapping[str, Transformer]
+Students = Mapping[str, StudentNet]
 Examples = dict[str, list[PromptExample]]  # task -> its first queries
 
 
@@ -51,7 +50,7 @@ class _Options:
 
 def evaluate_students(
     input_dir: StoragePath,
-    tokenizer: VQGAN,
+    tokenizer: TokenizerNet,
     students: Students,
     *,
     output_dir: Path,
@@ -134,7 +133,9 @@ def _select_tasks(root: StoragePath, names: list[str] | None) -> list[str]:
     return known + sorted(selected - set(known))
 
 
-def _validate(options: _Options, tasks: list[str], tokenizer: VQGAN, students: Students) -> None:
+def _validate(
+    options: _Options, tasks: list[str], tokenizer: TokenizerNet, students: Students
+) -> None:
     """Refuse impossible requests before any work is done."""
     for name in ("num_queries", "num_shots", "batch_size"):
         if (value := getattr(options, name)) < 1:
@@ -144,7 +145,7 @@ def _validate(options: _Options, tasks: list[str], tokenizer: VQGAN, students: S
     validate(
         as_path(options.input_dir),
         tasks,
-        tokenizer.config.resolution,
+        tokenizer.resolution,
         num_queries=options.num_queries,
         num_shots=options.num_shots,
     )
@@ -152,12 +153,14 @@ def _validate(options: _Options, tasks: list[str], tokenizer: VQGAN, students: S
         _validate_student(name, student, tokenizer, options.num_shots)
 
 
-def _validate_student(name: str, student: Transformer, tokenizer: VQGAN, num_shots: int) -> None:
+def _validate_student(
+    name: str, student: StudentNet, tokenizer: TokenizerNet, num_shots: int
+) -> None:
     try:
         check_tokenizer_match(tokenizer, student)
     except UserError as error:
         raise UserError(f"student '{name}': {error}, or students.{name}=PATH") from None
-    tokens, context = tokenizer.config.tokens_per_image, student.config.max_seq_len
+    tokens, context = tokenizer.tokens_per_image, student.max_seq_len
     if (needed := (2 * num_shots + 2) * tokens) > context:
         most = context // tokens // 2 - 1
         fix = f"set num_shots={most}" if most > 0 else f"set students.{name}=PATH"
@@ -168,10 +171,9 @@ def _validate_student(name: str, student: Transformer, tokenizer: VQGAN, num_sho
 
 
 def _score_tasks(
-    options: _Options, tasks: list[str], tokenizer: VQGAN, students: Students
+    options: _Options, tasks: list[str], tokenizer: TokenizerNet, students: Students
 ) -> tuple[results.Results, Examples]:
-    for model in (tokenizer, *students.values()):
-        model.eval()
+    set_eval_mode(tokenizer, *students.values())
     task_results: results.Results = {}
     examples: Examples = {}
     total = len(tasks) * options.num_queries * len(students)
@@ -198,27 +200,26 @@ def _score_tasks(
     return task_results, examples
 
 
-def _derived_settings(tokenizer: VQGAN) -> dict[str, Any]:
+def _derived_settings(tokenizer: TokenizerNet) -> dict[str, Any]:
     """Settings that follow from the tokenizer and from this package."""
-    config = tokenizer.config
     return {
-        "image_size": config.resolution,
-        "tokens_per_image": config.tokens_per_image,
-        "codebook_size": config.num_embeddings,
+        "image_size": tokenizer.resolution,
+        "tokens_per_image": tokenizer.tokens_per_image,
+        "codebook_size": tokenizer.codebook_size,
         "bootstrap_resamples": RESAMPLES,
         "confidence": CONFIDENCE,
     }
 
 
 def _model_info(
-    tokenizer: VQGAN,
+    tokenizer: TokenizerNet,
     students: Students,
     task_results: results.Results,
     origins: Mapping[str, str],
 ) -> dict[str, Any]:
     """Origin and size of each model, and how often each student beats the baselines."""
 
-    def info(name: str, model: VQGAN | Transformer) -> dict[str, Any]:
+    def info(name: str, model: TokenizerNet | StudentNet) -> dict[str, Any]:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         return {"origin": origins.get(name, UNKNOWN_ORIGIN), "parameters": parameters}
 

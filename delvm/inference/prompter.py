@@ -1,24 +1,24 @@
 """Prompt a student by example: pairs and queries as images in, answers as images out."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from delvm.data.image_io import resize_center_crop, to_pil, to_tensor
 from delvm.errors import UserError
 from delvm.inference.decoding import Decoding, resolve_decoding
-from delvm.inference.sampling import generate
+from delvm.inference.sampling import generate, num_image_tokens
 from delvm.interop.fingerprint import codebook_matches, fingerprint
-from delvm.models.transformer import Transformer
-from delvm.models.vqgan import VQGAN
+from delvm.models.protocols import StudentNet, TokenizerNet
 
 
 class Prompter:
     """A tokenizer and a student trained on its tokens, ready to be prompted."""
 
-    def __init__(self, tokenizer: VQGAN, student: Transformer) -> None:
+    def __init__(self, tokenizer: TokenizerNet, student: StudentNet) -> None:
         """Put both models in evaluation mode.
 
         Args:
@@ -29,7 +29,8 @@ class Prompter:
             UserError: the student was trained on another tokenizer's tokens.
         """
         check_tokenizer_match(tokenizer, student)
-        self.tokenizer, self.student = tokenizer.eval(), student.eval()
+        self.tokenizer, self.student = tokenizer, student
+        set_eval_mode(tokenizer, student)
 
     def complete(
         self,
@@ -90,8 +91,7 @@ class Prompter:
 
     def check_context_length(self, num_pairs: int) -> None:
         """Raise a UserError if pairs, query and answer do not fit into the student's context."""
-        tokens = self.tokenizer.config.tokens_per_image
-        context = self.student.config.max_seq_len
+        tokens, context = self.tokenizer.tokens_per_image, self.student.max_seq_len
         if (needed := (2 * num_pairs + 2) * tokens) > context:
             raise UserError(
                 f"{num_pairs} pairs, a query and its answer are {needed} tokens, and the student's "
@@ -100,16 +100,22 @@ class Prompter:
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """Token ids (B, N) of images of any size; (0, N) for an empty list."""
-        config, device = self.tokenizer.config, self.tokenizer.codebook.device
+        tokenizer, device = self.tokenizer, self.tokenizer.codebook.device
         if not images:
-            return torch.empty(0, config.tokens_per_image, dtype=torch.int64, device=device)
+            return torch.empty(0, tokenizer.tokens_per_image, dtype=torch.int64, device=device)
         pixels = to_tensor(
-            [resize_center_crop(image.convert("RGB"), config.resolution) for image in images]
+            [resize_center_crop(image.convert("RGB"), tokenizer.resolution) for image in images]
         )
-        return self.tokenizer.encode(pixels.to(device))
+        return tokenizer.encode(pixels.to(device))
 
 
-def check_tokenizer_match(tokenizer: VQGAN, student: Transformer) -> None:
+def set_eval_mode(*models: TokenizerNet | StudentNet) -> None:
+    """Switch dropout and the like off; every model is a `torch.nn.Module`."""
+    for model in models:
+        cast(nn.Module, model).eval()
+
+
+def check_tokenizer_match(tokenizer: TokenizerNet, student: StudentNet) -> None:
     """Check that a student was trained on a tokenizer's tokens.
 
     Students of other projects do not store the fingerprint of their tokenizer. They are matched by
@@ -124,7 +130,7 @@ def check_tokenizer_match(tokenizer: VQGAN, student: Transformer) -> None:
         raise UserError(
             f"tokenizer {given} is not the one this student was trained on ({trained_on}): {fix}"
         )
-    codebook_size, known = tokenizer.config.num_embeddings, student.token_space.codebook_size
+    codebook_size, known = tokenizer.codebook_size, num_image_tokens(student)
     if codebook_size != known:
         raise UserError(
             f"num_embeddings {codebook_size} (tokenizer) != {known} codes (student): {fix}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from delvm.inference.decoding import Decoding, resolve_decoding
-from delvm.models.transformer import Transformer
+from delvm.models.protocols import StudentNet
 
 
 def top_k_top_p_probs(
@@ -57,7 +57,7 @@ def sample_from_uniform(probs: Tensor, uniform: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    student: Transformer,
+    student: StudentNet,
     prefix: Tensor,
     max_new_tokens: int,
     *,
@@ -71,7 +71,8 @@ def generate(
 ) -> Tensor:
     """Continue each row of ``prefix`` by ``max_new_tokens`` image tokens.
 
-    Ids outside the codebook (see ``student.token_space``) are never generated, as in LVM.
+    Ids outside the codebook (see ``student.token_space``) are never generated, as in LVM. A student
+    without ``make_kv_cache`` reads its sequence again for each token, which is slow.
 
     Args:
         student: in evaluation mode.
@@ -101,11 +102,15 @@ def generate(
     uniform = None
     if method is Decoding.sample:
         uniform = _uniform(rows, max_new_tokens, seed, row_offset).to(prefix.device)
-    cache = student.make_kv_cache(rows, length + max_new_tokens)
-    answer = torch.empty(rows, max_new_tokens, dtype=torch.int64, device=prefix.device)
-    step, codebook_size = prefix, student.token_space.codebook_size
-    for i in range(max_new_tokens):
-        logits = student.head(student.forward_hidden(step, cache)[:, -1])[:, :codebook_size]
+    make_cache = getattr(student, "make_kv_cache", None)
+    cache = None if make_cache is None else make_cache(rows, length + max_new_tokens)
+    num_codes = num_image_tokens(student)
+    ids = torch.empty(rows, length + max_new_tokens, dtype=torch.int64, device=prefix.device)
+    ids[:, :length] = prefix
+    start = 0  # of the tokens that are not in the cache
+    for i, end in enumerate(range(length, length + max_new_tokens)):
+        hidden = student.forward_hidden(ids[:, start:end], cache)[:, -1]
+        logits = student.head(hidden)[:, :num_codes]
         if uniform is not None:
             probs = top_k_top_p_probs(logits, temperature, top_k, top_p)
             next_ids = sample_from_uniform(probs, uniform[:, i])
@@ -113,9 +118,15 @@ def generate(
             next_ids = mean_embedding_ids(logits, codebook)
         else:
             next_ids = logits.argmax(-1)
-        answer[:, i] = next_ids
-        step = next_ids[:, None]
-    return answer
+        ids[:, end] = next_ids
+        start = 0 if cache is None else end
+    return ids[:, length:]
+
+
+def num_image_tokens(student: StudentNet) -> int:
+    """The number of token ids that are codes of the tokenizer; special tokens come after them."""
+    token_space = getattr(student, "token_space", None)
+    return student.vocab_size if token_space is None else int(token_space.codebook_size)
 
 
 def _uniform(rows: int, count: int, seed: int, row_offset: int) -> Tensor:

@@ -35,7 +35,7 @@ def save(picture: Image.Image, path: Path) -> None:
 def main() -> None:
     """Write examples/TASK/*_{img,label}.png, examples/TASK_query.png and docs/answers.png."""
     prompter = delvm.Prompter(delvm.load_tokenizer("shapes"), delvm.load_student("shapes"))
-    source = Shapes(size=prompter.tokenizer.config.resolution)
+    source = Shapes(size=prompter.tokenizer.resolution)
     rows = []
     for task in tasks.TRAINED:
         pairs = [pictures(source, "val", task, index) for index in range(PAIRS)]

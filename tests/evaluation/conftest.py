@@ -1,7 +1,6 @@
 """An untrained tokenizer, students that know the answers, and shards of tiny pairs."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from delvm.data.image_io import to_tensor
 from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
-from delvm.models.token_space import TokenSpace
 from tests.data.shard_makers import write_examples
 
 SIDE, BLOCK = 16, 4
@@ -21,61 +19,45 @@ LEVELS = 6
 TASKS = ("segmentation", "derain", "edges")
 
 
-@dataclass
-class BlockConfig:
-    """Config of a tokenizer whose tokens are the mean colors of square blocks."""
-
-    resolution: int = SIDE
-    block: int = BLOCK
-    levels: int = LEVELS
-
-    @property
-    def num_embeddings(self) -> int:
-        return self.levels**3
-
-    @property
-    def tokens_per_image(self) -> int:
-        return (self.resolution // self.block) ** 2
-
-
 class BlockTokenizer(nn.Module):
-    """The token of a block is its mean color, rounded to a fixed palette."""
+    """The token of a block is its mean color, rounded to a fixed palette.
+
+    It has only what an evaluation needs of a `TokenizerNet`: no config, no base class.
+    """
 
     codebook: Tensor
 
-    def __init__(self, config: BlockConfig) -> None:
+    def __init__(self, resolution: int = SIDE, block: int = BLOCK, levels: int = LEVELS) -> None:
         super().__init__()
-        self.config = config
-        axis = torch.linspace(0, 1, self.config.levels)
+        self.resolution, self.block = resolution, block
+        self.codebook_size = levels**3
+        self.tokens_per_image = (resolution // block) ** 2
+        axis = torch.linspace(0, 1, levels)
         self.register_buffer("codebook", torch.cartesian_prod(axis, axis, axis))
 
     def encode(self, pixels: Tensor) -> Tensor:
-        means = nn.functional.avg_pool2d(pixels, self.config.block)
+        means = nn.functional.avg_pool2d(pixels, self.block)
         return torch.cdist(means.flatten(2).mT, self.codebook).argmin(-1)
 
     def decode(self, ids: Tensor, clamp: bool = True) -> Tensor:
-        grid = self.config.resolution // self.config.block
-        colors = self.codebook[ids].mT.unflatten(2, (grid, grid))
-        return nn.functional.interpolate(colors, scale_factor=float(self.config.block))
+        side = self.resolution // self.block
+        colors = self.codebook[ids].mT.unflatten(2, (side, side))
+        return nn.functional.interpolate(colors, scale_factor=float(self.block))
 
 
 class Oracle(nn.Module):
     """A student that knows the ground truth of each query, and gets a fraction of it right.
 
-    It implements what sampling calls: forward_hidden, head and make_kv_cache.
+    It has only what an evaluation needs of a `StudentNet`, and a cache of what it has read.
     """
 
     def __init__(
         self, tokenizer: BlockTokenizer, known: Iterable[Example], accuracy: float
     ) -> None:
         super().__init__()
-        self.tokens = tokenizer.config.tokens_per_image
-        self.codes = tokenizer.config.num_embeddings
-        self.vocab_size, self.max_seq_len = self.codes, 8 * self.tokens
-        self.config = SimpleNamespace(vocab_size=self.codes, max_seq_len=8 * self.tokens)
+        self.tokens, self.vocab_size = tokenizer.tokens_per_image, tokenizer.codebook_size
+        self.max_seq_len = 8 * self.tokens
         self.tokenizer_fingerprint = ""
-        self.token_space = TokenSpace(self.codes)
-        self.embed = nn.Identity()
         self.weight = nn.Parameter(torch.zeros(1))
         self.known = {}
         rng = np.random.default_rng(0)
@@ -107,7 +89,7 @@ class Oracle(nn.Module):
         return self.known.get(previous, [0] * self.tokens)[index]
 
     def head(self, hidden: Tensor) -> Tensor:
-        return 50.0 * nn.functional.one_hot(hidden, self.codes).float()
+        return 50.0 * nn.functional.one_hot(hidden, self.vocab_size).float()
 
 
 def tiny_pair(split: str, task: str, index: int) -> Example:
@@ -140,8 +122,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_tokenizer() -> Callable[..., BlockTokenizer]:
-    """Builds a tokenizer with some config values changed."""
-    return lambda **changes: BlockTokenizer(BlockConfig(**changes))
+    """Builds a tokenizer with other settings."""
+    return lambda **changes: BlockTokenizer(**changes)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def test_metrics_match_direct_computation(
     found = report["tasks"]["derain"]["target"]
     assert found["psnr"]["mean"] == pytest.approx(float((-10 * errors.log10()).mean()), rel=1e-5)
     assert found["psnr"]["n"] == 12
-    counts = torch.bincount(ids.flatten(), minlength=tokenizer.config.num_embeddings)
+    counts = torch.bincount(ids.flatten(), minlength=tokenizer.codebook_size)
     fraction = counts[counts > 0] / counts.sum()
     assert found["codes"]["num_used"] == len(fraction)
     assert found["codes"]["entropy_bits"] == pytest.approx(

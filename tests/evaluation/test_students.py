@@ -125,8 +125,8 @@ def test_report_shows_the_first_queries(
         ({"batch_size": 0}, "batch_size=0"),
         ({"students": {}}, "set students.NAME=PATH"),
         ({"input_dir": Path("nowhere")}, "delvm prepare"),
-        ({"config": {"resolution": 32}}, "16 px.*resolution 32"),
-        ({"config": {"levels": 3}}, "27 .*216"),
+        ({"settings": {"resolution": 32}}, "16 px.*resolution 32"),
+        ({"settings": {"levels": 3}}, "27 .*216"),
         ({"decoding": "sample"}, "decoding=sample needs a temperature above 0"),
         ({"histories": {"oracle": Path("none.csv")}}, "none.csv"),
     ],
@@ -140,8 +140,8 @@ def test_invalid_request_is_refused_before_any_file(
     changes: dict,
     words: str,
 ) -> None:
-    if "config" in changes:
-        changes = {"tokenizer": make_tokenizer(**changes["config"])}
+    if "settings" in changes:
+        changes = {"tokenizer": make_tokenizer(**changes["settings"])}
     arguments = {
         "input_dir": shards,
         "tokenizer": tokenizer,

@@ -38,6 +38,25 @@ def test_greedy_equals_decoding_without_cache(student):
     assert torch.equal(generate(student, prefix, 13), decode_without_cache(student, prefix, 13))
 
 
+class WithoutCache(torch.nn.Module):
+    """A student from elsewhere: neither a key-value cache nor special tokens."""
+
+    def __init__(self, student: Transformer) -> None:
+        super().__init__()
+        self.head, self.network = student.head, student
+        self.vocab_size, self.max_seq_len = student.vocab_size, student.max_seq_len
+
+    def forward_hidden(self, input_ids, cache=None, document_ids=None):
+        assert cache is None
+        return self.network.forward_hidden(input_ids)
+
+
+def test_student_without_cache_generates_the_same(student):
+    prefix = torch.randint(0, 30, (3, 7))
+    ids = generate(WithoutCache(student).eval(), prefix, 13)
+    assert torch.equal(ids, generate(student, prefix, 13))
+
+
 def test_answer_does_not_depend_on_batch(student):
     prefix = torch.randint(0, 30, (5, 6))
     options = {"decoding": "sample", "temperature": 1.0, "top_k": 20, "top_p": 0.9, "seed": 3}
