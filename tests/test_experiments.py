@@ -23,18 +23,17 @@ def test_each_stage_of_a_setting_composes(name):
         verb, *words = shlex.split(command)
         made[path] = compose(verb, words)
     tokenizer, _, tokens, student, report = made.values()
+    expected = setting.codebook_size, setting.code_dim
     net = tokenizer.tokenizer.net
-    assert (net.num_embeddings, net.quantized_embed_dim) == (setting.codes, setting.width)
-    assert (student.student.net.vocab_size, student.student.net.codebook_dim) == (
-        setting.codes,
-        setting.width,
-    )
+    assert (net.num_embeddings, net.quantized_embed_dim) == expected
+    net = student.student.net
+    assert (net.vocab_size, net.codebook_dim) == expected
     assert tokenizer.seed == student.seed == 3
     assert tokens.tokenizer == report.tokenizer == tokenizer.output
     assert student.data.path == tokens.output and student.start is None
 
 
-def test_settings_differ():
+def test_tokenizer_settings_differ():
     commands = [
         " ".join(command for _, command in compare.stages(setting, 0, Path("out")))
         for setting in compare.SETTINGS.values()
@@ -42,7 +41,7 @@ def test_settings_differ():
     assert len(set(commands)) == len(commands)
 
 
-def test_the_score_is_relative_to_the_best_ceiling():
+def test_score_is_relative_to_the_best_ceiling():
     def row(ceiling: float, answer: float) -> dict[str, float]:
         return {
             f"{task}_{what}": value
@@ -51,7 +50,7 @@ def test_the_score_is_relative_to_the_best_ceiling():
         }
 
     rows = [row(20.0, 15.0), row(14.0, 14.0)]
-    compare.standings(rows)
+    compare.add_scores(rows)
     assert [each["score"] for each in rows] == pytest.approx([0.5, 0.4])
     assert not any("floor" in key for each in rows for key in each)
 
