@@ -1,4 +1,4 @@
-"""The demo's frame, and the whole pipeline once over, too briefly to learn anything."""
+"""The demo script, and a smoke test of the complete pipeline."""
 
 import json
 import re
@@ -11,24 +11,24 @@ from delvm.cli import VERBS
 from experiments.demo import run as demo
 
 
-def test_every_stage_is_a_verb_and_fills_its_own_folder(tmp_path):
+def test_each_stage_is_a_command_with_its_own_directory(tmp_path):
     for smoke in (False, True):
-        todo = demo.commands(tmp_path, smoke)
-        assert {words[0] for words in todo.values()} <= set(VERBS)
-        for name, words in todo.items():
+        stages = demo.commands(tmp_path, smoke)
+        assert {words[0] for words in stages.values()} <= set(VERBS)
+        for name, words in stages.items():
             folder = tmp_path if name == "report" else tmp_path / name
             assert f"output={folder}" in words
             assert not any("OUT" in word for word in words)
-    assert set(demo.SMOKE) <= set(todo)
+    assert set(demo.SMOKE) <= set(stages)
 
 
-def test_a_stage_reports_what_it_used():
-    ran = demo.run_stage("help", ["--help"])
-    assert ran.command == "delvm --help"
-    assert 0 < ran.seconds < 60 and 1 < ran.peak_mib < 1000
+def test_stage_reports_time_and_memory():
+    result = demo.run_stage("help", ["--help"])
+    assert result.command == "delvm --help"
+    assert 0 < result.seconds < 60 and 1 < result.peak_mib < 1000
 
 
-def test_a_failing_stage_stops_the_demo(tmp_path, monkeypatch, capfd):
+def test_failing_stage_stops_the_demo(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(
         demo, "STAGES", (("first", "prepare source.sise=32"), ("second", "--version"))
     )
@@ -38,7 +38,7 @@ def test_a_failing_stage_stops_the_demo(tmp_path, monkeypatch, capfd):
     assert "delvm prepare source.sise=32` failed" in err.splitlines()[-1]
 
 
-def test_earlier_stages_are_made_anew_and_other_files_stay(tmp_path, monkeypatch):
+def test_stages_of_an_earlier_run_are_replaced_and_other_files_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "STAGES", (("first", "--version"),))
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "stale").touch()
@@ -48,7 +48,7 @@ def test_earlier_stages_are_made_anew_and_other_files_stay(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_the_whole_pipeline(root, tmp_path):
+def test_complete_pipeline(root, tmp_path):
     command = [sys.executable, "experiments/demo/run.py", "--smoke", "--output", str(tmp_path)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -66,7 +66,7 @@ def test_the_whole_pipeline(root, tmp_path):
     for name in ("report.html", "metrics.json", "stages.json"):
         assert str(tmp_path / name) in done.stdout
 
-    # The two students had the same net and the same number of steps.
+    # The two students have the same network and the same number of steps.
     nets = [
         json.loads((tmp_path / name / "student" / "config.json").read_text())["config"]
         for name in ("student", "alone")

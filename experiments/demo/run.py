@@ -1,6 +1,6 @@
-"""The whole pipeline on two CPU cores: from raw pictures to scored answers and a report.
+"""Run the complete pipeline on two CPU cores: from raw images to scored answers and a report.
 
-Each stage is one `delvm` command, which can be typed alone as well.
+Each stage is one `delvm` command that can also be typed by itself.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from delvm.storage import write_json
 
-# Name of a stage, which is the folder it fills below OUT, and its command.
+# (name, command) of each stage; the name is also its directory in OUT.
 STAGES = (
     (
         "pairs",
@@ -44,7 +44,7 @@ STAGES = (
     ),
 )
 
-# Added to a stage's command for a run of a minute that learns nothing.
+# Overrides that reduce each stage to seconds, to test the pipeline.
 _STEPS = "trainer.max_steps=2 trainer.val_every=2 trainer.log_every=1 data.batch_size=4"
 _COUNTS = "segmentation=12", "pose=8", "derain=6", "deblur=6"
 SMOKE = {
@@ -56,19 +56,20 @@ SMOKE = {
     "report": "queries=4",
 }
 
-# Threads that wait for each other by spinning slow small networks down some twenty times as soon as
-# another program wants a core too; sleeping at once costs a third of the speed. So: spin briefly.
+# Threads that spin while they wait make small networks some twenty times slower as soon as another
+# program uses a core; threads that sleep at once cost a third of the speed. So: spin briefly.
 _ENVIRONMENT = {"GOMP_SPINCOUNT": "30000"} | os.environ
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What a stage cost.
+class StageResult:
+    """Time and memory of a stage.
 
     Attributes:
+        stage: Name.
         command: As typed.
         seconds: Wall time.
-        peak_mib: Most memory that one of its processes held, in MiB.
+        peak_mib: Peak memory of its largest process, in MiB.
     """
 
     stage: str
@@ -78,7 +79,12 @@ class Ran:
 
 
 def commands(out: Path, smoke: bool) -> dict[str, list[str]]:
-    """Stage -> the words after `delvm`."""
+    """Name of a stage -> the arguments of `delvm`.
+
+    Args:
+        out: Replaces OUT.
+        smoke: Whether to add the overrides of SMOKE.
+    """
     return {
         name: [
             word.replace("OUT", str(out))
@@ -88,16 +94,16 @@ def commands(out: Path, smoke: bool) -> dict[str, list[str]]:
     }
 
 
-def run_stage(name: str, words: Sequence[str]) -> Ran:
-    """Run one command to its end, with its output where ours goes.
+def run_stage(name: str, words: Sequence[str]) -> StageResult:
+    """Run one command; its output goes to this terminal.
 
     Raises:
-        subprocess.CalledProcessError: it failed.
+        subprocess.CalledProcessError: It failed.
     """
     start = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "delvm", *words], env=_ENVIRONMENT)
     try:
-        # Popen.wait would throw away what the process used.
+        # wait4 also returns the resource usage, which Popen.wait discards.
         _, status, usage = os.wait4(process.pid, 0)
     except BaseException:
         process.terminate()
@@ -107,60 +113,64 @@ def run_stage(name: str, words: Sequence[str]) -> Ran:
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, words)
     scale = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    return Ran(name, _typed(words), time.monotonic() - start, usage.ru_maxrss / scale)
+    return StageResult(
+        name, _command_line(words), time.monotonic() - start, usage.ru_maxrss / scale
+    )
 
 
-def _typed(words: Sequence[str]) -> str:
+def _command_line(words: Sequence[str]) -> str:
     return shlex.join(["delvm", *words])
 
 
-def summary(ran: Sequence[Ran], out: Path) -> str:
-    """The table of stages, and what was made."""
+def summary(results: Sequence[StageResult], out: Path) -> str:
+    """A table of the stages, and the paths of the results."""
     lines = [f"{'stage':<12}{'wall':>8}{'peak memory':>14}"]
-    lines += [
-        f"{r.stage:<12}{tqdm.format_interval(r.seconds):>8}{r.peak_mib:>10,.0f} MiB" for r in ran
-    ]
-    total, peak = sum(r.seconds for r in ran), max(r.peak_mib for r in ran)
+    for r in results:
+        wall = tqdm.format_interval(r.seconds)
+        lines.append(f"{r.stage:<12}{wall:>8}{r.peak_mib:>10,.0f} MiB")
+    total, peak = sum(r.seconds for r in results), max(r.peak_mib for r in results)
     lines += [f"{'all':<12}{tqdm.format_interval(total):>8}{peak:>10,.0f} MiB", ""]
-    made = {
+    outputs = {
         "report": "report.html",
-        "numbers": "metrics.json",
+        "metrics": "metrics.json",
         "this table": "stages.json",
         "tokenizer": "tokenizer/tokenizer",
         "teacher": "teacher/student",
         "student": "student/student",
     }
-    return "\n".join([*lines, *(f"{what + ':':<12}{out / name}" for what, name in made.items())])
+    return "\n".join([*lines, *(f"{what + ':':<12}{out / name}" for what, name in outputs.items())])
 
 
-def run(out: Path, smoke: bool) -> list[Ran]:
-    """Run every stage, anew: folders that an earlier run filled are removed first."""
-    todo = commands(out, smoke)
-    for name in todo:
+def run(out: Path, smoke: bool) -> list[StageResult]:
+    """Run all stages from the start: the directories of an earlier run are removed first."""
+    stages = commands(out, smoke)
+    for name in stages:
         shutil.rmtree(out / name, ignore_errors=True)
-    ran = []
-    for number, (name, words) in enumerate(todo.items(), start=1):
-        print(f"\n[{number}/{len(todo)}] {name}: {_typed(words)}", flush=True)
-        ran.append(run_stage(name, words))
-    write_json(out / "stages.json", [asdict(each) for each in ran])
-    return ran
+    results = []
+    for number, (name, words) in enumerate(stages.items(), start=1):
+        print(f"\n[{number}/{len(stages)}] {name}: {_command_line(words)}", flush=True)
+        results.append(run_stage(name, words))
+    write_json(out / "stages.json", [asdict(each) for each in results])
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; the exit code is 0, or that of the stage that failed."""
+    """Run the demo; returns the exit code, which is that of the stage that failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder to fill")
-    parser.add_argument("--smoke", action="store_true", help="a minute's run that learns nothing")
-    given = parser.parse_args(argv)
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/demo"), help="output directory"
+    )
+    parser.add_argument("--smoke", action="store_true", help="test the pipeline in a minute")
+    arguments = parser.parse_args(argv)
     try:
-        ran = run(given.output, given.smoke)
+        results = run(arguments.output, arguments.smoke)
     except subprocess.CalledProcessError as error:
-        print(f"demo: stopped, `{_typed(error.cmd)}` failed", file=sys.stderr)
+        print(f"demo: stopped, `{_command_line(error.cmd)}` failed", file=sys.stderr)
         return int(error.returncode) if error.returncode > 0 else 1
     except KeyboardInterrupt:
         print("demo: interrupted", file=sys.stderr)
         return 130
-    print(f"\n{summary(ran, given.output)}")
+    print(f"\n{summary(results, arguments.output)}")
     return 0
 
 
