@@ -2,6 +2,6 @@
 
 import sys
 
-from delvm.cli import entry
+from delvm.cli import main
 
-sys.exit(entry())
+sys.exit(main())

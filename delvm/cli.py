@@ -1,11 +1,13 @@
-"""The console script ``delvm VERB [overrides]``.
+"""The console script ``delvm VERB [overrides]``: verbs to Hydra apps, errors to one line.
 
 Nothing heavy is imported before a verb is known, so that ``delvm --help`` answers at once.
 """
 
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
 
 import delvm
 from delvm.commands import VERBS
@@ -25,6 +27,145 @@ flags:
 
 Each verb is a Hydra app: `delvm VERB --cfg job` prints its config, `-m` sweeps over values.
 """
+SHELLS = ("bash", "zsh", "fish")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments after ``delvm``; None takes those of the process, as the console
+            script does.
+
+    Returns:
+        The exit code: 0, 1 (a bug; its traceback is shown), 2 (a mistake that the user can fix;
+        one line on stderr), 3 (done, and the result needs a look), 130 (Ctrl-C), or 128 + another
+        signal.
+    """
+    code = _run(list(sys.argv[1:] if argv is None else argv))
+    if argv is None and "delvm.training.strategies" in sys.modules:
+        from delvm.training.strategies import exit_process
+
+        exit_process(code)
+    return code
+
+
+def _run(words: list[str]) -> int:
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors, and they are explained here
+    argv = sys.argv
+    try:
+        _dispatch(words, [argv[0], *words], before)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("delvm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone; keep Python from flushing into it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except SystemExit as stop:  # Hydra's flags end so, and mistakes found by a job
+        if not isinstance(stop.__cause__, UserError):
+            return stop.code if isinstance(stop.code, int) else 1
+        return _report(stop.__cause__, before)
+    except Exception as error:
+        return _report(error, before, *words[:1])
+    finally:
+        sys.argv = argv
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+    return 0
+
+
+def _report(error: BaseException, full_error: str | None, verb: str = "") -> int:
+    """Print what the user can fix in one line, and return its exit code; raise a bug."""
+    if not isinstance(error, UserError) and verb in VERBS:
+        from delvm.commands.explain import explained
+
+        assert isinstance(error, Exception)
+        raised, error = error, explained(error, verb)
+        if isinstance(error, UserError):
+            error.__cause__ = raised
+    if full_error == "1" or not isinstance(error, UserError):
+        raise error
+    print(f"delvm: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _dispatch(words: list[str], argv: list[str], full_error: str | None) -> None:
+    verb, rest = (words[0], words[1:]) if words else ("--help", [])
+    if verb in ("-h", "--help"):
+        print(help_page(), end="")
+    elif verb == "--version":
+        print(f"delvm {delvm.__version__}")
+    elif verb == "--completion":
+        _completion_script(rest[0] if rest else "")
+    elif verb in ("-sc", "--shell-completion"):
+        _complete(rest)
+    elif verb.startswith("-"):
+        flags = ["--help", "--version", "--completion"]
+        raise UserError(f"unknown flag '{verb}': {did_you_mean(verb, flags)}")
+    elif verb not in VERBS:
+        from delvm.configs.renamed import VERBS as RENAMED_VERBS
+
+        if verb in RENAMED_VERBS:
+            raise UserError(f"unknown verb '{verb}': it is now called {RENAMED_VERBS[verb]}")
+        raise UserError(f"unknown verb '{verb}': {did_you_mean(verb, VERBS)}")
+    else:
+        _run_verb(verb, rest, argv, full_error)
+
+
+def _run_verb(verb: str, words: list[str], argv: list[str], full_error: str | None) -> None:
+    from delvm.commands import app, arguments, help
+
+    overrides, flags = arguments.split(verb, words)
+    if "--help" in flags or "-h" in flags:
+        print(help.page(verb, flags.get("--config-dir", flags.get("-cd"))), end="")
+        return
+    if not {"-c", "--cfg", "-i", "--info", "-sc", "--shell-completion"} & flags.keys():
+        overrides += arguments.name_by_what_varies(overrides)
+    app.started_as = argv, full_error
+    try:
+        app.run_hydra(
+            verb, [*overrides, *(word for pair in flags.items() for word in pair if word)]
+        )
+    finally:
+        app.started_as = None
+
+
+def _completion_script(shell: str) -> None:
+    """Print the script that Hydra has for a shell; zsh and bash share one."""
+    if shell not in SHELLS:
+        raise UserError(f"no completion for shell '{shell}': {did_you_mean(shell, SHELLS)}")
+    from delvm.commands.app import run_hydra
+
+    if shell == "zsh":
+        print("autoload -Uz bashcompinit && bashcompinit")
+    run_hydra("runs", ["-sc", f"install={'bash' if shell == 'zsh' else shell}"])
+
+
+def _complete(words: list[str]) -> None:
+    """Answer Hydra's completion script: verbs and flags here, all else by the verb's Hydra app."""
+    line = os.environ.get("COMP_LINE", "")
+    line = line[: int(os.environ.get("COMP_POINT") or len(line))]
+    program, *before, word = line.split(" ") if " " in line else (line, "")
+    given = [each for each in before if each]
+    if not given:
+        print("\n".join(each for each in [*VERBS, "--help", "--version"] if each.startswith(word)))
+    elif word.startswith("-"):
+        from delvm.commands.arguments import FLAG_NAMES
+
+        print("\n".join(each for each in FLAG_NAMES if each.startswith(word)))
+    elif given[0] in VERBS:
+        from delvm.commands.app import run_hydra
+
+        os.environ["COMP_LINE"] = " ".join([program, *given[1:], word])
+        answer = io.StringIO()
+        # A line that cannot be composed yet has no completions.
+        with suppress(Exception), redirect_stdout(answer):
+            run_hydra(given[0], ["-sc", *words])
+        print("\n".join(each for each in answer.getvalue().split() if each[:6] != "schema"))
 
 
 def help_page() -> str:
@@ -33,75 +174,3 @@ def help_page() -> str:
     return _HELP.format(
         verbs="\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
     )
-
-
-def _general(flag: str, rest: Sequence[str]) -> None:
-    """Answer a flag that comes before any verb."""
-    if flag in ("-h", "--help"):
-        print(help_page(), end="")
-    elif flag == "--version":
-        print(f"delvm {delvm.__version__}")
-    elif flag == "--completion":
-        from delvm.commands.completion import script
-
-        print(script(rest[0] if rest else ""), end="")
-    elif flag == "--complete":  # asked by the completion scripts; the line so far follows
-        from delvm.commands.completion import complete
-
-        print("\n".join(complete(rest[0] if rest else "")))
-    else:
-        flags = ["--help", "--version", "--completion"]
-        raise UserError(f"unknown flag '{flag}': {did_you_mean(flag, flags)}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments after ``delvm``; None takes those of the process.
-
-    Returns:
-        The exit code: 0, 1 (a bug; its traceback is shown), 2 (a mistake the user can mend; one
-        line on stderr), 3 (done, and what was found wants a look) or 130
-        (Ctrl-C).
-    """
-    words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if not words:
-            print(help_page(), end="")
-        elif words[0].startswith("-"):
-            _general(words[0], words[1:])
-        elif words[0] not in VERBS:
-            raise UserError(f"unknown verb '{words[0]}': {did_you_mean(words[0], VERBS)}")
-        elif "--help" in words or "-h" in words:
-            from delvm.commands.help import config_dir, page
-
-            print(page(config_dir(), words[0]), end="")
-        else:
-            from delvm.commands import app
-
-            app.start(words[0], words[1:])
-        sys.stdout.flush()
-    except UserError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"delvm: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("delvm: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader (head, less) has gone; keep Python from flushing into it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    return 0
-
-
-def entry() -> int:
-    """`main` of a process of its own: the console script."""
-    code = main()
-    if "delvm.training.strategies" in sys.modules:
-        from delvm.training.strategies import exit_process
-
-        exit_process(code)
-    return code

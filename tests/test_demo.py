@@ -17,7 +17,7 @@ def test_each_stage_is_a_command_with_its_own_directory(tmp_path):
         assert {words[0] for words in stages.values()} <= set(VERBS)
         for name, words in stages.items():
             folder = tmp_path if name == "report" else tmp_path / name
-            assert f"output={folder}" in words
+            assert {f"output={folder}", f"output_dir={folder}"} & set(words)
             assert not any("OUT" in word for word in words)
     assert set(demo.SMOKE) <= set(stages)
 

@@ -30,7 +30,7 @@ def test_each_stage_of_a_setting_composes(name):
     assert (net.vocab_size, net.codebook_dim) == expected
     assert tokenizer.seed == student.seed == 3
     assert tokens.tokenizer == report.tokenizer == tokenizer.output
-    assert student.data.path == tokens.output and student.start is None
+    assert student.data.path == tokens.output_dir and student.start is None
 
 
 def test_tokenizer_settings_differ():

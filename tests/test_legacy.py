@@ -210,7 +210,7 @@ def test_image_shards_load():
 
 def test_runs_lists_old_run_folders(tmp_path, capsys):
     shutil.copytree(LEGACY / "sweep", tmp_path / "sweep")
-    code = cli.main(["runs", f"input={tmp_path / 'sweep'}", f"output={tmp_path / 'runs.csv'}"])
+    code = cli.main(["runs", f"input_dir={tmp_path / 'sweep'}", f"output={tmp_path / 'runs.csv'}"])
     out, err = capsys.readouterr()
     assert (code, err) == (0, "")
     header, *rows = (tmp_path / "runs.csv").read_text().splitlines()

@@ -204,14 +204,14 @@ def test_memory_store_is_refused_for_several_processes(store):
 def test_the_verbs_take_urls(store, capsys):
     from delvm import cli
 
-    small = ["source.val=2", "source.test=2", "splits=[val]", f"output={store}/pairs"]
+    small = ["source.val=2", "source.test=2", "splits=[val]", f"output_dir={store}/pairs"]
     assert cli.main(["prepare", *small, "source.size=64"]) == 0
-    words = ["encode", f"input={store}/pairs", f"output={store}/t", "splits=[val]"]
+    words = ["encode", f"input_dir={store}/pairs", f"output_dir={store}/t", "splits=[val]"]
     assert cli.main(words) == 0, capsys.readouterr().err
-    assert cli.main(["encode", f"input={store}/none", f"output={store}/t"]) == 2
-    assert "not found: run `delvm prepare output=memory://" in capsys.readouterr().err
-    assert cli.main(["encode", f"input={store}/t", f"output={store}//t/"]) == 2
-    assert "input and output are both" in capsys.readouterr().err
+    assert cli.main(["encode", f"input_dir={store}/none", f"output_dir={store}/t"]) == 2
+    assert "not found: run `delvm prepare output_dir=memory://" in capsys.readouterr().err
+    assert cli.main(["encode", f"input_dir={store}/t", f"output_dir={store}//t/"]) == 2
+    assert "input_dir and output_dir are both" in capsys.readouterr().err
 
 
 def test_datasets_and_inspection_read_the_same_from_a_store(store, tmp_path):

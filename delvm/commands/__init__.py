@@ -1,35 +1,41 @@
-"""The command line: one file a verb, each a Hydra app, and what they share."""
+"""The command line: one file per verb, each a Hydra app, and what they share."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Verb:
-    """One verb: ``delvm.commands.NAME`` holds its ``run(cfg)``, ``conf/NAME.yaml`` its config."""
+class Command:
+    """A verb: `delvm.commands.NAME` holds its ``main``; its config is NAME.yaml in conf/.
+
+    Attributes:
+        help: one line.
+        examples: command lines for the help page.
+    """
 
     help: str
     examples: tuple[str, ...]
 
 
 VERBS = {
-    "prepare": Verb(
-        "write a source's pairs as image shards",
+    "prepare": Command(
+        "write the examples of a source as image shards",
         (
             "delvm prepare",
-            "delvm prepare source.size=32 output=outputs/shapes32/pairs",
+            "delvm prepare source.size=32 output_dir=outputs/shapes32/pairs",
+            "delvm prepare source=gopro source.path=GOPRO_Large output_dir=outputs/gopro",
             "delvm prepare splits=[test] overwrite=true",
         ),
     ),
-    "encode": Verb(
+    "encode": Command(
         "turn image shards into token shards",
         (
             "delvm encode balance=augment",
             "delvm encode tokenizer=outputs/shapes/tokenizer/last.ckpt",
-            "delvm encode executor=processes executor.workers=4 input=s3://bucket/pairs",
+            "delvm encode executor=processes executor.workers=4 input_dir=s3://bucket/pairs",
         ),
     ),
-    "train": Verb(
-        "train a tokenizer or a student, or distil a teacher into a student",
+    "train": Command(
+        "train a tokenizer or a student, or distill a teacher into a student",
         (
             "delvm train experiment=student_shapes_64",
             "delvm train experiment=student_shapes_64 student=tiny optim.lr=3e-4",
@@ -38,47 +44,47 @@ VERBS = {
             "delvm train experiment=student_shapes_64 sweep=optuna output=outputs/search",
         ),
     ),
-    "runs": Verb(
-        "put the runs below a folder into one table: what differs, and how they did",
+    "runs": Command(
+        "collect runs in one table: how their configs differ, and their metrics",
         (
-            "delvm runs input=outputs/student output=outputs/student.csv",
-            "delvm runs input=outputs/search output=search.csv",
+            "delvm runs input_dir=outputs/student output=outputs/student.csv",
+            "delvm runs input_dir=outputs/search output=search.csv",
         ),
     ),
-    "generate": Verb(
-        "prompt a student with pairs and draw the answers to queries",
+    "generate": Command(
+        "prompt a student with example pairs and generate the answers to queries",
         (
-            "delvm generate prompt=FOLDER query=picture.png output=answer.png",
-            "delvm generate prompt=FOLDER query=FOLDER temperature=0.1 top_p=0.75",
+            "delvm generate prompt=DIR query=image.png output=answer.png",
+            "delvm generate prompt=DIR query=DIR decoding=sample temperature=0.1 top_p=0.75",
         ),
     ),
-    "evaluate": Verb(
+    "evaluate": Command(
         "score students, or a tokenizer, on held-out pairs and write a report",
         (
             "delvm evaluate",
-            "delvm evaluate students.mine=outputs/student/last.ckpt queries=200",
-            "delvm evaluate subject=tokenizer tokenizer=outputs/shapes/tokenizer",
+            "delvm evaluate students.mine=outputs/student/last.ckpt num_queries=200",
+            "delvm evaluate mode=tokenizer tokenizer=outputs/shapes/tokenizer",
         ),
     ),
-    "inspect": Verb(
-        "look at shards as pictures and numbers, and find what is silently wrong",
+    "inspect": Command(
+        "show shards as images and statistics, and report what is wrong with them",
         (
-            "delvm inspect input=outputs/shapes/tokens",
-            "delvm inspect input=outputs/shapes/pairs",
+            "delvm inspect input_dir=outputs/shapes/tokens",
+            "delvm inspect input_dir=outputs/shapes/pairs",
         ),
     ),
-    "convert": Verb(
-        "turn other projects' token files into token shards, back, or into each other",
+    "convert": Command(
+        "convert token files of other projects to token shards, back, or into each other",
         (
-            "delvm convert input=derain/train.bin output=tokens to=shards tokenizer=PATH",
-            "delvm convert input=outputs/shapes/tokens output=files to=lvm_jsonl codes=1024",
+            "delvm convert input=derain/train.bin output_dir=tokens tokenizer=PATH",
+            "delvm convert input=outputs/shapes/tokens output_dir=files output_format=lvm_jsonl",
         ),
     ),
-    "export": Verb(
-        "write a checkpoint as other programs read it",
+    "export": Command(
+        "write a checkpoint in the layout of another project",
         (
-            "delvm export checkpoint=outputs/shapes/student format=llama output=llama",
-            "delvm export checkpoint=outputs/tokenizer/last.ckpt format=open_muse output=muse",
+            "delvm export checkpoint=outputs/shapes/student format=llama output_dir=llama",
+            "delvm export checkpoint=outputs/tokenizer/last.ckpt format=open_muse output_dir=muse",
         ),
     ),
 }

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from delvm.commands.checks import at_least
 from delvm.commands.checks_devices import device_faults
+from delvm.configs.verbs import require_min
 from delvm.data.datasets.images import ImagesConfig
 from delvm.data.datasets.sampler import mixture_weights
 from delvm.data.datasets.sentences import SentencesConfig, examples_per_sentence
@@ -28,6 +28,11 @@ from delvm.training.config import (
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed")
 ACCELERATORS = ("cpu", "gpu", "auto")
+
+
+def at_least(least: float, values: dict[str, float | None]) -> list[str]:
+    """An error for each value below ``least``."""
+    return require_min(least, **values)
 
 
 def train_faults(cfg: TrainConfig) -> list[str]:
@@ -58,7 +63,7 @@ def _numbers(cfg: TrainConfig) -> list[str]:
             "threads",
         )
     }
-    found = at_least(1, counts) + [f"data.{each}" for each in cfg.data.validate()]
+    found = at_least(1, counts)
     found += at_least(
         0,
         {

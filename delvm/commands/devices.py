@@ -1,6 +1,6 @@
 """Which device a verb's networks run on."""
 
-from delvm.commands.schema import Device
+from delvm.configs.verbs import Device
 from delvm.errors import UserError
 
 

@@ -3,9 +3,15 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import hydra
+import torch
+from omegaconf import DictConfig
+
+from delvm.commands.app import run_job
 from delvm.commands.build import build
 from delvm.commands.devices import pick
-from delvm.commands.schema import Device, EncodeConfig
+from delvm.configs.store import config_root
+from delvm.configs.verbs import Device, EncodeConfig
 from delvm.data.encode.encode import PreloadedTokenizer, encode
 from delvm.data.encode.executors.base import TokenizerFactory, check_executor
 from delvm.data.encode.executors.local import local_rank
@@ -18,62 +24,74 @@ from delvm.models.vqgan import VQGAN
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A tokenizer that each worker loads where it is."""
+class LoadTokenizer:
+    """A tokenizer that each worker loads where it runs.
+
+    Attributes:
+        path: of its weights.
+        requested: its device.
+        bf16: whether it computes in bfloat16.
+        expected_fingerprint: of the tokenizer that the job was planned with.
+    """
 
     path: str
-    wanted: Device
-    fast: bool
-    mark: str | None = None
+    requested: Device
+    bf16: bool
+    expected_fingerprint: str | None = None
 
     @property
     def device(self) -> str:
-        """Its device, as it was asked for."""
-        return self.wanted.value
+        """Its device as it was requested."""
+        return self.requested.value
 
     def __call__(self, worker: int) -> VQGAN:
-        """The tokenizer of a worker with this number.
+        """The tokenizer of the worker with this index.
 
         Raises:
-            UserError: it cannot be loaded, has changed since the job was planned, or there is no
-                such device, or none with bfloat16 for fast=true.
+            UserError: it cannot be loaded or has changed since the job was planned, or the device
+                does not exist or has no bfloat16.
         """
-        import torch
-
-        kind = pick(self.wanted)
+        kind = pick(self.requested)
         device = f"cuda:{worker % torch.cuda.device_count()}" if kind == "cuda" else kind
-        if self.fast and not has_native_bf16(kind):
-            raise UserError(f"fast=true needs bfloat16, which this {kind} has not: set fast=false")
+        if self.bf16 and not has_native_bf16(kind):
+            raise UserError(f"bf16=true needs bfloat16, which this {kind} lacks: set bf16=false")
         if kind == "cpu":
             configure_malloc()
         tokenizer = load_tokenizer(self.path, device)
-        tokenizer.bf16 = self.fast
-        if self.mark is not None and (found := fingerprint(tokenizer)) != self.mark:
+        tokenizer.bf16 = self.bf16
+        if self.expected_fingerprint not in (None, found := fingerprint(tokenizer)):
             raise UserError(
-                f"tokenizer={self.path} is {found} here, the job was planned with {self.mark}: "
-                "set tokenizer to a file that does not change and that all workers see"
+                f"tokenizer={self.path} is {found} here, but the job was planned with "
+                f"{self.expected_fingerprint}: set tokenizer to a file that does not change and "
+                "that all workers see"
             )
         return tokenizer
 
 
+@hydra.main(version_base="1.3", config_path=str(config_root("encode")), config_name="encode")
+def main(cfg: DictConfig) -> float | None:
+    """Encode as the config says."""
+    return run_job("encode", run, cfg)
+
+
 def run(cfg: EncodeConfig) -> None:
-    """Write the shards, and say what was written."""
-    # Workers may work in another folder.
+    """Write the shards, and print what was written."""
+    # Workers may run in another directory.
     path = str(Path(cfg.tokenizer).absolute()) if Path(cfg.tokenizer).exists() else cfg.tokenizer
-    loaded = Loaded(path, cfg.device, cfg.fast)
+    load = LoadTokenizer(path, cfg.device, cfg.bf16)
     executor = check_executor(build(cfg.executor, "executor"))
     if executor.in_process:
-        tokenizer = loaded(local_rank())
+        tokenizer = load(local_rank())
     else:  # for the plan alone
         tokenizer = load_tokenizer(cfg.tokenizer)
-        tokenizer.bf16 = cfg.fast
+        tokenizer.bf16 = cfg.bf16
     mark = fingerprint(tokenizer)
-    factory: TokenizerFactory = (
-        PreloadedTokenizer(tokenizer) if executor.in_process else replace(loaded, mark=mark)
-    )
+    factory: TokenizerFactory = PreloadedTokenizer(tokenizer)
+    if not executor.in_process:
+        factory = replace(load, expected_fingerprint=mark)
     manifests = encode(
-        cfg.input,
-        cfg.output,
+        cfg.input_dir,
+        cfg.output_dir,
         tokenizer,
         mark,
         balance=cfg.balance,
@@ -89,4 +107,4 @@ def run(cfg: EncodeConfig) -> None:
         listed = ", ".join(f"{task} {count:,}" for task, count in counts.items())
         if listed:
             print(f"{split}: {listed} pairs")
-    print(f"tokens: {cfg.output} ({tokenizer.config.tokens_per_image} a picture)")
+    print(f"tokens: {cfg.output_dir} ({tokenizer.config.tokens_per_image} per image)")

@@ -2,19 +2,30 @@
 
 from pathlib import Path
 
+import hydra
+from omegaconf import DictConfig
+
+from delvm.commands.app import run_job
 from delvm.commands.devices import pick
-from delvm.commands.schema import EvaluateConfig, Subject
+from delvm.configs.store import config_root
+from delvm.configs.verbs import EvaluateConfig, EvaluationMode
 from delvm.storage import as_path
 
 
+@hydra.main(version_base="1.3", config_path=str(config_root("evaluate")), config_name="evaluate")
+def main(cfg: DictConfig) -> float | None:
+    """Evaluate as the config says."""
+    return run_job("evaluate", run, cfg)
+
+
 def run(cfg: EvaluateConfig) -> None:
-    """Evaluate, and say where the report is."""
-    if cfg.subject is Subject.tokenizer:
+    """Evaluate, and print where the report is."""
+    if cfg.mode is EvaluationMode.tokenizer:
         _tokenizer(cfg)
     else:
         _students(cfg)
-    print(f"report: {cfg.output}/report.html")
-    print(f"numbers: {cfg.output}/metrics.json, {cfg.output}/scores.csv")
+    print(f"report: {cfg.output_dir}/report.html")
+    print(f"metrics: {cfg.output_dir}/metrics.json, {cfg.output_dir}/scores.csv")
 
 
 def _tokenizer(cfg: EvaluateConfig) -> None:
@@ -22,15 +33,15 @@ def _tokenizer(cfg: EvaluateConfig) -> None:
     from delvm.interop.load import load_tokenizer
 
     evaluate_tokenizer(
-        as_path(cfg.input),
+        as_path(cfg.input_dir),
         load_tokenizer(cfg.tokenizer, pick(cfg.device)),
-        output_dir=Path(cfg.output),
+        output_dir=Path(cfg.output_dir),
         tasks=cfg.tasks or None,
-        num_queries=cfg.queries,
+        num_queries=cfg.num_queries,
         seed=cfg.seed,
         batch_size=cfg.batch_size,
-        fid_features=Path(cfg.extractor) if cfg.extractor else None,
-        origin=origin(cfg.tokenizer),
+        fid_features=Path(cfg.fid_features) if cfg.fid_features else None,
+        origin=describe_source(cfg.tokenizer),
         title=cfg.title,
     )
 
@@ -42,40 +53,40 @@ def _students(cfg: EvaluateConfig) -> None:
 
     device = pick(cfg.device)
     students = cfg.students or {"student": "shapes"}
-    places = {"tokenizer": cfg.tokenizer, **students}
+    models = {"tokenizer": cfg.tokenizer, **students}
     evaluate_students(
-        as_path(cfg.input),
+        as_path(cfg.input_dir),
         load_tokenizer(cfg.tokenizer, device),
         {name: load_student(path, device) for name, path in students.items()},
-        output_dir=Path(cfg.output),
+        output_dir=Path(cfg.output_dir),
         tasks=cfg.tasks or None,
-        num_queries=cfg.queries,
-        num_shots=cfg.pairs,
+        num_queries=cfg.num_queries,
+        num_shots=cfg.num_shots,
         seed=cfg.seed,
         temperature=cfg.temperature,
         top_k=cfg.top_k,
         top_p=cfg.top_p,
-        decoding=None if cfg.expected or cfg.temperature > 0 else "greedy",
+        decoding=cfg.decoding,
         batch_size=cfg.batch_size,
-        histories={name: path for name in places if (path := history(places[name]))},
-        origins={name: origin(path) for name, path in places.items()},
+        histories={name: path for name in models if (path := training_curves(models[name]))},
+        origins={name: describe_source(path) for name, path in models.items()},
         title=cfg.title,
     )
 
 
-def history(weights: str) -> Path | None:
-    """The curves of the run that made these weights, where they lie in a run's folder."""
-    place = Path(weights)
-    # The run's folder, RUN/student, or RUN/checkpoints/last.ckpt.
-    for folder in (place, place.parent, place.parent.parent):
+def training_curves(weights: str) -> Path | None:
+    """The metrics.csv of the run that made these weights, where they are in its directory."""
+    path = Path(weights)
+    # The run's directory, RUN/student, or RUN/checkpoints/last.ckpt.
+    for folder in (path, path.parent, path.parent.parent):
         if (folder / "metrics.csv").is_file() and (folder / "checkpoints").is_dir():
             return folder / "metrics.csv"
     return None
 
 
-def origin(weights: str) -> str:
-    """Where weights come from, in the report's words."""
+def describe_source(weights: str) -> str:
+    """Where weights come from, for the report."""
     from delvm.interop.load import SHIPPED_DIR
 
     shipped = not Path(weights).exists() and (SHIPPED_DIR / weights).is_dir()
-    return f"weights that ship with DeLVM: {weights}" if shipped else weights
+    return f"weights shipped with DeLVM: {weights}" if shipped else weights

@@ -1,31 +1,36 @@
-"""Hydra's and OmegaConf's errors in one line each, with the nearest valid name."""
+"""What Hydra and OmegaConf raise, in one line each, with the nearest valid name."""
 
+import os
+import re
+import traceback
 import types
 from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from delvm.commands import help
-from delvm.errors import UserError, closest_match, did_you_mean
+from delvm.configs.renamed import new_name
+from delvm.errors import UserError, closest_match, did_you_mean, to_user_error
 
-EXAMPLES = {"prompt": "FOLDER", "query": "PICTURE", "teacher.checkpoint": "PATH"}
-# Group of Hydra -> what packages add to it.
+EXAMPLES = {"prompt": "DIR", "query": "IMAGE", "teacher.checkpoint": "PATH"}
+# Words that people use for a value.
+_ALIASES = {"gpu": "cuda"}
+# Option of Hydra -> the package that adds it.
 _PLUGINS = {
-    "hydra/launcher": {
-        "joblib": "hydra-joblib-launcher",
-        "submitit_local": "hydra-submitit-launcher",
-        "submitit_slurm": "hydra-submitit-launcher",
-    },
-    "hydra/sweeper": {"optuna": "hydra-optuna-sweeper"},
-    "hydra/sweeper/sampler": {"tpe": "hydra-optuna-sweeper"},
+    "hydra/launcher=joblib": "hydra-joblib-launcher",
+    "hydra/launcher=submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
+    "hydra/sweeper=optuna": "hydra-optuna-sweeper",
+    "hydra/sweeper/sampler=tpe": "hydra-optuna-sweeper",
 }
-_WORDS = {
-    int: "a whole number",
+_PACKAGES = ("hydra", "hydra_plugins", "submitit", "joblib", "sqlalchemy", "optuna")
+_TYPES = {
+    int: "an integer",
     float: "a number",
     bool: "true or false",
     str: "text",
@@ -34,86 +39,129 @@ _WORDS = {
 }
 
 
-def refuse_malformed(override: str) -> None:
-    """Refuse an argument that is no override at all.
+def explained(error: Exception, verb: str) -> Exception:
+    """A UserError in one line for what the user can fix, else the error itself."""
+    if isinstance(error, UserError):
+        return error
+    package = _raising_package(error)
+    config_error = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
+    if config_error or (isinstance(error, ValueError) and package.startswith("hydra")):
+        return UserError(_one_line(error, verb))
+    if package in ("submitit", "joblib"):
+        return UserError(
+            f"{package} failed: {_reason(error)}: finished jobs are kept; set resume=auto to "
+            "continue the others, or hydra/launcher=basic to run them here"
+        )
+    if package in ("sqlalchemy", "optuna"):
+        return UserError(
+            f"hydra.sweeper.storage cannot be used: {_reason(error)}: set it to sqlite:///FILE in "
+            "an existing directory"
+        )
+    return to_user_error(error) if isinstance(error, OSError) else error
+
+
+def _raising_package(error: Exception) -> str:
+    """Which of Hydra and the packages behind its plugins raised an error, or nothing."""
+    file = traceback.extract_tb(error.__traceback__)[-1].filename if error.__traceback__ else ""
+    return next((each for each in _PACKAGES if f"{os.sep}{each}{os.sep}" in file), "")
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong: the first line, or where the text is a traceback, its last one."""
+    text = str(error)
+    ends = re.findall(r"^\w[\w.]*(?:Error|Exception)\b.*", text, re.MULTILINE)
+    return (ends or text.splitlines() or [type(error).__name__])[-1 if ends else 0][:300]
+
+
+def check_override(verb: str, override: str) -> None:
+    """Refuse an argument that is not an override, or that names something by its old name.
 
     Raises:
-        UserError: it has no key, or no value.
+        UserError: in one line.
     """
-    key, equals, _ = override.partition("=")
-    if not key.lstrip("+") or not (equals or override.startswith("~")):
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+~")
+    if not name or not (equals or override.startswith("~")):
         raise UserError(f"'{override}' is not an override: write key=value, or group=option")
+    if new := new_name(verb, name, value):
+        old = override if "=" in new else key
+        raise UserError(f"unknown '{old}': it is now called {new}")
 
 
-def unknown_key(name: str, siblings: Iterable[str], everywhere: Iterable[str] = ()) -> str:
+def unknown_key(name: str, node: Any, verb: str) -> str:
     """The line for a key that does not exist.
 
     Args:
         name: the key in full, dots and all.
-        siblings: keys that do exist beside it.
-        everywhere: all keys of the config in full; one below the same parent that ends alike is
-            proposed when no sibling is near.
+        node: the config node that lacks it.
     """
+    if new := new_name(verb, name):
+        return f"unknown key '{name}': it is now called {new}"
     parent, _, leaf = name.rpartition(".")
     lead = f"{parent}." if parent else ""
-    close = closest_match(leaf, siblings)
-    deeper = [key for key in everywhere if key.startswith(lead) and key.endswith(f".{leaf}")]
-    if close is None and deeper:
-        return f"unknown key '{name}': did you mean '{deeper[0]}'?"
-    if close is None:
-        return f"unknown key '{name}': {did_you_mean(leaf, siblings)}"
-    return f"unknown key '{name}': did you mean '{lead}{close}'?"
+    if option := help.option_with(verb, parent.replace(".", "/"), leaf):
+        return f"unknown key '{name}': it is a key of {option}"
+    below = [key for key in _keys_below(node) if key.endswith(f".{leaf}")]
+    siblings = [key for key in map(str, node) if key != "hydra" and not key.startswith("_")]
+    close = closest_match(leaf, siblings) or (below[0] if below else None)
+    hint = f"did you mean '{lead}{close}'?" if close else did_you_mean(leaf, siblings)
+    return f"unknown key '{name}': {hint}"
 
 
-def missing(keys: Iterable[str]) -> str:
+def _keys_below(node: Any, lead: str = "") -> list[str]:
+    keys: list[str] = []
+    for key in map(str, node):
+        keys.append(f"{lead}{key}")
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+            continue
+        if isinstance(node[key], DictConfig) and f"{lead}{key}" != "hydra":
+            keys += _keys_below(node[key], f"{lead}{key}.")
+    return keys
+
+
+def missing_values(keys: Iterable[str]) -> str:
     """The line for mandatory keys without a value."""
     names = sorted(keys)
     example = " ".join(f"{name}={EXAMPLES.get(name, 'VALUE')}" for name in names)
-    plural = "s" if len(names) > 1 else ""
-    return f"missing value{plural} for {', '.join(names)}: set {example}"
+    return f"missing value{'s'[: len(names) > 1]} for {', '.join(names)}: set {example}"
 
 
-def wanted(kind: Any) -> str:
-    """What a type of a schema takes, in words."""
+def type_in_words(kind: Any) -> str:
+    """What a key of this type takes."""
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
-        parts = [part for part in get_args(kind) if part is not type(None)]
-        words = " or ".join(wanted(part) for part in parts)
-        return f"{words} or null" if type(None) in get_args(kind) else words
+        parts = [type_in_words(part) for part in get_args(kind) if part is not type(None)]
+        return " or ".join([*parts, *["null"][: type(None) in get_args(kind)]])
     if isinstance(kind, type) and issubclass(kind, Enum):
         return f"one of {', '.join(kind.__members__)}"
-    return _WORDS.get(origin or kind, "keys of its own, as GROUP.KEY=VALUE")
+    return _TYPES.get(origin or kind, "keys of its own, as GROUP.KEY=VALUE")
 
 
-def one_line(error: Exception, verb: str) -> str:
-    """An error of composition as one line for the user."""
+def _one_line(error: Exception, verb: str) -> str:
     if isinstance(error, OverrideParseException):
-        return _unreadable(error)
-    where = _file(error)
+        return _parse_error(error)
+    # A file that an error is in; Hydra's own name what the command line or another file overrides.
+    text = str(error)
+    file = text.split("'")[1] if text.startswith("In '") else ""
+    where = f"{file}.yaml: " if "/" in file and file != "hydra/config" else ""
     if isinstance(error, MissingConfigException):
         return where + _unknown_option(error)
-    # Hydra wraps what OmegaConf says: a bad override as cause, a bad config file as context.
+    # Hydra wraps OmegaConf's errors: a bad override as cause, a bad config file as context.
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, OmegaConfBaseException):
         inner = inner.__cause__ or inner.__context__
     if isinstance(inner, ConfigAttributeError | ConfigKeyError):
-        return where + _unknown(inner)
+        return where + unknown_key(str(inner.full_key or inner.key), inner.parent_node or {}, verb)
     if isinstance(inner, OmegaConfBaseException):
-        return where + _bad_value(inner, _override(error))
+        start = "Error merging override "
+        override = text.removeprefix(start).splitlines()[0] if text.startswith(start) else ""
+        return where + _type_error(inner, override)
     if isinstance(error, YAMLError):
-        return f"a config file is not valid YAML: {' '.join(str(error).split())}"
-    return where + _hydra(str(error), verb)
+        return f"a config file is not valid YAML: {' '.join(text.split())}"
+    return where + _composition_error(text, verb)
 
 
-def _file(error: Exception) -> str:
-    """The config file at fault, where it is not the verb's own that names what is overridden."""
-    text = str(error)
-    file = text.split("'")[1] if text.startswith("In '") else ""
-    # Hydra's own file names what it was told to override.
-    return f"{file}.yaml: " if "/" in file and file != "hydra/config" else ""
-
-
-def _unreadable(error: OverrideParseException) -> str:
+def _parse_error(error: OverrideParseException) -> str:
     key, _, value = error.override.partition("=")
     reason = str(error).splitlines()[0].rstrip(".")
     quoted = value.replace("'", "\\'")
@@ -127,65 +175,32 @@ def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if not group or error.options is None:
         return " ".join(str(error).split("\nConfig search path")[0].split())
-    if option in _PLUGINS.get(group, {}):
-        return (
-            f"{group}={option} needs {_PLUGINS[group][option]}, which is not installed: "
-            "`pip install 'delvm[scale]'`"
-        )
+    if package := _PLUGINS.get(f"{group}={option}"):
+        return f"{group}={option} needs {package}: run `pip install 'delvm[scale]'`"
     return f"unknown option {group}={option}: {did_you_mean(option, error.options)}"
 
 
-def _unknown(error: OmegaConfBaseException) -> str:
-    node = error.parent_node
-    name = str(error.full_key or error.key)
-    if not isinstance(node, DictConfig):
-        return f"unknown key '{name}'"
-    siblings = [str(key) for key in node if key != "hydra"]
-    return unknown_key(name, siblings, _every_key(node._get_root()))
-
-
-def _every_key(node: Any, lead: str = "") -> list[str]:
-    keys: list[str] = []
-    if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
-        return keys
-    for key in map(str, node):
-        if key == "hydra" and not lead:
-            continue
-        keys.append(f"{lead}{key}")
-        keys += _every_key(node._get_node(key), f"{lead}{key}.")
-    return keys
-
-
-def _override(error: Exception) -> str:
-    """The override that Hydra could not merge, or nothing."""
-    text = str(error)
-    start = "Error merging override "
-    return text.removeprefix(start).splitlines()[0] if text.startswith(start) else ""
-
-
-def _bad_value(error: OmegaConfBaseException, override: str) -> str:
+def _type_error(error: OmegaConfBaseException, override: str) -> str:
     """A value of the wrong type: the schema's own field says what is wanted."""
     name = str(error.full_key or error.key or "").strip()
-    reason = str(error).splitlines()[0].rstrip(".")
     node = error.parent_node
     schema = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
     hints = get_type_hints(schema) if isinstance(schema, type) else {}
     kind = hints.get(name.rpartition(".")[2])
-    given = override.partition("=")[2]
+    value = override.partition("=")[2]
     for each in get_args(kind) or (kind,):
-        if isinstance(each, type) and issubclass(each, Enum) and given:
-            return f"{override} is not {wanted(kind)}: {did_you_mean(given, each.__members__)}"
+        if isinstance(each, type) and issubclass(each, Enum) and value:
+            meant = _ALIASES.get(value, value)
+            return (
+                f"{override} is not {type_in_words(kind)}: {did_you_mean(meant, each.__members__)}"
+            )
     if kind is not None and override:
-        return f"{override} does not fit: {name} takes {wanted(kind)}"
-    shown = override or name
+        return f"{override} does not fit: {name} takes {type_in_words(kind)}"
+    shown, reason = override or name, str(error).splitlines()[0].rstrip(".")
     return f"{shown}: {reason}" if shown else reason
 
 
-def _groups(verb: str) -> list[str]:
-    return list(help.groups(help.config_dir(), verb))
-
-
-def _hydra(text: str, verb: str) -> str:
+def _composition_error(text: str, verb: str) -> str:
     first = text.splitlines()[0] if text else "the config cannot be composed"
     if first.startswith("Ambiguous value"):
         override = first.split("'")[1]
@@ -195,7 +210,7 @@ def _hydra(text: str, verb: str) -> str:
         return f"{first.split(chr(39))[1]} is a sweep: add -m"
     if "No match in the defaults list" in text and "Could not override '" in text:
         group = text.split("Could not override '")[1].split("'")[0]
-        return f"delvm {verb} has no group '{group}': {did_you_mean(group, _groups(verb))}"
+        return f"delvm {verb} has no group '{group}': {did_you_mean(group, help.groups(verb))}"
     if first.startswith("Config group override must be"):
         return f"a group takes the name of an option, as GROUP=OPTION: see delvm {verb} --help"
     return " ".join(text.split("\nConfig search path")[0].split())

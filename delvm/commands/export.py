@@ -2,24 +2,37 @@
 
 from pathlib import Path
 
-import torch
+import hydra
+from omegaconf import DictConfig
 
-from delvm.commands.schema import ExportConfig
+from delvm.commands.app import run_job
+from delvm.configs.store import config_root
+from delvm.configs.verbs import ExportConfig
 from delvm.errors import UserError
-from delvm.interop.formats import FORMATS, import_writable_format
-from delvm.interop.load import load_student, load_tokenizer, resolve
+
+
+@hydra.main(version_base="1.3", config_path=str(config_root("export")), config_name="export")
+def main(cfg: DictConfig) -> float | None:
+    """Export as the config says."""
+    return run_job("export", run, cfg)
 
 
 def run(cfg: ExportConfig) -> None:
-    """Write the folder whole or not at all, and say what it holds."""
+    """Write the directory atomically, and print what it holds."""
+    # Imported here: torch takes seconds, which a mistake in the config need not wait for.
+    import torch
+
+    from delvm.interop.formats import FORMATS, import_writable_format
+    from delvm.interop.load import load_student, load_tokenizer, resolve
+
     kind = FORMATS[cfg.format.value].exports or ""
     layout = import_writable_format(cfg.format.value)
-    output, dtype = Path(cfg.output), getattr(torch, cfg.dtype.value)
+    output, dtype = Path(cfg.output_dir), getattr(torch, cfg.dtype.value)
     source = resolve(cfg.checkpoint, kind)
-    if source.resolve().is_relative_to(output.resolve()):  # a folder is replaced whole
+    if source.resolve().is_relative_to(output.resolve()):  # the directory is replaced
         raise UserError(
-            f"output={cfg.output} would replace checkpoint={cfg.checkpoint}: set output to another "
-            "folder"
+            f"output_dir={cfg.output_dir} would replace checkpoint={cfg.checkpoint}: set "
+            "output_dir to another directory"
         )
     if kind == "student":
         student = load_student(source)

@@ -1,99 +1,132 @@
-"""The page of ``delvm VERB --help``, drawn from the comments in conf/."""
+"""The page of ``delvm VERB --help``, made from the comments in conf/, which Hydra does not read."""
 
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-import delvm
 from delvm.commands import VERBS
+from delvm.configs.store import config_root
+from delvm.errors import UserError
 
+# Hydra's flags. A capital or | stands for the value that a flag takes.
 FLAGS = {
-    "-h, --help": "this page",
+    "-h, --help": "this page, with the options of --config-dir",
     "-m, --multirun": "run once for each combination of values: seed=0,1 student=tiny,small",
     "-c, --cfg job|hydra|all": "print the config instead of running",
     "--resolve": "with --cfg: with interpolations resolved",
     "-p, --package KEY": "with --cfg: only this part",
-    "-cd, --config-dir DIR": "a folder of your own config files, searched after the project's",
-    "-i, --info [WHAT]": "how the config is made: all, config, defaults, defaults-tree, plugins, "
-    "searchpath",
+    "-cd, --config-dir DIR": "your own config files, searched after the project's",
+    "-cp, --config-path DIR": "config files in place of the project's",
+    "-cn, --config-name NAME": "a primary config of another name",
+    "-i, --info [WHAT]": "how the config is composed: all, config, defaults, defaults-tree, "
+    "plugins, searchpath",
+    "-r, --run": "run once, where a config file asks for a sweep",
+    "-sc, --shell-completion": "install=SHELL, uninstall=SHELL or query=SHELL",
+    "--hydra-help": "Hydra's own page",
 }
 
 
-def config_dir() -> Path:
-    """conf/ of the checkout the package is run from, else the copy inside the installed package."""
-    package = Path(delvm.__file__).resolve().parent
-    checkout = package.parent / "conf"
-    return checkout if (checkout / "train.yaml").is_file() else package / "conf"
+def _folders(verb: str, config_dir: str | None = None) -> list[Path]:
+    folders = [config_root(verb)]
+    if config_dir is not None:
+        folders.append(Path(config_dir))
+        if not folders[-1].is_dir():
+            raise UserError(f"config directory not found: {config_dir} (set --config-dir)")
+    return folders
 
 
-def _primary(conf: Path, verb: str) -> dict[str, Any]:
-    primary: dict[str, Any] = yaml.safe_load((conf / f"{verb}.yaml").read_text("utf-8"))
-    return primary
+def _read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text("utf-8")) or {}
 
 
-def groups(conf: Path, verb: str) -> dict[str, str | None]:
-    """A verb's config groups, each with the option that is taken when none is named."""
-    found: dict[str, str | None] = {}
-    for entry in _primary(conf, verb)["defaults"]:
+def _defaults(path: Path) -> dict[str, Any]:
+    """Group -> option, of the defaults list of a file."""
+    found = {}
+    for entry in _read(path).get("defaults", []):
         if isinstance(entry, dict):
             ((group, option),) = entry.items()
             if not group.startswith("override "):
-                found[group] = option
+                found[group.partition("@")[0]] = option
     return found
 
 
-def options(conf: Path, group: str) -> dict[str, str]:
+def groups(verb: str, config_dir: str | None = None) -> dict[str, list[str]]:
+    """A verb's config groups, nested ones (module/loss) included, each with the default options."""
+    found: dict[str, list[str]] = {}
+    for group, option in _defaults(config_root(verb) / f"{verb}.yaml").items():
+        found[group] = option if isinstance(option, list) else [option] if option else []
+        for folder in _folders(verb, config_dir):
+            for nested in sorted(each for each in (folder / group).glob("*") if each.is_dir()):
+                default = _nested_default(verb, found[group], group, nested.name)
+                found.setdefault(f"{group}/{nested.name}", default)
+    return found
+
+
+def _nested_default(verb: str, options: list[str], group: str, nested: str) -> list[str]:
+    files = [config_root(verb) / group / f"{option}.yaml" for option in options]
+    chosen = [_defaults(file).get(nested) for file in files if file.is_file()]
+    return [each for each in chosen if each]
+
+
+def options(verb: str, group: str, config_dir: str | None = None) -> dict[str, str]:
     """The options of a group, each with the first comment line of its file."""
     found = {}
-    for path in sorted((conf / group).glob("*.yaml")):
-        lines = path.read_text("utf-8").splitlines()
-        comments = [line[1:].strip() for line in lines if line.startswith("#")]
-        found[path.stem] = next((line for line in comments if not line.startswith("@")), "")
+    for folder in _folders(verb, config_dir):
+        for path in sorted((folder / group).glob("*.yaml")):
+            lines = path.read_text("utf-8").splitlines()
+            comments = [line[1:].strip() for line in lines if line.startswith("#")]
+            found[path.stem] = next((line for line in comments if not line.startswith("@")), "")
     return found
 
 
-def keys(conf: Path, verb: str) -> list[str]:
-    """The keys of a verb's own, outside its groups."""
-    return [key for key in _primary(conf, verb) if key not in ("defaults", "hydra")]
+def option_with(verb: str, group: str, key: str) -> str | None:
+    """GROUP=OPTION of an option that has a key, if one has.
+
+    The option of a nested group is named by the option of the outer group that takes it.
+    """
+    folder = config_root(verb)
+    for path in sorted((folder / group).glob("*.yaml")) if group in groups(verb) else []:
+        if key in _read(path):
+            outer, slash, inner = group.rpartition("/")
+            for taker in sorted((folder / outer).glob("*.yaml")) if slash else []:
+                if _defaults(taker).get(inner) == path.stem:
+                    return f"{outer}={taker.stem}"
+            return f"{group}={path.stem}"
+    return None
 
 
-def top_level(conf: Path, verb: str) -> list[str]:
-    """What an override may begin with: ``key=``, ``group=``, or ``group.`` for its keys."""
-    names = [f"{key}=" for key in keys(conf, verb)]
-    for group, option in groups(conf, verb).items():
-        names += [f"{group}="] if option is None else [f"{group}=", f"{group}."]
-    return sorted(names)
+def _columns(rows: list[tuple[str, str]]) -> list[str]:
+    width = max(len(left) for left, _ in rows)
+    return [f"  {left:<{width}}  {right}".rstrip() for left, right in rows]
 
 
-def _lines(conf: Path, verb: str) -> list[str]:
-    """The primary config's own lines, with their comments, in columns."""
-    text = (conf / f"{verb}.yaml").read_text("utf-8")
-    body = text.split("\n\n", 1)[1].split("\nhydra:", 1)[0]
-    rows = [line.partition(" # ")[::2] for line in body.splitlines() if line.strip()]
-    width = max(len(value) for value, _ in rows)
-    return [f"  {value:<{width}}  {comment}".rstrip() for value, comment in rows]
-
-
-def page(conf: Path, verb: str) -> str:
+def page(verb: str, config_dir: str | None = None) -> str:
     """The help page of a verb."""
     about = VERBS[verb]
+    text = (config_root(verb) / f"{verb}.yaml").read_text("utf-8")
+    body = text.split("\n\n", 1)[1].split("\nhydra:", 1)[0]
+    keys = [line.partition(" # ")[::2] for line in body.splitlines() if line.strip()]
     lines = [f"delvm {verb}: {about.help}", "", f"usage: delvm {verb} [key=value ...] [flags]"]
-    lines += ["", "keys (key=value; ??? must be given):", *_lines(conf, verb)]
-    table = {
-        group: (default, options(conf, group)) for group, default in groups(conf, verb).items()
+    lines += ["", "keys (key=value; ??? must be given):", *_columns(keys)]
+    listed = {
+        group: (default, options(verb, group, config_dir))
+        for group, default in groups(verb, config_dir).items()
     }
-    if table:
-        width = max(len(name) for _, each in table.values() for name in each)
-        lines += ["", "groups (group=option; * is taken when none is named):"]
-        lead = max(map(len, table))
-        for group, (default, each) in table.items():
-            for i, (name, comment) in enumerate(each.items()):
-                star = "*" if name == default else " "
-                head = group if i == 0 else ""
-                lines.append(f"  {head:<{lead}} {star} {name:<{width}}  {comment}".rstrip())
+    if listed:
+        width = max(len(name) for _, found in listed.values() for name in found)
+        lines += ["", "groups (group=option; * is the default):"]
+        lines += _columns(
+            [
+                (
+                    group if i == 0 else "",
+                    f"{'*' if name in default else ' '} {name:<{width}}  {comment}",
+                )
+                for group, (default, found) in listed.items()
+                for i, (name, comment) in enumerate(found.items())
+            ]
+        )
         lines.append(f"  keys inside a group: delvm {verb} --cfg job; set as GROUP.KEY=VALUE")
-    width = max(map(len, FLAGS))
-    lines += ["", "flags:", *(f"  {flag:<{width}}  {text}" for flag, text in FLAGS.items())]
+    lines += ["", "flags:", *_columns(list(FLAGS.items()))]
     lines += ["", "examples:", *(f"  {example}" for example in about.examples)]
     return "\n".join(lines) + "\n"

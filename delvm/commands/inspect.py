@@ -1,28 +1,39 @@
-"""`delvm inspect`: look at shards, and find what is silently wrong with them."""
+"""`delvm inspect`: show shards as images and statistics, and report what is wrong with them."""
 
 from pathlib import Path
 
+import hydra
+from omegaconf import DictConfig
+
+from delvm.commands.app import run_job
 from delvm.commands.devices import pick
-from delvm.commands.schema import InspectConfig
+from delvm.configs.store import config_root
+from delvm.configs.verbs import InspectConfig
 from delvm.errors import CheckFailed
 from delvm.storage import as_path
 
 
+@hydra.main(version_base="1.3", config_path=str(config_root("inspect")), config_name="inspect")
+def main(cfg: DictConfig) -> float | None:
+    """Inspect as the config says."""
+    return run_job("inspect", run, cfg)
+
+
 def run(cfg: InspectConfig) -> None:
-    """Look, and say what was seen.
+    """Inspect, and print what was found.
 
     Raises:
-        CheckFailed: something is flagged.
+        CheckFailed: something is wrong.
     """
     # Imported here: torch takes seconds, which a mistake in the config need not wait for.
     from delvm.evaluation.shard_inspection import inspect_shards, shard_kind
     from delvm.interop.load import load_tokenizer
 
-    root, output = as_path(cfg.input), Path(cfg.output)
+    root, output = as_path(cfg.input_dir), Path(cfg.output_dir)
     tokens = shard_kind(root) == "tokens"
     tokenizer = load_tokenizer(cfg.tokenizer, pick(cfg.device)) if tokens else None
     report = inspect_shards(
-        root, tokenizer, output_dir=output, num_images=cfg.pictures, seed=cfg.seed
+        root, tokenizer, output_dir=output, num_images=cfg.num_images, seed=cfg.seed
     )
     for split, tasks in report["splits"].items():
         for task, facts in tasks.items():
@@ -38,8 +49,8 @@ def run(cfg: InspectConfig) -> None:
                         f"per token; code {usage['most_frequent']} is "
                         f"{usage['most_frequent_fraction']:.1%}"
                     )
-    print(f"pictures and numbers: {output}")
+    print(f"images and statistics: {output}")
     if flags := report["flags"]:
         listed = "\n  - ".join(["", *flags])
         raise CheckFailed(f"{len(flags)} flagged in {root}:{listed}")
-    print("nothing suspicious")
+    print("nothing wrong")

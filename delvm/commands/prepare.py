@@ -1,16 +1,27 @@
-"""`delvm prepare`: write a source's pairs as image shards."""
+"""`delvm prepare`: write the examples of a source as image shards."""
 
+import hydra
+from omegaconf import DictConfig
+
+from delvm.commands.app import run_job
 from delvm.commands.build import build
-from delvm.commands.schema import PrepareConfig
+from delvm.configs.store import config_root
+from delvm.configs.verbs import PrepareConfig
 from delvm.data.prepare.prepare import prepare
 from delvm.storage import as_path
 
 
+@hydra.main(version_base="1.3", config_path=str(config_root("prepare")), config_name="prepare")
+def main(cfg: DictConfig) -> float | None:
+    """Prepare as the config says."""
+    return run_job("prepare", run, cfg)
+
+
 def run(cfg: PrepareConfig) -> None:
-    """Write the shards, and say what was written."""
+    """Write the shards, and print what was written."""
     manifests = prepare(
         build(cfg.source, "source"),
-        as_path(cfg.output),
+        as_path(cfg.output_dir),
         cfg.splits,
         shard_size=cfg.shard_size,
         max_reject_fraction=cfg.max_reject_fraction,
@@ -20,4 +31,4 @@ def run(cfg: PrepareConfig) -> None:
         counts = {m.task: m.count for m in manifests if m.split == split}
         listed = ", ".join(f"{task} {count:,}" for task, count in counts.items())
         print(f"{split}: {listed} examples")
-    print(f"examples: {cfg.output} (a few of each: {cfg.output}/contact_sheet.png)")
+    print(f"examples: {cfg.output_dir} (a few of each: {cfg.output_dir}/contact_sheet.png)")

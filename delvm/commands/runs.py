@@ -1,15 +1,27 @@
-"""`delvm runs`: the training runs below a folder in one table."""
+"""`delvm runs`: the training runs below a directory in one table."""
 
 from pathlib import Path
 
-from delvm.commands.schema import GatherConfig
-from delvm.evaluation.run_table import collect_runs, format_table, write_table
+import hydra
+from omegaconf import DictConfig
+
+from delvm.commands.app import run_job
+from delvm.configs.store import config_root
+from delvm.configs.verbs import RunsConfig
 from delvm.progress import log
 
 
-def run(cfg: GatherConfig) -> None:
-    """Write the table, show the means of it, and say which runs lack something."""
-    runs, output = collect_runs(Path(cfg.input)), Path(cfg.output)
+@hydra.main(version_base="1.3", config_path=str(config_root("runs")), config_name="runs")
+def main(cfg: DictConfig) -> float | None:
+    """Collect runs as the config says."""
+    return run_job("runs", run, cfg)
+
+
+def run(cfg: RunsConfig) -> None:
+    """Write the table, print its main columns, and report which runs are incomplete."""
+    from delvm.evaluation.run_table import collect_runs, format_table, write_table
+
+    runs, output = collect_runs(Path(cfg.input_dir)), Path(cfg.output)
     write_table(runs, output)
     print("\n".join(format_table(runs)))
     print(f"table: {output}, {len(runs)} run{'s' if len(runs) != 1 else ''}")

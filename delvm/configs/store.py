@@ -8,7 +8,6 @@ import inspect
 from collections.abc import Callable, Collection
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import field, fields, is_dataclass, make_dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -136,12 +135,15 @@ def store(verb: str, root: type, groups: Groups) -> None:
 
 
 def register(verb: str) -> None:
-    """Make the schemas of a verb known to Hydra; to repeat it does no harm.
+    """Make the schemas of a verb known to Hydra; to repeat it does no harm."""
+    if verb == "train":  # imports torch and Lightning
+        from delvm.configs.train import SCHEMAS
 
-    They are in `SCHEMAS` of `delvm.configs.train` (which imports torch) or `delvm.configs.verbs`.
-    """
-    module = import_module(f"delvm.configs.{'train' if verb == 'train' else 'verbs'}")
-    store(verb, *module.SCHEMAS[verb])
+        store(verb, *SCHEMAS[verb])
+    else:
+        from delvm.configs import verbs
+
+        store(verb, verbs.ROOTS[verb], verbs.groups(verb))
 
 
 def _open_dicts(schema: type) -> DictConfig:

@@ -51,6 +51,12 @@ class BalanceConfig:
     examples_per_task: int | None = None
     jitter: Jitter = Jitter.none
 
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        if self.examples_per_task is None or self.examples_per_task >= 1:
+            return []
+        return [f"examples_per_task={self.examples_per_task} is below 1: set it to 1 or more"]
+
 
 def target_counts(counts: dict[str, int], balance: BalanceConfig) -> dict[str, int]:
     """Examples of each task after balancing.

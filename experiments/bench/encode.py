@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 import delvm
-from delvm.commands.encode import Loaded
-from delvm.commands.schema import Device
+from delvm.commands.encode import LoadTokenizer
+from delvm.configs.verbs import Device
 from delvm.data.augment import BalanceConfig
 from delvm.data.encode.encode import plan_job
 from delvm.data.encode.executors.base import TokenizerFactory
@@ -51,7 +51,7 @@ def rows() -> list[Row]:
             overhead("encode_overhead", "shapes", small_job, shipped, REPEATS),
             overhead("encode_overhead_one_core", "shapes", small_job, shipped, REPEATS, pin=True),
             overhead("encode_overhead_f16", "f16_8192 of random weights", large_job, large, 2),
-            *executors(small_job, Loaded("shapes", Device.cpu, False)),
+            *executors(small_job, LoadTokenizer("shapes", Device.cpu, False)),
         ]
 
 

@@ -23,12 +23,12 @@ STAGES = (
     (
         "pairs",
         "prepare source.size=32 source.train.segmentation=4000 source.train.pose=2000 "
-        "source.train.derain=500 source.train.deblur=500 output=OUT/pairs",
+        "source.train.derain=500 source.train.deblur=500 output_dir=OUT/pairs",
     ),
     ("tokenizer", "train experiment=demo_tokenizer data.path=OUT/pairs output=OUT/tokenizer"),
     (
         "tokens",
-        "encode balance=augment input=OUT/pairs tokenizer=OUT/tokenizer output=OUT/tokens",
+        "encode balance=augment input_dir=OUT/pairs tokenizer=OUT/tokenizer output_dir=OUT/tokens",
     ),
     ("teacher", "train experiment=demo_teacher data.path=OUT/tokens output=OUT/teacher"),
     (
@@ -39,8 +39,8 @@ STAGES = (
     ("alone", "train experiment=demo_alone data.path=OUT/tokens output=OUT/alone"),
     (
         "report",
-        "evaluate input=OUT/pairs tokenizer=OUT/tokenizer students.teacher=OUT/teacher "
-        "students.distilled=OUT/student students.alone=OUT/alone title=Demo output=OUT",
+        "evaluate input_dir=OUT/pairs tokenizer=OUT/tokenizer students.teacher=OUT/teacher "
+        "students.distilled=OUT/student students.alone=OUT/alone title=Demo output_dir=OUT",
     ),
 )
 
@@ -53,7 +53,7 @@ SMOKE = {
     "teacher": f"{_STEPS} data.num_val_examples=4",
     "student": f"{_STEPS} data.num_val_examples=4",
     "alone": f"{_STEPS} data.num_val_examples=4",
-    "report": "queries=4",
+    "report": "num_queries=4",
 }
 
 # Threads that spin while they wait make small networks some twenty times slower as soon as another

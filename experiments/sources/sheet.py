@@ -66,7 +66,7 @@ def pictures(row: Row, folder: Path, size: int) -> list[Image.Image]:
     Raises:
         UserError: `delvm prepare` failed.
     """
-    words = [f"source={row.source}", f"source.size={size}", f"output={folder / 'pairs'}"]
+    words = [f"source={row.source}", f"source.size={size}", f"output_dir={folder / 'pairs'}"]
     if row.raw:
         RAW[row.raw](folder / "raw")
         words += [f"source.path={folder / 'raw'}", "source.val=0", "source.test=0"]

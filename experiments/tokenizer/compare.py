@@ -81,12 +81,12 @@ def stages(setting: Setting, seed: int, folder: Path) -> Iterator[tuple[Path, st
     )
     yield (
         folder / "tokenizer_report" / "metrics.json",
-        f"evaluate subject=tokenizer tokenizer={folder}/tokenizer output={folder}/tokenizer_report "
-        f"tasks=[{','.join(TASKS)}] queries=128",
+        f"evaluate mode=tokenizer tokenizer={folder}/tokenizer "
+        f"output_dir={folder}/tokenizer_report tasks=[{','.join(TASKS)}] num_queries=128",
     )
     yield (
         folder / "tokens" / "test" / "segmentation" / "manifest.json",
-        f"encode tokenizer={folder}/tokenizer output={folder}/tokens balance=augment "
+        f"encode tokenizer={folder}/tokenizer output_dir={folder}/tokens balance=augment "
         "balance.examples_per_task=2500",
     )
     yield (
@@ -100,7 +100,7 @@ def stages(setting: Setting, seed: int, folder: Path) -> Iterator[tuple[Path, st
     yield (
         folder / "report" / "metrics.json",
         f"evaluate tokenizer={folder}/tokenizer students.student={folder}/student "
-        f"output={folder}/report tasks=[{','.join(TASKS)}] queries=64",
+        f"output_dir={folder}/report tasks=[{','.join(TASKS)}] num_queries=64",
     )
 
 

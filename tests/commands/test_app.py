@@ -1,138 +1,156 @@
-"""Runs and sweeps: which folder a job gets, what is left behind, where a sweep stops."""
+"""Runs and sweeps: which output a job gets, what is left behind, where a sweep stops."""
+
+import os
+import sys
+from importlib import import_module
 
 import pytest
 from omegaconf import OmegaConf
 
-from delvm.commands import app, encode, evaluate, jobs, prepare, train
+from delvm.commands import app, evaluate, generate, prepare, train
 from delvm.errors import UserError
 
 
-def recorded(monkeypatch, verb, fail_at=None):
-    """Replace a verb's work by a list of the configs it was called with; checks pass."""
-    seen = []
+@pytest.fixture
+def record(monkeypatch):
+    """Replace a verb's work by a list of the configs that it was called with; all are valid."""
 
-    def run(cfg):
-        seen.append(cfg)
-        if len(seen) == fail_at:
-            raise UserError("this one cannot be done")
+    def replace(verb, work="run", fail_at=None):
+        seen = []
 
-    monkeypatch.setattr(verb, "run", run)
-    for module in (app, jobs):
-        monkeypatch.setattr(module, "check", lambda verb, cfg: None)
-    return seen
+        def recorded(cfg):
+            seen.append(cfg)
+            if len(seen) == fail_at:
+                raise UserError("this one cannot be done")
 
+        monkeypatch.setattr(verb, work, recorded)
+        monkeypatch.setattr(app, "check", lambda verb, cfg: None)
+        return seen
 
-def test_a_run_has_its_folder_and_keeps_its_config(delvm, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    seen = recorded(monkeypatch, train)
-    assert delvm("train", "output=runs/a", "seed=3") == (0, "", "")
-    assert [cfg.output for cfg in seen] == ["runs/a"]
-    kept = tmp_path / "runs" / "a" / ".hydra"
-    assert OmegaConf.load(kept / "config.yaml").seed == 3
-    assert OmegaConf.load(kept / "overrides.yaml") == ["output=runs/a", "seed=3"]
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.parent for path in files} == {kept}  # and no log files
+    return replace
 
 
-@pytest.mark.parametrize("verb", [prepare, encode, evaluate])
-def test_other_verbs_leave_nothing_of_hydra(delvm, monkeypatch, tmp_path, verb):
-    monkeypatch.chdir(tmp_path)
-    seen = recorded(monkeypatch, verb)
-    assert delvm(verb.__name__.rpartition(".")[2], "output=a/b") == (0, "", "")
-    assert seen[0].output == "a/b"
+@pytest.mark.parametrize("verb", ["prepare", "encode", "evaluate"])
+def test_a_run_leaves_nothing_of_hydra(delvm, record, tmp_path, verb):
+    seen = record(import_module(f"delvm.commands.{verb}"))
+    assert delvm(verb, "output_dir=a/b") == (0, "", "")
+    assert seen[0].output_dir == "a/b"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_each_job_of_a_sweep_has_its_own_folder(delvm, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    seen = recorded(monkeypatch, train)
-    shared = ("output=runs", "trainer.max_steps=3")
-    code, out, err = delvm("train", "-m", "student=tiny,small", "seed=1,2", *shared)
+def test_config_is_saved_for_the_table_of_runs(delvm, monkeypatch, record, tmp_path):
+    seen = record(train, "train")
+    monkeypatch.setattr(
+        train, "train", lambda cfg: seen.append(cfg) or app.save_config(cfg, "runs/a")
+    )
+    assert delvm("train", "seed=3", "data.batch_size=4") == (0, "", "")
+    assert OmegaConf.load("runs/a/.hydra/config.yaml").seed == 3
+    assert OmegaConf.load("runs/a/.hydra/overrides.yaml") == ["seed=3", "data.batch_size=4"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.parent for path in files} == {tmp_path / "runs/a/.hydra"}  # and no log files
+
+
+def test_each_job_of_a_sweep_has_its_own_output(delvm, record):
+    seen = record(evaluate)
+    shared = ("output_dir=runs", "num_queries=3")
+    code, out, err = delvm("evaluate", "-m", "num_shots=1,2", "seed=1,2", *shared)
     assert (code, out) == (0, "")
-    assert [(cfg.student.net.n_layers, cfg.seed) for cfg in seen] == [
-        (4, 1),
-        (4, 2),
-        (6, 1),
-        (6, 2),
+    assert [(cfg.num_shots, cfg.seed) for cfg in seen] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert [cfg.output_dir for cfg in seen] == [
+        "runs/num_shots=1,seed=1",
+        "runs/num_shots=1,seed=2",
+        "runs/num_shots=2,seed=1",
+        "runs/num_shots=2,seed=2",
     ]
-    assert [cfg.output for cfg in seen] == [
-        "runs/seed=1,student=tiny",
-        "runs/seed=2,student=tiny",
-        "runs/seed=1,student=small",
-        "runs/seed=2,student=small",
-    ]
-    for cfg in seen:
-        assert OmegaConf.load(f"{cfg.output}/.hydra/config.yaml").seed == cfg.seed
-    assert err.splitlines()[0] == "job 0: student=tiny seed=1 output=runs trainer.max_steps=3"
+    assert err.splitlines()[0] == "job 0: num_shots=1 seed=1 output_dir=runs num_queries=3"
     assert len(err.splitlines()) == 4
 
 
-def test_each_report_of_a_sweep_has_its_own_folder(delvm, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    seen = recorded(monkeypatch, evaluate)
-    assert delvm("evaluate", "-m", "pairs=1,2", "output=reports")[0] == 0
-    assert [(cfg.pairs, cfg.output) for cfg in seen] == [
-        (1, "reports/pairs=1"),
-        (2, "reports/pairs=2"),
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("answers", "answers/seed=1"),
+        ("answers/a.png", "answers/seed=1/a.png"),
+        ("a.png", "seed=1/a.png"),
+    ],
+)
+def test_a_file_keeps_its_name_in_the_output_of_a_job(delvm, record, output, expected):
+    seen = record(generate)
+    assert delvm("generate", "-m", "seed=1,2", "prompt=p", "query=q", f"output={output}")[0] == 0
+    assert seen[0].output == expected
+
+
+def test_outputs_in_a_store_stay_there(delvm, record, tmp_path):
+    seen = record(prepare)
+    assert delvm("prepare", "-m", "source.seed=1,2", "output_dir=s3://bucket/pairs")[0] == 0
+    assert [cfg.output_dir for cfg in seen] == [
+        f"s3://bucket/pairs/source.seed={seed}" for seed in (1, 2)
     ]
+    assert not (tmp_path / "s3:").exists()
 
 
-def test_a_folder_name_holds_no_slash(delvm, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    seen = recorded(monkeypatch, train)
-    assert delvm("train", "-m", "data.path=a/b,c/d", "output=runs")[0] == 0
-    assert [cfg.output for cfg in seen] == ["runs/data.path=a-b", "runs/data.path=c-d"]
+def test_a_subdir_of_ones_own_names_the_jobs(delvm, record):
+    seen = record(evaluate)
+    assert delvm("evaluate", "-m", "seed=1,2", "hydra.sweep.subdir='${hydra.job.num}'")[0] == 0
+    assert [cfg.output_dir for cfg in seen] == ["outputs/evaluate/0", "outputs/evaluate/1"]
 
 
-def test_a_sweep_from_a_file(delvm, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    seen = recorded(monkeypatch, train)
-    assert delvm("train", "sweep=seeds", "output=runs")[0] == 0
-    assert [(cfg.seed, cfg.output) for cfg in seen] == [
-        (seed, f"runs/seed={seed}") for seed in range(3)
-    ]
+def test_a_job_name_fits_a_directory(delvm, record):
+    seen = record(evaluate)
+    assert delvm("evaluate", "-m", "tokenizer=a/b,c/d", "output_dir=runs")[0] == 0
+    assert [cfg.output_dir for cfg in seen] == ["runs/tokenizer=a-b", "runs/tokenizer=c-d"]
+    long = [app.job_name(f"x={'y' * 300}{number}") for number in range(2)]
+    assert long[0] != long[1] and max(map(len, long)) <= 200
+    assert app.job_name("") == "job"
 
 
-def test_the_first_failing_job_stops_the_sweep(delvm, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    seen = recorded(monkeypatch, train, fail_at=2)
-    code, out, err = delvm("train", "-m", "seed=1,2,3", "output=runs")
+def test_two_jobs_with_one_output_are_refused(delvm, record):
+    seen = record(evaluate)
+    code, out, err = delvm("evaluate", "-m", "seed=1,1", "output_dir=runs")
+    assert (code, out, seen) == (2, "", [])
+    assert err == "delvm: seed=1,1 names a value twice: leave one out\n"
+
+
+def test_a_sweep_from_a_file(delvm, record):
+    seen = record(train, "train")
+    assert delvm("train", "sweep=seeds")[0] == 0
+    assert [cfg.seed for cfg in seen] == [0, 1, 2]
+
+
+def test_the_first_failing_job_stops_the_sweep(delvm, record):
+    seen = record(evaluate, fail_at=2)
+    code, out, err = delvm("evaluate", "-m", "seed=1,2,3", "output_dir=runs")
     assert (code, out, len(seen)) == (2, "", 2)
     assert err.splitlines()[2:] == ["delvm: job 1: this one cannot be done"]
 
 
-def test_jobs_that_would_overwrite_each_other_are_refused(delvm, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    seen = recorded(monkeypatch, prepare)
-    code, _, err = delvm("prepare", "-m", "source.seed=1,2", "output=one")
-    assert (code, len(seen)) == (2, 1)
-    assert "two jobs of this sweep write to output=one" in err.splitlines()[-1]
-    seen.clear()
-    assert delvm("prepare", "-m", "source.seed=1,2", "output=s_${source.seed}")[0] == 0
-    assert [cfg.output for cfg in seen] == ["s_1", "s_2"]
-
-
-def test_a_fault_leaves_an_earlier_run_as_it_was(delvm, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    kept = tmp_path / "runs" / ".hydra"
-    kept.mkdir(parents=True)
-    (kept / "config.yaml").write_text("seed: 7\n")
+def test_a_mistake_leaves_an_earlier_run_as_it_was(delvm, tmp_path):
+    kept = tmp_path / "runs/.hydra/config.yaml"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("seed: 7\n")
     assert delvm("train", "output=runs", "data.path=nowhere")[0] == 2
-    assert [path.name for path in kept.iterdir()] == ["config.yaml"]
-    assert (kept / "config.yaml").read_text() == "seed: 7\n"
+    assert [path.name for path in kept.parent.iterdir()] == ["config.yaml"]
+    assert kept.read_text() == "seed: 7\n"
 
 
-def test_a_run_folder_that_cannot_be_made(delvm, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    recorded(monkeypatch, train)
-    (tmp_path / "file").touch()
-    assert delvm("train", "output=file") == (2, "", "delvm: File exists: file\n")
+def test_the_work_sees_the_command_line_as_it_was_typed(delvm, monkeypatch):
+    """Lightning starts the other processes of a run by it; Hydra's own switch is off in them."""
+    seen = []
+    monkeypatch.setattr(app, "check", lambda verb, cfg: None)
+    monkeypatch.setattr(
+        prepare, "run", lambda cfg: seen.append((sys.argv[1:], os.environ.get("HYDRA_FULL_ERROR")))
+    )
+    before = list(sys.argv)
+    assert delvm("prepare", "--run", "source.seed=2")[0] == 0
+    assert seen == [(["prepare", "--run", "source.seed=2"], None)]
+    assert sys.argv == before and "HYDRA_FULL_ERROR" not in os.environ
 
 
-def test_composing_leaves_hydra_as_it_was(monkeypatch):
+def test_composing_leaves_hydra_as_it_was():
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
+    before = HydraConfig.instance().cfg
     app.compose("prepare")
     assert not GlobalHydra.instance().is_initialized()
-    assert not HydraConfig.initialized()
+    assert HydraConfig.instance().cfg is before

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from delvm.commands.app import compose
-from delvm.commands.checks import check, faults
+from delvm.commands.checks_train import train_faults
 from delvm.data.types import Example
-from delvm.errors import UserError
 from delvm.models.cpu import attention as cpu_attention
 from tests.data.shard_makers import write_examples
 
 
 def of_config(verb: str, *overrides: str) -> list[str]:
     """Faults of the config alone, whether or not its data is there."""
-    found = faults(verb, compose(verb, overrides))
+    cfg = compose(verb, overrides)
+    found = [f"data.{each}" for each in cfg.data.validate()] + train_faults(cfg)
     return [each for each in found if not each.startswith("data.path=")]
 
 
@@ -65,9 +65,8 @@ def test_each_fault_alone(override):
     assert of_config("train", override) == [ALONE[override]]
 
 
-@pytest.mark.parametrize("verb", ["prepare", "train"])
-def test_defaults_have_no_faults(verb):
-    assert of_config(verb) == []
+def test_defaults_have_no_errors():
+    assert of_config("train") == []
 
 
 @pytest.mark.parametrize("student", ["tiny", "small"])
@@ -91,8 +90,8 @@ TOKENIZER = {
     "module.distance=lpips": "module.distance=lpips, and module.vgg_weights=null: set "
     "module.vgg_weights=PATH to a VGG16 with torchvision's names (vgg16-397923af.pth of "
     "download.pytorch.org/models), or module.distance=ms_ssim",
-    "start=nowhere": "tokenizer not found: nowhere is neither a folder, a checkpoint, nor one of "
-    "the weights that ship (shapes): set start=PATH or null",
+    "start=nowhere": "tokenizer not found: nowhere is not a folder, a checkpoint, or the name "
+    "of shipped weights (shapes): set start=PATH or null",
     "trainer.devices=2": "trainer.devices=2 and module=tokenizer, which keeps its codebook on one "
     "device: set trainer.devices=1",
     "module.average=1.0": "module.average=1.0 is not in [0, 1): set module.average=0.99 or null",
@@ -225,7 +224,7 @@ def test_several_faults_come_in_one_error(delvm, monkeypatch, tmp_path):
     code, out, err = delvm("train", *words)
     assert (code, out) == (2, "")
     lines = err.splitlines()
-    assert lines[0] == "delvm: 5 faults in the config:"
+    assert lines[0] == "delvm: 5 errors in the config:"
     for word in words:
         assert f"  - {ALONE[word]}" in lines
     assert "data.path=outputs/shapes/tokens: no tokens in" in err
@@ -237,44 +236,9 @@ def test_the_shards_on_disk_count_not_the_config(tmp_path):
     pairs = [Example(f"{i:06d}", "derain", (grey, grey)) for i in range(3)]
     write_examples(tmp_path, "train", "derain", pairs, source="test", seed=0, image_size=16)
     words = ["module=tokenizer", "data=images", f"data.path={tmp_path}"]
-    assert faults("train", compose("train", words)) == [
+    assert train_faults(compose("train", words)) == [
         f"image size 16 (pairs in {tmp_path}) != resolution 64 (tokenizer): "
         "set tokenizer.net.resolution=16"
     ]
-    found = faults("train", compose("train", [f"data.path={tmp_path}"]))
+    found = train_faults(compose("train", [f"data.path={tmp_path}"]))
     assert len(found) == 1 and "holds images, not tokens" in found[0]
-
-
-OTHERS = {
-    "prepare splits=[trian]": "unknown split 'trian': did you mean 'train'?",
-    "prepare splits=[]": "no splits given: set splits=[train,val,test]",
-    "prepare shard_size=0": "shard_size=0 is below 1: set shard_size=1 or more",
-    "encode input=nowhere": "input=nowhere not found: run `delvm prepare output=nowhere`",
-    "encode input=. output=.": "input and output are both .: set output to another folder",
-    "encode input=. balance.examples_per_task=0": "balance.examples_per_task=0 is below 1: "
-    "set balance.examples_per_task=1 or more",
-    "generate prompt=a query=b temperature=-1": "temperature=-1.0 is below 0: set temperature=0 "
-    "or more",
-    "generate prompt=a query=b temperature=1 top_p=1.5": "top_p=1.5 is no share: set it above 0 "
-    "and up to 1, or top_p=null",
-    "generate prompt=a query=b top_k=5": "top_k=5 does nothing at temperature=0, which takes the "
-    "likeliest token: set temperature=1 or top_k=null",
-    "evaluate input=. tasks=[poze]": "unknown task 'poze': did you mean 'pose'?",
-    "evaluate input=. subject=tokenizer students.a=x": "students={a} and "
-    "subject=tokenizer, which asks none: set subject=students",
-    "evaluate input=. subject=tokenizer temperature=1": "temperature=1.0 is how students answer, "
-    "which subject=tokenizer does not ask: set temperature=0.0 or subject=students",
-    "evaluate input=. extractor=x.pt": "extractor=x.pt is for rFID, which subject=students "
-    "does not have: set subject=tokenizer or extractor=null",
-    "inspect input=nowhere": "input=nowhere not found: run `delvm encode output=nowhere`",
-    "inspect input=. pictures=0": "pictures=0 is below 1: set pictures=1 or more",
-    "evaluate input=. queries=0": "queries=0 is below 1: set queries=1 or more",
-}
-
-
-@pytest.mark.parametrize("line", OTHERS)
-def test_other_verbs(line):
-    verb, *words = line.split()
-    with pytest.raises(UserError) as caught:
-        check(verb, compose(verb, words))
-    assert str(caught.value) == OTHERS[line]

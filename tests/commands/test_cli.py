@@ -5,14 +5,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 import delvm as package
 from delvm.cli import VERBS
 from delvm.commands import app, prepare
-from delvm.commands.help import config_dir
+from delvm.configs.store import config_dir, config_root
 from delvm.errors import UserError
 
 
@@ -40,8 +39,8 @@ def test_every_listed_verb_can_run():
     from importlib import import_module
 
     for verb in VERBS:
-        assert callable(import_module(f"delvm.commands.{verb}").run)
-        assert (config_dir() / f"{verb}.yaml").is_file()
+        assert callable(import_module(f"delvm.commands.{verb}").main)
+        assert (config_root(verb) / f"{verb}.yaml").is_file()
 
 
 def test_version(delvm):
@@ -70,10 +69,24 @@ def test_the_examples_of_the_help_compose():
                 app.compose(verb, words[2:])
 
 
+def test_help_lists_the_options_of_a_users_own_directory(delvm, tmp_path):
+    (tmp_path / "mine/source").mkdir(parents=True)
+    (tmp_path / "mine/source/stripes.yaml").write_text("# stripes of one color\n_target_: a.B\n")
+    for words in (("prepare", "--config-dir", "mine", "--help"), ("prepare", "-h", "-cd=mine")):
+        code, out, _ = delvm(*words)
+        assert code == 0 and "stripes       stripes of one color" in out and "* shapes" in out
+    assert delvm("prepare", "-cd", "none", "--help") == (
+        2,
+        "",
+        "delvm: config directory not found: none (set --config-dir)\n",
+    )
+
+
 def test_unknown_verb(delvm):
     code, _, err = delvm("trian")
     assert code == 2
     assert err == "delvm: unknown verb 'trian': did you mean 'train'?\n"
+    assert delvm("gather")[2] == "delvm: unknown verb 'gather': it is now called runs\n"
 
 
 def test_unknown_flags(delvm):
@@ -130,8 +143,8 @@ def test_ctrl_c_is_130(delvm, monkeypatch, tmp_path):
     assert delvm("prepare") == (130, "", "delvm: interrupted\n")
 
 
-def test_ctrl_c_inside_lightning_is_130(delvm, monkeypatch, tmp_path):
-    from delvm.commands import train
+def test_ctrl_c_inside_lightning_is_130(delvm, monkeypatch):
+    from delvm.commands import checks_train
     from delvm.training import fit as training
 
     def interrupted(config, folder):
@@ -141,8 +154,8 @@ def test_ctrl_c_inside_lightning_is_130(delvm, monkeypatch, tmp_path):
             sys.exit(1)
 
     monkeypatch.setattr(training, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train.run(SimpleNamespace(output=str(tmp_path)))
+    monkeypatch.setattr(checks_train, "train_faults", lambda cfg: [])
+    assert delvm("train", "output=runs") == (130, "", "delvm: interrupted\n")
 
 
 def test_a_bug_keeps_its_traceback(delvm, monkeypatch, tmp_path):
@@ -170,7 +183,7 @@ def test_a_path_that_cannot_be_written_is_2(delvm, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
     small = ["source.size=16", "splits=[val]", "source.val=1"]
-    code, _, err = delvm("prepare", "output=file/below", *small)
+    code, _, err = delvm("prepare", "output_dir=file/below", *small)
     assert code == 2
     assert err.splitlines()[-1].startswith("delvm: Not a directory: file/below")
 
@@ -187,9 +200,8 @@ def test_a_package_that_carries_its_own_configs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert str(installed / "delvm" / "conf") in done.stdout
     assert str(source.parent / "conf") not in done.stdout
-    done = process(
-        "encode", "tokenizer=t", "balance=augment", "--cfg", "job", cwd=empty, root=installed
-    )
+    words = ("encode", "tokenizer=t", "balance=augment", "--cfg", "job")
+    done = process(*words, cwd=empty, root=installed)
     assert (done.returncode, done.stderr) == (0, "")
     assert "mode: augment" in done.stdout
     assert list(empty.iterdir()) == []

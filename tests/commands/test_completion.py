@@ -1,12 +1,25 @@
-"""What the Tab key offers."""
+"""What the Tab key offers: verbs and flags here, all else by Hydra's own completion."""
 
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
-from delvm.commands.completion import SCRIPTS, complete
+from delvm.cli import SHELLS
+
+
+@pytest.fixture
+def complete(delvm, monkeypatch):
+    def run(line, after=""):
+        monkeypatch.setenv("COMP_LINE", line + after)
+        monkeypatch.setenv("COMP_POINT", str(len(line)))
+        code, out, err = delvm("-sc", "query=bash")
+        assert (code, err) == (0, "")
+        return out.split()
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -23,31 +36,26 @@ from delvm.commands.completion import SCRIPTS, complete
         ("delvm train student.net.di", ["student.net.dim="]),
         ("delvm train module=distillation module.kd", ["module.kd_weight="]),
         ("delvm train module.kd", []),
-        ("delvm train trainer.compile=", ["trainer.compile=true", "trainer.compile=false"]),
-        (
-            "delvm train student.net.init=",
-            [f"student.net.init={i}" for i in ("reference", "gpt2")],
-        ),
         ("delvm encode balance=o", ["balance=oversample"]),
         ("delvm encode tokenizer=nothing_is_called_so", []),
-        ("delvm generate device=c", ["device=cpu", "device=cuda"]),
-        ("delvm generate --cfg job que", ["query="]),
-        ("delvm prepare a mistake source.si", ["source.size="]),
+        ("delvm generate que", ["query="]),
+        ("delvm generate tokenizer=./pro", ["tokenizer=./prompts"]),
+        ("delvm prepare source=images source.si", ["source.size="]),
+        ("delvm prepare a mistake source.si", []),
+        ("delvm prepare sch", []),
     ],
 )
-def test_words(line, words):
+def test_words(complete, line, words, tmp_path):
+    (tmp_path / "prompts").mkdir()
     assert complete(line) == words
 
 
-def test_the_first_word_is_a_verb():
+def test_the_first_word_is_a_verb(complete):
     assert {"prepare", "train", "--help"} <= set(complete("delvm "))
 
 
-def test_values_may_be_files(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "prompts").mkdir()
-    (tmp_path / "picture.png").touch()
-    assert complete("delvm generate prompt=p") == ["prompt=picture.png", "prompt=prompts/"]
+def test_words_end_at_the_cursor(complete):
+    assert complete("delvm tr", "ain seed=1") == ["train"]
 
 
 def test_unknown_shell(delvm):
@@ -56,28 +64,24 @@ def test_unknown_shell(delvm):
     )
 
 
-@pytest.mark.parametrize("shell", SCRIPTS)
-def test_scripts_are_printed(delvm, shell):
-    code, out, _ = delvm("--completion", shell)
-    assert code == 0 and "--complete" in out
+@pytest.mark.parametrize("shell", SHELLS)
+def test_scripts_are_those_of_hydra(delvm, shell):
+    code, out, err = delvm("--completion", shell)
+    assert (code, err) == (0, "")
+    assert "-sc query=" in out and "delvm" in out
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_the_bash_script_completes_in_bash(delvm, tmp_path):
-    """A stand-in for delvm answers; the script must strip what bash already holds."""
-    fake = tmp_path / "delvm"
-    fake.write_text(
-        '#!/bin/sh\n[ "$1" = --complete ] && printf "%s\\n" student=tiny student=small\n'
-    )
-    fake.chmod(0o755)
+def test_completion_in_bash(delvm, tmp_path, root):
+    program = tmp_path / "bin/delvm"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m delvm "$@"\n')
+    program.chmod(0o755)
     script = delvm("--completion", "bash")[1] + (
-        "COMP_LINE='delvm train student='; COMP_POINT=${#COMP_LINE}; _delvm delvm\n"
-        'echo "${COMPREPLY[@]}"\n'
-        "COMP_WORDBREAKS=' '; _delvm delvm\n"
-        'echo "${COMPREPLY[@]}"\n'
+        "COMP_LINE='delvm train student='; COMP_POINT=${#COMP_LINE}; COMP_CWORD=2\n"
+        'hydra_bash_completion; echo "${COMPREPLY[@]}"\n'
     )
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, env=os.environ | {"PATH": path}
-    )
-    assert (done.stdout, done.stderr) == ("tiny small\nstudent=tiny student=small\n", "")
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "PYTHONPATH": str(root)}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=env)
+    assert {"student=tiny", "student=small"} <= set(done.stdout.split()), done.stderr

@@ -7,17 +7,10 @@ import pytest
 
 from delvm.cli import VERBS
 from delvm.commands.app import compose
-from delvm.commands.help import config_dir, groups, options, page
-from delvm.commands.schema import (
-    ConvertConfig,
-    EncodeConfig,
-    EvaluateConfig,
-    ExportConfig,
-    GatherConfig,
-    GenerateConfig,
-    InspectConfig,
-    PrepareConfig,
-)
+from delvm.commands.checks_train import train_faults
+from delvm.commands.help import groups, options, page
+from delvm.configs.store import config_dir, config_root
+from delvm.configs.verbs import ROOTS
 from delvm.data.augment import BalanceConfig, BalanceMode
 from delvm.data.datasets.images import ImagesConfig
 from delvm.data.datasets.sentences import SentencesConfig
@@ -29,40 +22,28 @@ from delvm.training.losses import KLDirection
 CONF = config_dir()
 GIVEN = {
     "generate": ["prompt=a", "query=b"],
-    "convert": ["input=a", "output=b"],
-    "runs": ["input=a", "output=b"],
-    "export": ["checkpoint=a", "format=llama", "output=b"],
+    "convert": ["input=a", "output_dir=b"],
+    "runs": ["input_dir=a", "output=b"],
+    "export": ["checkpoint=a", "format=llama", "output_dir=b"],
 }  # values that have no default
 OPTIONS = [
     (verb, group, option)
     for verb in VERBS
-    for group in groups(CONF, verb)
-    for option in options(CONF, group)
+    for group in groups(verb)
+    for option in options(verb, group)
 ]
 
 
 def test_every_file_is_reached():
-    reached = {CONF / f"{verb}.yaml" for verb in VERBS}
-    reached |= {CONF / group / f"{option}.yaml" for _, group, option in OPTIONS}
+    reached = {config_root(verb) / f"{verb}.yaml" for verb in VERBS}
+    reached |= {config_root(verb) / group / f"{option}.yaml" for verb, group, option in OPTIONS}
     assert set(CONF.rglob("*.yaml")) == reached
     assert {path.suffix for path in CONF.rglob("*") if path.is_file()} == {".yaml"}
 
 
-@pytest.mark.parametrize(
-    "verb, schema",
-    [
-        ("prepare", PrepareConfig),
-        ("encode", EncodeConfig),
-        ("train", TrainConfig),
-        ("runs", GatherConfig),
-        ("generate", GenerateConfig),
-        ("evaluate", EvaluateConfig),
-        ("inspect", InspectConfig),
-        ("convert", ConvertConfig),
-        ("export", ExportConfig),
-    ],
-)
-def test_defaults_compose(verb, schema):
+@pytest.mark.parametrize("verb", VERBS)
+def test_defaults_compose(verb):
+    schema = TrainConfig if verb == "train" else ROOTS[verb]
     assert isinstance(compose(verb, GIVEN.get(verb, [])), schema)
 
 
@@ -83,12 +64,9 @@ def test_every_file_says_what_it_is(path: Path):
         assert any(line.startswith("  - /schema/") for line in lines), f"{path} names no schema"
 
 
-@pytest.mark.parametrize("name", options(CONF, "experiment"))
+@pytest.mark.parametrize("name", options("train", "experiment"))
 def test_experiments_fit_together(name):
-    from delvm.commands.checks import faults
-
-    cfg = compose("train", [f"experiment={name}"])
-    found = faults("train", cfg)
+    found = train_faults(compose("train", [f"experiment={name}"]))
     # Whether the data is there is not for the config to say.
     assert [each for each in found if not each.startswith(("data.path=", "checkpoint not"))] == []
 
@@ -105,20 +83,20 @@ def test_parts_come_as_their_own_dataclasses():
     assert cfg.balance == BalanceConfig(BalanceMode.augment, 7)
 
 
-@pytest.mark.parametrize("name", options(CONF, "student"))
-def test_help_tells_the_parameters_of_every_student(name):
+@pytest.mark.parametrize("name", options("train", "student"))
+def test_help_names_the_parameters_of_every_student(name):
     import torch
 
     from delvm.models.transformer import Transformer
 
-    comment = options(CONF, "student")[name]
-    assert comment in page(CONF, "train")
-    told = re.search(r"about ([\d.,]+)M parameters", comment)
-    assert told, f"conf/student/{name}.yaml does not tell its parameters: {comment}"
+    comment = options("train", "student")[name]
+    assert comment in page("train")
+    stated = re.search(r"about ([\d.,]+)M parameters", comment)
+    assert stated, f"conf/student/{name}.yaml does not name its parameters: {comment}"
     with torch.device("meta"):
         count = Transformer(compose("train", [f"student={name}"]).student.net).parameter_count()
-    last_digit = 10.0 ** -len(told[1].partition(".")[2])
-    assert float(told[1].replace(",", "")) == pytest.approx(count / 1e6, abs=last_digit)
+    last_digit = 10.0 ** -len(stated[1].partition(".")[2])
+    assert float(stated[1].replace(",", "")) == pytest.approx(count / 1e6, abs=last_digit)
 
 
 def test_the_largest_students_are_the_references():

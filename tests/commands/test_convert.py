@@ -40,11 +40,11 @@ def folder(tmp_path, monkeypatch):
 
 def test_internlm_to_shards_and_back(delvm, tokenizer):
     path = GOLDEN / "derain/train.bin"
-    code, out, err = delvm("convert", f"input={path}", "output=tokens", tokenizer)
+    code, out, err = delvm("convert", f"input={path}", "output_dir=tokens", tokenizer)
     assert (code, err.count("\n")) == (0, 1) and "24 samples to tokens/train/derain" in out
     ids = np.concatenate(list(read_tokens(Path("tokens"), "train", "derain")))
     assert ids.shape == (24, 2, 256)
-    assert delvm("convert", "input=tokens", "output=back", "to=internlm_bin")[0] == 0
+    assert delvm("convert", "input=tokens", "output_dir=back", "output_format=internlm_bin")[0] == 0
     assert Path("back/derain/train.bin").read_bytes() == path.read_bytes()
     for name in ("train.bin", "train.bin.meta"):
         assert Path("back/derain", name).read_bytes() == (GOLDEN / "derain" / name).read_bytes()
@@ -52,52 +52,58 @@ def test_internlm_to_shards_and_back(delvm, tokenizer):
 
 def test_lvm_to_shards_and_round_all_formats(delvm, tokenizer):
     path = GOLDEN / "dataset.jsonl"
-    code, _, err = delvm("convert", f"input={path}", "output=tokens", tokenizer)
-    assert code == 2 and "does not tell its split: set split=NAME" in err
+    code, _, err = delvm("convert", f"input={path}", "output_dir=tokens", tokenizer)
+    assert code == 2 and "does not name its split: set split=NAME" in err
     given = ("task=mixed", "split=train", tokenizer)
-    assert delvm("convert", f"input={path}", "output=tokens", *given)[0] == 0
+    assert delvm("convert", f"input={path}", "output_dir=tokens", *given)[0] == 0
     ids = np.concatenate(list(read_tokens(Path("tokens"), "train", "mixed")))
     assert ids.shape[1:] == (16, 256)
-    assert delvm("convert", "input=tokens", "output=a", "to=lvm_jsonl")[0] == 0
+    assert delvm("convert", "input=tokens", "output_dir=a", "output_format=lvm_jsonl")[0] == 0
     assert Path("a/mixed/train.jsonl").read_bytes() == path.read_bytes()
     ends = ("bos=8192", "eos=8193")
-    assert delvm("convert", "input=tokens", "output=b", "to=internlm_bin", *ends)[0] == 0
-    assert delvm("convert", "input=b", "output=c", tokenizer, *ends)[0] == 0
+    assert (
+        delvm("convert", "input=tokens", "output_dir=b", "output_format=internlm_bin", *ends)[0]
+        == 0
+    )
+    assert delvm("convert", "input=b", "output_dir=c", tokenizer, *ends)[0] == 0
     again = np.concatenate(list(read_tokens(Path("c"), "train", "mixed")))
     assert np.array_equal(again, ids)
-    code, _, err = delvm("convert", "input=b", "output=d", tokenizer)
+    code, _, err = delvm("convert", "input=b", "output_dir=d", tokenizer)
     assert code == 2 and "train.bin line 1: id 8193 is outside [0, 8192)" in err
     assert not list(Path("d").rglob("manifest.json"))
 
 
 def test_from_one_project_to_the_other(delvm):
     shutil.copytree(GOLDEN / "derain", "derain")
-    assert delvm("convert", "input=derain", "output=out", "to=lvm_jsonl")[0] == 0
-    assert delvm("convert", "input=out", "output=back", "to=internlm_bin")[0] == 0
+    assert delvm("convert", "input=derain", "output_dir=out", "output_format=lvm_jsonl")[0] == 0
+    assert delvm("convert", "input=out", "output_dir=back", "output_format=internlm_bin")[0] == 0
     wanted = Path("derain/train.bin").read_bytes()
     assert Path("back/derain/train.bin").read_bytes() == wanted
-    code, _, err = delvm("convert", "input=derain", "output=out", "to=lvm_jsonl")
-    assert code == 2 and "is there already: set overwrite=true" in err
+    code, _, err = delvm("convert", "input=derain", "output_dir=out", "output_format=lvm_jsonl")
+    assert code == 2 and "exists: set overwrite=true" in err
 
 
 def test_what_does_not_fit_is_told(delvm, tokenizer):
     path = GOLDEN / "derain/train.bin"
     for words, message in (
-        ((f"input={path}", "output=t"), "codes=8192 != num_embeddings 1024 (tokenizer=shapes)"),
-        (("input=nowhere", "output=t"), "input=nowhere not found"),
-        (("input=.", "output=t"), "holds no token files"),
-        (("input=.", "output=."), "input and output are both"),
-        ((f"input={path}", "output=t", "split=tset", tokenizer), "unknown split 'tset'"),
-        ((f"input={path}", "output=t", "to=bin"), "to=bin"),
+        (
+            (f"input={path}", "output_dir=t"),
+            "codebook_size=8192 != num_embeddings 1024 (tokenizer=shapes)",
+        ),
+        (("input=nowhere", "output_dir=t"), "input=nowhere not found"),
+        (("input=.", "output_dir=t"), "holds no token files"),
+        (("input=.", "output_dir=."), "input and output_dir are both"),
+        ((f"input={path}", "output_dir=t", "split=tset", tokenizer), "unknown split 'tset'"),
+        ((f"input={path}", "output_dir=t", "output_format=bin"), "output_format=bin"),
     ):
         code, _, err = delvm("convert", *words)
         assert code == 2 and message in err, err
     Path("odd/train").mkdir(parents=True)
     Path("odd/train/train.bin").write_text('{"tokens": [1, 2, 3]}\n')
-    code, _, err = delvm("convert", "input=odd", "output=t", tokenizer)
-    assert code == 2 and "lines of 3 tokens are no whole number of pictures of 256" in err
+    code, _, err = delvm("convert", "input=odd", "output_dir=t", tokenizer)
+    assert code == 2 and "lines of 3 tokens are not a multiple of the 256 tokens per image" in err
     lines = path.read_text().splitlines()[:2]
     Path("odd/train/train.bin").write_text("\n".join([lines[0], '{"tokens": [1]}', ""]))
-    code, _, err = delvm("convert", "input=odd", "output=t", tokenizer)
+    code, _, err = delvm("convert", "input=odd", "output_dir=t", tokenizer)
     assert code == 2 and "line 2 holds 1 tokens, line 1 512" in err
     assert not list(Path("t").rglob("manifest.json"))

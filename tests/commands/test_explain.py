@@ -15,10 +15,13 @@ LINES = {
     "train data.batchsize=4": "unknown key 'data.batchsize': did you mean 'data.batch_size'?",
     "train module.label_smothing=0": "unknown key 'module.label_smothing': did you mean "
     "'module.label_smoothing'?",
-    "train data=images data.pairs_per_sentence=2": "unknown key 'data.pairs_per_sentence': "
-    "choose from: batch_size, kind, num_val_examples, num_workers, path, shuffle_window_shards",
-    "train module.kd_weight=2": "unknown key 'module.kd_weight': did you mean "
-    "'module.input_weight'?",
+    "train data=images data.pairs_per_sentence=2": "unknown key 'data.pairs_per_sentence': it is a "
+    "key of data=sentences",
+    "train data.foo=2": "unknown key 'data.foo': choose from: batch_size, images_per_sentence, "
+    "kind, num_val_examples, num_workers, pairs_per_sentence, path, shuffle_window_shards, "
+    "task_weights",
+    "train module.kd_weight=2": "unknown key 'module.kd_weight': it is a key of "
+    "module=distillation",
     "prepare source.sise=32": "unknown key 'source.sise': did you mean 'source.size'?",
     "encode balance.mod=augment": "unknown key 'balance.mod': did you mean 'balance.mode'?",
     "generate promt=x": "unknown key 'promt': did you mean 'prompt'?",
@@ -38,10 +41,10 @@ LINES = {
     "train student=null": "a group takes the name of an option, as GROUP=OPTION: see delvm train "
     "--help",
     # values of the wrong type
-    "train data.batch_size=abc": "data.batch_size=abc does not fit: data.batch_size takes a whole "
-    "number",
-    "train data.batch_size=1.5": "data.batch_size=1.5 does not fit: data.batch_size takes a whole "
-    "number",
+    "train data.batch_size=abc": "data.batch_size=abc does not fit: data.batch_size takes an "
+    "integer",
+    "train data.batch_size=1.5": "data.batch_size=1.5 does not fit: data.batch_size takes an "
+    "integer",
     "train optim.lr=fast": "optim.lr=fast does not fit: optim.lr takes a number",
     "train optim.clip=x": "optim.clip=x does not fit: optim.clip takes a number or null",
     "train optim.betas=3": "optim.betas=3 does not fit: optim.betas takes a list, as [a,b]",
@@ -51,14 +54,14 @@ LINES = {
     "GROUP.KEY=VALUE",
     "train module=distillation module.direction=forwrad": "module.direction=forwrad is not one of "
     "forward, reverse, inverse: did you mean 'forward'?",
-    "generate device=gpu": "device=gpu is not one of auto, cpu, cuda: did you mean 'cpu'?",
-    "prepare source.size=null": "source.size=null does not fit: source.size takes a whole number",
+    "generate device=gpu": "device=gpu is not one of auto, cpu, cuda: did you mean 'cuda'?",
+    "prepare source.size=null": "source.size=null does not fit: source.size takes an integer",
     "evaluate students=3": "students=3 does not fit: students takes a dictionary, as {a: 1}",
     "prepare source.train.pose=x": "source.train.pose=x: Value 'x' of type 'str' could not be "
     "converted to Integer",
     # missing values
-    "generate": "missing values for prompt, query: set prompt=FOLDER query=PICTURE",
-    "generate prompt=x": "missing value for query: set query=PICTURE",
+    "generate": "missing values for prompt, query: set prompt=DIR query=IMAGE",
+    "generate prompt=x": "missing value for query: set query=IMAGE",
     "train teacher=checkpoint": "missing value for teacher.checkpoint: set teacher.checkpoint=PATH",
     # not overrides at all
     "train foo": "'foo' is not an override: write key=value, or group=option",
@@ -68,9 +71,13 @@ LINES = {
     "train seed=1,2": "seed=1,2 is several values: add -m to sweep over them, or write seed=[1,2]",
     "train seed=range(3)": "seed=range(3) is a sweep: add -m",
     "train output=${nope}": "output: Interpolation key 'nope' not found",
-    "prepare experiment=x": "delvm prepare has no group 'experiment': choose from: source",
+    "prepare balance=none": "delvm prepare has no group 'balance': choose from: source",
     # flags
-    "train --cfg jb": "argument --cfg/-c: invalid choice: 'jb' (choose from 'job', 'hydra', 'all')",
+    "train --cfg jb": "--cfg takes job|hydra|all, not 'jb'",
+    "train --cfg": "--cfg takes a value: job|hydra|all",
+    "train --multrun": "unknown flag '--multrun': did you mean '--multirun'?",
+    "train -m --cfg job": "Only one of --run, --multirun, --cfg, --info and --shell_completion can "
+    "be specified",
     "train --resolve": "--resolve and --package go with --cfg job",
 }
 
@@ -123,7 +130,7 @@ def test_a_users_own_option_composes(delvm, tmp_path):
     assert (code, err) == (0, "")
     assert "dim: 48" in out and "n_layers: 22" in out
     code, _, err = delvm("train", "-cd", str(tmp_path / "none"))
-    assert code == 2 and err.startswith("delvm: config folder not found: ")
+    assert code == 2 and err.startswith("delvm: Additional config directory ")
 
 
 def test_full_errors_on_request(delvm, monkeypatch):

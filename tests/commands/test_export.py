@@ -19,7 +19,7 @@ from delvm.models.vqgan import VQGAN, VQGANConfig
 
 @pytest.mark.parametrize("layout", ["llama", "internlm_hf"])
 def test_a_student(delvm, weights, layout):
-    code, out, _ = delvm("export", f"checkpoint={weights}", f"format={layout}", "output=out")
+    code, out, _ = delvm("export", f"checkpoint={weights}", f"format={layout}", "output_dir=out")
     assert code == 0 and f"student of 0.0M parameters to out ({layout}, float32)" in out
     ours, again = load_student(weights), load_student("out")
     ids = torch.randint(0, 32, (2, 24))
@@ -39,7 +39,7 @@ def test_a_tokenizer(delvm, tmp_path):
     config.quantized_embed_dim = 8
     tokenizer = VQGAN(config)
     save_model(tokenizer, tmp_path / "t")
-    words = ("export", f"checkpoint={tmp_path / 't'}", "format=open_muse", "output=muse")
+    words = ("export", f"checkpoint={tmp_path / 't'}", "format=open_muse", "output_dir=muse")
     code, out, _ = delvm(*words)
     assert code == 0 and "tokenizer of 20 codes to muse" in out
     assert json.loads(Path("muse/config.json").read_text())["_class_name"] == "VQGANModel"
@@ -56,20 +56,23 @@ def test_what_stands_there_stays(delvm, weights):
     Path("full/thesis.txt").write_text("years of work")
     Path("a.txt").touch()
     for words, message in (
-        ((student, "format=llama", "output=full"), "output=full is there already: set overwrite"),
-        ((student, "format=llama", "output=full", "overwrite=true"), "holds no config.json"),
-        ((student, "format=llama", "output=a.txt"), "output=a.txt is a file"),
-        ((student, "format=open_muse", "output=out"), "holds a student, not a tokenizer"),
-        ((f"checkpoint={weights}", "format=open_muse", "output=out"), "open-muse has no patch"),
-        ((student, "format=gguf", "output=out"), "format=gguf"),
-        ((student, "output=out"), "format"),
-        (("checkpoint=none", "format=llama", "output=out"), "student not found: none"),
-        ((student, "format=llama", f"output={weights}/student", "overwrite=true"), "would replace"),
+        ((student, "format=llama", "output_dir=full"), "output_dir=full exists: set overwrite"),
+        ((student, "format=llama", "output_dir=full", "overwrite=true"), "holds no config.json"),
+        ((student, "format=llama", "output_dir=a.txt"), "output_dir=a.txt is a file"),
+        ((student, "format=open_muse", "output_dir=out"), "holds a student, not a tokenizer"),
+        ((f"checkpoint={weights}", "format=open_muse", "output_dir=out"), "open-muse has no patch"),
+        ((student, "format=gguf", "output_dir=out"), "format=gguf"),
+        ((student, "output_dir=out"), "format"),
+        (("checkpoint=none", "format=llama", "output_dir=out"), "student not found: none"),
+        (
+            (student, "format=llama", f"output_dir={weights}/student", "overwrite=true"),
+            "would replace",
+        ),
         (
             (
                 f"checkpoint={weights}",
                 "format=llama",
-                f"output={weights}/student",
+                f"output_dir={weights}/student",
                 "overwrite=true",
             ),
             "would replace checkpoint=",
@@ -83,7 +86,7 @@ def test_what_stands_there_stays(delvm, weights):
 
 
 def test_it_is_written_whole_or_not_at_all(delvm, weights, monkeypatch):
-    words = ("export", f"checkpoint={weights}", "format=llama", "output=out", "overwrite=true")
+    words = ("export", f"checkpoint={weights}", "format=llama", "output_dir=out", "overwrite=true")
     assert delvm(*words)[0] == 0
     before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
 
@@ -107,7 +110,7 @@ def test_a_student_with_more_ids_than_codes_can_be_prompted(delvm, weights, prom
     llama.write(student, "lvm")
     words = (f"tokenizer={weights}/tokenizer", "student=lvm", f"prompt={prompt}")
     words += (f"query={prompt}/000000_img.png", "output=answer.png")
-    for how in (("expected=false",), ("expected=true",), ("temperature=1",)):
+    for how in (("decoding=greedy",), (), ("decoding=sample", "temperature=1")):
         code, _, err = delvm("generate", *words, *how)
         assert code == 0, err
     file = Path("lvm/config.json")

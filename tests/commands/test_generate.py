@@ -5,7 +5,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from delvm.commands.generate import plan
+from delvm.commands.generate import plan_outputs
 from delvm.data.image_io import open_image
 from delvm.inference.prompter import Prompter
 from delvm.interop.load import load_student, load_tokenizer
@@ -35,10 +35,10 @@ def test_one_query_one_file(generate, weights, prompt, tmp_path):
     path, output = query(tmp_path), tmp_path / "new" / "answer.png"
     code, out, err = generate(f"query={path}", f"output={output}")
     assert (code, err) == (0, "")
-    assert out == f"answer: {output}\ncontact sheet: {tmp_path}/new/answer_sheet.png\n"
+    assert out == f"answer: {output}\nimage grid: {tmp_path}/new/answer_grid.png\n"
     assert sorted(each.name for each in output.parent.iterdir()) == [
         "answer.png",
-        "answer_sheet.png",
+        "answer_grid.png",
     ]
     prompter = Prompter(load_tokenizer(weights), load_student(weights))
     names = [f"{i:06d}" for i in range(2)]
@@ -48,8 +48,8 @@ def test_one_query_one_file(generate, weights, prompt, tmp_path):
     ]
     [expected] = prompter.complete(pairs, [open_image(path)])
     assert Image.open(output).tobytes() == expected.tobytes()
-    sheet = Image.open(output.with_name("answer_sheet.png"))
-    assert sheet.width > 6 * 128 > sheet.height  # two pairs, the query and the answer in a row
+    grid = Image.open(output.with_name("answer_grid.png"))
+    assert grid.width > 6 * 128 > grid.height  # two pairs, the query and the answer in a row
 
 
 def test_a_folder_of_queries(generate, tmp_path):
@@ -58,13 +58,13 @@ def test_a_folder_of_queries(generate, tmp_path):
     (tmp_path / "queries" / "notes.txt").touch()
     code, out, err = generate(f"query={tmp_path}/queries", f"output={tmp_path}/answers")
     assert code == 0
-    assert err == "generate: not pictures, left out: notes.txt\n"
+    assert err == "generate: not images, left out: notes.txt\n"
     assert out.startswith(f"answers: 3 in {tmp_path}/answers\n")
     assert sorted(path.name for path in (tmp_path / "answers").iterdir()) == [
         "a_answer.png",
         "b.png_answer.png",
         "b.webp_answer.png",
-        "sheet.png",
+        "grid.png",
     ]
 
 
@@ -72,15 +72,17 @@ def test_the_suffix_decides_the_format(generate, tmp_path):
     path = query(tmp_path)
     assert generate(f"query={path}", f"output={tmp_path}/a.jpg")[0] == 0
     assert Image.open(tmp_path / "a.jpg").format == "JPEG"
-    assert Image.open(tmp_path / "a_sheet.png").format == "PNG"
+    assert Image.open(tmp_path / "a_grid.png").format == "PNG"
 
 
-def test_many_queries_fill_several_sheets(tmp_path):
+def test_many_queries_fill_several_grids(tmp_path):
     for number in range(17):
         query(tmp_path / "q", f"{number}.png", (4, 4))
-    assert [path.name for path in plan(str(tmp_path / "q"), str(tmp_path / "out")).sheets] == [
-        "sheet_1.png",
-        "sheet_2.png",
+    assert [
+        path.name for path in plan_outputs(str(tmp_path / "q"), str(tmp_path / "out")).grids
+    ] == [
+        "grid_1.png",
+        "grid_2.png",
     ]
 
 
@@ -113,9 +115,12 @@ def bad_inputs(tmp_path, prompt, weights):
         "another tokenizer": ([q, f"tokenizer={other}"], " is not the one this student was"),
         "too long": ([q, f"prompt={long}"], "3 pairs, a query and its answer are 32 tokens, and"),
         "unknown suffix": ([q, f"output={tmp_path}/a.xyz"], "unknown suffix '.xyz'"),
-        "two for one": ([f"query={prompt}", f"output={tmp_path}/a.png"], "set output=FOLDER"),
+        "two for one": ([f"query={prompt}", f"output={tmp_path}/a.png"], "set output=DIR"),
         "onto the query": ([q, f"output={path}"], "output would replace the query"),
-        "among queries": ([f"query={prompt}", f"output={prompt}"], "set output to another folder"),
+        "among queries": (
+            [f"query={prompt}", f"output={prompt}"],
+            "set output to another directory",
+        ),
         "below a file": ([q, f"output={text}/below/a.png"], "Not a directory: "),
     }
 

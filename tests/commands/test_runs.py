@@ -1,4 +1,4 @@
-"""`delvm runs`, whole."""
+"""`delvm runs`, from the command line."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tests.evaluation.test_run_table import write_run
 def test_a_sweep_becomes_a_table(delvm, tmp_path):
     write_run(tmp_path / "runs/seed=0", "seed: 0\n")
     write_run(tmp_path / "runs/seed=1", "seed: 1\n", None)
-    code, out, err = delvm("runs", "input=runs", "output=tables/a.csv")
+    code, out, err = delvm("runs", "input_dir=runs", "output=tables/a.csv")
     assert code == 0
     assert out.splitlines()[0].split() == [
         *("run", "seed", "step", "best", "step", "last", "val/loss", "best", "val/loss"),
@@ -24,7 +24,7 @@ def test_a_sweep_becomes_a_table(delvm, tmp_path):
     ]
     # A table is replaced by a newer one.
     write_run(tmp_path / "runs/seed=2", "seed: 2\n")
-    assert delvm("runs", "input=runs", "output=tables/a.csv")[0] == 0
+    assert delvm("runs", "input_dir=runs", "output=tables/a.csv")[0] == 0
     assert len(Path("tables/a.csv").read_text().splitlines()) == 4
 
 
@@ -33,11 +33,17 @@ def test_mistakes(delvm, tmp_path):
     Path("empty").mkdir()
     Path("thesis.csv").write_text("years,of,work\n")
     for words, message in (
-        ((), "missing values for input, output"),
-        (("input=none", "output=a.csv"), "input=none is no folder"),
-        (("input=empty", "output=a.csv"), "no runs in empty"),
-        (("input=runs", "output=empty"), "output=empty is a folder: set output=empty/runs.csv"),
-        (("input=runs", "output=thesis.csv"), "output=thesis.csv is there and no table of runs"),
+        ((), "missing values for input_dir, output"),
+        (("input_dir=none", "output=a.csv"), "input_dir=none is not a directory"),
+        (("input_dir=empty", "output=a.csv"), "no runs in empty"),
+        (
+            ("input_dir=runs", "output=empty"),
+            "is a directory: set output=empty/runs.csv",
+        ),
+        (
+            ("input_dir=runs", "output=thesis.csv"),
+            "output=thesis.csv exists and is not a table",
+        ),
     ):
         code, out, err = delvm("runs", *words)
         assert (code, out, err.count("\n")) == (2, "", 1) and message in err, err

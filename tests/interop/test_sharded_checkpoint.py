@@ -82,7 +82,7 @@ def test_student_loads_and_exports(student, tmp_path, capsys):
     found = read_metadata(folder)
     assert found["global_step"] == 7
     assert found["state_dict"].keys() == {f"model.{key}" for key in student.state_dict()}
-    words = [f"checkpoint={folder}", "format=llama", f"output={tmp_path / 'llama'}"]
+    words = [f"checkpoint={folder}", "format=llama", f"output_dir={tmp_path / 'llama'}"]
     assert (
         cli.main(["export", *words]) == 0
         and "student of 0.1M parameters" in capsys.readouterr().out

@@ -33,7 +33,7 @@ _LEGACY_DEFAULTS: dict[str, Any] = {
     "chunks": [],
 }
 _CHUNK_TYPES = {"name": str, "expected": int, "shards": int, "rejected": int}
-COMMAND_FOR = {"images": "delvm prepare output={}", "tokens": "delvm encode output={}"}
+COMMAND_FOR = {"images": "delvm prepare output_dir={}", "tokens": "delvm encode output_dir={}"}
 HINT_FOR_OTHER_KIND = {
     "images": "give the directory that `delvm prepare` wrote",
     "tokens": "give the directory that `delvm encode` wrote",

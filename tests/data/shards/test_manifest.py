@@ -46,9 +46,9 @@ def test_invalid_manifest_is_refused(tmp_path, change, message):
 
 
 def test_missing_or_other_shards_name_the_command_to_run(tmp_path):
-    with pytest.raises(UserError, match=r"no images in .*run `delvm prepare output="):
+    with pytest.raises(UserError, match=r"no images in .*run `delvm prepare output_dir="):
         load_manifests(tmp_path, "train", "images")
-    with pytest.raises(UserError, match=r"no tokens in .*run `delvm encode output="):
+    with pytest.raises(UserError, match=r"no tokens in .*run `delvm encode output_dir="):
         load_manifests(tmp_path, "train", "tokens")
     write(tmp_path)
     with pytest.raises(UserError, match="holds images, not tokens: give the directory"):

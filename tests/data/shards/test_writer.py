@@ -157,7 +157,7 @@ def test_killed_job_continues_at_its_first_missing_shard(tmp_path):
         "parts",
         "unfinished.json",
     ]
-    with pytest.raises(UserError, match=r"not finished: run `delvm prepare output=.*` again"):
+    with pytest.raises(UserError, match=r"not finished: run `delvm prepare output_dir=.*` again"):
         load_manifests(killed, "train", "images")
     (folder / ".000001.99.part.tar").write_bytes(b"left by a kill without warning")
     stamp = (folder / "000000.tar").stat().st_mtime_ns

@@ -105,7 +105,7 @@ def test_none_stops_the_job(tmp_path, capsys, source):
     if source == "paired":
         for side in ("input", "target"):
             save(root / side / "fine.png", smooth())
-    words = ["prepare", f"source={source}", f"source.path={root}", f"output={output}",
+    words = ["prepare", f"source={source}", f"source.path={root}", f"output_dir={output}",
              "source.size=24", "source.val=0", "source.test=0", *WORDS[source]]  # fmt: skip
     assert cli.main([*words, "max_reject_fraction=1"]) == 0
     (folder,) = (output / "train").iterdir()

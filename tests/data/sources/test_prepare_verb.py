@@ -23,13 +23,13 @@ def raw(tmp_path):
 def test_a_source_is_chosen_and_set_on_the_command_line(raw, tmp_path, capsys):
     words = [
         "prepare", "source=paired", f"source.path={raw}", "source.task=dehaze", "source.size=16",
-        "source.val=0.3", "source.test=0", f"output={tmp_path}/out",
+        "source.val=0.3", "source.test=0", f"output_dir={tmp_path}/out",
     ]  # fmt: skip
     assert cli.main(words) == 0
     assert "train: dehaze" in capsys.readouterr().out
     assert list(read_examples(tmp_path / "out", "train", "dehaze"))
     patterns = ["source.inputs='input/{id}.png'", "source.targets='target/{id}.png'"]
-    assert cli.main([*words[:-1], f"output={tmp_path}/other", *patterns]) == 0
+    assert cli.main([*words[:-1], f"output_dir={tmp_path}/other", *patterns]) == 0
     one, other = (
         [each.key for each in read_examples(tmp_path / name, "train", "dehaze")]
         for name in ("out", "other")
@@ -40,7 +40,7 @@ def test_a_source_is_chosen_and_set_on_the_command_line(raw, tmp_path, capsys):
 def test_too_many_rejects_are_exit_code_3(raw, tmp_path, capsys):
     bad_files.write_bad(raw / "input")
     words = ["prepare", "source=images", f"source.path={raw}/input", "source.size=16"]
-    nothing = ["source.val=0", "source.test=0", f"output={tmp_path}/out"]
+    nothing = ["source.val=0", "source.test=0", f"output_dir={tmp_path}/out"]
     assert cli.main([*words, *nothing]) == 3
     assert "4 of 10 raw items rejected" in capsys.readouterr().err
     assert len(list(read_examples(tmp_path / "out", "train", "images"))) == 6
@@ -88,7 +88,7 @@ def test_annotated_and_moving_sources(tmp_path, source, words, made):
     common = [f"source={source}", f"source.path={tmp_path}/raw", "source.size=16", "source.val=0"]
     if source != "coco_pose":
         common.append("source.test=0")
-    assert cli.main(["prepare", *common, *words, f"output={output}"]) == 0
+    assert cli.main(["prepare", *common, *words, f"output_dir={output}"]) == 0
     counts = {
         folder.name: len(list(read_examples(output, "train", folder.name)))
         for folder in (output / "train").iterdir()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from delvm.commands.schema import ExportFormat
+from delvm.configs.verbs import ExportFormat
 from delvm.errors import UserError
 from delvm.interop import formats
 from delvm.interop.formats import FORMATS, find_format, import_format

@@ -96,10 +96,24 @@ def check_executor(executor: object) -> Executor:
 
 
 class WorkerExecutor:
-    """An executor that starts workers of its own; subclasses write `_run`."""
+    """An executor that starts workers of its own; subclasses write `_run`.
+
+    Attributes:
+        minimum: of each setting that is a number.
+    """
 
     name: ClassVar[str]
     in_process: ClassVar[bool] = False
+    minimum: ClassVar[dict[str, int]]
+
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        given = {key: getattr(self, key) for key in self.minimum}
+        return [
+            f"{key}={value} is below {self.minimum[key]}: set it to {self.minimum[key]} or more"
+            for key, value in given.items()
+            if value is not None and value < self.minimum[key]
+        ]
 
     def rank(self) -> Rank:
         """The only rank.

@@ -39,6 +39,7 @@ class Processes(WorkerExecutor):
     """
 
     name: ClassVar[str] = "processes"
+    minimum: ClassVar[dict[str, int]] = {"workers": 0, "threads": 0}
     workers: int = 0
     threads: int = 0
 

@@ -38,6 +38,7 @@ class RayActors(WorkerExecutor):
     """
 
     name: ClassVar[str] = "ray"
+    minimum: ClassVar[dict[str, int]] = {"workers": 0, "cpus_per_worker": 1, "max_restarts": 0}
     workers: int = 0
     address: str | None = None
     cpus_per_worker: int = 1

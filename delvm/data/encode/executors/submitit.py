@@ -38,6 +38,9 @@ class SubmititJobs(WorkerExecutor):
     """
 
     name: ClassVar[str] = "submitit"
+    minimum: ClassVar[dict[str, int]] = dict.fromkeys(
+        ("workers", "cpus_per_worker", "timeout_min", "mem_gb"), 1
+    )
     workers: int = 8
     log_dir: str = "outputs/submitit"
     cluster: str = "slurm"

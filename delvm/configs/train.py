@@ -49,7 +49,7 @@ class TrainSchema(TrainConfig):
 
 
 # Group in conf/ -> its schemas by name.
-SCHEMAS: dict[str, dict[str, type]] = {
+GROUPS: dict[str, dict[str, type]] = {
     "module": {
         "tokenizer": TokenizerModule,
         "student": StudentModule,
@@ -64,3 +64,5 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "strategy": {"strategy": StrategyConfig, "sharded": ShardedConfig},
     "logger": {"logger": LoggerConfig},
 }
+
+SCHEMAS = {"train": (TrainSchema, GROUPS)}

@@ -1,0 +1,339 @@
+"""The typed schemas of all verbs but `delvm train`, each with the errors of its own settings.
+
+What each key means is said in conf/verbs/VERB.yaml, which the help pages show.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from delvm.configs.store import Groups, schema_of
+from delvm.data.types import SPLITS
+from delvm.errors import UserError, did_you_mean
+from delvm.inference.decoding import Decoding, resolve_decoding
+from delvm.storage import as_path
+
+
+class Device(Enum):
+    """Where models run; auto is the first GPU, or else the CPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class EvaluationMode(Enum):
+    """What is evaluated."""
+
+    students = "students"
+    tokenizer = "tokenizer"
+
+
+class TokenFormat(Enum):
+    """Token shards, or the token files of another project."""
+
+    shards = "shards"
+    internlm_bin = "internlm_bin"
+    lvm_jsonl = "lvm_jsonl"
+
+
+class ExportFormat(Enum):
+    """What other projects read: the first two are of students, open_muse of tokenizers."""
+
+    llama = "llama"
+    internlm_hf = "internlm_hf"
+    open_muse = "open_muse"
+
+
+class DType(Enum):
+    """Of exported weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def require_min(least: float, **values: float | None) -> list[str]:
+    """An error for each value below ``least``; None is not checked."""
+    return [
+        f"{key}={value} is below {least}: set {key}={least} or more"
+        for key, value in values.items()
+        if value is not None and value < least
+    ]
+
+
+def _split_errors(splits: list[str]) -> list[str]:
+    if not splits:
+        return [f"no splits given: set splits=[{','.join(SPLITS)}]"]
+    wrong = [split for split in splits if split not in SPLITS]
+    return [f"unknown split '{split}': {did_you_mean(split, SPLITS)}" for split in wrong]
+
+
+def _input_errors(input_dir: str, verb: str) -> list[str]:
+    if as_path(input_dir).is_dir():
+        return []
+    return [f"input_dir={input_dir} not found: run `delvm {verb} output_dir={input_dir}`"]
+
+
+@dataclass
+class PrepareConfig:
+    """`delvm prepare`; see conf/verbs/prepare.yaml."""
+
+    source: Any = MISSING
+    output_dir: str = "outputs/shapes/pairs"
+    splits: list[str] = field(default_factory=lambda: ["train", "val", "test"])
+    shard_size: int = 1000
+    max_reject_fraction: float = 0.05
+    overwrite: bool = False
+
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        return _split_errors(self.splits) + require_min(1, shard_size=self.shard_size)
+
+
+@dataclass
+class EncodeConfig:
+    """`delvm encode`; see conf/verbs/encode.yaml."""
+
+    input_dir: str = "outputs/shapes/pairs"
+    output_dir: str = "outputs/shapes/tokens"
+    tokenizer: str = "shapes"
+    balance: Any = MISSING
+    executor: Any = MISSING
+    batch_size: int = 64
+    bf16: bool = False
+    device: Device = Device.auto
+    splits: list[str] = field(default_factory=lambda: ["train", "val", "test"])
+    seed: int = 0
+    overwrite: bool = False
+
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        errors = _split_errors(self.splits) + require_min(1, batch_size=self.batch_size)
+        errors += _input_errors(self.input_dir, "prepare")
+        if not errors and as_path(self.input_dir).resolve() == as_path(self.output_dir).resolve():
+            errors.append(
+                f"input_dir and output_dir are both {self.input_dir}: "
+                "set output_dir to another directory"
+            )
+        return errors
+
+
+@dataclass
+class RunsConfig:
+    """`delvm runs`; see conf/verbs/runs.yaml."""
+
+    input_dir: str = MISSING
+    output: str = MISSING
+
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        from delvm.evaluation.run_table import is_run_table
+
+        errors, output = [], Path(self.output)
+        if not Path(self.input_dir).is_dir():
+            errors.append(f"input_dir={self.input_dir} is not a directory: set it to one with runs")
+        if output.is_dir():
+            errors.append(f"output={output} is a directory: set output={output / 'runs.csv'}")
+        elif output.exists() and not is_run_table(output):
+            errors.append(f"output={output} exists and is not a table of runs: set output=FILE.csv")
+        return errors
+
+
+@dataclass
+class GenerateConfig:
+    """`delvm generate`; see conf/verbs/generate.yaml."""
+
+    prompt: str = MISSING
+    query: str = MISSING
+    output: str = "outputs/generate"
+    tokenizer: str = "shapes"
+    student: str = "shapes"
+    decoding: Decoding = Decoding.mean_embedding
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    batch_size: int = 32
+    device: Device = Device.auto
+
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        return _sampling_errors(self)
+
+
+@dataclass
+class EvaluateConfig:
+    """`delvm evaluate`; see conf/verbs/evaluate.yaml."""
+
+    input_dir: str = "outputs/shapes/pairs"
+    output_dir: str = "outputs/evaluate"
+    tokenizer: str = "shapes"
+    mode: EvaluationMode = EvaluationMode.students
+    students: dict[str, str] = field(default_factory=dict)
+    fid_features: str | None = None
+    title: str = "Evaluation"
+    tasks: list[str] = field(default_factory=list)
+    num_queries: int = 100
+    num_shots: int = 3
+    decoding: Decoding = Decoding.mean_embedding
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    batch_size: int = 32
+    device: Device = Device.auto
+
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        from delvm import tasks
+
+        errors = _sampling_errors(self)
+        errors += require_min(1, num_queries=self.num_queries, num_shots=self.num_shots)
+        for task in self.tasks:
+            if task not in tasks.NAMES and not (as_path(self.input_dir) / "test" / task).is_dir():
+                errors.append(f"unknown task '{task}': {did_you_mean(task, tasks.NAMES)}")
+        return errors + _input_errors(self.input_dir, "prepare") + self._mode_errors()
+
+    def _mode_errors(self) -> list[str]:
+        if self.mode is EvaluationMode.students:
+            if self.fid_features is None:
+                return []
+            return [
+                f"fid_features={self.fid_features} is for the rFID of mode=tokenizer: "
+                "set mode=tokenizer or fid_features=null"
+            ]
+        errors = []
+        if self.students:
+            errors.append(
+                f"students={{{','.join(self.students)}}} are not evaluated by mode=tokenizer: "
+                "set mode=students"
+            )
+        for key in ("decoding", "temperature", "top_k", "top_p"):
+            value, default = getattr(self, key), getattr(EvaluateConfig, key)
+            if value != default:
+                errors.append(
+                    f"{key}={value} is for the answers of students, not for mode=tokenizer: "
+                    f"set {key}={'null' if default is None else default} or mode=students"
+                )
+        return errors
+
+
+def _sampling_errors(cfg: GenerateConfig | EvaluateConfig) -> list[str]:
+    errors = require_min(0, temperature=cfg.temperature)
+    errors += require_min(1, top_k=cfg.top_k, batch_size=cfg.batch_size)
+    if cfg.top_p is not None and not 0 < cfg.top_p <= 1:
+        errors.append(f"top_p={cfg.top_p} is not in (0, 1]: set it to a probability, or to null")
+    if errors:
+        return errors
+    try:
+        resolve_decoding(cfg.decoding, cfg.temperature)
+    except UserError as error:
+        return [str(error)]
+    return [
+        f"{key}={value} is for decoding=sample, not decoding={cfg.decoding}: set "
+        f"decoding=sample temperature=1.0, or {key}=null"
+        for key, value in (("top_k", cfg.top_k), ("top_p", cfg.top_p))
+        if value is not None and cfg.decoding is not Decoding.sample
+    ]
+
+
+@dataclass
+class InspectConfig:
+    """`delvm inspect`; see conf/verbs/inspect.yaml."""
+
+    input_dir: str = "outputs/shapes/tokens"
+    output_dir: str = "outputs/inspect"
+    tokenizer: str = "shapes"
+    num_images: int = 8
+    seed: int = 0
+    device: Device = Device.auto
+
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        return require_min(1, num_images=self.num_images) + _input_errors(self.input_dir, "encode")
+
+
+@dataclass
+class ConvertConfig:
+    """`delvm convert`; see conf/verbs/convert.yaml."""
+
+    input: str = MISSING
+    output_dir: str = MISSING
+    output_format: TokenFormat = TokenFormat.shards
+    tokenizer: str = "shapes"
+    codebook_size: int = 8192
+    bos: int | None = None
+    eos: int | None = None
+    task: str | None = None
+    split: str | None = None
+    overwrite: bool = False
+
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        errors = require_min(1, codebook_size=self.codebook_size)
+        if self.split is not None:
+            errors += _split_errors([self.split])
+        if Path(self.input).resolve() == Path(self.output_dir).resolve():
+            errors.append(
+                f"input and output_dir are both {self.input}: set output_dir to another directory"
+            )
+        return errors
+
+
+@dataclass
+class ExportConfig:
+    """`delvm export`; see conf/verbs/export.yaml."""
+
+    checkpoint: str = MISSING
+    format: ExportFormat = MISSING
+    output_dir: str = MISSING
+    dtype: DType = DType.float32
+    overwrite: bool = False
+
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        output = Path(self.output_dir)
+        if output.is_file():
+            return [f"output_dir={output} is a file: set output_dir to a directory"]
+        if not output.exists() or not any(output.iterdir()):
+            return []
+        if not self.overwrite:
+            return [f"output_dir={output} exists: set overwrite=true to replace it"]
+        if not (output / "config.json").is_file():
+            return [
+                f"output_dir={output} holds no config.json, so it is not an export: "
+                "set output_dir to another directory"
+            ]
+        return []
+
+
+ROOTS: dict[str, type] = {
+    "prepare": PrepareConfig,
+    "encode": EncodeConfig,
+    "runs": RunsConfig,
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "inspect": InspectConfig,
+    "convert": ConvertConfig,
+    "export": ExportConfig,
+}
+
+
+def groups(verb: str) -> Groups:
+    """The schemas of the options of a verb's groups."""
+    # Imported here, as these import torch, which the other verbs need not wait for.
+    if verb == "prepare":
+        from delvm.data.sources import SOURCES
+
+        return {"source": {name: schema_of(source) for name, source in SOURCES.items()}}
+    if verb == "encode":
+        from delvm.data.augment import BalanceConfig
+        from delvm.data.encode.executors import EXECUTORS
+
+        executors = {name: schema_of(executor) for name, executor in EXECUTORS.items()}
+        return {"balance": {"balance": BalanceConfig}, "executor": executors}
+    return {}

@@ -1,0 +1,77 @@
+"""Errors in the settings of the verbs, each alone and several at once."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from delvm.configs.store import config_root, register
+from delvm.configs.validate import check
+from delvm.errors import UserError
+
+
+def checked(line: str) -> None:
+    verb, *overrides = line.split()
+    register(verb)
+    with initialize_config_dir(str(config_root(verb)), version_base="1.3"):
+        cfg = compose(verb, overrides)
+    check(verb, cfg)
+
+
+ERRORS = {
+    "prepare splits=[trian]": "unknown split 'trian': did you mean 'train'?",
+    "prepare splits=[]": "no splits given: set splits=[train,val,test]",
+    "prepare shard_size=0": "shard_size=0 is below 1: set shard_size=1 or more",
+    "encode input_dir=nowhere": "input_dir=nowhere not found: run `delvm prepare "
+    "output_dir=nowhere`",
+    "encode input_dir=. output_dir=.": "input_dir and output_dir are both .: set output_dir to "
+    "another directory",
+    "encode input_dir=. balance.examples_per_task=0": "balance.examples_per_task=0 is below 1: set "
+    "it to 1 or more",
+    "encode input_dir=. executor=processes executor.workers=-1": "executor.workers=-1 is below 0: "
+    "set it to 0 or more",
+    "generate prompt=a query=b temperature=-1": "temperature=-1.0 is below 0: set temperature=0 "
+    "or more",
+    "generate prompt=a query=b decoding=sample temperature=1 top_p=1.5": "top_p=1.5 is not in "
+    "(0, 1]: set it to a probability, or to null",
+    "generate prompt=a query=b decoding=sample": "decoding=sample needs a temperature above 0, not "
+    "temperature=0: set temperature=1.0 or decoding=greedy",
+    "generate prompt=a query=b temperature=0.5": "decoding=mean_embedding is deterministic, but "
+    "temperature=0.5 samples: set decoding=sample or temperature=0",
+    "generate prompt=a query=b top_k=5": "top_k=5 is for decoding=sample, not "
+    "decoding=mean_embedding: set decoding=sample temperature=1.0, or top_k=null",
+    "evaluate input_dir=. tasks=[poze]": "unknown task 'poze': did you mean 'pose'?",
+    "evaluate input_dir=. mode=tokenizer students.a=x": "students={a} are not evaluated by "
+    "mode=tokenizer: set mode=students",
+    "evaluate input_dir=. mode=tokenizer decoding=greedy": "decoding=greedy is for the answers of "
+    "students, not for mode=tokenizer: set decoding=mean_embedding or mode=students",
+    "evaluate input_dir=. fid_features=x": "fid_features=x is for the rFID of mode=tokenizer: "
+    "set mode=tokenizer or fid_features=null",
+    "evaluate input_dir=. num_queries=0": "num_queries=0 is below 1: set num_queries=1 or more",
+    "inspect input_dir=nowhere": "input_dir=nowhere not found: run `delvm encode "
+    "output_dir=nowhere`",
+    "inspect input_dir=. num_images=0": "num_images=0 is below 1: set num_images=1 or more",
+    "convert input=a output_dir=b split=tset": "unknown split 'tset': did you mean 'test'?",
+    "runs input_dir=none output=a.csv": "input_dir=none is not a directory: set it to one with "
+    "runs",
+}
+
+
+@pytest.mark.parametrize("line", ERRORS)
+def test_each_error_alone(line):
+    with pytest.raises(UserError) as caught:
+        checked(line)
+    assert str(caught.value) == ERRORS[line]
+
+
+def test_several_errors_come_at_once():
+    with pytest.raises(UserError) as caught:
+        checked("prepare splits=[trian] shard_size=0")
+    assert str(caught.value).splitlines() == [
+        "2 errors in the config:",
+        "  - unknown split 'trian': did you mean 'train'?",
+        "  - shard_size=0 is below 1: set shard_size=1 or more",
+    ]
+
+
+def test_defaults_are_valid():
+    checked("prepare")
+    checked("convert input=a output_dir=b")
