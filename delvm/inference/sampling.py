@@ -4,6 +4,8 @@ Notation:
     B rows    T prefix tokens    N new tokens    V vocabulary size    C codebook size
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -102,25 +104,38 @@ def generate(
     uniform = None
     if method is Decoding.sample:
         uniform = _uniform(rows, max_new_tokens, seed, row_offset).to(prefix.device)
-    make_cache = getattr(student, "make_kv_cache", None)
-    cache = None if make_cache is None else make_cache(rows, length + max_new_tokens)
-    num_codes = num_image_tokens(student)
     ids = torch.empty(rows, length + max_new_tokens, dtype=torch.int64, device=prefix.device)
     ids[:, :length] = prefix
-    start = 0  # of the tokens that are not in the cache
-    for i, end in enumerate(range(length, length + max_new_tokens)):
-        hidden = student.forward_hidden(ids[:, start:end], cache)[:, -1]
-        logits = student.head(hidden)[:, :num_codes]
+    for end, logits in _next_token_logits(student, ids, length):
         if uniform is not None:
             probs = top_k_top_p_probs(logits, temperature, top_k, top_p)
-            next_ids = sample_from_uniform(probs, uniform[:, i])
+            ids[:, end] = sample_from_uniform(probs, uniform[:, end - length])
         elif method is Decoding.mean_embedding and codebook is not None:
-            next_ids = mean_embedding_ids(logits, codebook)
+            ids[:, end] = mean_embedding_ids(logits, codebook)
         else:
-            next_ids = logits.argmax(-1)
-        ids[:, end] = next_ids
-        start = 0 if cache is None else end
+            ids[:, end] = logits.argmax(-1)
     return ids[:, length:]
+
+
+def _next_token_logits(
+    student: StudentNet, ids: Tensor, length: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (position, logits (B, C)) of each token after a prefix.
+
+    The caller writes the token at that position before it asks for the next one.
+
+    Args:
+        ids: (B, T + N), of which the first ``length`` = T are known.
+    """
+    rows, max_length = ids.shape
+    make_cache = getattr(student, "make_kv_cache", None)
+    cache = None if make_cache is None else make_cache(rows, max_length)
+    num_codes = num_image_tokens(student)
+    start = 0  # of the tokens that are not in the cache
+    for end in range(length, max_length):
+        hidden = student.forward_hidden(ids[:, start:end], cache)[:, -1]
+        yield end, student.head(hidden)[:, :num_codes]
+        start = 0 if cache is None else end
 
 
 def num_image_tokens(student: StudentNet) -> int:

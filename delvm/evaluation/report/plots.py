@@ -1,4 +1,4 @@
-"""Plots of a report, drawn by matplotlib as SVG.
+"""Plots of a report, rendered by matplotlib as SVG.
 
 They stand in a page that may be light or dark, so the background is transparent and the colors
 are readable on both.
@@ -17,7 +17,7 @@ COLORS = (
     "#12908a", "#d9622b", "#7c6ee6", "#cf4a8c", "#8a9a1c", "#2f8ad0", "#a9772f", "#77828f",
 )  # fmt: skip
 TEXT, GRID = "#7d848c", "#7d848c55"
-_MARGIN = 0.03  # of the width of an interval bar, so that a dot at the edge is drawn in full
+_MARGIN = 0.03  # of the width of an interval bar, so that a dot at the edge is fully visible
 
 Point = tuple[float, float]
 IntervalDict = Mapping[str, float | None]  # "mean", "low", "high", as metrics.json has them

@@ -1,4 +1,4 @@
-"""Where plots draw their data, read from the SVG."""
+"""Positions of the data in plots, read from the SVG."""
 
 import re
 from xml.etree import ElementTree
@@ -39,7 +39,7 @@ def marker_x(group: ElementTree.Element) -> float:
 
 
 def x_of(fraction: float, svg: str) -> float:
-    """Where an interval bar draws a fraction of its range."""
+    """The position of a fraction of the range in an interval bar."""
     width = float(groups(svg)["figure"].get("viewBox", "").split()[2])
     return width * (_MARGIN + fraction * (1 - 2 * _MARGIN))
 
@@ -52,7 +52,7 @@ def test_axis_range_covers_the_gap_and_is_bounded() -> None:
     assert AxisRange.around([UNDEFINED]).clip(0.5) == 0.5
 
 
-def test_interval_bar_draws_mean_and_interval() -> None:
+def test_interval_bar_shows_mean_and_interval() -> None:
     svg = interval_bar(AxisRange(0.0, 1.0), 9, HALF)
     parts = groups(svg)
     assert marker_x(parts["mean"]) == pytest.approx(x_of(0.5, svg))
@@ -72,7 +72,7 @@ def test_interval_bar_of_undefined_and_outside_values() -> None:
     assert "interval" not in parts
 
 
-def test_curve_plot_is_well_formed_and_draws_inside_its_axes() -> None:
+def test_curve_plot_is_well_formed_and_inside_its_axes() -> None:
     curves = [Curve("a & $b", 0, [(0, 3.0), (10, 1.0)]), Curve("c", 1, [(5, 2.0)])]
     svg = curve_plot(curves, "steps & <more>")
     parts = groups(svg)
