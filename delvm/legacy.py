@@ -45,7 +45,10 @@ TOKEN_SPACE: dict[str, str] = {"codes": "codebook_size"}
 # Lightning checkpoints: the keys at the top (a data module's state is under its class name), the
 # keys under "callbacks" (class names too), and buffers in "state_dict" and in the state that weight
 # averaging keeps. The weights of a network ("model.*") were never renamed.
-CHECKPOINT: dict[str, str] = {}
+CHECKPOINT: dict[str, str] = {
+    "SentenceData": "SentenceDataModule",
+    "PictureData": "ImageDataModule",
+}
 CHECKPOINT_CALLBACKS: dict[str, str] = {
     "Checkpoints": "AtomicCheckpoint",
     "Guard": "SkipNonFiniteGrad",
@@ -58,6 +61,7 @@ CHECKPOINT_STATE: dict[str, str] = {
     "codebook.age": "codebook.steps_since_reset",
     "codebook.started": "codebook.initialized",
 }
+CHECKPOINT_STATE_PREFIXES: dict[str, str] = {"adversary.": "discriminator."}
 
 # manifest.json of a directory of shards.
 MANIFEST: dict[str, str] = {"pictures": "images_per_example", "parts": "chunks", "fast": "bf16"}
@@ -148,15 +152,22 @@ def upgrade_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     upgraded = rename_keys(checkpoint, CHECKPOINT)
     if isinstance(metadata := upgraded.get("delvm"), Mapping):
         upgraded["delvm"] = upgrade_model_metadata(metadata)
-    for name, table in (
-        ("callbacks", CHECKPOINT_CALLBACKS),
-        ("state_dict", CHECKPOINT_STATE),
-        ("current_model_state", CHECKPOINT_STATE),
-    ):
+    for name in ("callbacks", "state_dict", "current_model_state"):
+        if not isinstance(state := upgraded.get(name), Mapping):
+            continue
+        table = CHECKPOINT_CALLBACKS if name == "callbacks" else _state_table(state)
         # Left alone where nothing changes: a state dict has attributes that a copy would lose.
-        if isinstance(state := upgraded.get(name), Mapping) and state.keys() & table.keys():
+        if state.keys() & table.keys():
             upgraded[name] = rename_keys(state, table)
     return upgraded
+
+
+def _state_table(state: Mapping[str, Any]) -> dict[str, str]:
+    """Old -> new names of the tensors in a state dict."""
+    table = dict(CHECKPOINT_STATE)
+    for old, new in CHECKPOINT_STATE_PREFIXES.items():
+        table |= {key: new + key.removeprefix(old) for key in state if str(key).startswith(old)}
+    return table
 
 
 def upgrade_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:

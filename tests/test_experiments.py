@@ -29,8 +29,8 @@ def test_each_stage_of_a_setting_composes(name):
     net = student.student.net
     assert (net.vocab_size, net.codebook_dim) == expected
     assert tokenizer.seed == student.seed == 3
-    assert tokens.tokenizer == report.tokenizer == tokenizer.output
-    assert student.data.path == tokens.output_dir and student.start is None
+    assert tokens.tokenizer == report.tokenizer == tokenizer.output_dir
+    assert student.data.path == tokens.output_dir and student.init_from is None
 
 
 def test_tokenizer_settings_differ():

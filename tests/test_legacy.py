@@ -240,7 +240,12 @@ TINY_STUDENT = [
     "student.net.vocab_size=32",
     "student.net.codebook_dim=8",
 ]
-TRAINER = ["trainer.precision=32-true", "trainer.log_every=1", "data.batch_size=4", "resume=auto"]
+TRAINER = [
+    "trainer.precision=32-true",
+    "trainer.log_every_n_steps=1",
+    "data.batch_size=4",
+    "resume=auto",
+]
 
 
 @pytest.fixture
@@ -258,12 +263,14 @@ def runs(tmp_path: Path) -> Path:
     [
         (
             "student",
-            11,  # of metrics.csv: a header, eight steps and two validations
+            # Of metrics.csv: a header, four steps, a validation; then a row of the learning rate
+            # for each step too.
+            15,
             [0.03201289102435112, -0.0074565527029335, -0.032613202929496, -0.0003434854734223336],
         ),
         (
             "sharded",  # written by two processes; its metrics.csv is not there
-            6,
+            10,
             [0.033125124871730804, -0.006977955345064, -0.032365571707487, -0.0008471364271827042],
         ),
     ],
@@ -271,8 +278,12 @@ def runs(tmp_path: Path) -> Path:
 def test_student_run_resumes(runs, run, lines, expected):
     """Stopped at step 4 of 8, it ends as the old version ended it, in one process."""
     words = [*TINY_TOKENIZER, *TINY_STUDENT, *TRAINER, "data.path=tokens", "seed=1"]
-    words += ["data.pairs_per_sentence=2", "data.num_val_examples=4", "trainer.val_every=4"]
-    assert cli.main(["train", *words, "trainer.max_steps=8", f"output={run}"]) == 0
+    words += [
+        "data.pairs_per_sentence=2",
+        "data.num_val_examples=4",
+        "trainer.val_check_interval=4",
+    ]
+    assert cli.main(["train", *words, "trainer.max_steps=8", f"output_dir={run}"]) == 0
     found = logits(load_student(run), 32)
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=1e-5)
     assert (runs / run / "metrics.csv").read_text().count("\n") == lines
@@ -281,8 +292,9 @@ def test_student_run_resumes(runs, run, lines, expected):
 def test_tokenizer_run_resumes(runs):
     """Stopped at step 4, two more steps end as in the old version: codebook and average too."""
     words = [*TINY_TOKENIZER, *TRAINER, "module=tokenizer", "data=images", "data.path=pairs"]
-    words += ["module.average=0.9", "module.revive_after=50", "trainer.val_every=2", "seed=3"]
-    assert cli.main(["train", *words, "trainer.max_steps=6", "output=tokenizer"]) == 0
+    words += ["callbacks=[default,weight_ema]", "callbacks.weight_ema.decay=0.9", "seed=3"]
+    words += ["module.dead_code_after=50", "trainer.val_check_interval=2"]
+    assert cli.main(["train", *words, "trainer.max_steps=6", "output_dir=tokenizer"]) == 0
     tokenizer = load_tokenizer("tokenizer")
     assert tokenizer.encode(pixels(16))[0, :8].tolist() == [2, 20, 14, 3, 6, 10, 26, 17]
     bias = tokenizer.post_quant_conv.bias

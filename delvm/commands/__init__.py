@@ -38,10 +38,10 @@ VERBS = {
         "train a tokenizer or a student, or distill a teacher into a student",
         (
             "delvm train experiment=student_shapes_64",
-            "delvm train experiment=student_shapes_64 student=tiny optim.lr=3e-4",
+            "delvm train experiment=student_shapes_64 student=tiny optimizer.lr=3e-4",
             "delvm train module=distillation teacher.checkpoint=outputs/teacher/last.ckpt",
             "delvm train -m experiment=student_shapes_64 student=tiny,small",
-            "delvm train experiment=student_shapes_64 sweep=optuna output=outputs/search",
+            "delvm train experiment=student_shapes_64 sweep=optuna output_dir=outputs/search",
         ),
     ),
     "runs": Command(

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -119,7 +120,7 @@ def checked(verb: str, cfg: DictConfig) -> Any:
         UserError: a key is not in the schema, or has no value.
     """
     _forbid_extra_keys(verb, cfg)
-    if missing := OmegaConf.missing_keys(cfg):
+    if missing := set(_missing_keys(cfg)):
         raise UserError(missing_values(missing))
     return cfg if verb == "train" else OmegaConf.to_object(cfg)
 
@@ -135,6 +136,19 @@ def _forbid_extra_keys(verb: str, node: DictConfig, lead: str = "") -> None:
             continue
         if isinstance(value := node[key], DictConfig):
             _forbid_extra_keys(verb, value, f"{lead}{key}.")
+
+
+def _missing_keys(node: DictConfig, lead: str = "") -> Iterator[str]:
+    """Mandatory keys without a value. Interpolations are not followed: a part that is not built may
+    refer to keys that a foreign part lacks."""
+    for key in map(str, node):
+        if OmegaConf.is_missing(node, key):
+            yield f"{lead}{key}"
+            continue
+        if OmegaConf.is_interpolation(node, key):
+            continue
+        if isinstance(value := node[key], DictConfig):
+            yield from _missing_keys(value, f"{lead}{key}.")
 
 
 def in_sweep() -> bool:
@@ -171,8 +185,15 @@ def job_name(overrides: str) -> str:
     return f"{name[:190]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-# For hydra.sweep.subdir. Workers know it too, as they import this module.
+def short_name(target: str) -> str:
+    """The class of a `_target_` in snake case: delvm.training.student.StudentModule -> student."""
+    name = target.rpartition(".")[2].removesuffix("Module")
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+# For hydra.sweep.subdir and output_dir. Workers know them too, as they import this module.
 OmegaConf.register_new_resolver("job_name", job_name, replace=True)
+OmegaConf.register_new_resolver("short_name", short_name, replace=True)
 
 
 class ReportBest(Callback):
@@ -214,12 +235,9 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> Any:
         with hydra.initialize_config_dir(str(config_root(verb)), verb, version_base="1.3"):
             cfg = hydra.compose(verb, list(overrides), return_hydra_config=True)
         of_hydra.set_config(cfg)
-        if "output_dir" in cfg:  # may name a choice: ${hydra:runtime.choices.module}
-            cfg.output_dir = cfg.output_dir
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
-        config = checked(verb, cfg)
-        return OmegaConf.to_object(config) if config is cfg else config
+        return checked(verb, cfg)
     except Exception as error:
         known = explained(error, verb)
         raise known from None if known is error else error

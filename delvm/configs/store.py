@@ -5,6 +5,7 @@ The file of a plugin needs none: its node is `Any` in the verb's schema, and `_t
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import field, fields, is_dataclass, make_dataclass
@@ -51,8 +52,8 @@ def schema_of(
     config cannot hold.
 
     Args:
-        target: what `hydra.utils.instantiate` is to call. The schema of a dataclass is a subclass
-            of it, which keeps its `validate`.
+        target: what `hydra.utils.instantiate` is to call. The schema keeps its `validate`; that of
+            a dataclass is a subclass of it.
         name: of the schema, by default the target's.
         target_path: dotted path of the target, by default where it is defined.
         omit: arguments that code passes, such as the parameters of a model to its optimizer.
@@ -63,12 +64,21 @@ def schema_of(
     own = {key for key, *_ in arguments}
     arguments = [("_target_", str, field(default=path)), *arguments]
     arguments += [
-        (key, type(each), _field(each)) for key, each in defaults.items() if key not in own
+        (key, Any if each is None else type(each), _field(each))
+        for key, each in defaults.items()
+        if key not in own
     ]
+    inherits = is_dataclass(target) and isinstance(target, type)
+    # Of another class only its check of settings, which reads attributes of the same names.
+    # (Lightning's Trainer has a method `validate` that takes a model.)
+    validate = getattr(target, "validate", None)
+    is_check = validate is not None and list(inspect.signature(validate).parameters) == ["self"]
+    check = {"validate": validate} if is_check and not inherits else {}
     return make_dataclass(
         name or target.__name__,
         [each for each in arguments if each[0] not in omit],
-        bases=(target,) if is_dataclass(target) and isinstance(target, type) else (),
+        bases=(target,) if isinstance(target, type) and inherits else (),
+        namespace=check,
     )
 
 
@@ -89,7 +99,10 @@ def _fields(target: Any, defaults: dict[str, Any]) -> list[SchemaField]:
 
 def _arguments(target: Callable[..., Any], defaults: dict[str, Any]) -> list[SchemaField]:
     called: Any = target  # mypy warns of __init__ of an instance
-    hints = get_type_hints(called.__init__ if isinstance(target, type) else target)
+    try:
+        hints = get_type_hints(called.__init__ if isinstance(target, type) else target)
+    except NameError:  # names of a package that is not installed (wandb)
+        hints = {}
     found = []
     for each in inspect.signature(target).parameters.values():
         if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
@@ -124,6 +137,27 @@ def _field(default: Any) -> Any:
     return field(default=default)
 
 
+def publish(module: str, groups: Groups) -> None:
+    """Make the schemas of groups attributes of a module, so that they pickle by reference.
+
+    Launchers send configs to workers and back. A schema that came back as a copy would replace the
+    one that is known here, with another object in place of `dataclasses.MISSING`.
+    """
+    for group, options in groups.items():
+        for name, schema in options.items():
+            _publish(module, schema, f"{group}_{name}".replace("/", "_"))
+
+
+def _publish(module: str, schema: type, name: str) -> None:
+    if schema.__module__ != "types":  # written by hand, so it has a name
+        return
+    for each in fields(schema):
+        if isinstance(each.type, type) and is_dataclass(each.type):
+            _publish(module, each.type, f"{name}_{each.name}")
+    schema.__module__, schema.__qualname__, schema.__name__ = module, name, name
+    setattr(sys.modules[module], name, schema)
+
+
 def store(verb: str, root: type, groups: Groups) -> None:
     """Make a verb's schemas known to Hydra as `schema/VERB` and `schema/GROUP/NAME`."""
     known = ConfigStore.instance()
@@ -155,7 +189,7 @@ def _open_dicts(schema: type) -> DictConfig:
 
 def _open(node: DictConfig) -> None:
     for key in node:
-        if OmegaConf.is_missing(node, key):
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, str(key)):
             continue
         value = node[key]
         if not isinstance(value, DictConfig):

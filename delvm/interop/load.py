@@ -126,6 +126,11 @@ def _from_lightning(checkpoint: dict[str, Any], path: Path) -> ModelData:
     metadata, state = checkpoint.get("delvm"), checkpoint.get("state_dict")
     if not isinstance(metadata, dict) or not isinstance(state, dict):
         raise UserError(f"checkpoint {path} was not written by `delvm train`")
+    if (name := metadata.get("class")) is not None:
+        raise UserError(
+            f"checkpoint {path} holds a {name}, which is not a class of DeLVM: build it, and load "
+            "the checkpoint's state_dict into it (prefix 'model.')"
+        )
     prefix = "model."
     return metadata, {
         k.removeprefix(prefix): v for k, v in state.items() if str(k).startswith(prefix)

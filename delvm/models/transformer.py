@@ -208,8 +208,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
         if cfg.embedding is InputEmbedding.tied and isinstance(self.embed, nn.Embedding):
             self.embed.weight = self.head.weight
-        rope = precompute_rope(cfg.max_seq_len, cfg.head_dim, cfg.rope_base)
-        self.register_buffer("rope", rope, persistent=False)
+        self.register_buffer("rope", self.rope_table(), persistent=False)
         if not defer_init and not self.head.weight.is_meta:
             for _ in self.init_weights():
                 pass
@@ -253,10 +252,13 @@ class Transformer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast, as in `nn.Module`; rotary angles stay float32, or late positions blur."""
         cast(Any, super())._apply(fn, recurse)
-        cfg = self.config
-        rope = precompute_rope(cfg.max_seq_len, cfg.head_dim, cfg.rope_base)
-        self.rope = rope.to(self.rope.device)
+        self.rope = self.rope_table().to(self.rope.device)
         return self
+
+    def rope_table(self) -> Tensor:
+        """Cosines and sines of the rotary angles, (2, max_seq_len, D / 2) float32."""
+        cfg = self.config
+        return precompute_rope(cfg.max_seq_len, cfg.head_dim, cfg.rope_base)
 
     def init_weights(self) -> Iterator[nn.Module]:
         """Set all initial weights; yield each block when it is done, and at last the model.

@@ -1,1 +1,43 @@
-"""LightningModules for the tokenizer, the student and its distillation, and what they share."""
+"""Training: LightningModules of the tokenizer, the student and distillation, and what they need."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from delvm.training.datamodules import ImageDataModule, SentenceDataModule
+    from delvm.training.distillation import DistillationModule, load_teacher
+    from delvm.training.losses import CrossEntropyLoss, DistillationLoss, TokenLoss
+    from delvm.training.student import StudentModule
+    from delvm.training.tokenizer import TokenizerModule
+
+__all__ = [
+    "CrossEntropyLoss",
+    "DistillationLoss",
+    "DistillationModule",
+    "ImageDataModule",
+    "SentenceDataModule",
+    "StudentModule",
+    "TokenLoss",
+    "TokenizerModule",
+    "load_teacher",
+]
+
+# Module -> its public names, imported on first use: Lightning takes seconds to import.
+_LAZY = {
+    "datamodules": ("ImageDataModule", "SentenceDataModule"),
+    "distillation": ("DistillationModule", "load_teacher"),
+    "losses": ("CrossEntropyLoss", "DistillationLoss", "TokenLoss"),
+    "student": ("StudentModule",),
+    "tokenizer": ("TokenizerModule",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LAZY.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,137 +1,293 @@
-"""Lightning data modules over the streams of delvm.data."""
+"""Lightning data modules over the datasets of `delvm.data`."""
 
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from delvm import legacy
 from delvm.data.datasets.images import ImageDataset, ImagesConfig, validation_images
-from delvm.data.datasets.sampler import ResumableBatchSampler
-from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig, validation_sentences
+from delvm.data.datasets.sampler import SHUFFLE_WINDOW_SHARDS, ResumableBatchSampler
+from delvm.data.datasets.sentences import (
+    SentenceDataset,
+    SentencesConfig,
+    validation_sentences,
+)
+from delvm.data.shards.manifest import read_codebook
 from delvm.errors import UserError
+from delvm.legacy import DATA_ORDER, rename_keys
+from delvm.models.protocols import required_members
+from delvm.storage import as_path
 
 
-class StreamData(L.LightningDataModule):
-    """An endless training stream, whose place is one number: that of the next item.
+@runtime_checkable
+class SentenceData(Protocol):
+    """What a data module must offer to train a student, besides Lightning's own methods.
 
-    The place is kept in checkpoints. It counts what training has taken, not what workers have
-    read ahead: whoever trains says so with `take`.
+    Attributes:
+        path: where the ids come from, for messages.
+        tokens_per_image: N.
+        sentence_length: tokens in a sentence, T.
+        tasks: names of the validation tasks, in the order of the numbers in ``batch["task"]``.
+        train_tasks: those over which ``val/loss`` is taken.
+        is_packed: whether any sentence holds several documents.
+        codebook: (V, d) float32, the tokenizer's.
+        tokenizer_fingerprint: of the tokenizer that made the ids.
+    """
+
+    path: str
+    tokens_per_image: int
+    sentence_length: int
+    tasks: list[str]
+    train_tasks: list[str]
+    is_packed: bool
+    codebook: Tensor
+    tokenizer_fingerprint: str
+
+
+@runtime_checkable
+class ImageData(Protocol):
+    """What a data module must offer to train a tokenizer, besides Lightning's own methods.
+
+    Attributes:
+        path: where the images come from, for messages.
+        image_size: side of the images in pixels, H.
+    """
+
+    path: str
+    image_size: int
+
+
+def check_data(data: object, protocol: type, module: str) -> None:
+    """Refuse a data module without the attributes that a module trains from.
+
+    Raises:
+        UserError: it is for another module, or lacks attributes; all are named.
+    """
+    missing = [name for name in required_members(protocol) if not hasattr(data, name)]
+    if missing:
+        wanted, options = protocol.__name__, {"SentenceData": "sentences", "ImageData": "images"}
+        raise UserError(
+            f"data {type(data).__name__} has no {', '.join(missing)}, which {module} reads "
+            f"(delvm.training.datamodules.{wanted}): set data={options[wanted]}"
+        )
+
+
+class StreamDataModule(L.LightningDataModule):
+    """An endless training stream, whose position is one number: that of the next item.
+
+    Checkpoints keep the position. It counts what training has consumed, not what workers have
+    prefetched: the callback `TrackDataPosition` calls `advance` after each batch.
     """
 
     train: SentenceDataset | ImageDataset
 
-    def __init__(self, config: SentencesConfig | ImagesConfig, overfit: int = 0) -> None:
-        """Begin at the start.
-
-        Args:
-            config: of the stream.
-            overfit: above 0, only the first batches, again and again.
-        """
+    def __init__(self, config: SentencesConfig | ImagesConfig) -> None:
+        """Start at the first item of ``config``'s stream."""
         super().__init__()
-        self.config, self.overfit = config, overfit
+        self.config, self.path = config, config.path
+        self.overfit_batches = 0  # above 0, only the first batches, again and again
         self.position = 0
 
-    def take(self, batch: dict[str, Any]) -> None:
-        """Count a batch of this rank as trained on, and those of the other ranks with it."""
-        rank, ranks = self._rank()
-        self.position = batch["next_index"] + (ranks - 1 - rank) * self.config.batch_size
+    def advance(self, batch: dict[str, Any]) -> None:
+        """Count a batch of this rank, and those of the other ranks with it, as trained on."""
+        rank, world_size = self._rank()
+        self.position = batch["next_index"] + (world_size - 1 - rank) * self.config.batch_size
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is, and all that its order depends on."""
+        """The stream's position, and all that its order depends on."""
         return {"position": self.position, "order": self.train.order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a run was stopped; ranks, workers and the batch's size may have changed.
+        """Continue an earlier stream; ranks, workers and the batch size may have changed.
 
         Raises:
             UserError: the stream has another order than the one that was stopped.
         """
-        old = legacy.rename_keys(state["order"], legacy.DATA_ORDER)
-        new = self.train.order
-        if odd := [f"{k} {old.get(k)} != {new[k]}" for k in new if old.get(k) != new[k]]:
+        old, new = rename_keys(state["order"], DATA_ORDER), self.train.order
+        if mismatched := [f"{k} {old.get(k)} != {new[k]}" for k in new if old.get(k) != new[k]]:
             raise UserError(
-                f"the checkpoint's data came in another order than data.path={self.config.path} "
-                f"would now ({'; '.join(odd)}): set what has changed back, or begin a new run with "
-                "the same weights by start=PATH"
+                f"the checkpoint's data came in another order than data.path={self.path} "
+                f"would now ({'; '.join(mismatched)}): set what has changed back, or begin a new "
+                "run with the same weights by init_from=PATH"
             )
         self.position = state["position"]
 
     def _rank(self) -> tuple[int, int]:
-        return (
-            (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        )
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
 
     def train_dataloader(self) -> DataLoader[Any]:
-        numbers = ResumableBatchSampler(
-            self.position, self.config.batch_size, *self._rank(), overfit_batches=self.overfit
+        sampler = ResumableBatchSampler(
+            self.position,
+            self.config.batch_size,
+            *self._rank(),
+            overfit_batches=self.overfit_batches,
         )
-        # A batch is one item of the data set, so nothing is left to collate.
+        # A batch is one item of the dataset, so nothing is left to collate.
         return DataLoader(
             self.train,
             batch_size=None,
-            sampler=numbers,
+            sampler=sampler,
             num_workers=self.config.num_workers,
-            generator=_own(),
+            generator=_worker_generator(),
         )
 
 
-class SentenceData(StreamData):
-    """Sentences: what `Sentences` gives; tasks are numbered as in ``tasks``."""
+class SentenceDataModule(StreamDataModule):
+    """Batches of visual sentences, as `SentenceDataset` packs them from token shards."""
 
     train: SentenceDataset
+    validate = SentencesConfig.validate  # of arguments, which have the same names
 
-    def __init__(self, config: SentencesConfig, seed: int, overfit: int = 0) -> None:
-        super().__init__(config, overfit)
+    def __init__(
+        self,
+        path: str,
+        *,
+        pairs_per_sentence: int = 4,
+        images_per_sentence: int | None = None,
+        task_weights: dict[str, float] | None = None,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        num_val_examples: int = 64,
+        shuffle_window_shards: int = SHUFFLE_WINDOW_SHARDS,
+        seed: int = 0,
+    ) -> None:
+        """Read the manifests and the validation sentences.
+
+        Args:
+            path: root of the token shards, a directory or a URL that fsspec knows.
+            pairs_per_sentence: pairs in a sentence; the last one is what prompting asks for.
+            images_per_sentence: the same in images, for clips and tuples; None = twice the pairs.
+            task_weights: task -> weight among the sentences; None or empty weighs all alike.
+            batch_size: sentences per batch and device.
+            num_workers: processes that read.
+            num_val_examples: examples per task that validation uses, always the same ones.
+            shuffle_window_shards: shards of a task among whose examples is shuffled.
+            seed: of the order.
+
+        Raises:
+            UserError: no token shards there, or the sentence does not fit the tasks' examples.
+        """
+        config = SentencesConfig(
+            path=path,
+            pairs_per_sentence=pairs_per_sentence,
+            images_per_sentence=images_per_sentence,
+            task_weights=task_weights or {},
+            batch_size=batch_size,
+            num_workers=num_workers,
+            num_val_examples=num_val_examples,
+            shuffle_window_shards=shuffle_window_shards,
+        )
+        super().__init__(config)
         self.train = SentenceDataset(config, seed)
         self.val = validation_sentences(config)
-        self.tasks = self.val.tasks
+        self.tasks, self.train_tasks = self.val.tasks, list(self.train.mixture_weights)
+        layout = self.train.token_layout
+        assert layout.tokens_per_image is not None  # of token shards it never is
+        self.tokens_per_image = layout.tokens_per_image
+        self.sentence_length = config.num_images * self.tokens_per_image
+        kinds = [manifest.images_per_example for manifest in self.train.manifests.values()]
+        self.is_packed = 1 in kinds or bool((self.val.images_per_example == 1).any())
+
+    @cached_property
+    def _codebook(self) -> tuple[Tensor, str]:
+        return read_codebook(as_path(self.path))
+
+    @property
+    def codebook(self) -> Tensor:
+        """(V, d), the codebook of the tokenizer that made the ids."""
+        return self._codebook[0]
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Fingerprint of that tokenizer."""
+        return self._codebook[1]
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The same keys; each rank gets its share, as many batches as the others."""
-        val, (rank, ranks) = self.val, self._rank()
-        # The last ranks repeat the first sentence, as no task's, so that all do the same work.
-        left = -len(val.input_ids) % ranks
-        ids = torch.cat((val.input_ids, val.input_ids[:1].expand(left, -1)))
-        task = torch.cat((val.task, torch.full((left,), -1)))
-        pictures = torch.cat((val.images_per_example, val.images_per_example[:1].expand(left)))
-        mine = TensorDataset(*(each[rank::ranks] for each in (ids, task, pictures)))
-        return DataLoader(mine, self.config.batch_size, collate_fn=_sentences, generator=_own())
+        """The same keys as in training; each rank gets its part, as many batches as the others."""
+        val, (rank, world_size) = self.val, self._rank()
+        # The last ranks repeat the first sentence without a task, so that all do the same work.
+        padding = -len(val.input_ids) % world_size
+        input_ids = torch.cat((val.input_ids, val.input_ids[:1].expand(padding, -1)))
+        task = torch.cat((val.task, torch.full((padding,), -1)))
+        images = torch.cat((val.images_per_example, val.images_per_example[:1].expand(padding)))
+        of_rank = TensorDataset(*(each[rank::world_size] for each in (input_ids, task, images)))
+        return DataLoader(
+            of_rank,
+            self.config.batch_size,
+            collate_fn=_collate_sentences,
+            generator=_worker_generator(),
+        )
 
 
-class PictureData(StreamData):
-    """Pictures: what `Pictures` gives in training, {"pixels"} in validation."""
+class ImageDataModule(StreamDataModule):
+    """Batches of single images, as `ImageDataset` reads them from image shards."""
 
     train: ImageDataset
+    validate = ImagesConfig.validate  # of arguments, which have the same names
 
-    def __init__(self, config: ImagesConfig, seed: int, overfit: int = 0) -> None:
-        super().__init__(config, overfit)
+    def __init__(
+        self,
+        path: str,
+        *,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        num_val_examples: int = 16,
+        shuffle_window_shards: int = SHUFFLE_WINDOW_SHARDS,
+        seed: int = 0,
+    ) -> None:
+        """Read the manifests and the validation images.
+
+        Args:
+            path: root of the image shards, a directory or a URL that fsspec knows.
+            batch_size: images per batch and device.
+            num_workers, num_val_examples, shuffle_window_shards, seed: as of `SentenceDataModule`.
+
+        Raises:
+            UserError: no image shards there.
+        """
+        config = ImagesConfig(
+            path=path,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            num_val_examples=num_val_examples,
+            shuffle_window_shards=shuffle_window_shards,
+        )
+        super().__init__(config)
         self.train = ImageDataset(config, seed)
         self.val = TensorDataset(validation_images(config))
+        self.image_size = self.train.image_size
 
-    def shown(self, count: int = 10) -> Tensor:
-        """``count`` validation pictures (count, 3, H, H) uint8, evenly over inputs and targets."""
-        (pictures,) = self.val.tensors
-        return pictures[torch.linspace(0, len(pictures) - 1, min(count, len(pictures))).long()]
+    def preview_images(self, count: int = 10) -> Tensor:
+        """Validation images (count, 3, H, H) uint8, evenly spread over inputs and targets."""
+        (images,) = self.val.tensors
+        return images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.val, self.config.batch_size, collate_fn=_pixels, generator=_own())
+        return DataLoader(
+            self.val,
+            self.config.batch_size,
+            collate_fn=_collate_images,
+            generator=_worker_generator(),
+        )
 
 
-def _own() -> torch.Generator:
-    """A generator of a loader's own: each one draws a seed for workers, which use none.
+def _worker_generator() -> torch.Generator:
+    """A loader's own generator: each loader draws a seed for its workers, which use none.
 
-    Drawn from torch's, it would change what a resumed run draws next.
+    Drawn from torch's global generator, it would change what a resumed run draws next.
     """
     return torch.Generator()
 
 
-def _sentences(items: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
-    ids, task, pictures = (torch.stack(each) for each in zip(*items, strict=True))
-    return {"input_ids": ids, "task": task, "images_per_example": pictures}
+def _collate_sentences(items: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
+    input_ids, task, images = (torch.stack(each) for each in zip(*items, strict=True))
+    return {"input_ids": input_ids, "task": task, "images_per_example": images}
 
 
-def _pixels(items: list[tuple[Tensor]]) -> dict[str, Tensor]:
+def _collate_images(items: list[tuple[Tensor]]) -> dict[str, Tensor]:
     return {"pixels": torch.stack([item for (item,) in items])}

@@ -78,6 +78,15 @@ class CrossEntropyLoss:
         """
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
 
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        errors = []
+        if not 0 <= self.label_smoothing <= 1:
+            errors.append(f"label_smoothing={self.label_smoothing} is a fraction: set it to 0.1")
+        if self.z_loss < 0:
+            errors.append(f"z_loss={self.z_loss} is below 0: set it to 0 or more")
+        return errors
+
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """The sum () over rows; arguments as for `cross_entropy_sum`."""
         return cross_entropy_sum(logits, targets, weights, self.label_smoothing, self.z_loss)
@@ -97,7 +106,7 @@ class DistillationLoss:
         gt_weight: float = 1.0,
         kd_weight: float = 1.0,
         temperature: float = 1.0,
-        direction: KLDirection | str = KLDirection.forward,
+        direction: KLDirection = KLDirection.forward,
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> None:
@@ -106,13 +115,25 @@ class DistillationLoss:
             gt_weight: weight of the cross-entropy to the true tokens.
             kd_weight: weight of the divergence from the teacher.
             temperature: T > 0, which softens both distributions.
-            direction: of the divergence, a `KLDirection` or its name.
+            direction: of the divergence, or its name.
             label_smoothing, z_loss: of the cross-entropy, as for `CrossEntropyLoss`.
         """
         self.gt_weight, self.kd_weight, self.temperature = gt_weight, kd_weight, temperature
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
-        named = KLDirection[direction] if isinstance(direction, str) else direction
-        self.reverse = named is KLDirection.reverse
+        self.direction = KLDirection[direction] if isinstance(direction, str) else direction
+        self.reverse = self.direction is KLDirection.reverse
+
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        errors = CrossEntropyLoss(self.label_smoothing, self.z_loss).validate()
+        errors += [
+            f"{name}={value} is below 0: set it to 0 or more"
+            for name in ("gt_weight", "kd_weight")
+            if (value := getattr(self, name)) < 0
+        ]
+        if self.temperature <= 0:
+            errors.append(f"temperature={self.temperature} is not above 0: set it to 1.0")
+        return errors
 
     def __call__(
         self,

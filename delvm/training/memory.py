@@ -1,12 +1,11 @@
-"""How much memory a training step takes on each device, counted rather than tried.
+"""Estimate of the memory that a training step takes per device, computed rather than measured.
 
-What is counted is what stays: weights and all that the optimizer keeps of them, what the backward
-pass needs of the forward pass, and the largest things that come and go. What an allocator wastes
-and what a driver takes (1 to 2 GB) comes on top.
+Counted are the tensors that stay: weights, gradients and optimizer state, what the backward pass
+needs of the forward pass, and the largest temporaries. Allocator overhead and the driver (1 to 2
+GB) come on top.
 
 Notation:
-    C width    I inner width of the MLP    H heads    V vocabulary    d width of a code
-    n tokens of a batch on one device
+    C model width    V vocabulary    n tokens of a batch on one device
 """
 
 from dataclasses import dataclass, replace
@@ -19,91 +18,89 @@ from delvm.models.transformer import (
     Transformer,
     TransformerConfig,
 )
-from delvm.training.config import StrategyName
 from delvm.training.losses import LOSS_CHUNK_ELEMENTS, MAX_LOGITS_BYTES
 
-FLOAT = 4
-# What a loss makes of logits in float32: their log-softmax, and the gradients of both.
+FLOAT32_BYTES = 4
+# Float32 tensors that a loss makes of logits: their log-softmax, and the gradients of both.
 LOSS_COPIES = 3
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes on each device.
+class MemoryEstimate:
+    """Bytes per device.
 
     Attributes:
         weights: parameters, and the codebook.
         gradients: as they are kept from one batch to the next while gradients accumulate.
         optimizer: both moments of AdamW.
-        copies: of weights for the time of their use: gathered from other devices, with the
-            gradients that are sent back, or cast to bfloat16.
+        gathered: weights for the time of their use: gathered from other devices, with the gradients
+            that are sent back, or cast to bfloat16.
         activations: what the backward pass needs of the forward pass.
-        logits: those that are there at once, with all that the loss makes of them.
-        again: what one block leaves when it is computed again, and its gradients.
+        logits: those that are held at once, with all that the loss makes of them.
+        recompute: activations and gradients of one block that is recomputed.
     """
 
     weights: int
     gradients: int
     optimizer: int
-    copies: int
+    gathered: int
     activations: int
     logits: int
-    again: int
+    recompute: int
 
     @property
     def total(self) -> int:
-        """All that is there at once where gradients accumulate, and an upper bound elsewhere."""
-        stays = self.weights + self.gradients + self.optimizer + self.copies + self.activations
-        return stays + max(self.logits, self.again)  # a block is computed again after the loss
+        """Peak memory where gradients accumulate, and an upper bound elsewhere."""
+        kept = self.weights + self.gradients + self.optimizer + self.gathered + self.activations
+        return kept + max(self.logits, self.recompute)  # blocks are recomputed after the loss
 
 
-def memory(
+def estimate_memory(
     net: TransformerConfig,
-    strategy: StrategyName,
     precision: str,
     batch: int,
     *,
+    sharded: bool = False,
+    shard_size: int = 1,
     tokens: int | None = None,
-    shard: int = 1,
-    recompute: int = 0,
     gpu: bool = True,
-) -> Memory:
-    """What a step of training a student takes on each device; masks of dropout are not counted.
+) -> MemoryEstimate:
+    """What a training step of a student takes per device; masks of dropout are not counted.
 
     Args:
-        net: the student.
-        strategy: how it is spread.
+        net: the student; of every ``net.activation_checkpointing`` blocks one is recomputed.
         precision: 32-true, bf16-mixed or bf16-true.
-        batch: sentences on each device.
-        tokens: of a sentence, as they are read; None = the student's whole context.
-        shard: devices that hold one copy of the weights among them (fsdp2, hsdp, fsdp).
-        recompute: of so many blocks one is computed again (`Transformer.recompute`); 0 = none.
-        gpu: whether on GPUs, where a norm is one kernel; on processors it is several operations,
-            and attention in bfloat16 is `delvm.models.cpu.attention`.
+        batch: sentences per device.
+        sharded: whether the strategy shards the weights (fsdp2, hsdp, fsdp).
+        shard_size: devices that share one copy of the weights.
+        tokens: per sentence, as they are read; None = the student's complete context.
+        gpu: whether on GPUs, where a norm is one kernel; on CPUs it is several operations, and
+            attention in bfloat16 is `delvm.models.cpu.attention`.
     """
-    spread = strategy not in (StrategyName.single, StrategyName.ddp)
-    kept = 2 if precision == "bf16-true" else FLOAT  # bytes of a weight
-    used = FLOAT if precision == "32-true" else 2  # e
-    block, outside, codebook = _counts(net)
-    parts = shard if spread else 1
-    whole = net.n_layers * block + outside
-    here = -(-whole // parts)
+    param_bytes = 2 if precision == "bf16-true" else FLOAT32_BYTES
+    compute_bytes = FLOAT32_BYTES if precision == "32-true" else 2
+    block, outside, codebook = _parameter_counts(net)
+    total = net.n_layers * block + outside
+    held = -(-total // (shard_size if sharded else 1))
     n = batch * (tokens or net.max_seq_len)
-    # Under autocast an embedding of one's own hands on float32, and so do all blocks after it.
-    wide = net.embedding is not InputEmbedding.codebook and used < kept and not spread
-    held = _Held(used, FLOAT if wide else used, gpu)
-    return Memory(
-        weights=here * kept + codebook * kept,
-        gradients=here * kept,
-        optimizer=2 * here * kept,
-        copies=_gathered(block, outside, used) if spread else whole * (used if used < kept else 0),
-        activations=_activations(net, n, held, recompute),
-        logits=_logits(net, n, held),
-        again=n * _again(net, held, recompute) if recompute else 0,
+    # Under autocast a learned embedding passes on float32, and so do all blocks after it.
+    learned = net.embedding is not InputEmbedding.codebook
+    residual = FLOAT32_BYTES if learned and compute_bytes < param_bytes and not sharded else None
+    dtypes = _DTypes(compute_bytes, residual or compute_bytes, gpu)
+    cast = total * compute_bytes if compute_bytes < param_bytes else 0
+    recompute = net.activation_checkpointing
+    return MemoryEstimate(
+        weights=(held + codebook) * param_bytes,
+        gradients=held * param_bytes,
+        optimizer=2 * held * param_bytes,
+        gathered=_gathered_params(block, outside, compute_bytes) if sharded else cast,
+        activations=_activations(net, n, dtypes),
+        logits=_logits(net, n, dtypes),
+        recompute=n * _recompute(net, dtypes) if recompute else 0,
     )
 
 
-def _counts(net: TransformerConfig) -> tuple[int, int, int]:
+def _parameter_counts(net: TransformerConfig) -> tuple[int, int, int]:
     """Parameters of one block and outside the blocks, and numbers in the codebook."""
     with torch.device("meta"):
         model = Transformer(replace(net, n_layers=1))
@@ -112,75 +109,78 @@ def _counts(net: TransformerConfig) -> tuple[int, int, int]:
     return block, model.parameter_count() - block, codebook
 
 
-def _gathered(block: int, outside: int, used: int) -> int:
-    """Whole weights under a strategy that spreads them.
+def _gathered_params(block: int, outside: int, compute_bytes: int) -> int:
+    """Unsharded weights under a strategy that shards them.
 
     Those outside the blocks from the beginning of a step to its end; two blocks', since the next
-    comes while one computes; and the gradients of one of each, summed in float32.
+    one is gathered while one computes; and the gradients of one of each, summed in float32.
     """
-    return used * (2 * outside + 3 * block) + FLOAT * max(block, outside)
+    return compute_bytes * (2 * outside + 3 * block) + FLOAT32_BYTES * max(block, outside)
 
 
 @dataclass(frozen=True)
-class _Held:
-    """In what numbers, and where.
+class _DTypes:
+    """Bytes per number, and on what hardware.
 
     Attributes:
-        e: bytes of a number in which products are taken.
-        r: of one that a block hands on to the next.
-        gpu: as of `memory`.
+        matmul: of a number in a matrix product.
+        residual: of a number that a block passes on to the next.
+        gpu: as for `estimate_memory`.
     """
 
-    e: int
-    r: int
+    matmul: int
+    residual: int
     gpu: bool
 
 
-def _norm(width: int, r: int, gpu: bool) -> int:
-    """Bytes a row that a norm leaves.
+def _norm(width: int, input_bytes: int, gpu: bool) -> int:
+    """Bytes per row that a norm keeps.
 
-    Its input, and one number; without a kernel the input and the result, both in float32.
+    Its input, and one number; without a fused kernel the input and the result, both in float32.
     """
-    return FLOAT + (r * width if gpu else 2 * FLOAT * width)
+    return FLOAT32_BYTES + (input_bytes * width if gpu else 2 * FLOAT32_BYTES * width)
 
 
-def _logits(net: TransformerConfig, n: int, h: _Held) -> int:
-    """Bytes of the logits that are there at once, and of what is made of them.
+def _logits(net: TransformerConfig, n: int, dtypes: _DTypes) -> int:
+    """Bytes of the logits that are held at once, and of what is made of them.
 
-    First that is their losses, a few at a time in float32; then what they add to the head's
+    First that is their losses, a chunk at a time in float32; then what they add to the head's
     gradient.
     """
-    there = min(n * net.vocab_size, MAX_LOGITS_BYTES // h.e)
-    exact = min(there, LOSS_CHUNK_ELEMENTS.get("cuda" if h.gpu else "cpu", there))
-    losses = FLOAT * exact * (LOSS_COPIES + (h.e < FLOAT))
-    return h.e * there + max(losses, h.e * net.vocab_size * net.dim)
+    held = min(n * net.vocab_size, MAX_LOGITS_BYTES // dtypes.matmul)
+    chunk = min(held, LOSS_CHUNK_ELEMENTS.get("cuda" if dtypes.gpu else "cpu", held))
+    losses = FLOAT32_BYTES * chunk * (LOSS_COPIES + (dtypes.matmul < FLOAT32_BYTES))
+    return dtypes.matmul * held + max(losses, dtypes.matmul * net.vocab_size * net.dim)
 
 
-def _block(net: TransformerConfig, h: _Held) -> int:
-    """Bytes a token that a block leaves for its backward pass."""
-    c, e = net.dim, h.e
-    attention = 4 * e * c + FLOAT * net.n_heads  # q, k, v and the result; a number a query
-    if h.gpu or e == FLOAT or net.dropout:  # torch's: with the storage that q, k and v came in
+def _block(net: TransformerConfig, dtypes: _DTypes) -> int:
+    """Bytes per token that a block keeps for its backward pass."""
+    c, e = net.dim, dtypes.matmul
+    ffn_dim = net.resolved_ffn_dim
+    attention = 4 * e * c + FLOAT32_BYTES * net.n_heads  # q, k, v, result; one number per query
+    if dtypes.gpu or e == FLOAT32_BYTES or net.dropout:  # torch's: with the storage of q, k and v
         attention += 2 * e * c
     if net.qk_norm:
-        attention += 2 * net.n_heads * _norm(net.head_dim, e, h.gpu)
-    mlp = 4 * e * net.resolved_ffn_dim  # gate, its SiLU, up, the product
-    return 2 * (_norm(c, h.r, h.gpu) + e * c) + attention + mlp
+        attention += 2 * net.n_heads * _norm(net.head_dim, e, dtypes.gpu)
+    mlp = 4 * e * ffn_dim  # gate, its SiLU, up, the product
+    return 2 * (_norm(c, dtypes.residual, dtypes.gpu) + e * c) + attention + mlp
 
 
-def _again(net: TransformerConfig, h: _Held, recompute: int) -> int:
-    """Bytes a token of a block that is computed again, and of two gradients within it."""
-    # Where a later block is not computed again, what that one had kept is gone by then.
-    last = (net.n_layers - 1) % recompute == 0
-    return 2 * h.e * net.resolved_ffn_dim + (_block(net, h) if last else 0)
+def _recompute(net: TransformerConfig, dtypes: _DTypes) -> int:
+    """Bytes per token of a block that is recomputed, and of two gradients within it."""
+    # Where a later block is not recomputed, what that one had kept is freed by then.
+    last = (net.n_layers - 1) % net.activation_checkpointing == 0
+    return 2 * dtypes.matmul * net.resolved_ffn_dim + (_block(net, dtypes) if last else 0)
 
 
-def _activations(net: TransformerConfig, n: int, h: _Held, recompute: int) -> int:
-    """What the blocks, the embedding, the last norm and the loss leave for the backward pass."""
-    c = net.dim
-    again = -(-net.n_layers // recompute) if recompute else 0
-    blocks = (net.n_layers - again) * _block(net, h) + again * h.r * c
-    embedding = h.e * net.codebook_dim if net.embedding is InputEmbedding.codebook else 0
-    # The loss leaves the gradients of the hidden states and of the head.
-    rows = n * (blocks + embedding + _norm(c, h.r, h.gpu) + 2 * h.r * c)
-    return rows + FLOAT * net.vocab_size * c
+def _activations(net: TransformerConfig, n: int, dtypes: _DTypes) -> int:
+    """What blocks, embedding, last norm and loss keep for the backward pass."""
+    c, every = net.dim, net.activation_checkpointing
+    recomputed = -(-net.n_layers // every) if every else 0
+    blocks = (net.n_layers - recomputed) * _block(net, dtypes) + recomputed * dtypes.residual * c
+    uses_codebook = net.embedding is InputEmbedding.codebook
+    embedding = dtypes.matmul * net.codebook_dim if uses_codebook else 0
+    # The loss keeps the gradients of the hidden states and of the head.
+    norm = _norm(c, dtypes.residual, dtypes.gpu)
+    rows = n * (blocks + embedding + norm + 2 * dtypes.residual * c)
+    return rows + FLOAT32_BYTES * net.vocab_size * c

@@ -1,96 +1,119 @@
-"""Where a run goes on: which checkpoint, and whether it is of this run."""
+"""Where a run continues: from which checkpoint, and whether that checkpoint is of this run."""
 
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+from lightning.pytorch.callbacks import WeightAveraging
+
 from delvm.errors import UserError
 from delvm.interop.load import read_metadata
 from delvm.interop.save import config_dict
+from delvm.models.transformer import Transformer
+from delvm.models.vqgan import VQGAN
 from delvm.training.callbacks.checkpoint import REQUIRED_KEYS, latest_valid_checkpoint
-from delvm.training.config import TokenizerModule, TrainConfig
-from delvm.training.student import StudentTraining
-from delvm.training.tokenizer import TokenizerTraining
 
-# keys of a network's config that say how it is trained, not what it computes
-FREE = ("init", "dropout", "drop_path", "max_seq_len", "attention", "commitment_cost")
+# Keys of a network's config that say how it is trained, not what it computes.
+TRAINING_ONLY_KEYS = (
+    "init", "dropout", "drop_path", "max_seq_len", "attention", "commitment_cost",
+    "activation_checkpointing",
+)  # fmt: skip
 
 
-def typed(value: object) -> str:
+def format_override(value: object) -> str:
     """A value as it is typed in an override."""
-    return "null" if value is None else str(value).replace(" ", "")
+    return "null" if value is None else str(getattr(value, "value", value)).replace(" ", "")
 
 
-def checkpoint_of(config: TrainConfig, folder: Path) -> str | None:
-    """The checkpoint to resume from, None to start anew.
+def resolve_resume(resume: str | None, output_dir: Path, overwrite: bool = False) -> str | None:
+    """The checkpoint to resume from; None starts a new run.
+
+    Args:
+        resume: None, ``auto`` (the newest checkpoint of ``output_dir``, if any) or a path.
+        output_dir: of the run.
+        overwrite: whether a run in ``output_dir`` may be replaced.
 
     Raises:
-        UserError: there is none, or starting anew would mix two runs in one folder.
+        UserError: the checkpoint is missing, or a new run would mix with an old one.
     """
-    resume, written = config.resume, folder / "checkpoints"
     if resume is None:
-        if written.exists() and not config.overwrite:
+        if (output_dir / "checkpoints").exists() and not overwrite:
             raise UserError(
-                f"{folder} holds a run already: set resume=auto to go on with it, "
-                "overwrite=true to replace it, or output=PATH"
+                f"{output_dir} holds a run already: set resume=auto to continue it, "
+                "overwrite=true to replace it, or output_dir=PATH"
             )
         return None
     if resume == "auto":
-        newest = latest_valid_checkpoint(folder)
+        newest = latest_valid_checkpoint(output_dir)
         return None if newest is None else str(newest)
-    path = Path(resume)
-    if path.exists():
-        return str(path)
-    raise UserError(f"checkpoint not found: {path} (set resume=PATH, or resume=auto)")
+    if Path(resume).exists():
+        return resume
+    raise UserError(f"checkpoint not found: {resume} (set resume=PATH, or resume=auto)")
 
 
-def check_resumed(
-    file: str, module: TokenizerTraining | StudentTraining, config: TrainConfig
-) -> None:
-    """Refuse to resume from what is no checkpoint of such a run.
+def validate_resume(path: str, trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Refuse a checkpoint that is not of such a run.
 
     Raises:
-        UserError: it is damaged, not ours, or of another network.
+        UserError: it is damaged, of another project, or of another network or tokenizer.
     """
-    found = read_metadata(Path(file))
+    found = read_metadata(Path(path))
     if not isinstance(found, dict) or not found.keys() >= REQUIRED_KEYS:
-        raise UserError(f"resume={file} is no checkpoint of `delvm train`: set resume=PATH or null")
-    _check_codes(file, found["delvm"], module)
-    _check_average(file, found, config)
-    theirs, ours = (each.get("config", {}) for each in (found["delvm"], config_dict(module.model)))
-    # What a checkpoint does not say was added to the networks since, and is as it was by default.
-    odd = sorted(key for key in theirs if theirs[key] != ours.get(key) and key not in FREE)
-    differ = [f"{key} {typed(theirs[key])} != {typed(ours.get(key))}" for key in odd]
-    if not odd:
-        names = found["state_dict"].keys() ^ module.state_dict().keys()
-        differ = sorted({name.split(".")[0] for name in names})
-    if differ:
-        raise UserError(
-            f"resume={file} is of another network than this run's ({', '.join(differ)}): set "
-            "output=PATH for a new run, or the values that the checkpoint has"
-        )
+        raise UserError(f"resume={path} is not a checkpoint of `delvm train`: set resume=PATH")
+    _check_weight_averaging(path, found, trainer)
+    model: Any = getattr(module, "model", None)
+    if type(model) in (VQGAN, Transformer) and "config" in found["delvm"]:
+        ours = config_dict(model)
+        _check_tokenizer(path, found["delvm"], ours)
+        _check_network(path, found, ours, module)
 
 
-def _check_codes(
-    file: str, described: dict[str, Any], module: TokenizerTraining | StudentTraining
+def config_mismatches(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """Keys of two network configs that make them different functions."""
+    # A key that a checkpoint lacks was added later, and its default is what was done before.
+    return sorted(
+        key for key in theirs if theirs[key] != ours.get(key) and key not in TRAINING_ONLY_KEYS
+    )
+
+
+def _check_network(
+    path: str, found: dict[str, Any], ours: dict[str, Any], module: L.LightningModule
 ) -> None:
-    """Refuse data whose ids are another tokenizer's."""
-    theirs = described.get("tokenizer_fingerprint")
-    ours = config_dict(module.model).get("tokenizer_fingerprint")
-    if theirs != ours:
+    old, new = found["delvm"].get("config", {}), ours.get("config", {})
+    mismatched = config_mismatches(old, new)
+    differences = [
+        f"{key} {format_override(old[key])} != {format_override(new.get(key))}"
+        for key in mismatched
+    ]
+    if not mismatched:
+        names = found["state_dict"].keys() ^ module.state_dict().keys()
+        differences = sorted({name.split(".")[0] for name in names})
+    if differences:
         raise UserError(
-            f"resume={file} was trained on ids of tokenizer {theirs}, data.path holds those of "
-            f"{ours}: set data.path=PATH, or begin a new run with output=PATH"
+            f"resume={path} is of another network than this run's ({', '.join(differences)}): set "
+            "output_dir=PATH for a new run, or the values that the checkpoint has"
         )
 
 
-def _check_average(file: str, found: dict[str, Any], config: TrainConfig) -> None:
-    """Refuse to take a moving average of the weights for the weights, or to begin one midway."""
-    if not isinstance(config.module, TokenizerModule):
-        return
-    averaged, asked = "current_model_state" in found, config.module.average is not None
-    if averaged != asked:
-        has, wanted = ("an", "none") if averaged else ("no", f"average={config.module.average}")
+def _check_tokenizer(path: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Refuse data whose ids are another tokenizer's."""
+    old, new = (each.get("tokenizer_fingerprint") for each in (theirs, ours))
+    if old != new:
         raise UserError(
-            f"resume={file} holds {has} average of the weights, this run asks for {wanted}: set "
-            f"module.average={'0.999 or what it was' if averaged else 'null'}, or output=PATH"
+            f"resume={path} was trained on ids of tokenizer {old}, data.path holds those of {new}: "
+            "set data.path=PATH, or start a new run with output_dir=PATH"
+        )
+
+
+def _check_weight_averaging(path: str, found: dict[str, Any], trainer: L.Trainer) -> None:
+    """Refuse to read averaged weights as weights, or to start averaging midway."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    saved = "current_model_state" in found
+    wanted = any(isinstance(each, WeightAveraging) for each in callbacks)
+    if saved != wanted:
+        has, asks = ("an average", "none") if saved else ("no average", "one")
+        remedy = "callbacks=[default,weight_ema]" if saved else "callbacks=default"
+        raise UserError(
+            f"resume={path} holds {has} of the weights, this run asks for {asks}: set {remedy}, "
+            "or output_dir=PATH"
         )

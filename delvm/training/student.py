@@ -1,143 +1,215 @@
-"""LightningModules that train a student on sentences: alone, or from a teacher."""
+"""LightningModule that trains a student to continue visual sentences."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
 
+from delvm.errors import UserError
+from delvm.models.protocols import StudentNet, check_protocol
 from delvm.models.teacher_forcing import next_token_nll
-from delvm.models.transformer import Transformer
 from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
-from delvm.training.config import DistillationModule, OptimConfig, StudentModule
+from delvm.training.compiling import compile_blocks
+from delvm.training.datamodules import SentenceData, check_data
 from delvm.training.losses import (
-    CrossEntropyLoss,
-    DistillationLoss,
-    LossFn,
-    autocast_dtype,
+    TokenLoss,
     chunked_linear_loss,
     document_ids,
+    metric_names,
     target_mask,
     token_weights,
 )
-from delvm.training.optim import build_optimizer
+from delvm.training.optim import (
+    OptimizerFactory,
+    SchedulerFactory,
+    build_optimizer,
+    build_scheduler,
+    scheduler_config,
+)
 from delvm.training.strategies import FSDP2Strategy, all_reduce_mean, clip_grad_norm
 from delvm.training.token_noise import add_token_noise
 
+Batch = dict[str, Tensor]
 
-class StudentTraining(L.LightningModule):
-    """Next-token training of a transformer on batches of `delvm.data.datasets.sentences`."""
+
+class StudentModule(L.LightningModule):
+    """Next-token training on batches of `delvm.data.datasets.sentences.SentenceDataset`.
+
+    Notation:
+        B batch    T tokens    C width    V vocabulary    N tokens per image
+    """
 
     def __init__(
         self,
-        model: Transformer,
-        loss: StudentModule,
-        optim: OptimConfig,
+        model: nn.Module,
+        loss: TokenLoss,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
         *,
-        tokens_per_image: int,
-        tasks: list[str],
-        trained: list[str],
-        packed: bool = False,
+        input_weight: float = 1.0,
+        token_noise: float = 0.0,
+        compile: bool = False,
     ) -> None:
-        """Say what is trained, and what validation reports.
+        """Keep what is trained, and how.
 
         Args:
-            model: the transformer.
-            loss, optim: their settings.
-            tokens_per_image: N.
-            tasks: the validation tasks, by the numbers that batches carry.
-            trained: those of them that ``val/loss`` and its kin are taken over; each task is
-                reported by its own name as well.
-            packed: whether any sentence holds several documents.
+            model: the student: `Transformer`, or any `delvm.models.StudentNet`.
+            loss: of the logits of next tokens, see `delvm.training.losses.TokenLoss`.
+            optimizer: called with the parameters; see `delvm.training.optim`.
+            scheduler: called with the optimizer; None keeps the learning rate.
+            input_weight: weight of the tokens of input images in the loss, where those of targets
+                have 1 (the paper: 1).
+            token_noise: largest fraction of a target's tokens that are replaced by random codes in
+                the student's input (the paper: 0).
+            compile: whether the blocks and the loss go through torch.compile.
         """
         super().__init__()
-        self.model, self.loss, self.optim = model, loss, optim
-        self.tokens_per_image, self.tasks = tokens_per_image, tasks
-        self.trained = [number for number, task in enumerate(tasks) if task in trained]
-        self.packed = packed
-        self.compiled = False  # the loss; the model is compiled by itself
-        self.loss_fn: LossFn = CrossEntropyLoss(loss.label_smoothing, loss.z_loss)
+        self.model: Any = cast(Any, model)  # a `StudentNet`
+        self.loss = loss
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.input_weight, self.token_noise, self.compile_model = input_weight, token_noise, compile
         self.grad_guard: SkipNonFiniteGrad | None = None
-        self.sums = torch.zeros(0)
-        self.told: list[dict[str, Tensor]] = []  # figures of each batch of a step
+        self.data: SentenceData | None = None
+        self.val_sums = torch.zeros(0)
+        self.step_metrics: list[Batch] = []  # of each batch of a step
+        self._is_compiled = False
+
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        errors = []
+        if self.input_weight < 0:
+            errors.append(f"input_weight={self.input_weight} is below 0: set it to 0 or more")
+        if not 0 <= self.token_noise <= 1:
+            errors.append(f"token_noise={self.token_noise} is a fraction: set it from 0 to 1")
+        return errors
+
+    def connect_data(self, data: Any) -> None:
+        """Take over what the data module knows of its ids: layout, tasks, codebook.
+
+        Raises:
+            UserError: the network or the data module lacks what training needs, or they do not
+                fit together.
+        """
+        check_protocol(self.model, StudentNet, "student.net")
+        check_data(data, SentenceData, "module=student")
+        try:
+            self.model.load_codebook(data.codebook, data.tokenizer_fingerprint)
+        except ValueError as error:
+            raise UserError(f"student.net and data.path do not fit together: {error}") from None
+        self.data = data
+
+    def setup(self, stage: str) -> None:
+        if self.data is None:
+            self.connect_data(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
+        if self.compile_model and not self._is_compiled:
+            compile_blocks(self.model)
+            self._is_compiled = True
         if isinstance(self.trainer.strategy, FSDP2Strategy):
             self.trainer.strategy.shard(self.model)
 
-    def documents(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """The document of each token (B, T); None where each sentence is one."""
-        pictures, length = batch["images_per_example"], batch["input_ids"].shape[1]
-        if not self.packed:
+    def target_mask(self, batch: Batch) -> Tensor:
+        """Which tokens belong to target images, (B, T) bool."""
+        assert self.data is not None
+        length = batch["input_ids"].shape[1]
+        return target_mask(batch["images_per_example"], length, self.data.tokens_per_image)
+
+    def document_ids(self, batch: Batch) -> Tensor | None:
+        """The document of each token, (B, T); None where each sentence is one document."""
+        assert self.data is not None
+        if not self.data.is_packed:
             return None
-        return document_ids(pictures, length, self.tokens_per_image)
+        length = batch["input_ids"].shape[1]
+        return document_ids(batch["images_per_example"], length, self.data.tokens_per_image)
 
-    def targets(self, batch: dict[str, Tensor]) -> Tensor:
-        """Which tokens (B, T) are of target pictures."""
-        return target_mask(
-            batch["images_per_example"], batch["input_ids"].shape[1], self.tokens_per_image
-        )
-
-    def read(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What training looks at.
+    def prepare_batch(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Input and weights of a training step.
 
         Returns:
-            ids (B, T - 1) as they are read, the weight (B, T - 1) of the token after each, and the
-            document (B, T - 1) of each.
+            input ids (B, T - 1) with token noise, the weight (B, T - 1) of the token that follows
+            each, and the document (B, T - 1) of each.
         """
-        c, is_target, document = self.loss, self.targets(batch), self.documents(batch)
-        known = batch["input_ids"][:, :-1]
-        if c.misread:
-            vocab = self.model.config.vocab_size
-            known = add_token_noise(
-                known, is_target[:, :-1], self.tokens_per_image, c.misread, vocab
+        assert self.data is not None
+        mask, document = self.target_mask(batch), self.document_ids(batch)
+        input_ids = batch["input_ids"][:, :-1]
+        if self.token_noise:
+            input_ids = add_token_noise(
+                input_ids,
+                mask[:, :-1],
+                self.data.tokens_per_image,
+                self.token_noise,
+                self.model.vocab_size,
             )
-        return known, token_weights(is_target, c.input_weight, document), _known(document)
+        weights = token_weights(mask, self.input_weight, document)
+        return input_ids, weights, _inputs_only(document)
 
-    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        known, weights, document = self.read(batch)
+    def loss_inputs(
+        self, batch: Batch, document: Tensor | None
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """What the loss reads besides logits, targets and weights: per token, and shared."""
+        return (), ()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        input_ids, weights, document = self.prepare_batch(batch)
         targets, weights = batch["input_ids"][:, 1:].flatten(), weights.flatten()
-        hidden = self.model.forward_hidden(known, document_ids=document).flatten(0, 1)
-        columns = (targets, weights)
-        total = chunked_linear_loss(
-            hidden, self.model.head.weight, self.loss_fn, columns, compiled=self.compiled
+        hidden = self.model.forward_hidden(input_ids, document_ids=document).flatten(0, 1)
+        token_inputs, shared_inputs = self.loss_inputs(batch, document)
+        sums = chunked_linear_loss(
+            hidden,
+            self.model.head.weight,
+            self.loss,
+            (targets, weights, *token_inputs),
+            shared_inputs,
+            compiled=self.compile_model,
         )
         # Divided afterwards, since gradients of single tokens would vanish in half precision. By
-        # what all ranks have, since the mean over ranks is to be that over all tokens.
-        loss = total / all_reduce_mean(weights.sum())
-        self.told.append({"train/loss": loss.detach()})
+        # the weights of all ranks, since the mean over ranks is to be that over all tokens.
+        loss, *metrics = (sums / all_reduce_mean(weights.sum())).reshape(-1)
+        values = zip(metric_names(self.loss), (loss, *metrics), strict=True)
+        self.step_metrics.append({f"train/{name}": value.detach() for name, value in values})
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        # a task's row: summed loss, correct tokens, tokens; then the same over targets alone
-        self.sums = torch.zeros(len(self.tasks), 6, dtype=torch.float64)
+        assert self.data is not None
+        # Per task: summed loss, correct tokens, tokens; then the same over targets alone.
+        self.val_sums = torch.zeros(len(self.data.tasks), 6, dtype=torch.float64)
 
-    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        document, is_target = self.documents(batch), self.targets(batch)
-        losses, correct = next_token_nll(self.model, batch["input_ids"], _known(document))
-        every = token_weights(is_target, 1.0, document)
-        target = token_weights(is_target, 0.0, document)
-        columns = [each * w for w in (every, target) for each in (losses, correct.float(), 1.0)]
-        rows = torch.stack([c.double().sum(1) for c in columns], dim=1).cpu()
-        counted = batch["task"].cpu() >= 0  # others are there to give each rank as much to do
-        self.sums.index_add_(0, batch["task"].cpu()[counted], rows[counted])
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        document, mask = self.document_ids(batch), self.target_mask(batch)
+        losses, correct = next_token_nll(self.model, batch["input_ids"], _inputs_only(document))
+        all_weights = token_weights(mask, 1.0, document)
+        target_weights = token_weights(mask, 0.0, document)
+        stats = [
+            values * weights
+            for weights in (all_weights, target_weights)
+            for values in (losses, correct.float(), 1.0)
+        ]
+        per_sequence = torch.stack([each.double().sum(1) for each in stats], dim=1).cpu()
+        task = batch["task"].cpu()
+        counted = task >= 0  # the others pad the last batches, so that all ranks do the same work
+        self.val_sums.index_add_(0, task[counted], per_sequence[counted])
 
     def on_validation_epoch_end(self) -> None:
-        sums = self.sums
+        assert self.data is not None
+        sums = self.val_sums
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu()
-        for name, row in [
-            *zip((f"{t}/" for t in self.tasks), sums, strict=True),
-            ("", sums[self.trained].sum(0)),
+        trained = [i for i, task in enumerate(self.data.tasks) if task in self.data.train_tasks]
+        for prefix, row in [
+            *zip((f"{task}/" for task in self.data.tasks), sums, strict=True),
+            ("", sums[trained].sum(0)),
         ]:
             if row[2] == 0:
                 continue
             loss = row[0] / row[2]
-            figures = {"loss": loss, "acc": row[1] / row[2], "ppl": loss.exp()}
-            figures |= {"target_loss": row[3] / row[5], "target_acc": row[4] / row[5]}
-            for figure, value in figures.items():
-                self.log(f"val/{name}{figure}", value.float())  # the same in every process
+            metrics = {"loss": loss, "acc": row[1] / row[2], "ppl": loss.exp()}
+            metrics |= {"target_loss": row[3] / row[5], "target_acc": row[4] / row[5]}
+            for name, value in metrics.items():
+                self.log(f"val/{prefix}{name}", value.float())  # the same on every rank
 
     def configure_gradient_clipping(
         self,
@@ -145,81 +217,27 @@ class StudentTraining(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Once a step, which may be of several batches.
-        means = {k: torch.stack([each[k] for each in self.told]).mean() for k in self.told[0]}
-        self.told.clear()
+        # Once per step, which may have several batches.
+        names = self.step_metrics[0]
+        means = {k: torch.stack([each[k] for each in self.step_metrics]).mean() for k in names}
+        self.step_metrics.clear()
         self.log_dict(means, sync_dist=True)
-        # Lightning's own clipping refuses fused optimizers under mixed precision
+        # Lightning's own clipping refuses fused optimizers under mixed precision.
         norm = clip_grad_norm(self.trainer, optimizer, gradient_clip_val)
         if self.grad_guard is not None:
             self.grad_guard.grad_is_finite(norm, self)
             self.log("train/skipped", float(self.grad_guard.skipped))
         self.log("train/grad_norm", norm)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        groups = list(self.model.parameter_groups(self.optim.weight_decay))
-        total = int(self.trainer.estimated_stepping_batches)
-        optimizer, scheduler = build_optimizer(groups, self.optim, total)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = build_optimizer(self.optimizer, self.model)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = build_scheduler(self.scheduler, optimizer, steps)
+        if scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": scheduler_config(scheduler)}
 
 
-def _known(document: Tensor | None) -> Tensor | None:
-    """The documents of what a student reads: all tokens but the last."""
+def _inputs_only(document: Tensor | None) -> Tensor | None:
+    """The documents of a student's input: all tokens but the last."""
     return None if document is None else document[:, :-1]
-
-
-class DistillationTraining(StudentTraining):
-    """Training of a student on sentences and on the frozen teacher's distribution over them."""
-
-    loss: DistillationModule
-
-    def __init__(
-        self, model: Transformer, teacher: Transformer, loss: DistillationModule, **rest: Any
-    ) -> None:
-        super().__init__(model, loss, **rest)
-        self.loss_fn = DistillationLoss(
-            loss.gt_weight,
-            loss.kd_weight,
-            loss.temperature,
-            loss.direction,
-            loss.label_smoothing,
-            loss.z_loss,
-        )
-        teacher.eval().requires_grad_(False)
-        self._teacher = [teacher]  # in a list: its weights belong to no checkpoint of the student
-
-    @property
-    def teacher(self) -> Transformer:
-        """The frozen teacher."""
-        return self._teacher[0]
-
-    def on_fit_start(self) -> None:
-        self.teacher.to(self.device)
-
-    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        known, weights, document = self.read(batch)
-        targets, weights = batch["input_ids"][:, 1:].flatten(), weights.flatten()
-        hidden = self.model.forward_hidden(known, document_ids=document).flatten(0, 1)
-        with torch.no_grad():
-            # The teacher reads what is true, also where the student misreads.
-            guide = self.teacher.forward_hidden(
-                batch["input_ids"][:, :-1], document_ids=document
-            ).flatten(0, 1)
-            head = self.teacher.head.weight
-            head = head.to(autocast_dtype(head))  # once, not for each few rows
-        # Everything in sums, divided afterwards as of a student alone.
-        sums = chunked_linear_loss(
-            hidden,
-            self.model.head.weight,
-            self.loss_fn,
-            (targets, weights, guide),
-            (head,),
-            compiled=self.compiled,
-        )
-        loss, *told = sums / all_reduce_mean(weights.sum())
-        told = [each.detach() for each in told]
-        self.told.append(dict(zip(("train/loss", "train/kd"), told, strict=True)))
-        return loss

@@ -1,6 +1,8 @@
-"""LightningModule that trains the VQGAN tokenizer on pictures."""
+"""LightningModule that trains a VQGAN tokenizer on images."""
 
+from enum import Enum
 from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -14,197 +16,325 @@ from delvm.errors import UserError
 from delvm.interop.weight_files import read_tensors
 from delvm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_d_loss
 from delvm.models.perceptual import LPIPS, MSSSIMLoss
-from delvm.models.vqgan import VQGAN
+from delvm.models.protocols import TokenizerNet, check_protocol
 from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
-from delvm.training.codebook_ema import CodebookEMA
-from delvm.training.config import WANTED_VGG, OptimConfig, Perceptual, TokenizerModule
-from delvm.training.optim import build_optimizer
+from delvm.training.codebook_ema import CodebookEMA, DeadCodeReset
+from delvm.training.datamodules import ImageData, check_data
+from delvm.training.optim import (
+    OptimizerFactory,
+    SchedulerFactory,
+    build_optimizer,
+    build_scheduler,
+    refuse_plateau,
+)
+
+VGG_HINT = (
+    "set module.vgg_weights=PATH to a VGG16 with torchvision's names (vgg16-397923af.pth of "
+    "download.pytorch.org/models), or module.perceptual_loss=ms_ssim"
+)
 
 
-class TokenizerTraining(L.LightningModule):
-    """Reconstruction, codebook and adversary on batches {"pixels": (B, 3, H, H) uint8}.
+class PerceptualLoss(Enum):
+    """Which perceptual distance: ``lpips`` needs the weights of a VGG16, ``ms_ssim`` nothing."""
 
-    Optimization is manual, since the codebook moves outside the gradient and the discriminator
-    has an optimizer of its own (Esser et al. 2021, arXiv 2012.09841).
+    ms_ssim = "ms_ssim"
+    lpips = "lpips"
+
+
+class TokenizerModule(L.LightningModule):
+    """Reconstruction, codebook and adversarial losses on {"pixels": (B, 3, H, H) uint8}.
+
+    Optimization is manual, since the codebook is updated outside of the gradient and the
+    discriminator has an optimizer of its own (Esser et al. 2021, arXiv 2012.09841).
     """
 
-    def __init__(self, model: VQGAN, loss: TokenizerModule, optim: OptimConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        *,
+        l1_weight: float = 1.0,
+        l2_weight: float = 1.0,
+        foreground_weight: float = 0.0,
+        perceptual_weight: float = 0.1,
+        perceptual_loss: PerceptualLoss = PerceptualLoss.ms_ssim,
+        vgg_weights: str | None = None,
+        disc_weight: float = 0.0,
+        disc_start: int = 2000,
+        disc_dim: int = 64,
+        disc_num_layers: int = 3,
+        codebook_weight: float = 1.0,
+        codebook_ema_decay: float | None = 0.99,
+        dead_code_after: int | None = 100,
+        dead_code_reset: DeadCodeReset = DeadCodeReset.random,
+        gradient_clip_val: float | None = None,
+    ) -> None:
+        """
+        Args:
+            model: the tokenizer: `VQGAN`, or any `delvm.models.TokenizerNet`. If its
+                ``codebook_parameter`` is None (FSQ), there are no averages and no dead codes.
+            optimizer: called with the parameters; see `delvm.training.optim`.
+            scheduler: called with the optimizer; None keeps the learning rate.
+            l1_weight, l2_weight: of the mean absolute and squared error, pixels in [0, 1].
+            foreground_weight: extra weight of pixels that are not black; thin lines on black, as in
+                pose targets, otherwise vanish first.
+            perceptual_weight: of the perceptual distance; 0 leaves it out.
+            perceptual_loss: which distance.
+            vgg_weights: file with VGG16's weights under torchvision's names, for lpips.
+            disc_weight: of the generator loss, on top of the adaptive weight; 0 trains no
+                discriminator.
+            disc_start: step from which the discriminator is trained and its loss counts.
+            disc_dim, disc_num_layers: the discriminator's first channels and number of halvings.
+            codebook_weight: of the codebook and commitment losses.
+            codebook_ema_decay: of the codes' moving averages; None trains codes by gradient.
+            dead_code_after: steps without use after which a code is moved onto a feature of the
+                batch; None never does.
+            dead_code_reset: which feature: a random one, or sampled by quantization error.
+            gradient_clip_val: largest gradient norm; None does not clip.
+        """
         super().__init__()
         self.automatic_optimization = False
         self.grad_guard: SkipNonFiniteGrad | None = None
-        self.model, self.loss, self.optim = model, loss, optim
-        codes = model.quantize.embedding.weight
-        self.codebook = CodebookEMA(codes, loss.ema_decay, loss.revive_after, loss.revive_by)
-        if loss.ema_decay is not None:
-            codes.requires_grad_(False)
-        # In a list: the weights of a VGG16 belong to no checkpoint of the tokenizer.
-        self._distance = [build_distance(loss, model.config.resolution)] if loss.perceptual else []
-        self.adversary = (
-            PatchDiscriminator(
-                model.config.num_channels, loss.discriminator_width, loss.discriminator_layers
+        self.model: Any = cast(Any, model)  # a `TokenizerNet`
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.l1_weight, self.l2_weight = l1_weight, l2_weight
+        self.foreground_weight, self.perceptual_weight = foreground_weight, perceptual_weight
+        self.perceptual_loss, self.vgg_weights = perceptual_loss, vgg_weights
+        self.disc_weight, self.disc_start = disc_weight, disc_start
+        self.disc_dim, self.disc_num_layers = disc_dim, disc_num_layers
+        self.codebook_weight, self.codebook_ema_decay = codebook_weight, codebook_ema_decay
+        self.dead_code_after, self.dead_code_reset = dead_code_after, dead_code_reset
+        self.gradient_clip_val = gradient_clip_val
+        check_protocol(model, TokenizerNet, "tokenizer.net")
+        self._build_parts()
+
+    def _build_parts(self) -> None:
+        """Build the codebook's moving averages, the perceptual loss and the discriminator."""
+        codes: nn.Parameter | None = self.model.codebook_parameter
+        self.codebook: CodebookEMA | None = None
+        if codes is not None:
+            self.codebook = CodebookEMA(
+                codes, self.codebook_ema_decay, self.dead_code_after, self.dead_code_reset
             )
-            if loss.adversarial
-            else None
+            if self.codebook_ema_decay is not None:
+                codes.requires_grad_(False)
+        # In a list: the weights of a VGG16 do not belong into the tokenizer's checkpoints.
+        self._perceptual = (
+            [build_perceptual_loss(self.perceptual_loss, self.vgg_weights, self.model.resolution)]
+            if self.perceptual_weight
+            else []
         )
-        # How often validation has met each code, (V,). No buffer: a moving average of the weights
-        # takes the place of the buffers too while it is validated.
-        self.counts = torch.zeros(len(codes), dtype=torch.long)
+        self.discriminator = (
+            PatchDiscriminator(3, self.disc_dim, self.disc_num_layers) if self.disc_weight else None
+        )
+        # How often validation has met each code, (V,). Not a buffer, since a moving average of the
+        # weights replaces buffers too during validation.
+        self.code_counts = torch.zeros(self.model.codebook_size, dtype=torch.long)
+
+    def validate(self) -> list[str]:
+        """Errors of the settings, one line each."""
+        errors = [
+            f"{name}={value} is below 0: set it to 0 or more"
+            for name in (
+                "l1_weight",
+                "l2_weight",
+                "foreground_weight",
+                "perceptual_weight",
+                "disc_weight",
+                "disc_start",
+                "codebook_weight",
+            )  # fmt: skip
+            if (value := getattr(self, name)) < 0
+        ]
+        errors += [
+            f"{name}={value} is below 1: set it to 1 or more"
+            for name in ("dead_code_after", "disc_dim", "disc_num_layers")
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
+        if (decay := self.codebook_ema_decay) is not None and not 0 <= decay < 1:
+            errors.append(f"codebook_ema_decay={decay} is not in [0, 1): set it to 0.99 or null")
+        if (limit := self.gradient_clip_val) is not None and limit <= 0:
+            errors.append(f"gradient_clip_val={limit} is not above 0: set it to 1.0 or null")
+        lpips = self.perceptual_weight and self.perceptual_loss is PerceptualLoss.lpips
+        if lpips and self.vgg_weights is None:
+            errors.append(f"perceptual_loss=lpips needs vgg_weights: {VGG_HINT}")
+        return errors
+
+    def connect_data(self, data: Any) -> None:
+        """Check that the data module's images fit.
+
+        Raises:
+            UserError: they do not, or the data module does not have images.
+        """
+        check_data(data, ImageData, "module=tokenizer")
+        if (size := data.image_size) != self.model.resolution:
+            raise UserError(
+                f"image size {size} ({data.path}) != resolution {self.model.resolution} "
+                f"(tokenizer): set tokenizer.net.resolution={size}"
+            )
+
+    def setup(self, stage: str) -> None:
+        self.connect_data(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_fit_start(self) -> None:
-        for distance in self._distance:
+        for distance in self._perceptual:
             distance.to(self.device)
 
-    def reconstruction(self, pixels: Tensor, drawn: Tensor) -> Tensor:
-        """Weighted L1 and L2 of the drawn pixels against the true ones."""
-        c, error = self.loss, (drawn - pixels).float()
-        weight = 1 + c.foreground * (pixels.amax(1, keepdim=True) > 0.1)
-        return (weight * (c.l1 * error.abs() + c.l2 * error.square())).mean()
+    def reconstruction(self, pixels: Tensor, reconstructions: Tensor) -> Tensor:
+        """Weighted L1 and L2 of the reconstructed pixels."""
+        error = (reconstructions - pixels).float()
+        weight = 1 + self.foreground_weight * (pixels.amax(1, keepdim=True) > 0.1)
+        return (weight * (self.l1_weight * error.abs() + self.l2_weight * error.square())).mean()
 
-    def training_step(self, batch: dict[str, Tensor], index: int) -> None:
-        model, c, pixels = self.model, self.loss, _unit(batch)
-        z = model.encode_features(pixels).float()  # (B, N, d)
-        ids = model.quantize.nearest_code_indices(z.detach().flatten(0, 1))
-        codes = F.embedding(ids, model.codebook).view_as(z)
-        quantization = model.config.commitment_cost * F.mse_loss(z, codes.detach())
-        if c.ema_decay is None:
-            quantization = quantization + F.mse_loss(codes, z.detach())
-        drawn = model.decode_embeddings(z + (codes - z).detach())
-        terms = {"reconstruction": self.reconstruction(pixels, drawn)}
-        for distance in self._distance:
-            terms["perceptual"] = c.perceptual * distance(pixels, drawn)
-        likeness = torch.stack(list(terms.values())).sum()
-        terms["codebook"] = c.codebook * quantization
-        learning = self.adversary is not None and self.global_step >= c.adversarial_start
-        if learning:
-            terms["adversarial"] = self.fooled(drawn, likeness)
+    def quantize(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantize features z (B, N, d) with a straight-through gradient.
+
+        Returns:
+            code vectors (B, N, d), their indices (B * N,), and the codebook loss ().
+        """
+        indices = self.model.nearest_code_indices(z.detach().flatten(0, 1))
+        codes = F.embedding(indices, self.model.codebook).view_as(z)
+        loss = self.model.commitment_cost * F.mse_loss(z, codes.detach())
+        if self.codebook is not None and self.codebook_ema_decay is None:
+            loss = loss + F.mse_loss(codes, z.detach())
+        return z + (codes - z).detach(), indices, loss
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        pixels = _to_float(batch)
+        z = self.model.encode_features(pixels).float()  # (B, N, d)
+        embeddings, indices, quantization = self.quantize(z)
+        reconstructions = self.model.decode_embeddings(embeddings)
+        terms = {"reconstruction": self.reconstruction(pixels, reconstructions)}
+        for distance in self._perceptual:
+            terms["perceptual"] = self.perceptual_weight * distance(pixels, reconstructions)
+        rec_loss = torch.stack(list(terms.values())).sum()
+        terms["codebook"] = self.codebook_weight * quantization
+        disc_active = self.discriminator is not None and self.global_step >= self.disc_start
+        if disc_active:
+            terms["adversarial"] = self.generator_loss(reconstructions, rec_loss)
         loss = torch.stack(list(terms.values())).sum()
-        if not self.step(loss):
-            return  # codes follow their features, which are no numbers either
-        if learning:
-            self.step_adversary(pixels, drawn.detach())
-        used = self.codebook.update(z.detach().flatten(0, 1), ids)
+        if not self.generator_step(loss):
+            return  # codes follow their features, which are not finite either
+        if disc_active:
+            self.discriminator_step(pixels, reconstructions.detach())
         self.log_dict({"train/loss": loss} | {f"train/{k}": v for k, v in terms.items()})
-        self.log("train/codes_used", used)
-        self.log("train/codes_revived", self.codebook.num_reset.float())
+        if self.codebook is not None:
+            usage = self.codebook.update(z.detach().flatten(0, 1), indices)
+            self.log("train/codebook_usage", usage)
+            self.log("train/dead_codes_replaced", self.codebook.num_reset.float())
 
-    def fooled(self, drawn: Tensor, likeness: Tensor) -> Tensor:
-        """The adversary's loss of drawn pictures, weighed against their likeness."""
-        assert self.adversary is not None
-        verdict = -self.adversary(drawn).float().mean()
-        last = self.model.decoder.conv_out.weight
-        weight = adaptive_weight(likeness, verdict, last)
-        self.log("train/adaptive_weight", weight)
-        return self.loss.adversarial * weight * verdict
+    def generator_loss(self, reconstructions: Tensor, rec_loss: Tensor) -> Tensor:
+        """The discriminator's loss of reconstructions, weighed against the other losses."""
+        assert self.discriminator is not None
+        logits_fake = -self.discriminator(reconstructions).float().mean()
+        weight = adaptive_weight(rec_loss, logits_fake, self.model.last_layer)
+        self.log("train/disc_weight", weight)
+        return self.disc_weight * weight * logits_fake
 
-    def step(self, loss: Tensor) -> bool:
-        """One step of the tokenizer's optimizer and its schedule; whether it moved anything."""
-        optimizer, scheduler = self._optimizers()[0], self._schedulers()[0]
+    def generator_step(self, loss: Tensor) -> bool:
+        """One step of the tokenizer's optimizer and its schedule; False if it was skipped."""
+        optimizer = self._optimizers()[0]
         optimizer.zero_grad()
         self.manual_backward(loss)
-        limit = self.optim.clip or float("inf")
+        limit = self.gradient_clip_val or float("inf")
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        fine = self.grad_guard is None or self.grad_guard.grad_is_finite(norm, self)
+        is_finite = self.grad_guard is None or self.grad_guard.grad_is_finite(norm, self)
         optimizer.step()
-        scheduler.step()
+        self._step_scheduler(0)
         if self.grad_guard is not None:
             self.log("train/skipped", float(self.grad_guard.skipped))
-        return fine
+        return is_finite
 
-    def step_adversary(self, pixels: Tensor, drawn: Tensor) -> None:
-        """One step of the discriminator, on real and drawn pictures."""
-        assert self.adversary is not None
+    def discriminator_step(self, pixels: Tensor, reconstructions: Tensor) -> None:
+        """One step of the discriminator, on real and reconstructed images."""
+        assert self.discriminator is not None
         # The bare optimizer: Lightning counts each step of a wrapped one as a step of training.
         optimizer = self._optimizers()[1].optimizer
         optimizer.zero_grad()  # also drops what the tokenizer's loss has left
-        real, false = self.adversary(pixels).float(), self.adversary(drawn).float()
-        loss = hinge_d_loss(real, false)
+        logits_real = self.discriminator(pixels).float()
+        logits_fake = self.discriminator(reconstructions).float()
+        loss = hinge_d_loss(logits_real, logits_fake)
         self.manual_backward(loss)
         if self.grad_guard is not None:
             norm = nn.utils.get_total_norm(
-                weight.grad for weight in self.adversary.parameters() if weight.grad is not None
+                weight.grad for weight in self.discriminator.parameters() if weight.grad is not None
             )
-            self.grad_guard.grad_is_finite(norm, self, "adversary")
+            self.grad_guard.grad_is_finite(norm, self, "discriminator")
         optimizer.step()
-        self._schedulers()[1].step()
+        self._step_scheduler(1)
         self.log_dict(
             {
-                "train/discriminator": loss,
-                "train/verdict_real": real.mean(),
-                "train/verdict_drawn": false.mean(),
+                "train/disc_loss": loss,
+                "train/logits_real": logits_real.mean(),
+                "train/logits_fake": logits_fake.mean(),
             }
         )
 
     def on_validation_epoch_start(self) -> None:
-        self.counts = torch.zeros_like(self.counts, device=self.device)
+        self.code_counts = torch.zeros_like(self.code_counts, device=self.device)
 
-    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        pixels = _unit(batch)
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        pixels = _to_float(batch)
         ids = self.model.encode(pixels)
-        self.counts += torch.bincount(ids.flatten(), minlength=len(self.counts))
+        self.code_counts += torch.bincount(ids.flatten(), minlength=len(self.code_counts))
         error = (self.model.decode(ids).float() - pixels).square().flatten(1).mean(1)
         psnr = (-10 * error.clamp_min(1e-6).log10()).mean()
         self.log("val/psnr", psnr, on_epoch=True, sync_dist=True)
         self.log("val/loss", error.mean(), on_epoch=True, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        counts = self.trainer.strategy.reduce(self.counts, reduce_op="sum")
-        self.log("val/codes_used", (counts > 0).float().mean())
-        self.log("val/code_perplexity", perplexity(counts))
+        counts = self.trainer.strategy.reduce(self.code_counts, reduce_op="sum")
+        self.log("val/codebook_usage", (counts > 0).float().mean())
+        self.log("val/codebook_perplexity", perplexity(counts))
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[LRScheduler]]:
-        total = int(self.trainer.max_steps)
-        table = self.model.quantize.embedding.weight  # an average would pull codes to zero
-        made = [build_optimizer(_groups(self.model, self.optim, table), self.optim, total)]
-        if self.adversary is not None:
-            made.append(build_optimizer(_groups(self.adversary, self.optim), self.optim, total))
-        optimizers, schedulers = zip(*made, strict=True)
-        return list(optimizers), list(schedulers)
+        codes = [] if self.codebook is None else [self.model.codebook_parameter]
+        # Decay would pull codes to zero.
+        optimizers = [build_optimizer(self.optimizer, self.model, no_decay=codes)]
+        if self.discriminator is not None:
+            optimizers.append(build_optimizer(self.optimizer, self.discriminator))
+        steps = int(self.trainer.max_steps)
+        schedulers = [build_scheduler(self.scheduler, each, steps) for each in optimizers]
+        for scheduler in schedulers:
+            refuse_plateau(scheduler)
+        return optimizers, [each for each in schedulers if each is not None]
 
     def _optimizers(self) -> list[LightningOptimizer]:
         found = self.optimizers()
         return found if isinstance(found, list) else [found]
 
-    def _schedulers(self) -> list[LRScheduler]:
+    def _step_scheduler(self, index: int) -> None:
         found = self.lr_schedulers()
-        assert found is not None
-        return found if isinstance(found, list) else [found]
+        schedulers = found if isinstance(found, list) else [found]
+        if schedulers[0] is not None:
+            schedulers[index].step()  # type: ignore[union-attr]
 
 
-def _unit(batch: dict[str, Tensor]) -> Tensor:
-    """The pixels of a batch (B, 3, H, H) in [0, 1]; bytes are a quarter of the way to a device."""
+def _to_float(batch: dict[str, Tensor]) -> Tensor:
+    """The pixels of a batch (B, 3, H, H) in [0, 1]; bytes are a quarter of the transfer."""
     return batch["pixels"].float() / 255
 
 
-def _groups(
-    net: nn.Module, config: OptimConfig, spared: Tensor | None = None
-) -> list[dict[str, object]]:
-    """Parameters with weight decay (matrices) and without (vectors, and ``spared``)."""
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    decay = [p for p in parameters if p.ndim >= 2 and p is not spared]
-    rest = [p for p in parameters if p.ndim < 2 or p is spared]
-    return [
-        {"params": decay, "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-
-
-def build_distance(config: TokenizerModule, resolution: int) -> MSSSIMLoss | LPIPS:
-    """The perceptual distance of the config.
+def build_perceptual_loss(
+    kind: PerceptualLoss, vgg_weights: str | None, resolution: int
+) -> MSSSIMLoss | LPIPS:
+    """The perceptual distance.
 
     Raises:
         UserError: LPIPS is asked for, and the weights of its VGG16 are missing or others.
     """
-    if config.distance is Perceptual.ms_ssim:
+    if kind is PerceptualLoss.ms_ssim:
         return MSSSIMLoss(resolution)
-    if config.vgg_weights is None:
-        raise UserError(f"module.distance=lpips needs the weights of a VGG16: {WANTED_VGG}")
-    path = Path(config.vgg_weights)
+    if vgg_weights is None:
+        raise UserError(f"module.perceptual_loss=lpips needs the weights of a VGG16: {VGG_HINT}")
+    path = Path(vgg_weights)
     if not path.is_file():
-        raise UserError(f"module.vgg_weights={path} is not there: {WANTED_VGG}")
-    import torchmetrics  # its package carries the heads
+        raise UserError(f"module.vgg_weights={path} not found: {VGG_HINT}")
+    import torchmetrics  # its package carries the linear heads
 
     heads = Path(torchmetrics.__file__).parent / "functional/image/lpips_models/vgg.pth"
     try:
         return LPIPS(read_tensors(path), read_tensors(heads))
     except ValueError as error:
-        raise UserError(f"module.vgg_weights={path} is no VGG16: {error}: {WANTED_VGG}") from None
+        raise UserError(f"module.vgg_weights={path} is not a VGG16: {error}: {VGG_HINT}") from None

@@ -48,14 +48,12 @@ class Setting:
 
 SETTINGS = {
     "plain": Setting(seeds=(0, 1, 2)),
-    "no_reset": Setting("module.revive_after=null", seeds=(0, 1, 2)),
-    "reset_by_error": Setting("module.revive_by=error", seeds=(0, 1, 2)),
+    "no_reset": Setting("module.dead_code_after=null", seeds=(0, 1, 2)),
+    "reset_by_error": Setting("module.dead_code_reset=error", seeds=(0, 1, 2)),
     "codebook_256": Setting(codebook_size=256),
     "codebook_4096": Setting(codebook_size=4096),
     "narrow": Setting(code_dim=8, seeds=(0, 1, 2)),
-    "discriminator": Setting(
-        "module.adversarial=0.1 module.adversarial_start=200", seeds=(0, 1, 2)
-    ),
+    "discriminator": Setting("module.disc_weight=0.1 module.disc_start=200", seeds=(0, 1, 2)),
 }
 
 COLUMNS = (
@@ -75,8 +73,8 @@ def stages(setting: Setting, seed: int, folder: Path) -> Iterator[tuple[Path, st
     )
     yield (
         folder / "tokenizer" / "tokenizer",
-        f"train experiment=tokenizer_shapes_64 seed={seed} output={folder}/tokenizer {size} "
-        "trainer.max_steps=500 trainer.val_every=250 overwrite=true "
+        f"train experiment=tokenizer_shapes_64 seed={seed} output_dir={folder}/tokenizer {size} "
+        "trainer.max_steps=500 trainer.val_check_interval=250 overwrite=true "
         f"{setting.training}",
     )
     yield (
@@ -92,10 +90,10 @@ def stages(setting: Setting, seed: int, folder: Path) -> Iterator[tuple[Path, st
     yield (
         folder / "student" / "student",
         f"train experiment=student_shapes_64 seed={seed} data.path={folder}/tokens "
-        f"output={folder}/student {size} student.net.vocab_size={setting.codebook_size} "
-        f"student.net.codebook_dim={setting.code_dim} module.misread=1.0 "
+        f"output_dir={folder}/student {size} student.net.vocab_size={setting.codebook_size} "
+        f"student.net.codebook_dim={setting.code_dim} module.token_noise=1.0 "
         "data.task_weights={segmentation:1,pose:1,derain:4,deblur:1} "
-        "trainer.max_steps=800 trainer.val_every=400 overwrite=true",
+        "trainer.max_steps=800 trainer.val_check_interval=400 overwrite=true",
     )
     yield (
         folder / "report" / "metrics.json",

@@ -128,7 +128,7 @@ def test_a_mistake_leaves_an_earlier_run_as_it_was(delvm, tmp_path):
     kept = tmp_path / "runs/.hydra/config.yaml"
     kept.parent.mkdir(parents=True)
     kept.write_text("seed: 7\n")
-    assert delvm("train", "output=runs", "data.path=nowhere")[0] == 2
+    assert delvm("train", "output_dir=runs", "data.path=nowhere")[0] == 2
     assert [path.name for path in kept.parent.iterdir()] == ["config.yaml"]
     assert kept.read_text() == "seed: 7\n"
 

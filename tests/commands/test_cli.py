@@ -143,19 +143,20 @@ def test_ctrl_c_is_130(delvm, monkeypatch, tmp_path):
     assert delvm("prepare") == (130, "", "delvm: interrupted\n")
 
 
-def test_ctrl_c_inside_lightning_is_130(delvm, monkeypatch):
-    from delvm.commands import checks_train
-    from delvm.training import fit as training
+def test_ctrl_c_inside_lightning_is_130(delvm, monkeypatch, tmp_path):
+    from delvm.commands import app
+    from delvm.training.student import StudentModule
+    from tests.training.runs import write_ids
 
-    def interrupted(config, folder):
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            sys.exit(1)
+    def interrupted(self, batch, batch_idx):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "train", interrupted)
-    monkeypatch.setattr(checks_train, "train_faults", lambda cfg: [])
-    assert delvm("train", "output=runs") == (130, "", "delvm: interrupted\n")
+    write_ids(tmp_path / "tokens")
+    monkeypatch.setattr(StudentModule, "training_step", interrupted)
+    monkeypatch.setattr(app, "check", lambda verb, cfg: None)
+    words = ("data.path=tokens", "data.pairs_per_sentence=2", "tokenizer.net.num_embeddings=16")
+    code, out, err = delvm("train", "output_dir=run", *words)
+    assert (code, out) == (130, "") and err.endswith("delvm: interrupted\n")
 
 
 def test_a_bug_keeps_its_traceback(delvm, monkeypatch, tmp_path):

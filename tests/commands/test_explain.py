@@ -13,14 +13,18 @@ LINES = {
     "train student.n_layers=4": "unknown key 'student.n_layers': did you mean "
     "'student.net.n_layers'?",
     "train data.batchsize=4": "unknown key 'data.batchsize': did you mean 'data.batch_size'?",
-    "train module.label_smothing=0": "unknown key 'module.label_smothing': did you mean "
-    "'module.label_smoothing'?",
+    "train module.loss.label_smothing=0": "unknown key 'module.loss.label_smothing': did you mean "
+    "'module.loss.label_smoothing'?",
+    "train trainer.limit_val_batch=2": "unknown key 'trainer.limit_val_batch': did you mean "
+    "'trainer.limit_val_batches'?",
     "train data=images data.pairs_per_sentence=2": "unknown key 'data.pairs_per_sentence': it is a "
     "key of data=sentences",
     "train data.foo=2": "unknown key 'data.foo': choose from: batch_size, images_per_sentence, "
-    "kind, num_val_examples, num_workers, pairs_per_sentence, path, shuffle_window_shards, "
+    "num_val_examples, num_workers, pairs_per_sentence, path, seed, shuffle_window_shards, "
     "task_weights",
-    "train module.kd_weight=2": "unknown key 'module.kd_weight': it is a key of "
+    "train module.kd_weight=2": "unknown 'module.kd_weight=2': it is now called "
+    "module=distillation module.loss.kd_weight",
+    "train module.loss.kd_weight=2": "unknown key 'module.loss.kd_weight': it is a key of "
     "module=distillation",
     "prepare source.sise=32": "unknown key 'source.sise': did you mean 'source.size'?",
     "encode balance.mod=augment": "unknown key 'balance.mod': did you mean 'balance.mode'?",
@@ -30,7 +34,7 @@ LINES = {
     "train +student.net.n_layesr=4": "unknown key 'student.net.n_layesr': did you mean "
     "'student.net.n_layers'?",
     "train +data.foo=4": "unknown key 'data.foo': choose from: batch_size, "
-    "images_per_sentence, kind, num_val_examples, num_workers, pairs_per_sentence, path, "
+    "images_per_sentence, num_val_examples, num_workers, pairs_per_sentence, path, seed, "
     "shuffle_window_shards, task_weights",
     "generate ++sed=4": "unknown key 'sed': did you mean 'seed'?",
     # group options
@@ -45,15 +49,17 @@ LINES = {
     "integer",
     "train data.batch_size=1.5": "data.batch_size=1.5 does not fit: data.batch_size takes an "
     "integer",
-    "train optim.lr=fast": "optim.lr=fast does not fit: optim.lr takes a number",
-    "train optim.clip=x": "optim.clip=x does not fit: optim.clip takes a number or null",
-    "train optim.betas=3": "optim.betas=3 does not fit: optim.betas takes a list, as [a,b]",
-    "train trainer.compile=7.5": "trainer.compile=7.5 does not fit: trainer.compile takes true or "
+    "train optimizer.lr=fast": "optimizer.lr=fast does not fit: optimizer.lr takes a number",
+    "train trainer.gradient_clip_val=x": "trainer.gradient_clip_val=x does not fit: "
+    "trainer.gradient_clip_val takes an integer or a number or null",
+    "train optimizer.betas=3": "optimizer.betas=3 does not fit: optimizer.betas takes a list, as "
+    "[a,b]",
+    "train module.compile=7.5": "module.compile=7.5 does not fit: module.compile takes true or "
     "false",
     "train student.net=5": "student.net=5 does not fit: student.net takes keys of its own, as "
     "GROUP.KEY=VALUE",
-    "train module=distillation module.direction=forwrad": "module.direction=forwrad is not one of "
-    "forward, reverse, inverse: did you mean 'forward'?",
+    "train module=distillation module.loss.direction=forwrad": "module.loss.direction=forwrad is "
+    "not one of forward, reverse, inverse: did you mean 'forward'?",
     "generate device=gpu": "device=gpu is not one of auto, cpu, cuda: did you mean 'cuda'?",
     "prepare source.size=null": "source.size=null does not fit: source.size takes an integer",
     "evaluate students=3": "students=3 does not fit: students takes a dictionary, as {a: 1}",
@@ -70,7 +76,7 @@ LINES = {
     "expecting <EOF>): quote its value, as \"query='a(1).png'\"",
     "train seed=1,2": "seed=1,2 is several values: add -m to sweep over them, or write seed=[1,2]",
     "train seed=range(3)": "seed=range(3) is a sweep: add -m",
-    "train output=${nope}": "output: Interpolation key 'nope' not found",
+    "train init_from=${nope}": "init_from: Interpolation key 'nope' not found",
     "prepare balance=none": "delvm prepare has no group 'balance': choose from: source",
     # flags
     "train --cfg jb": "--cfg takes job|hydra|all, not 'jb'",
@@ -143,9 +149,9 @@ def test_full_errors_on_request(delvm, monkeypatch):
 
 def test_cfg_prints_and_does_nothing_else(delvm, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert "module: distillation" not in delvm("train", "--cfg", "job")[1]
+    assert "kd_weight" not in delvm("train", "--cfg", "job")[1]
     assert "kd_weight: 1.0" in delvm("train", "module=distillation", "--cfg", "job")[1]
-    code, out, _ = delvm("train", "--cfg", "job", "--resolve", "-p", "output")
+    code, out, _ = delvm("train", "--cfg", "job", "--resolve", "-p", "output_dir")
     assert (code, out) == (0, "outputs/student\n")
     assert "hydra:" in delvm("train", "--cfg", "hydra")[1]
     assert list(Path().iterdir()) == []

@@ -6,19 +6,23 @@ import math
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from delvm.commands import app, explain, inspect, train
 from delvm.errors import Diverged, Interrupted, UserError
+from delvm.training.callbacks import AtomicCheckpoint
 from tests.training.runs import curve, write_ids
 
 # A run of three steps on the ids of `write_ids`.
 TINY = (
     "data={path: tokens, pairs_per_sentence: 2, batch_size: 8}",
-    "trainer={max_steps: 3, val_every: 2, log_every: 1, threads: 1, precision: 32-true}",
+    "trainer={max_steps: 3, val_check_interval: 2, log_every_n_steps: 1, precision: 32-true}",
+    "num_threads=1",
     "student.net={dim: 16, n_layers: 1, n_heads: 2, ffn_dim: 32, max_seq_len: 32, vocab_size: 16, "
     "codebook_dim: 8}",
     "tokenizer.net={resolution: 8, num_embeddings: 16, patch_size: 2, quantized_embed_dim: 8, "
@@ -36,18 +40,18 @@ def elsewhere(monkeypatch, root):
 
 def test_joblib_trains_to_the_end_next_to_a_job_that_fails(delvm, elsewhere, tmp_path):
     write_ids(tmp_path / "tokens")
-    words = ("train", "-m", "sweep=joblib", *TINY, "output=runs", "optim.lr=1e-3,-1")
+    words = ("train", "-m", "sweep=joblib", *TINY, "output_dir=runs", "optimizer.lr=1e-3,-1")
     code, out, err = delvm(*words)
-    line = "job 1: optim.lr=-1.0 is not above 0: set optim.lr=1.5e-4"
+    line = "job 1: optimizer.lr=-1.0 is not above 0: set it to 1.5e-4"
     assert (code, out, err.splitlines()[-1]) == (2, "", f"delvm: {line}")
     assert "Traceback" not in err
-    run = tmp_path / "runs/optim.lr=0.001"
-    assert OmegaConf.load(run / ".hydra/config.yaml").optim.lr == 1e-3
+    run = tmp_path / "runs/optimizer.lr=0.001"
+    assert OmegaConf.load(run / ".hydra/config.yaml").optimizer.lr == 1e-3
     assert len(curve(run, "train/loss")) == 3 and (run / "student/config.json").exists()
-    assert train.objective(run) == min(curve(run, "val/loss"))
+    assert len(curve(run, "val/loss")) == 1
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
         "multirun.yaml",
-        "optim.lr=0.001",
+        "optimizer.lr=0.001",
     ]
 
 
@@ -67,7 +71,7 @@ def test_submitit_jobs_run_and_fail_like_any(delvm, elsewhere, tmp_path):
 
 def test_slurm_that_is_missing_is_one_line(delvm, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    code, out, err = delvm("train", "-m", "sweep=submitit", "seed=0,1", "output=runs")
+    code, out, err = delvm("train", "-m", "sweep=submitit", "seed=0,1", "output_dir=runs")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert 'delvm: submitit failed: Could not detect "srun"' in err
     assert app.compose("train", ["sweep=submitit"]).resume == "auto"  # a job may come again
@@ -103,7 +107,7 @@ def searched(monkeypatch, outcomes):
 def test_a_search_goes_by_the_lowest_validation_loss(delvm, monkeypatch, tmp_path):
     diverged = Diverged("the gradient was not finite")
     seen = searched(monkeypatch, [2.5, diverged, math.inf, 2.25])
-    words = ("train", "sweep=optuna", "output=runs", "hydra.sweeper.n_trials=4")
+    words = ("train", "sweep=optuna", "output_dir=runs", "hydra.sweeper.n_trials=4")
     words += ("hydra.sweeper.storage='sqlite:///study.db'",)
     code, out, err = delvm(*words)
     assert (code, out) == (0, "")
@@ -111,19 +115,19 @@ def test_a_search_goes_by_the_lowest_validation_loss(delvm, monkeypatch, tmp_pat
     assert "job 1: the gradient was not finite; it counts as infinite" in err
     best = OmegaConf.load("runs/optimization_results.yaml")
     assert best.best_value == 2.25
-    assert best.best_params["optim.lr"] == seen[3].optim.lr
-    assert best.best_params["module.misread"] == seen[3].module.misread
-    assert f"optim.lr={seen[3].optim.lr}" in err.splitlines()[-1]
-    assert all(3e-5 <= cfg.optim.lr <= 3e-3 for cfg in seen)
-    assert [Path(cfg.output).name.split("_")[0] for cfg in seen] == ["0", "1", "2", "3"]
+    assert best.best_params["optimizer.lr"] == seen[3].optimizer.lr
+    assert best.best_params["module.token_noise"] == seen[3].module.token_noise
+    assert f"optimizer.lr={seen[3].optimizer.lr}" in err.splitlines()[-1]
+    assert all(3e-5 <= cfg.optimizer.lr <= 3e-3 for cfg in seen)
+    assert [Path(cfg.output_dir).name.split("_")[0] for cfg in seen] == ["0", "1", "2", "3"]
     # The study is continued, and its best stays.
     assert delvm(*words, "hydra.sweeper.sampler.seed=1")[0] == 0
-    assert len({cfg.output for cfg in seen}) == 8
+    assert len({cfg.output_dir for cfg in seen}) == 8
     assert OmegaConf.load("runs/optimization_results.yaml").best_value == 2.25
 
 
 def test_mistakes_of_a_search_end_it_in_one_line(delvm, monkeypatch):
-    words = ("train", "sweep=optuna", "output=runs")
+    words = ("train", "sweep=optuna", "output_dir=runs")
 
     def last(*more: str) -> str:
         code, out, err = delvm(*words, *more)
@@ -160,12 +164,22 @@ def test_a_launcher_that_is_not_installed_is_named(delvm, monkeypatch, group, op
     )
 
 
-def test_the_objective_is_the_lowest_validation_loss(tmp_path):
-    assert train.objective(tmp_path) is None
-    (tmp_path / "metrics.csv").write_text("step,val/loss\n1,2.5\n2,nan\n3,2.75\n")
-    assert train.objective(tmp_path) == 2.5
-    (tmp_path / "metrics.csv").write_text("step,val/loss\n1,nan\n")
-    assert train.objective(tmp_path) == math.inf
+def fake_run(best, latest):
+    """A finished run with these results, as `train.objective` reads them."""
+    checkpoint = AtomicCheckpoint()
+    checkpoint.best = None if best is None else (best, 1)
+    metrics = {} if latest is None else {"val/loss": torch.tensor(latest)}
+    return SimpleNamespace(
+        trainer=SimpleNamespace(callbacks=[checkpoint], callback_metrics=metrics)
+    )
+
+
+@pytest.mark.parametrize(
+    ("best", "latest", "expected"),
+    [(2.5, 2.75, 2.5), (None, math.nan, math.inf), (None, 2.0, 2.0), (None, None, None)],
+)
+def test_objective_is_the_lowest_validation_loss(best, latest, expected):
+    assert train.objective(fake_run(best, latest)) == expected
 
 
 def test_errors_travel_between_processes():

@@ -80,3 +80,14 @@ def test_schema_of_a_signature():
 def test_arguments_can_be_left_out_and_added():
     node = OmegaConf.structured(schema_of(Target, omit=("rate",), _partial_=True))
     assert "rate" not in node and node._partial_ is True
+
+
+def test_train_schemas_pickle_by_reference():
+    """As launchers do it with cloudpickle: the same class comes back, not a copy."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    from delvm.configs.train import GROUPS
+
+    for options in GROUPS.values():
+        for schema in options.values():
+            assert cloudpickle.loads(cloudpickle.dumps(schema)) is schema
+            OmegaConf.structured(schema)

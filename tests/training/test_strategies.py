@@ -1,4 +1,4 @@
-"""Two processes do what one does, whatever the strategy, and go on with each other's runs."""
+"""Two processes do what one does under every strategy, and resume each other's runs."""
 
 import json
 import os
@@ -12,15 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+from delvm.commands.instantiate import build_run
 from delvm.data.shards import manifest, writer
 from delvm.interop import sharded_checkpoint as sharded
 from delvm.interop.load import load_student
-from delvm.training import strategies
-from delvm.training.config import StrategyName
-from delvm.training.fit import build, train
-from delvm.training.memory import memory
-from tests.training.ranks import CLIP, SINGLE, SPREAD, STOP, config, tied
-from tests.training.runs import N, V, curve
+from delvm.training import checkpoint_io, strategies
+from delvm.training.memory import estimate_memory
+from tests.training.ranks import CLIP, SHARDED, SINGLE, STOP, TIED, config
+from tests.training.runs import N, V, curve, train
 
 EXACT = {"abs": 1e-5, "rel": 0}
 
@@ -48,11 +47,10 @@ def mixture(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(mixture, tmp_path_factory, root) -> Path:
-    """All runs in one folder: those of two processes as `ranks` has them, those of one here."""
+    """All runs in one directory: those of two processes from `ranks`, those of one from here."""
     folder = tmp_path_factory.mktemp("runs")
-    stopped = config(mixture, SINGLE, 1)
-    stopped.trainer.stop_at = STOP
-    train(stopped, folder / "one_two")
+    stop = f"callbacks.stop_at_step.step={STOP}"
+    train(config(mixture, SINGLE, 1, 20, stop), folder / "one_two")
     words = ["--standalone", "--nproc-per-node", "2", "-m", "tests.training.ranks"]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *words, str(mixture), str(folder)],
@@ -60,13 +58,12 @@ def runs(mixture, tmp_path_factory, root) -> Path:
         timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-5000:]
-    assert done.stderr.count("train student: 20/20") == 5, "one of the processes tells"
+    assert done.stderr.count("train student: 20/20") == 5, "one process reports"
     train(config(mixture, SINGLE, 1), folder / "one")
-    train(config(mixture, SINGLE, 1, 4, student=tied()), folder / "one_tied")
-    low = config(mixture, SINGLE, 1, 4)
-    low.trainer.precision = "bf16-mixed"
-    train(low, folder / "one_bf16")
-    train(config(mixture, SINGLE, 1, resume="auto"), folder / "two_one")
+    train(config(mixture, SINGLE, 1, 4, *TIED), folder / "one_tied")
+    bf16 = "trainer.precision=bf16-mixed"
+    train(config(mixture, SINGLE, 1, 4, bf16), folder / "one_bf16")
+    train(config(mixture, SINGLE, 1, 20, "resume=auto"), folder / "two_one")
     return folder
 
 
@@ -74,17 +71,17 @@ def last_steps(folder: Path, name: str, steps: int) -> list[float]:
     return curve(folder, name)[-steps:]
 
 
-@pytest.mark.parametrize("strategy", SPREAD)
+@pytest.mark.parametrize("strategy", SHARDED)
 @pytest.mark.parametrize(
-    "figure", ["train/loss", "train/grad_norm", "val/loss", "val/clips/target_acc", "val/pose/ppl"]
+    "metric", ["train/loss", "train/grad_norm", "val/loss", "val/clips/target_acc", "val/pose/ppl"]
 )
-def test_two_processes_log_what_one_does(runs, strategy, figure):
-    wanted = curve(runs / "one", figure)
-    assert len(wanted) == (20 if figure.startswith("train") else 2)
-    assert curve(runs / strategy, figure) == pytest.approx(wanted, **EXACT)
+def test_two_processes_log_what_one_does(runs, strategy, metric):
+    expected = curve(runs / "one", metric)
+    assert len(expected) == (20 if metric.startswith("train") else 2)
+    assert curve(runs / strategy, metric) == pytest.approx(expected, **EXACT)
 
 
-@pytest.mark.parametrize("strategy", SPREAD)
+@pytest.mark.parametrize("strategy", SHARDED)
 def test_two_processes_learn_what_one_does(runs, strategy):
     ours, theirs = (load_student(runs / name) for name in (strategy, "one"))
     assert ours.tokenizer_fingerprint == "f" * 16
@@ -94,81 +91,81 @@ def test_two_processes_learn_what_one_does(runs, strategy):
         torch.testing.assert_close(ours.state_dict()[name], weight, atol=1e-4, rtol=0)
 
 
-def test_a_tied_head_gets_the_gradients_of_both_its_uses(runs):
-    for figure in ("train/loss", "train/grad_norm"):
-        wanted = curve(runs / "one_tied", figure)
-        assert curve(runs / "tied", figure) == pytest.approx(wanted, **EXACT)
+def test_tied_head_gets_the_gradients_of_both_uses(runs):
+    for metric in ("train/loss", "train/grad_norm"):
+        expected = curve(runs / "one_tied", metric)
+        assert curve(runs / "tied", metric) == pytest.approx(expected, **EXACT)
 
 
-def test_weights_that_travel_in_bfloat16_train_as_well(runs):
-    wanted = curve(runs / "one_bf16", "train/loss")
+def test_bfloat16_param_dtype_trains_as_well(runs):
+    expected = curve(runs / "one_bf16", "train/loss")
     found = curve(runs / "bf16", "train/loss")
-    assert found == pytest.approx(wanted, abs=2e-3) and found != wanted
+    assert found == pytest.approx(expected, abs=2e-3) and found != expected
 
 
-def test_gradients_are_clipped_by_the_norm_of_the_whole_in_every_process(runs):
+def test_gradients_are_clipped_by_the_global_norm_on_every_rank(runs):
     first, second = (json.loads((runs / f"norms_{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
-    for name in SPREAD:
+    for name in SHARDED:
         logged, after = np.array(first[name]).T
         assert len(logged) == 20 and logged.min() > 2 * CLIP
         assert after == pytest.approx(CLIP, rel=1e-4)
         assert logged.tolist() == pytest.approx(curve(runs / name, "train/grad_norm"))
 
 
-def test_each_process_holds_its_part_and_no_more(runs, mixture):
-    net = config(mixture, SINGLE, 1).student.net
-    for name in SPREAD:
+def test_each_process_holds_its_shard_and_no_more(runs, mixture):
+    net = build_run(config(mixture, SINGLE, 1)).module.model.config
+    for name in SHARDED:
         shard = 2 if name == "fsdp2" else 1
-        told = memory(net, StrategyName(name), "32-true", 4, shard=shard)
+        estimate = estimate_memory(net, "32-true", 4, sharded=name != "ddp", shard_size=shard)
         for rank in (0, 1):
             states, gradients = json.loads((runs / f"held_{rank}.json").read_text())[name]
-            assert states == pytest.approx(told.optimizer, rel=0.01)
-            assert gradients == pytest.approx(told.gradients, rel=0.01)
+            assert states == pytest.approx(estimate.optimizer, rel=0.01)
+            assert gradients == pytest.approx(estimate.gradients, rel=0.01)
 
 
-def test_no_process_builds_the_whole_student(mixture):
-    for name, strategy in {"single": SINGLE, **SPREAD}.items():
-        module, _ = build(config(mixture, strategy, 1 if name == "single" else 2))
-        empty = {weight.is_meta for weight in module.model.blocks.parameters()}
+def test_no_process_builds_the_complete_student(mixture):
+    for name, strategy in {"single": SINGLE, **SHARDED}.items():
+        run = build_run(config(mixture, strategy, 1 if name == "single" else 2))
+        empty = {weight.is_meta for weight in run.module.model.blocks.parameters()}
         assert empty == {name in ("fsdp2", "hsdp")}
 
 
 @pytest.mark.parametrize("name", ["two_two", "two_one", "one_two"])
-def test_a_run_is_gone_on_with_by_as_many_processes_as_there_are(runs, name):
-    """Seven steps by so many, the other thirteen by so many: the same batches, the same steps."""
+def test_run_resumes_on_any_number_of_processes(runs, name):
+    """Seven steps by one or two processes, thirteen by one or two: the same batches and steps."""
     left = 20 - STOP
-    for figure in ("train/loss", "train/grad_norm"):
-        wanted = last_steps(runs / "one", figure, left)
-        assert last_steps(runs / name, figure, left) == pytest.approx(wanted, **EXACT)
-    (wanted,) = last_steps(runs / "one", "val/loss", 1)
-    assert last_steps(runs / name, "val/loss", 1) == [pytest.approx(wanted, **EXACT)]
+    for metric in ("train/loss", "train/grad_norm"):
+        expected = last_steps(runs / "one", metric, left)
+        assert last_steps(runs / name, metric, left) == pytest.approx(expected, **EXACT)
+    (expected,) = last_steps(runs / "one", "val/loss", 1)
+    assert last_steps(runs / name, "val/loss", 1) == [pytest.approx(expected, **EXACT)]
     assert len(curve(runs / name, "train/loss")) == 20  # no step is done twice, none left out
 
 
-def test_a_run_leaves_its_checkpoints_and_nothing_else(runs):
+def test_run_leaves_checkpoints_and_nothing_else(runs):
     for name in ("fsdp2", "two_two", "two_one", "one_two"):
         found = {path.name for path in (runs / name / "checkpoints").iterdir()}
         assert "last.ckpt" in found and all(each.endswith(".ckpt") for each in found), found
         assert not any(each.startswith(".") for each in found), found
     parts = {path.name for path in (runs / "fsdp2" / "checkpoints" / "last.ckpt").iterdir()}
     assert parts == {".metadata", "__0_0.distcp", "__1_0.distcp", "meta.pt"}
-    # what the other kind had written was replaced
+    # What the other kind had written was replaced.
     assert (runs / "one_two" / "checkpoints" / "last.ckpt").is_dir()
     assert (runs / "two_one" / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_a_checkpoint_in_parts_is_a_student(runs):
+def test_sharded_checkpoint_loads_as_a_student(runs):
     exported = load_student(runs / "fsdp2").state_dict()
     read = load_student(runs / "fsdp2" / "checkpoints" / "last.ckpt")
     assert read.tokenizer_fingerprint == "f" * 16
     assert all(torch.equal(read.state_dict()[key], exported[key]) for key in exported)
 
 
-def test_the_command_under_torchrun(mixture, tmp_path, root):
+def test_train_command_under_torchrun(mixture, tmp_path, root):
     words = ["--standalone", "--nproc-per-node", "2", "-m", "delvm", "train", "module=student",
              "student=tiny", "tokenizer=shapes_f8_32", "data=sentences", f"data.path={mixture}",
-             f"output={tmp_path / 'run'}", "data.batch_size=2", "data.images_per_sentence=6",
+             f"output_dir={tmp_path / 'run'}", "data.batch_size=2", "data.images_per_sentence=6",
              f"tokenizer.net.num_embeddings={V}", "tokenizer.net.quantized_embed_dim=8",
              "tokenizer.net.resolution=8", "tokenizer.net.channel_mult=[1]",
              "student.net.n_layers=1", "trainer.max_steps=2", "trainer.devices=2",
@@ -179,10 +176,10 @@ def test_the_command_under_torchrun(mixture, tmp_path, root):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-5000:]
     assert done.stderr.count("train student: 2/2") == 1
-    assert load_student(tmp_path / "run").config.layers == 1
+    assert load_student(tmp_path / "run").config.n_layers == 1
 
 
-def test_one_of_several_processes_ends_with_its_code_and_all_it_said(tmp_path):
+def test_exit_process_flushes_and_keeps_the_exit_code(tmp_path):
     script = """
 import sys
 from torch import distributed
@@ -199,8 +196,8 @@ print("never")
     assert (done.returncode, done.stdout) == (3, "alone\nsaid")
 
 
-def test_gradients_that_are_scaled_up_are_clipped_as_they_are():
-    """As under 16-mixed, where a fused optimizer would take the scale out only in its step."""
+def test_gradients_are_unscaled_before_clipping():
+    """As under 16-mixed, where a fused optimizer would unscale only in its step."""
     weight = nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.AdamW([weight], fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -216,8 +213,8 @@ def test_gradients_that_are_scaled_up_are_clipped_as_they_are():
 
 
 @pytest.mark.parametrize("size", [0.5, 5.0, float("nan"), float("inf")])
-def test_gradients_are_scaled_as_torch_does_it(size):
-    """Whether there is anything to scale or not: a norm below the limit, above, and none."""
+def test_clip_grads_equals_torch(size):
+    """For a norm below the limit, above it, and a non-finite one."""
     weights = [nn.Parameter(torch.zeros(3)) for _ in range(4)]
     for weight in weights:
         weight.grad = torch.tensor([0.0, size, 0.0]) / 2
@@ -228,38 +225,38 @@ def test_gradients_are_scaled_as_torch_does_it(size):
 
 
 def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two results are the same, with what is no number in the same places."""
+    """Whether two results are the same, with NaN in the same positions."""
     return torch.allclose(a, b, rtol=1e-6, atol=0, equal_nan=True)
 
 
-def test_a_checkpoint_takes_a_place_whole(tmp_path):
-    """A folder takes the place of a folder, of a file, and a file that of a folder."""
+def test_checkpoint_replaces_atomically(tmp_path):
+    """A directory replaces a directory or a file, and a file a directory."""
     path, part = tmp_path / "last.ckpt", tmp_path / ".last.ckpt.part"
     for number, folder in enumerate((True, True, False, False, True)):
         if folder:
             part.mkdir()
         (part / "number" if folder else part).write_text(str(number))
-        strategies._atomic_replace(part, path)
+        checkpoint_io._atomic_replace(part, path)
         assert (path / "number" if folder else path).read_text() == str(number)
         assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
-    strategy, path = strategies.FSDP2Strategy(1, 1, None, None), tmp_path / "last.ckpt"
+def test_failed_checkpoint_keeps_the_last_one(tmp_path, monkeypatch):
+    strategy, path = strategies.FSDP2Strategy(), tmp_path / "last.ckpt"
 
     def save(number: float) -> None:
         state = {"state_dict": {"model.a": torch.full((3,), number)}, "global_step": number}
         strategy.save_checkpoint(state, path)
 
     save(1.0)
-    write = strategies.dcp.save
+    write = checkpoint_io.dcp.save
 
     def full(state: dict[str, object], **rest: object) -> None:
         write(state, **rest)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(strategies.dcp, "save", full)
+    monkeypatch.setattr(checkpoint_io.dcp, "save", full)
     with pytest.raises(OSError, match="No space left"):
         save(2.0)
     assert sharded.read(path)["state_dict"]["model.a"].tolist() == [1.0] * 3

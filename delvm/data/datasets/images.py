@@ -39,7 +39,6 @@ class ImagesConfig:
         shuffle_window_shards: Shards of a task whose images are shuffled together.
     """
 
-    kind: str = "images"
     path: str = "outputs/shapes/pairs"
     batch_size: int = 32
     num_workers: int = 0

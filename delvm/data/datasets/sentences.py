@@ -48,7 +48,6 @@ class SentencesConfig:
         shuffle_window_shards: Shards of a task whose examples are shuffled together.
     """
 
-    kind: str = "sentences"
     path: str = "outputs/shapes/tokens"
     pairs_per_sentence: int = 4
     images_per_sentence: int | None = None

@@ -1,279 +1,224 @@
-"""What is kept of a run so that nothing is lost: whole checkpoints, randomness, a clean stop.
+"""Atomic checkpoints, of which the newest few and the best are kept.
 
-FOLDER/checkpoints/step=000400.ckpt    the newest few, and the best one
-FOLDER/checkpoints/last.ckpt           a link to the newest
-FOLDER/checkpoints/best.ckpt           a link to the one with the lowest val/loss
+OUTPUT_DIR/checkpoints/step=000400.ckpt    the newest few, and the best one
+OUTPUT_DIR/checkpoints/last.ckpt           a link to the newest
+OUTPUT_DIR/checkpoints/best.ckpt           a link to the one with the best monitored value
 """
 
-import contextlib
+import logging
 import os
-import random
 import re
-import signal
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
-from delvm.errors import Interrupted, UserError
+from delvm.errors import UserError
 from delvm.interop.load import read_metadata
-from delvm.progress import log
 from delvm.storage import remove
 
-# What every checkpoint of ours has; of a torn one, not even the list of its keys can be read.
+logger = logging.getLogger("delvm.training")
+
+# What each of our checkpoints has; of a truncated one, not even the list of keys can be read.
 REQUIRED_KEYS = {"delvm", "global_step", "state_dict"}
-# Seconds within which signals count as one: Ctrl-C comes from the terminal and from torchrun.
-SIGNAL_DEBOUNCE_S = 2.0
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run's folder, the newest first."""
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first."""
     found = [
         (int(number[1]), path)
-        for path in (folder / "checkpoints").glob("step=*.ckpt")
+        for path in (output_dir / "checkpoints").glob("step=*.ckpt")
         if (number := re.fullmatch(r"step=(\d+)\.ckpt", path.name))
     ]
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def latest_valid_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that can be read; says which ones it passed over."""
-    for path in list_checkpoints(folder):
+def latest_valid_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint of a run that can be read; a warning names those that cannot."""
+    for path in list_checkpoints(output_dir):
         try:
             found = read_metadata(path)
         except UserError as error:
-            log(f"resume: passed over, {error}")
+            logger.warning("resume: skipped %s", error)
             continue
         if isinstance(found, dict) and found.keys() >= REQUIRED_KEYS:
             return path
-        log(f"resume: passed over, {path} is not whole")
+        logger.warning("resume: skipped %s, which is not complete", path)
     return None
 
 
-class AtomicCheckpoint(L.Callback):
-    """Writes checkpoints, whole or not at all, and keeps the newest few and the best.
+class AtomicCheckpoint(Checkpoint):
+    """Writes checkpoints that are complete or absent; keeps the newest few and the best.
 
-    Listed after whatever has a state to be kept, a moving average of the weights among them. It
-    saves before such an average takes the weights' place, at the end of training.
+    Unlike Lightning's ModelCheckpoint, a run that is killed while it writes leaves the checkpoint
+    before intact, and checkpoints hold the state of all callbacks at one step.
+
+    Lightning lists callbacks of this kind last, after those whose state they save. At the end of
+    training it saves before a moving average replaces the weights.
+
+    Attributes:
+        best: best monitored value so far, and its step.
+        dirpath: directory of the checkpoints, from the start of training.
     """
 
-    def __init__(self, folder: Path, every: int | None, keep: int) -> None:
-        """Say where and how many.
-
-        Args:
-            folder: Of the run.
-            every: Steps between two; None = at each validation.
-            keep: The newest ones that stay.
+    def __init__(
+        self,
+        every_n_train_steps: int | None = None,
+        keep_latest_k: int = 2,
+        monitor: str = "val/loss",
+        mode: str = "min",
+    ) -> None:
         """
-        self.folder, self.every, self.keep = folder / "checkpoints", every, keep
-        self.best: tuple[float, int] | None = None  # lowest val/loss, and its step
-        self._saved = -1
+        Args:
+            every_n_train_steps: steps between two checkpoints; None = one at each validation.
+            keep_latest_k: newest checkpoints that stay, next to the best one.
+            monitor: logged metric that the best checkpoint is chosen by.
+            mode: whether the smallest (min) or largest (max) value is the best.
+
+        Raises:
+            ValueError: an argument is out of its range.
+        """
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode={mode} is not min or max")
+        if keep_latest_k < 1:
+            raise ValueError(f"keep_latest_k={keep_latest_k} is below 1")
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise ValueError(f"every_n_train_steps={every_n_train_steps} is below 1")
+        self.every_n_train_steps, self.keep_latest_k = every_n_train_steps, keep_latest_k
+        self.monitor, self.mode = monitor, mode
+        self.best: tuple[float, int] | None = None
+        self.dirpath: Path | None = None
+        self._last_saved = -1
+
+    @property
+    def best_model_path(self) -> str:
+        """Path of the best checkpoint, as Lightning's ModelCheckpoint has it; "" if none."""
+        return self._path_if_exists("best.ckpt")
+
+    @property
+    def last_model_path(self) -> str:
+        """Path of the newest checkpoint; "" if none."""
+        return self._path_if_exists("last.ckpt")
+
+    @property
+    def best_model_score(self) -> Tensor | None:
+        """The best monitored value, None before there is one."""
+        return None if self.best is None else torch.tensor(self.best[0])
+
+    def _path_if_exists(self, name: str) -> str:
+        path = None if self.dirpath is None else self.dirpath / name
+        return "" if path is None or not path.exists() else str(path)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = state["best"] and (state["best"][0], state["best"][1])
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"] and (state_dict["best"][0], state_dict["best"][1])
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._saved = trainer.global_step  # of a resumed run: what it came from is there
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.dirpath = Path(trainer.default_root_dir) / "checkpoints"
+        self._last_saved = trainer.global_step  # a resumed run has the checkpoint of this step
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        if self.every and trainer.global_step % self.every == 0:
+        every = self.every_n_train_steps
+        if every is not None and trainer.global_step % every == 0:
             self.save(trainer)
 
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        loss = trainer.callback_metrics.get("val/loss")
-        better = loss is not None and bool(torch.isfinite(loss))
-        if better and loss is not None:
-            better = self.best is None or float(loss) < self.best[0]
-            if better:
-                self.best = float(loss), trainer.global_step
-        if better or not self.every:
-            self.save(trainer, again=better)
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        improved = self._is_best(trainer.callback_metrics.get(self.monitor))
+        if improved:
+            self.best = float(trainer.callback_metrics[self.monitor]), trainer.global_step
+        if improved or self.every_n_train_steps is None:
+            self.save(trainer, overwrite=improved)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Save where the run ends: the stream is one epoch, whatever ends it."""
+    def _is_best(self, value: Tensor | None) -> bool:
+        if value is None or not bool(torch.isfinite(value)):
+            return False
+        if self.best is None:
+            return True
+        return float(value) < self.best[0] if self.mode == "min" else float(value) > self.best[0]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save at the end of the run: a stream is one epoch, whatever ends it."""
         self.save(trainer)
 
-    def save(self, trainer: L.Trainer, again: bool = False) -> None:
-        """Write the checkpoint of this step, if it is not there yet or is to be written again.
+    def save(self, trainer: L.Trainer, overwrite: bool = False) -> None:
+        """Write the checkpoint of this step.
+
+        Args:
+            trainer: of the run.
+            overwrite: whether to write it again if it exists, because a state has changed.
 
         Raises:
-            UserError: The disk is full, or there may not be written; those before it are intact.
+            UserError: It cannot be written, as on a full disk; earlier checkpoints are intact.
         """
         step = trainer.global_step
-        if step == self._saved and not again:
+        if trainer.fast_dev_run or (step == self._last_saved and not overwrite):  # type: ignore[attr-defined]
             return
-        path = self.folder / f"step={step:06d}.ckpt"
-        part = self.folder / f".{path.name}.part"  # the same in every process
+        assert self.dirpath is not None
+        path = self.dirpath / f"step={step:06d}.ckpt"
+        tmp = self.dirpath / f".{path.name}.part"  # the same in every process
         try:
-            for logger in trainer.loggers:
-                logger.save()  # a resumed run keeps what was logged up to here
-            trainer.save_checkpoint(part)
+            for each in trainer.loggers:
+                each.save()  # a resumed run keeps what was logged up to here
+            trainer.save_checkpoint(tmp)
             if trainer.is_global_zero:
-                _sync(part)
-                if path.is_dir():  # whose place no other folder takes by itself
+                _sync(tmp)
+                if path.is_dir():  # os.replace does not replace a directory
                     remove(path)
-                os.replace(part, path)
+                os.replace(tmp, path)
         except OSError as error:
             if trainer.is_global_zero:
-                remove(part)
-            there = list_checkpoints(self.folder.parent)
-            before = f"{there[0]} is intact" if there else "there is none before it"
+                remove(tmp)
+            existing = list_checkpoints(self.dirpath.parent)
+            before = f"{existing[0]} is intact" if existing else "there is none before it"
             raise UserError(
                 f"checkpoint {path} cannot be written: {error.strerror}: {before}; make room, then "
                 "resume=auto"
             ) from error
         trainer.strategy.barrier()
-        self._saved = step
+        self._last_saved = step
         if trainer.is_global_zero:
             self._prune(path)
 
     def _prune(self, newest: Path) -> None:
-        """Point to the newest and the best, and remove those that need not stay."""
-        _link(self.folder / "last.ckpt", newest.name)
-        keep = set(list_checkpoints(self.folder.parent)[: self.keep])
+        """Link to the newest and the best, and remove those that need not stay."""
+        _link(newest.with_name("last.ckpt"), newest.name)
+        existing = list_checkpoints(newest.parent.parent)
+        keep = set(existing[: self.keep_latest_k])
         if self.best is not None:
-            best = self.folder / f"step={self.best[1]:06d}.ckpt"
+            best = newest.with_name(f"step={self.best[1]:06d}.ckpt")
             if best.exists():
-                _link(self.folder / "best.ckpt", best.name)
+                _link(newest.with_name("best.ckpt"), best.name)
                 keep.add(best)
-        for path in list_checkpoints(self.folder.parent):
+        for path in existing:
             if path not in keep:
                 remove(path)
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold a file before its name says that it is whole."""
+    """Flush a file to disk before its name says that it is complete."""
     if path.is_file():
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
 def _link(link: Path, name: str) -> None:
-    """Point a link to another file of its folder, at once."""
-    part = link.with_name(f".{link.name}.part")
-    part.unlink(missing_ok=True)
-    part.symlink_to(name)
-    os.replace(part, link)
-
-
-class RNGState(L.Callback):
-    """Keeps the state of every generator that training draws from, of each rank its own."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self._states: list[dict[str, Any]] = []
-
-    def state_dict(self) -> dict[str, Any]:
-        mine: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-        if torch.cuda.is_available():
-            mine["cuda"] = torch.cuda.get_rng_state()
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return {"ranks": [mine]}
-        states: list[dict[str, Any]] = [{}] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(states, mine)
-        return {"ranks": states}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._states = state["ranks"]
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Take up the states; begin anew, each rank for itself, where there is none of each."""
-        if len(self._states) != trainer.world_size:
-            if self._states or trainer.world_size > 1:
-                step, rank = trainer.global_step, trainer.global_rank
-                torch.manual_seed(hash((self.seed, step, rank)) % 2**63)
-            return
-        mine = self._states[trainer.global_rank]
-        torch.set_rng_state(mine["torch"].cpu())
-        random.setstate(_tuples(mine["python"]))
-        if "cuda" in mine and torch.cuda.is_available():
-            torch.cuda.set_rng_state(mine["cuda"].cpu())
-
-
-def _tuples(value: Any) -> Any:
-    """Python's state as it wants it, whatever a checkpoint has made of its tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-class GracefulShutdown(L.Callback):
-    """Ends a run after the step it is at, when it is told to by SIGTERM or Ctrl-C.
-
-    The checkpoint is written as at any end. A second signal ends the process at once.
-    """
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None  # that this process was told
-        self.stopped = False  # whether any process was, and so all of them stop
-        self._heard = 0.0
-        self._process = os.getpid()
-        self._step = 0
-
-    @contextlib.contextmanager
-    def install_handlers(self) -> Iterator[None]:
-        """Hear signals for a while; in a thread, where Python gives none, do nothing."""
-        before = {}
-        with contextlib.suppress(ValueError):
-            for number in (signal.SIGTERM, signal.SIGINT):
-                before[number] = signal.signal(number, self._on_signal)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a worker that reads data: it ends with its process
-            if number == signal.SIGTERM:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            return
-        now = time.monotonic()
-        if self.signal is not None and now - self._heard < SIGNAL_DEBOUNCE_S:
-            return
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal, self._heard = signal.Signals(number), now
-        said = f"train: {self.signal.name}: saving after this step; once more ends it at once"
-        log(said)
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Take the signals back from Lightning, which would raise in the middle of a step."""
-        self._step = trainer.global_step
-        with contextlib.suppress(ValueError):
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._on_signal)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
-    ) -> None:
-        if trainer.global_step == self._step:  # in the middle of a step of several batches
-            return
-        self._step = trainer.global_step
-        told = self.signal is not None
-        if trainer.world_size > 1:  # all ranks stop at one step, though one alone has been told
-            told = trainer.strategy.reduce_boolean_decision(told, all=False)
-        self.stopped = self.stopped or told
-        trainer.should_stop = trainer.should_stop or told
-
-    def raise_if_stopped(self, folder: Path, step: int, total: int) -> None:
-        """Raise what ends the process, if the run was stopped before its end.
-
-        Raises:
-            Interrupted: With the step, and how to go on.
-        """
-        if self.stopped and step < total:
-            by = self.signal.name if self.signal is not None else "another process"
-            raise Interrupted(
-                f"stopped by {by} at step {step:,} of {total:,}, saved in "
-                f"{folder / 'checkpoints'}: go on with resume=auto",
-                self.signal or signal.SIGTERM,
-            )
+    """Point a link to another file of its directory, atomically."""
+    tmp = link.with_name(f".{link.name}.part")
+    tmp.unlink(missing_ok=True)
+    tmp.symlink_to(name)
+    os.replace(tmp, link)

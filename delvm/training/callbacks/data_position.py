@@ -1,22 +1,24 @@
-"""Counts what has been trained on, so that a resumed run reads on from there."""
+"""Counts the batches that were trained on, so that a resumed run continues with the next one."""
 
 from typing import Any
 
 import lightning as L
 
-from delvm.training.datamodules import StreamData
-
 
 class TrackDataPosition(L.Callback):
-    """Tells the data what has been trained on, which is where a resumed run goes on.
+    """Calls ``advance(batch)`` of the data module after each training batch, if it has one.
 
-    Listed before whatever writes checkpoints.
+    Listed before callbacks that write checkpoints, which hold the position.
     """
 
-    def __init__(self, data: StreamData) -> None:
-        self.data = data
-
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        self.data.take(batch)
+        advance = getattr(getattr(trainer, "datamodule", None), "advance", None)
+        if advance is not None:
+            advance(batch)

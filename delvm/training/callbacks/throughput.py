@@ -1,82 +1,91 @@
-"""Callbacks of a training run: progress in one line, and what is kept of it."""
+"""Logs how fast a run is, how much of the device it uses, and which tasks it has seen."""
 
 import time
 from typing import Any
 
 import lightning as L
-import torch
+from torch import Tensor
+from torch.utils._pytree import tree_iter
 
 from delvm.models.precision import compute_dtype, measure_peak_flops, peak_memory_bytes
-from delvm.models.transformer import Transformer
-from delvm.progress import Progress
-from delvm.training.datamodules import StreamData
 
 
 class ThroughputMonitor(L.Callback):
-    """Steps done, rate, time left and the latest loss in a line; rates and shares in the log."""
+    """Logs rates, memory and the mixture of tasks every ``log_every_n_steps``.
 
-    def __init__(self, what: str, data: StreamData) -> None:
-        self.what, self.data = what, data
-        self.bar: Progress | None = None
-        self.peak = 0.0  # FLOP/s
-        self.samples = self.tokens = 0
-        self.since = 0.0
+    ``train/samples_per_s`` and ``train/tokens_per_s`` count all ranks, each of which does the same
+    amount of work. ``train/memory_gib`` is this rank's device; ``train/mfu`` is the model FLOP
+    utilization, for models with ``flops_per_token(length)``. ``mixture/TASK`` is the fraction of
+    the training data so far. What a batch, a model or a data module does not have is left out.
+    """
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.is_global_zero:  # one of all the processes tells
-            total = int(trainer.estimated_stepping_batches)
-            self.bar = Progress(total, f"train {self.what}", "steps")
-            self.bar.skip(trainer.global_step)
-        if isinstance(module.model, Transformer):
-            self.peak = measure_peak_flops(module.device, compute_dtype(trainer.precision))
-        self.since = time.monotonic()
+    def __init__(self) -> None:
+        self._peak_flops: float | None = None  # FLOP/s; None = the model does not count its FLOPs
+        self._samples = self._tokens = 0
+        self._start = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if hasattr(_model(pl_module), "flops_per_token"):
+            self._peak_flops = measure_peak_flops(
+                pl_module.device, compute_dtype(trainer.precision)
+            )
+        self._samples = self._tokens = 0
+        self._start = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        self.samples += len(batch["input_ids"] if "input_ids" in batch else batch["pixels"])
-        self.tokens += batch["input_ids"].numel() if "input_ids" in batch else 0
+        tokens = _input_ids(batch)
+        self._samples += _batch_size(batch)
+        self._tokens += 0 if tokens is None else tokens.numel()
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            spent = max(time.monotonic() - self.since, 1e-9)
-            length = batch["input_ids"].shape[1] if "input_ids" in batch else 0
-            module.log_dict(self.rates(module, spent, length, trainer.world_size))
-            self.samples = self.tokens = 0
-            self.since = time.monotonic()
-        if self.bar is not None:
-            self.bar.update(trainer.global_step - self.bar.done, note=self.note(trainer))
+            seconds = max(time.monotonic() - self._start, 1e-9)
+            length = 0 if tokens is None else tokens.shape[1]
+            pl_module.log_dict(self.metrics(trainer, pl_module, seconds, length))
+            self._samples = self._tokens = 0
+            self._start = time.monotonic()
 
-    def rates(
-        self, module: L.LightningModule, spent: float, length: int, ranks: int
+    def metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, seconds: float, length: int
     ) -> dict[str, float]:
-        """What is logged of the last seconds: rates of all ranks, which do as much each, use of
-        this rank's device, its memory, and the mixture so far."""
-        found = {
-            "train/samples_per_s": ranks * self.samples / spent,
-            "train/memory_gib": peak_memory_bytes(module.device) / 2**30,
-        }
-        if isinstance(module.model, Transformer):
-            rate = self.tokens / spent
+        """The metrics of the last seconds, whose sentences had ``length`` tokens."""
+        ranks = trainer.world_size
+        found = {"train/memory_gib": peak_memory_bytes(pl_module.device) / 2**30}
+        if self._samples:
+            found["train/samples_per_s"] = ranks * self._samples / seconds
+        if self._tokens:
+            rate = self._tokens / seconds
             found["train/tokens_per_s"] = ranks * rate
-            found["train/mfu"] = rate * module.model.flops_per_token(length) / self.peak
-        mixture = self.data.train.mixture(self.data.position)
-        return found | {f"mixture/{task}": share for task, share in mixture.items()}
-
-    @staticmethod
-    def note(trainer: L.Trainer) -> str:
-        """The latest training and validation loss."""
-        latest = trainer.callback_metrics
-        shown = {"loss": "train/loss", "val": "val/loss", "psnr": "val/psnr"}
-        return "  ".join(f"{k} {latest[v]:.3f}" for k, v in shown.items() if v in latest)
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.bar is not None:
-            self.bar.close()
+            if self._peak_flops is not None:
+                flops = _model(pl_module).flops_per_token(length)
+                found["train/mfu"] = rate * flops / self._peak_flops
+        return found | {f"mixture/{task}": part for task, part in _mixture(trainer).items()}
 
 
-class LearningRate(L.Callback):
-    """Logs the learning rate of the first parameter group."""
+def _model(pl_module: L.LightningModule) -> Any:
+    return getattr(pl_module, "model", None)
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int
-    ) -> None:
-        module.log("train/lr", torch.tensor(trainer.optimizers[0].param_groups[0]["lr"]))
+
+def _input_ids(batch: Any) -> Tensor | None:
+    """The tokens (B, T) of a batch of sentences."""
+    found = batch.get("input_ids") if isinstance(batch, dict) else None
+    return found if isinstance(found, Tensor) and found.ndim == 2 else None
+
+
+def _batch_size(batch: Any) -> int:
+    """The first dimension of the first tensor of a batch, 0 if it has none."""
+    tensors = (each for each in tree_iter(batch) if isinstance(each, Tensor) and each.ndim)
+    return next((len(each) for each in tensors), 0)
+
+
+def _mixture(trainer: L.Trainer) -> dict[str, float]:
+    """The fraction of each task in the training data so far."""
+    data = getattr(trainer, "datamodule", None)
+    mixture = getattr(getattr(data, "train", None), "mixture", None)
+    found: dict[str, float] = {} if mixture is None else mixture(getattr(data, "position", 0))
+    return found

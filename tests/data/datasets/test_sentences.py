@@ -10,7 +10,7 @@ from delvm.data.datasets.images import ImagesConfig
 from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig, validation_sentences
 from delvm.data.shards import manifest, writer
 from delvm.errors import UserError
-from delvm.training.datamodules import SentenceData
+from delvm.training.datamodules import SentenceDataModule
 
 TOKENS = 4
 COUNTS = {"derain": 11, "images": 24, "segmentation": 40, "video": 10}
@@ -135,7 +135,8 @@ class _Trainer:
 
 def module(root, rank=0, ranks=1, state=None, **changes):
     """The data module of a rank, as Lightning would have it."""
-    data = SentenceData(config(root, **({"batch_size": 4} | changes)), seed=0)
+    settings = {"pairs_per_sentence": 3, "batch_size": 4, "seed": 0} | changes
+    data = SentenceDataModule(str(root), **settings)
     data.trainer = _Trainer(rank, ranks)
     if state is not None:
         data.load_state_dict(state)
@@ -148,7 +149,7 @@ def pull(data, batches):
     loader = iter(data.train_dataloader())
     for _ in range(batches):
         batch = next(loader)
-        data.take(batch)
+        data.advance(batch)
         seen += [tuple(ids) for ids in batch["input_ids"].tolist()]
     return seen
 
@@ -184,7 +185,7 @@ def test_resume_with_another_batch_size(root):
 
 def test_resume_refuses_another_order(root):
     state = module(root).state_dict()
-    with pytest.raises(UserError, match="images_per_sentence 6 != 4.*start=PATH"):
+    with pytest.raises(UserError, match="images_per_sentence 6 != 4.*init_from=PATH"):
         module(root, pairs_per_sentence=2, state=state)
     with pytest.raises(UserError, match="mixture_weights"):
         module(root, task_weights={"derain": 1.0}, state=state)

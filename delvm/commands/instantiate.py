@@ -1,0 +1,191 @@
+"""Build the objects of a training run from its composed config.
+
+Each node of the config names its class with ``_target_``, and Hydra builds it; a module's node
+refers to its network, loss, optimizer and teacher (``model: ${student.net}``). What only the other
+objects know is passed on here: the trainer gets callbacks, loggers and strategy, the module its
+data, the network's weights come from ``init_from``.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Checkpoint
+from omegaconf import DictConfig, OmegaConf
+
+from delvm.errors import UserError
+from delvm.interop.load import load_student, load_tokenizer
+from delvm.interop.save import config_dict
+from delvm.models.precision import resolve_precision
+from delvm.models.transformer import Transformer
+from delvm.models.vqgan import VQGAN
+from delvm.training.distillation import check_ids
+from delvm.training.fit import filter_warnings, fit
+from delvm.training.resume import (
+    config_mismatches,
+    format_override,
+    resolve_resume,
+    validate_resume,
+)
+from delvm.training.strategies import AtomicCheckpointIO
+
+
+@dataclass(frozen=True)
+class Run:
+    """The objects of a training run.
+
+    Attributes:
+        trainer, module, data: what `lightning.Trainer.fit` takes.
+        output_dir: of the run.
+        resume: checkpoint to continue from; None starts a new run.
+    """
+
+    trainer: L.Trainer
+    module: L.LightningModule
+    data: Any
+    output_dir: Path
+    resume: str | None
+
+    def fit(self) -> Path | None:
+        """Train, and return the directory of the exported weights; see `delvm.training.fit`."""
+        return fit(
+            self.trainer,
+            self.module,
+            self.data,
+            output_dir=self.output_dir,
+            resume=self.resume,
+        )
+
+
+def build_run(cfg: DictConfig) -> Run:
+    """Seed, then build everything that a composed `delvm train` config describes.
+
+    Raises:
+        UserError: an object cannot be built, or the objects do not fit together.
+    """
+    filter_warnings()
+    cfg = cfg.copy()
+    if cfg.num_threads:
+        torch.set_num_threads(cfg.num_threads)
+    L.seed_everything(cfg.seed, verbose=False)
+    output_dir = Path(cfg.output_dir)
+    dry_run = bool(cfg.trainer.get("fast_dev_run"))
+    resume = None if dry_run else resolve_resume(cfg.resume, output_dir, cfg.overwrite)
+    data = build(cfg.data, "data")
+    strategy = build(cfg.strategy, "strategy")
+    if getattr(strategy, "defers_init", False) and not (cfg.init_from or resume):
+        _defer_init(cfg)
+    module = build(cfg.module, "module")
+    if hasattr(module, "connect_data"):
+        module.connect_data(data)
+    if cfg.init_from and not resume:  # a resumed run has its own weights
+        load_init_weights(module, cfg.init_from, data)
+    trainer = build_trainer(cfg, module, data, strategy)
+    if resume is not None:
+        validate_resume(resume, trainer, module)
+    return Run(trainer, module, data, output_dir, resume)
+
+
+def build(node: Any, name: str, **kwargs: Any) -> Any:
+    """Build one object, or None of an empty node.
+
+    Raises:
+        UserError: what it was built with is not valid.
+    """
+    if node is None or not node:
+        return None
+    try:
+        return instantiate(node, _convert_="object", **kwargs)
+    except InstantiationException as error:
+        cause = error.__cause__
+        while isinstance(cause, InstantiationException):
+            cause = cause.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if cause is None or isinstance(cause, ValueError | TypeError | ImportError):
+            # A plugin's constructor refused its arguments, or its class cannot be imported.
+            reason = str(cause) if cause is not None else str(error).splitlines()[0]
+            key = str(error.full_key or "") if hasattr(error, "full_key") else ""
+            raise UserError(f"{'.'.join(filter(None, (name, key)))}: {reason}") from error
+        raise
+
+
+def build_all(nodes: Any, name: str) -> list[Any]:
+    """Build each object of a dictionary name -> node, in its order; null and {} are left out."""
+    built = (build(node, f"{name}.{key}") for key, node in (nodes or {}).items())
+    return [each for each in built if each is not None]
+
+
+def build_trainer(
+    cfg: DictConfig, module: L.LightningModule, data: Any, strategy: Any
+) -> L.Trainer:
+    """The trainer, with what only the other objects know."""
+    settings = cfg.trainer
+    callbacks, loggers = build_all(cfg.callbacks, "callbacks"), build_all(cfg.logger, "logger")
+    changed: dict[str, Any] = {
+        "precision": resolve_precision(settings.precision, settings.accelerator),
+        "callbacks": callbacks,
+        "logger": loggers or False,
+        "strategy": strategy,
+    }
+    if isinstance(strategy, str):  # Lightning's own choice, which takes a checkpoint writer
+        changed["plugins"] = [AtomicCheckpointIO()]
+    if settings.get("enable_checkpointing") is None:
+        changed["enable_checkpointing"] = any(isinstance(each, Checkpoint) for each in callbacks)
+    interval = settings.get("val_check_interval")
+    if isinstance(interval, int) and settings.max_steps > 0:
+        # A run that is shorter than the interval is validated at its end.
+        batches = settings.max_steps * settings.accumulate_grad_batches
+        changed["val_check_interval"] = min(interval, batches)
+    if settings.get("overfit_batches") and hasattr(data, "overfit_batches"):
+        # Lightning's would replace the sampler, which is what the data's position is.
+        data.overfit_batches = settings.overfit_batches
+        changed["overfit_batches"] = 0
+    if not module.automatic_optimization:  # clips by itself: Lightning refuses to
+        changed["gradient_clip_val"] = None
+    return build(settings, "trainer", **changed)
+
+
+def _defer_init(cfg: DictConfig) -> None:
+    """Have the student draw its weights a block at a time while they are spread over devices."""
+    net = OmegaConf.select(cfg, "student.net")
+    if net is not None and "defer_init" in net:
+        net.defer_init = True
+
+
+def load_init_weights(module: Any, init_from: str, data: Any) -> None:
+    """Load pretrained weights into a module's network, which must be the same function of them.
+
+    Raises:
+        UserError: there are none, or of another architecture or tokenizer.
+    """
+    model: Any = getattr(module, "model", None)
+    if type(model) not in (VQGAN, Transformer):
+        raise UserError(
+            f"init_from={init_from} is for networks of DeLVM, and module.model is "
+            f"{type(model).__name__}: set init_from=null and load its weights in its constructor"
+        )
+    kind = "tokenizer" if isinstance(model, VQGAN) else "student"
+    try:
+        trained = load_tokenizer(init_from) if kind == "tokenizer" else load_student(init_from)
+    except UserError as error:
+        raise UserError(str(error).replace(f"set {kind}=PATH", "set init_from=PATH")) from None
+    if kind == "student":
+        check_ids(trained, f"init_from={init_from}", data)
+    ours, theirs = (config_dict(each)["config"] for each in (model, trained))
+    if mismatched := config_mismatches(theirs, ours):
+        raise UserError(
+            "; ".join(
+                f"{key} {format_override(theirs[key])} (init_from={init_from}) != "
+                f"{format_override(ours.get(key))} ({kind}): "
+                f"set {kind}.net.{key}={format_override(theirs[key])}"
+                for key in mismatched
+            )
+        )
+    model.load_state_dict(trained.state_dict())
+    if kind == "tokenizer" and getattr(module, "codebook", None) is not None:
+        module.codebook.init_from_codebook()

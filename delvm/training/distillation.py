@@ -1,0 +1,118 @@
+"""LightningModule that trains a student on sentences and on a frozen teacher's distribution."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from delvm.errors import UserError
+from delvm.interop.fingerprint import codebook_matches
+from delvm.interop.load import load_student
+from delvm.models.transformer import Transformer
+from delvm.training.losses import TokenLoss, autocast_dtype
+from delvm.training.optim import OptimizerFactory, SchedulerFactory
+from delvm.training.student import Batch, StudentModule
+
+
+def load_teacher(checkpoint: str | None = None) -> Transformer:
+    """The frozen teacher of a distillation: whatever `delvm.load_student` reads.
+
+    Raises:
+        UserError: no checkpoint is given, or it is not a student.
+    """
+    if checkpoint is None:
+        raise UserError("module=distillation needs a teacher: set teacher.checkpoint=PATH")
+    return load_student(checkpoint)
+
+
+class DistillationModule(StudentModule):
+    """`StudentModule` whose loss also reads the teacher's hidden states and head.
+
+    The loss is called with ``teacher_hidden`` (n, C) per token and ``teacher_head`` (V, C), from
+    which it makes the teacher's logits a chunk at a time.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module,
+        loss: TokenLoss,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        *,
+        input_weight: float = 1.0,
+        token_noise: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        """Keep the teacher frozen and outside of the student's checkpoints.
+
+        Args:
+            model: the student.
+            teacher: of the same vocabulary and tokenizer; see `load_teacher`.
+            loss: of logits, targets, weights, teacher_hidden and teacher_head.
+            optimizer, scheduler, input_weight, token_noise, compile: as of `StudentModule`.
+        """
+        super().__init__(
+            model,
+            loss,
+            optimizer,
+            scheduler,
+            input_weight=input_weight,
+            token_noise=token_noise,
+            compile=compile,
+        )
+        teacher.eval().requires_grad_(False)
+        self._teacher = [teacher]  # in a list, which keeps it out of the state dict
+
+    @property
+    def teacher(self) -> Any:
+        """The frozen teacher."""
+        return self._teacher[0]
+
+    def connect_data(self, data: Any) -> None:
+        super().connect_data(data)
+        check_ids(self.teacher, "the teacher", data)
+        if self.teacher.vocab_size != self.model.vocab_size:
+            raise UserError(
+                f"vocab_size {self.teacher.vocab_size} (teacher) != {self.model.vocab_size} "
+                "(student): set teacher.checkpoint=PATH to one of the same tokenizer"
+            )
+        if self.teacher.max_seq_len < data.sentence_length:
+            raise UserError(
+                f"a sentence has {data.sentence_length} tokens, the teacher's max_seq_len is "
+                f"{self.teacher.max_seq_len}: set data.pairs_per_sentence lower, or "
+                "teacher.checkpoint=PATH"
+            )
+
+    def on_fit_start(self) -> None:
+        self.teacher.to(self.device)
+
+    def loss_inputs(
+        self, batch: Batch, document: Tensor | None
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        with torch.no_grad():
+            # The teacher always sees the clean tokens, even when the student's are corrupted.
+            hidden = self.teacher.forward_hidden(batch["input_ids"][:, :-1], document_ids=document)
+            head = self.teacher.head.weight
+            head = head.to(autocast_dtype(head))  # once, not for each chunk
+        return (hidden.flatten(0, 1),), (head,)
+
+
+def check_ids(trained: Any, name: str, data: Any) -> None:
+    """Refuse a network that was trained on ids of another tokenizer than the data's.
+
+    Networks of other projects do not name their tokenizer: they are recognized by the codebook
+    they carry, and accepted where they carry none.
+
+    Raises:
+        UserError: it was trained on other ids.
+    """
+    theirs, ours = trained.tokenizer_fingerprint, data.tokenizer_fingerprint
+    fits = theirs == ours if theirs else codebook_matches(trained, data.codebook)
+    if not fits:
+        tokenizer = f"tokenizer {theirs}" if theirs else "a tokenizer with other codes"
+        raise UserError(
+            f"{name} was trained on ids of {tokenizer}, {data.path} holds those of {ours}: set "
+            "data.path=PATH"
+        )
