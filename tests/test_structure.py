@@ -34,7 +34,7 @@ ALLOWED = {
     "tasks": {"errors", "legacy"},
     "data": BASE | {"tasks", "viz"},
     "interop": BASE | {"models"},
-    "inference": BASE | {"models", "interop", "tasks", "data"},
+    "inference": BASE | {"models", "interop", "tasks", "data", "viz"},
     "training": BASE | {"models", "interop", "tasks", "data", "viz"},
     "evaluation": BASE | {"models", "interop", "tasks", "data", "inference", "viz"},
 }

@@ -6,7 +6,6 @@ import hydra
 from omegaconf import DictConfig
 
 from delvm.commands.app import run_job
-from delvm.commands.devices import pick
 from delvm.configs.store import config_root
 from delvm.configs.verbs import EvaluateConfig, EvaluationMode
 from delvm.storage import as_path
@@ -30,11 +29,12 @@ def run(cfg: EvaluateConfig) -> None:
 
 def _tokenizer(cfg: EvaluateConfig) -> None:
     from delvm.evaluation.reconstruction import evaluate_tokenizer
-    from delvm.interop.load import load_tokenizer
+    from delvm.interop.load import describe_source, load_tokenizer
+    from delvm.models.precision import resolve_device
 
     evaluate_tokenizer(
         as_path(cfg.input_dir),
-        load_tokenizer(cfg.tokenizer, pick(cfg.device)),
+        load_tokenizer(cfg.tokenizer, resolve_device(cfg.device)),
         output_dir=Path(cfg.output_dir),
         tasks=cfg.tasks or None,
         num_queries=cfg.num_queries,
@@ -49,9 +49,11 @@ def _tokenizer(cfg: EvaluateConfig) -> None:
 def _students(cfg: EvaluateConfig) -> None:
     # Imported here: torch takes seconds, which a mistake in the config need not wait for.
     from delvm.evaluation.students import evaluate_students
-    from delvm.interop.load import load_student, load_tokenizer
+    from delvm.evaluation.training_curves import find_history
+    from delvm.interop.load import describe_source, load_student, load_tokenizer
+    from delvm.models.precision import resolve_device
 
-    device = pick(cfg.device)
+    device = resolve_device(cfg.device)
     students = cfg.students or {"student": "shapes"}
     models = {"tokenizer": cfg.tokenizer, **students}
     evaluate_students(
@@ -68,25 +70,7 @@ def _students(cfg: EvaluateConfig) -> None:
         top_p=cfg.top_p,
         decoding=cfg.decoding,
         batch_size=cfg.batch_size,
-        histories={name: path for name in models if (path := training_curves(models[name]))},
+        histories={name: path for name in models if (path := find_history(models[name]))},
         origins={name: describe_source(path) for name, path in models.items()},
         title=cfg.title,
     )
-
-
-def training_curves(weights: str) -> Path | None:
-    """The metrics.csv of the run that made these weights, where they are in its directory."""
-    path = Path(weights)
-    # The run's directory, RUN/student, or RUN/checkpoints/last.ckpt.
-    for folder in (path, path.parent, path.parent.parent):
-        if (folder / "metrics.csv").is_file() and (folder / "checkpoints").is_dir():
-            return folder / "metrics.csv"
-    return None
-
-
-def describe_source(weights: str) -> str:
-    """Where weights come from, for the report."""
-    from delvm.interop.load import SHIPPED_DIR
-
-    shipped = not Path(weights).exists() and (SHIPPED_DIR / weights).is_dir()
-    return f"weights shipped with DeLVM: {weights}" if shipped else weights

@@ -1,77 +1,14 @@
 """`delvm generate`: prompt a student with example pairs and generate the answers to queries."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import hydra
 from omegaconf import DictConfig
-from PIL import Image
 
 from delvm.commands.app import run_job
-from delvm.commands.devices import pick
 from delvm.configs.store import config_root
 from delvm.configs.verbs import GenerateConfig
 from delvm.data.image_io import open_image, resize_center_crop
-from delvm.errors import UserError
-from delvm.inference.prompt_folder import find_queries, read_prompt
-from delvm.progress import log
-from delvm.storage import atomic_path
-from delvm.viz.image_grid import image_grid
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-ROWS_PER_GRID = 16  # one row per query
-
-
-@dataclass(frozen=True)
-class OutputPaths:
-    """Which query is answered in which file, and the image grids that show all."""
-
-    queries: list[Path]
-    answers: list[Path]
-    grids: list[Path]
-
-
-def plan_outputs(query: str, output: str) -> OutputPaths:
-    """Name every file before any work is done.
-
-    Raises:
-        UserError: the query does not exist, or the output cannot hold what is asked for.
-    """
-    queries, others = find_queries(query)
-    if others:
-        log(f"generate: not images, left out: {', '.join(path.name for path in others)}")
-    path = Path(output)
-    if path.suffix and not path.is_dir():
-        return _one_file(Path(query), path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"output {path} is a file: set output to a directory or to FILE.png")
-    if path.resolve() == Path(query).resolve():
-        raise UserError(f"output and query are both {path}: set output to another directory")
-    stems = [each.stem for each in queries]
-    # Two queries may differ in their suffix alone.
-    names = [each.name if stems.count(each.stem) > 1 else each.stem for each in queries]
-    answers = [path / f"{name}_answer.png" for name in names]
-    count = -(-len(queries) // ROWS_PER_GRID)
-    grids = [path / f"grid_{number + 1}.png" for number in range(count)]
-    if count == 1:
-        grids = [path / (f"{names[0]}_grid.png" if len(names) == 1 else "grid.png")]
-    return OutputPaths(queries, answers, grids)
-
-
-def _one_file(query: Path, output: Path) -> OutputPaths:
-    if output.suffix.lower() not in SUFFIXES:
-        raise UserError(
-            f"output {output}: unknown suffix '{output.suffix}': set output to a directory, or to "
-            f"a file that ends in {', '.join(SUFFIXES)}"
-        )
-    if query.is_dir():
-        raise UserError(f"query {query} is a directory, output {output} one file: set output=DIR")
-    grid = output.with_name(f"{output.stem}_grid.png")
-    if query.resolve() in (output.resolve(), grid.resolve()):
-        raise UserError(f"output would replace the query {query}: set output to another name")
-    return OutputPaths([query], [output], [grid])
+from delvm.inference.answer_files import plan_outputs, write_answers
+from delvm.inference.prompt_folder import read_prompt
 
 
 @hydra.main(version_base="1.3", config_path=str(config_root("generate")), config_name="generate")
@@ -87,8 +24,9 @@ def run(cfg: GenerateConfig) -> None:
     # Imported here: torch takes seconds, which a mistake above need not wait for.
     from delvm.inference.prompter import Prompter
     from delvm.interop.load import load_student, load_tokenizer
+    from delvm.models.precision import resolve_device
 
-    device = pick(cfg.device)
+    device = resolve_device(cfg.device)
     prompter = Prompter(load_tokenizer(cfg.tokenizer, device), load_student(cfg.student, device))
     prompter.check_context_length(len(pairs))
     size = prompter.tokenizer.resolution
@@ -103,31 +41,8 @@ def run(cfg: GenerateConfig) -> None:
         seed=cfg.seed,
         batch_size=cfg.batch_size,
     )
-    for path, answer in zip(files.answers, answers, strict=True):
-        _save(answer, path)
     prompt = [resize_center_crop(image, size) for pair in pairs for image in pair]
-    for number, path in enumerate(files.grids):
-        part = slice(number * ROWS_PER_GRID, (number + 1) * ROWS_PER_GRID)
-        _save(_grid(prompt, queries[part], answers[part], max(size, 128)), path)
+    write_answers(files, prompt, queries, answers)
     one = len(answers) == 1
     print(f"answer: {files.answers[0]}" if one else f"answers: {len(answers)} in {cfg.output}")
     print(f"image grid: {', '.join(map(str, files.grids))}")
-
-
-def _grid(
-    prompt: Sequence[Image.Image],
-    queries: Sequence[Image.Image],
-    answers: Sequence[Image.Image],
-    cell: int,
-) -> Image.Image:
-    """One row per query: the prompt's pairs, the query, the answer."""
-    rows = [[*prompt, *each] for each in zip(queries, answers, strict=True)]
-    titles = [f"{side} {i + 1}" for i in range(len(prompt) // 2) for side in ("input", "target")]
-    return image_grid(rows, [*titles, "query", "answer"], cell)
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    lossy = path.suffix.lower() in (".jpg", ".jpeg", ".webp")
-    options: dict[str, Any] = {"quality": 95} if lossy else {}
-    with atomic_path(path) as tmp:
-        image.save(tmp, **options)

@@ -6,7 +6,6 @@ import hydra
 from omegaconf import DictConfig
 
 from delvm.commands.app import run_job
-from delvm.commands.devices import pick
 from delvm.configs.store import config_root
 from delvm.configs.verbs import InspectConfig
 from delvm.errors import CheckFailed
@@ -26,29 +25,17 @@ def run(cfg: InspectConfig) -> None:
         CheckFailed: something is wrong.
     """
     # Imported here: torch takes seconds, which a mistake in the config need not wait for.
-    from delvm.evaluation.shard_inspection import inspect_shards, shard_kind
+    from delvm.evaluation.shard_inspection import format_inspection, inspect_shards, shard_kind
     from delvm.interop.load import load_tokenizer
+    from delvm.models.precision import resolve_device
 
     root, output = as_path(cfg.input_dir), Path(cfg.output_dir)
     tokens = shard_kind(root) == "tokens"
-    tokenizer = load_tokenizer(cfg.tokenizer, pick(cfg.device)) if tokens else None
+    tokenizer = load_tokenizer(cfg.tokenizer, resolve_device(cfg.device)) if tokens else None
     report = inspect_shards(
         root, tokenizer, output_dir=output, num_images=cfg.num_images, seed=cfg.seed
     )
-    for split, tasks in report["splits"].items():
-        for task, facts in tasks.items():
-            left = f", {facts['rejected']:,} rejected" if facts["rejected"] else ""
-            print(
-                f"{split}/{task}: {facts['count']:,} examples in {facts['shards']:,} shards{left}"
-            )
-            for side, usage in facts.items():
-                if isinstance(usage, dict):
-                    print(
-                        f"  {side}s: {usage['num_used']:,} of {usage['codebook_size']:,} codes, "
-                        f"perplexity {usage['perplexity']:,.0f}, {usage['entropy_bits']:.2f} bits "
-                        f"per token; code {usage['most_frequent']} is "
-                        f"{usage['most_frequent_fraction']:.1%}"
-                    )
+    print("\n".join(format_inspection(report)))
     print(f"images and statistics: {output}")
     if flags := report["flags"]:
         listed = "\n  - ".join(["", *flags])

@@ -4,7 +4,7 @@ What each key means is said in conf/verbs/VERB.yaml, which the help pages show.
 """
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from delvm.inference.decoding import Decoding, resolve_decoding
 from delvm.storage import as_path
 
 
-class Device(Enum):
+class Device(StrEnum):
     """Where models run; auto is the first GPU, or else the CPU."""
 
     auto = "auto"

@@ -120,6 +120,25 @@ def inspect_shards(
     return report
 
 
+def format_inspection(report: dict[str, Any]) -> list[str]:
+    """The counts of a report, and the codebook usage of token shards, as lines."""
+    lines = []
+    for split, tasks in report["splits"].items():
+        for task, facts in tasks.items():
+            left = f", {facts['rejected']:,} rejected" if facts["rejected"] else ""
+            lines.append(
+                f"{split}/{task}: {facts['count']:,} examples in {facts['shards']:,} shards{left}"
+            )
+            lines += [
+                f"  {side}s: {usage['num_used']:,} of {usage['codebook_size']:,} codes, perplexity "
+                f"{usage['perplexity']:,.0f}, {usage['entropy_bits']:.2f} bits per token; code "
+                f"{usage['most_frequent']} is {usage['most_frequent_fraction']:.1%}"
+                for side, usage in facts.items()
+                if isinstance(usage, dict)
+            ]
+    return lines
+
+
 def _split_errors(root: StoragePath, kind: str, splits: list[str]) -> list[str]:
     """What makes training refuse an entire split."""
     errors = []

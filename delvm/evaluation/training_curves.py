@@ -13,6 +13,16 @@ OBJECTIVE = "val/loss"
 History = dict[str, list[tuple[int, float]]]
 
 
+def find_history(weights: str | Path) -> Path | None:
+    """The metrics.csv of the run that made these weights, where they are in its directory."""
+    path = Path(weights)
+    # The run's directory, RUN/student, or RUN/checkpoints/last.ckpt.
+    for folder in (path, path.parent, path.parent.parent):
+        if (folder / "metrics.csv").is_file() and (folder / "checkpoints").is_dir():
+            return folder / "metrics.csv"
+    return None
+
+
 def read_history(path: str | Path, finite: bool = True) -> History:
     """Read the file of Lightning's CSVLogger: one column per metric, blank where not logged.
 

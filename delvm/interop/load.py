@@ -100,6 +100,12 @@ def resolve(path: str | Path, kind: str) -> Path:
     )
 
 
+def describe_source(path: str) -> str:
+    """Where weights come from, for reports."""
+    shipped = not Path(path).exists() and (SHIPPED_DIR / path).is_dir()
+    return f"weights shipped with DeLVM: {path}" if shipped else path
+
+
 def _read(path: Path, kind: str) -> ModelData:
     """Metadata and weights, under the names of this version."""
     if sharded_checkpoint.can_load(path):

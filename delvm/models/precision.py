@@ -6,6 +6,8 @@ from functools import cache
 
 import torch
 
+from delvm.errors import UserError
+
 
 def has_native_bf16(device: str) -> bool:
     """Whether a device ("cpu" or "cuda") multiplies faster in bfloat16 than in float32."""
@@ -13,6 +15,18 @@ def has_native_bf16(device: str) -> bool:
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def resolve_device(device: str) -> str:
+    """The device that ``auto``, ``cpu`` or ``cuda`` means here: "cpu" or "cuda".
+
+    Raises:
+        UserError: a GPU is requested and none is visible.
+    """
+    visible = torch.cuda.is_available()
+    if device == "cuda" and not visible:
+        raise UserError("device=cuda, but no CUDA device is visible: set device=cpu")
+    return "cuda" if visible and device != "cpu" else "cpu"
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:

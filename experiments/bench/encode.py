@@ -17,8 +17,6 @@ import numpy as np
 import torch
 
 import delvm
-from delvm.commands.encode import LoadTokenizer
-from delvm.configs.verbs import Device
 from delvm.data.augment import BalanceConfig
 from delvm.data.encode.encode import plan_job
 from delvm.data.encode.executors.base import TokenizerFactory
@@ -29,6 +27,7 @@ from delvm.data.prepare.chunks import finish_parts, start_parts, write_part
 from delvm.data.shards.manifest import plan_images
 from delvm.data.sources.shapes import photographs
 from delvm.data.types import Example, split_into_chunks
+from delvm.interop.tokenizer_factory import LoadTokenizer
 from delvm.models.vqgan import VQGAN, VQGANConfig
 from experiments.bench.frame import Row, medians
 
@@ -51,7 +50,7 @@ def rows() -> list[Row]:
             overhead("encode_overhead", "shapes", small_job, shipped, REPEATS),
             overhead("encode_overhead_one_core", "shapes", small_job, shipped, REPEATS, pin=True),
             overhead("encode_overhead_f16", "f16_8192 of random weights", large_job, large, 2),
-            *executors(small_job, LoadTokenizer("shapes", Device.cpu, False)),
+            *executors(small_job, LoadTokenizer("shapes", "cpu", False)),
         ]
 
 

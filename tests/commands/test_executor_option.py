@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from delvm.commands.encode import LoadTokenizer
-from delvm.configs.verbs import Device
 from delvm.data.types import Example
 from delvm.errors import UserError
 from delvm.interop.fingerprint import fingerprint
 from delvm.interop.load import load_tokenizer
+from delvm.interop.tokenizer_factory import LoadTokenizer
 from tests.data.corpus_makers import contents
 from tests.data.shard_makers import write_examples
 
@@ -56,6 +55,6 @@ def test_settings_of_executors_are_checked(delvm, words):
 def test_a_worker_refuses_another_tokenizer(weights):
     path = str(weights / "tokenizer")
     mark = fingerprint(load_tokenizer(path))
-    assert LoadTokenizer(path, Device.cpu, False, mark)(3).bf16 is False
+    assert LoadTokenizer(path, "cpu", False, mark)(3).bf16 is False
     with pytest.raises(UserError, match=rf"is {mark} here, but the job was planned with abc: set"):
-        LoadTokenizer(path, Device.cpu, False, "abc")(0)
+        LoadTokenizer(path, "cpu", False, "abc")(0)

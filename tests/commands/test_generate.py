@@ -5,8 +5,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from delvm.commands.generate import plan_outputs
 from delvm.data.image_io import open_image
+from delvm.inference.answer_files import plan_outputs
 from delvm.inference.prompter import Prompter
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import save_model

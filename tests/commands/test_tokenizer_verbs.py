@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from delvm.commands import encode
 from delvm.data.types import Example
 from delvm.errors import CheckFailed
+from delvm.interop import tokenizer_factory
 from delvm.models.vqgan import VQGAN
 from tests.data.shard_makers import write_examples
 
@@ -71,7 +71,7 @@ def test_a_tokenizer_is_evaluated(delvm, weights, pairs):
 
 @pytest.mark.parametrize("there", [True, False])
 def test_the_fast_mode_needs_hardware_for_it(delvm, weights, pairs, monkeypatch, there):
-    monkeypatch.setattr(encode, "has_native_bf16", lambda device: there)
+    monkeypatch.setattr(tokenizer_factory, "has_native_bf16", lambda device: there)
     modes = []
     plain = VQGAN.encode
     monkeypatch.setattr(
