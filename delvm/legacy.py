@@ -73,6 +73,12 @@ MANIFEST_BALANCE_VALUES: dict[str, dict[Any, Any]] = {"mode": {"resample": "over
 # The order of a data set's stream: "order" in the state of a data module, in checkpoints.
 DATA_ORDER: dict[str, str] = {"window": "shuffle_window_shards", "shares": "mixture_weights"}
 
+# Tasks: a directory of shards keeps the name it was written with, and `delvm.tasks.get` finds it.
+TASKS: dict[str, str] = {"colourisation": "colorization"}
+
+# Words that seed the random generators of data sources: `seed_word` goes back to the old ones.
+SEED_WORDS: dict[str, str] = {"colourisation": "colorization", "colours": "colors"}
+
 # metrics.json of an evaluation: "settings", the results of tasks and students, and "codes" of a
 # tokenizer's evaluation.
 METRICS_SETTINGS: dict[str, str] = {
@@ -127,6 +133,11 @@ def restore_keys(
         known = isinstance(value, Hashable) and value in old_values
         restored[old_keys.get(key, key)] = old_values[value] if known else value
     return restored
+
+
+def seed_word(name: str) -> str:
+    """The word that seeds a random generator: examples must not change when a name does."""
+    return {new: old for old, new in SEED_WORDS.items()}.get(name, name)
 
 
 def upgrade_model_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:

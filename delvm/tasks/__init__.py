@@ -1,18 +1,26 @@
-"""What a task means: how its target is drawn, read back and scored."""
+"""What a task means: how its target is rendered, parsed and scored."""
 
 import re
 
+from delvm import legacy
 from delvm.errors import UserError, did_you_mean
-from delvm.tasks import derived, pose, restoration, segmentation
-from delvm.tasks import multi_pose as poses
-from delvm.tasks import sam_masks as masks
-from delvm.tasks import unpaired as general
+from delvm.tasks import (
+    derived,
+    multi_pose,
+    pose,
+    restoration,
+    sam_masks,
+    segmentation,
+    unpaired,
+)
 from delvm.tasks.base import Task
 
+# Of the procedural corpus; the evaluation of students defaults to these.
 TRAINED = ("segmentation", "pose", "derain", "deblur")
-HELD_OUT = ("colourisation", "inpainting", "edges")
+HELD_OUT = ("colorization", "inpainting", "edges")
 NAMES = TRAINED + HELD_OUT
 
+_NAME = r"[a-z][a-z0-9_]*"
 _TASKS = {
     task.name: task
     for task in (
@@ -20,44 +28,67 @@ _TASKS = {
         pose.TASK,
         restoration.DERAIN,
         restoration.DEBLUR,
-        derived.COLOURISATION,
+        derived.COLORIZATION,
         derived.INPAINTING,
         derived.EDGES,
-        masks.TASK,
-        poses.TASK,
-        general.IMAGES,
-        general.CATEGORIES,
-        general.TUPLE,
-        general.VIDEO,
+        sam_masks.TASK,
+        multi_pose.TASK,
+        unpaired.IMAGES,
+        unpaired.CATEGORIES,
+        unpaired.TUPLE,
+        unpaired.VIDEO,
     )
 }
 
 
-def get(name: str) -> Task:
-    """The task of that name.
+def register(task: Task) -> Task:
+    """Add a task with metrics of its own, so that `get` finds it.
+
+    Call it where the module of a source is imported; to repeat it does no harm.
 
     Raises:
-        UserError: there is none; the message names the nearest.
+        UserError: another task has that name, or the name has other characters than a-z, 0-9, _.
     """
+    _check_name(task.name)
+    if _TASKS.setdefault(task.name, task) != task:
+        raise UserError(f"task '{task.name}' exists already: register it under another name")
+    return task
+
+
+def get(name: str) -> Task:
+    """The task of that name, or of that former name.
+
+    Raises:
+        UserError: the task is unknown; the message gives the closest name.
+    """
+    name = legacy.TASKS.get(name, name)
     if name not in _TASKS:
         raise UserError(f"unknown task '{name}': {did_you_mean(name, NAMES)}")
     return _TASKS[name]
 
 
-def of(name: str) -> Task:
-    """The task of a folder of examples, which may be one of the user's own.
+def get_or_default(name: str) -> Task:
+    """The task of that name; an unknown one is scored by psnr and ssim, and never flipped.
 
-    A task that is not known is scored by psnr and ssim, and never mirrored: whether that would
-    change what it means cannot be told.
+    Nothing is known about an unknown task, and a flip may change what it means.
 
     Raises:
-        UserError: the name is no plain one, so that it could not be a folder's either.
+        UserError: the name has other characters than a-z, 0-9 and _.
     """
-    if name in _TASKS:
-        return _TASKS[name]
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(f"task '{name}' is no plain name: use small letters, digits and _")
-    return Task(name=name, description=f"the user's own task {name}", flips=False)
+    if legacy.TASKS.get(name, name) in _TASKS:
+        return get(name)
+    _check_name(name)
+    return Task(name=name, description=f"the unregistered task {name}", allows_hflip=False)
 
 
-__all__ = ["HELD_OUT", "NAMES", "TRAINED", "Task", "get", "of"]
+def _check_name(name: str) -> None:
+    """Refuse names that could not be a directory's everywhere.
+
+    Raises:
+        UserError: the name has other characters.
+    """
+    if not re.fullmatch(_NAME, name):
+        raise UserError(f"invalid task name '{name}': use lower-case letters, digits and _")
+
+
+__all__ = ["HELD_OUT", "NAMES", "TRAINED", "Task", "get", "get_or_default", "register"]

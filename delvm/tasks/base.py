@@ -1,51 +1,55 @@
-"""A task: its name, and how an answer is scored against the truth."""
+"""A task: its name, and how a prediction is scored against the ground truth."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from delvm.tasks.metrics import psnr, ssim, to_uint8
 
-# One value for a predicted and a true picture, both (H, W, 3) uint8; NaN leaves the picture out.
-Measure = Callable[[np.ndarray, np.ndarray], float]
+ImageArray: TypeAlias = npt.NDArray[np.uint8]  # (H, W, 3), RGB
+
+# Score of a predicted image against the true one; NaN leaves the image out of the mean.
+MetricFn: TypeAlias = Callable[[ImageArray, ImageArray], float]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task and its metrics; higher is better for every one.
+    """A task and its metrics; for all of them higher is better.
 
     Attributes:
-        name: As configs, folders and reports spell it.
+        name: As in configs, directories and reports.
         description: One line for people.
-        measures: Metrics of the task's own, by name, which read the pictures' content.
-        primary: The metric that a report ranks by.
-        flips: Whether a pair may be mirrored left to right without changing what it means.
+        metric_fns: Metrics of this task alone, by name, which interpret the images.
+        primary_metric: The metric that reports rank by.
+        allows_hflip: Whether a horizontally flipped example is still a valid one of this task.
     """
 
     name: str
     description: str
-    measures: Mapping[str, Measure] = field(default_factory=dict)
-    primary: str = "psnr"
-    flips: bool = True
+    metric_fns: Mapping[str, MetricFn] = field(default_factory=dict)
+    primary_metric: str = "psnr"
+    allows_hflip: bool = True
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of all metrics, the task's own first, then psnr and ssim."""
-        return (*self.measures, "psnr", "ssim")
+        """Names of all metrics, those of this task alone first, then psnr and ssim."""
+        return (*self.metric_fns, "psnr", "ssim")
 
     def score(self, prediction: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """Score pictures one by one.
+        """Score each image of a batch.
 
         Args:
             prediction: Pixels (B, 3, H, W) in [0, 1].
             truth: Pixels of the same shape.
 
         Returns:
-            Metric name -> (B,) float32 on the CPU. psnr is in dB, at most
-            `metrics.PSNR_CAP`; ssim is at most 1; miou and pck lie in [0, 1] and are NaN for a
-            picture whose truth holds nothing to find, so take means with `nanmean`.
+            Metric name -> (B,) float32 on the CPU. psnr is in dB, at most `metrics.PSNR_CAP`; ssim
+            is at most 1; miou, pck and f1 are in [0, 1], and NaN for an image whose ground truth
+            is empty, so take means with `nanmean`.
 
         Raises:
             ValueError: the shapes differ, or are not (B, 3, H, W).
@@ -57,11 +61,10 @@ class Task:
             )
         prediction, truth = prediction.detach().float().cpu(), truth.detach().float().cpu()
         scores: dict[str, Tensor] = {}
-        if self.measures:
-            answers, truths = to_uint8(prediction), to_uint8(truth)
-            for name, measure in self.measures.items():
-                values = [measure(a, t) for a, t in zip(answers, truths, strict=True)]
-                scores[name] = Tensor(values)
+        if self.metric_fns:
+            predicted, true = to_uint8(prediction), to_uint8(truth)
+            for name, metric in self.metric_fns.items():
+                scores[name] = Tensor([metric(p, t) for p, t in zip(predicted, true, strict=True)])
         scores["psnr"] = psnr(prediction, truth)
         scores["ssim"] = ssim(prediction, truth)
         return scores

@@ -1,51 +1,52 @@
-"""Tasks derived from any picture without a label; held out from training here."""
+"""Tasks derived from any image without a label; here they are held out from training."""
 
 import numpy as np
 from scipy import ndimage
 
-from delvm.tasks.base import Task
+from delvm.tasks.base import ImageArray, Task
 
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R BT.601
 
 
-def grey(picture: np.ndarray) -> np.ndarray:
-    """The picture (H, W, 3) uint8 without its colours."""
-    luma = picture.astype(np.float32) @ LUMA
+def to_grayscale(image: ImageArray) -> ImageArray:
+    """The image (H, W, 3) without its colors."""
+    luma = image.astype(np.float32) @ LUMA
     return np.repeat((luma + 0.5).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
-def cut_hole(
-    picture: np.ndarray, rng: np.random.Generator, ratio: tuple[float, float] = (0.3, 0.5)
-) -> np.ndarray:
-    """The picture (H, W, 3) uint8 with a black rectangle somewhere.
+def mask_rectangle(
+    image: ImageArray, rng: np.random.Generator, size: tuple[float, float] = (0.3, 0.5)
+) -> ImageArray:
+    """The image with a black rectangle at a random position.
 
     Args:
-        picture: (H, W, 3) uint8.
-        rng: Where the rectangle's sides and place come from.
-        ratio: Least and most of each side of the picture that the rectangle takes, in (0, 1].
+        image: (H, W, 3) uint8.
+        rng: Where the rectangle's sides and position come from.
+        size: Range of each side of the rectangle, as a fraction of the image's side, in (0, 1].
     """
-    height, width = picture.shape[:2]
-    rows, columns = (int(rng.uniform(*ratio) * side) for side in (height, width))
+    height, width = image.shape[:2]
+    rows, columns = (int(rng.uniform(*size) * side) for side in (height, width))
     top = int(rng.integers(0, height - rows + 1))
     left = int(rng.integers(0, width - columns + 1))
-    holed = picture.copy()
-    holed[top : top + rows, left : left + columns] = 0
-    return holed
+    masked = image.copy()
+    masked[top : top + rows, left : left + columns] = 0
+    return masked
 
 
-def trace_edges(picture: np.ndarray) -> np.ndarray:
-    """Edges of the picture (H, W, 3) uint8: white on black, about side / 32 thick.
+def edge_map(image: ImageArray) -> ImageArray:
+    """Edges of the image (H, W, 3): white on black, about side / 32 thick.
 
-    The strongest gradients of each picture count as edges, so a pale picture has them too.
+    The threshold is relative to the strongest gradients of the image, so that an image of low
+    contrast has edges too.
     """
-    luma = picture.astype(np.float32) @ LUMA
+    luma = image.astype(np.float32) @ LUMA
     sigma = min(luma.shape) / 50
-    slope = ndimage.gaussian_gradient_magnitude(luma, sigma)
-    strong = max(float(np.quantile(slope, 0.9)), 1.0)
-    lines = np.clip(2 * slope / strong - 0.8, 0, 1)
+    gradient = ndimage.gaussian_gradient_magnitude(luma, sigma)
+    strong = max(float(np.quantile(gradient, 0.9)), 1.0)
+    lines = np.clip(2 * gradient / strong - 0.8, 0, 1)
     return np.repeat((255 * lines + 0.5).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
-COLOURISATION = Task(name="colourisation", description="a grey picture given its colours")
-INPAINTING = Task(name="inpainting", description="a black hole filled in")
-EDGES = Task(name="edges", description="edges of a picture, white on black")
+COLORIZATION = Task(name="colorization", description="restore the colors of a grayscale image")
+INPAINTING = Task(name="inpainting", description="fill in a black rectangle")
+EDGES = Task(name="edges", description="edges of an image, white on black")

@@ -1,6 +1,7 @@
-"""How near two pictures are, pixel by pixel: one value a picture."""
+"""Similarity of two images, pixel by pixel: one value per image."""
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import (
@@ -9,7 +10,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-# Identical pictures have an infinite PSNR; a finite cap keeps means finite.
+# Identical images have an infinite PSNR; a finite cap keeps means finite.
 PSNR_CAP = 60.0
 _WINDOW = 11
 _SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -23,7 +24,7 @@ def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
         truth: Pixels of the same shape.
 
     Returns:
-        (B,) one value a picture.
+        (B,) one value per image.
     """
     values = peak_signal_noise_ratio(
         prediction, truth, data_range=1.0, reduction="none", dim=(1, 2, 3)
@@ -34,25 +35,25 @@ def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
 def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004; Gaussian window 11, sigma 1.5).
 
-    Windows stand on every pixel; beyond the borders pictures are continued by reflection.
+    There is a window at every pixel; images are padded by reflection.
 
     Args:
         prediction: Pixels (B, 3, H, W) in [0, 1], at least 6 x 6.
         truth: Pixels of the same shape.
 
     Returns:
-        (B,) one value a picture, at most 1.
+        (B,) one value per image, at most 1.
     """
     values = structural_similarity_index_measure(
         prediction, truth, data_range=1.0, reduction="none"
     )
-    assert isinstance(values, Tensor)  # a tuple only when the contrast map is asked for
+    assert isinstance(values, Tensor)  # a tuple only when the contrast map is requested
     return values.reshape(len(truth))
 
 
 def ms_ssim_scales(side: int) -> int:
-    """Scales of MS-SSIM that fit a picture of that side: the usual five from 176 pixels on."""
-    # The window must fit the smallest scale; torchmetrics asks a little more of four scales.
+    """Scales of MS-SSIM that fit an image of that side: the usual five from 176 pixels on."""
+    # The window must fit the smallest scale; torchmetrics needs a little more for four scales.
     fitting = [n for n in range(1, 6) if side // max(2 ** (n - 1), (n - 1) ** 2) >= _WINDOW]
     return max(fitting, default=0)
 
@@ -60,15 +61,15 @@ def ms_ssim_scales(side: int) -> int:
 def ms_ssim(prediction: Tensor, truth: Tensor) -> Tensor:
     """Multi-scale structural similarity (Wang et al. 2003; Gaussian window 11, sigma 1.5).
 
-    Below 176 pixels there is no room for five scales: the weights of those that fit are then
-    scaled to sum to 1 (`ms_ssim_scales` says how many).
+    Below 176 pixels there is no room for five scales: only those of `ms_ssim_scales` are used, and
+    their weights are scaled to sum to 1.
 
     Args:
         prediction: Pixels (B, 3, H, H) in [0, 1], at least 11 x 11.
         truth: Pixels of the same shape.
 
     Returns:
-        (B,) one value a picture, at most 1.
+        (B,) one value per image, at most 1.
     """
     weights = _SCALE_WEIGHTS[: ms_ssim_scales(truth.shape[-1])]
     return multiscale_structural_similarity_index_measure(
@@ -81,7 +82,8 @@ def ms_ssim(prediction: Tensor, truth: Tensor) -> Tensor:
     ).reshape(len(truth))
 
 
-def to_uint8(pixels: Tensor) -> np.ndarray:
-    """Pixels (B, 3, H, W) in [0, 1] as pictures (B, H, W, 3) uint8, rounded half up."""
+def to_uint8(pixels: Tensor) -> npt.NDArray[np.uint8]:
+    """Pixels (B, 3, H, W) in [0, 1] as images (B, H, W, 3) uint8, rounded half up."""
     levels = (pixels.detach().float().cpu().clamp(0, 1) * 255 + 0.5).floor().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).numpy()
+    images: npt.NDArray[np.uint8] = levels.permute(0, 2, 3, 1).numpy()
+    return images

@@ -1,15 +1,20 @@
-"""Stick figures in the colours of OpenPose's 18-keypoint COCO body, drawn and read back.
+"""Stick figures in the colors of OpenPose's 18-keypoint COCO body: rendering, parsing, scoring.
 
-Cao et al., "OpenPose: Realtime Multi-Person 2D Pose Estimation using Part Affinity Fields",
-2018: a keypoint is a disc in its colour, a limb a bar in the colour of its own index, dimmed
-to 60 %. Positions are fractions of the picture's width and height, NaN where unseen.
+Cao et al., "OpenPose: Realtime Multi-Person 2D Pose Estimation using Part Affinity Fields", 2018:
+a keypoint is a disc in its color, a limb a capsule in the color of its own index, dimmed to 60 %.
+Positions are fractions of the image's width and height, NaN where a keypoint is not visible.
 """
 
+from typing import TypeAlias
+
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from delvm.tasks.base import Task
+from delvm.tasks.base import ImageArray, Task
+
+Points: TypeAlias = npt.NDArray[np.float64]  # (n, 2) x and y
 
 KEYPOINTS = (
     "nose", "neck",
@@ -19,42 +24,41 @@ KEYPOINTS = (
     "left_hip", "left_knee", "left_ankle",
     "right_eye", "left_eye", "right_ear", "left_ear",
 )  # fmt: skip
-BODY = (
-    14  # the keypoints before the face's eyes and ears, which are below a pixel in small pictures
-)
+# All but eyes and ears, which are smaller than a pixel in small images.
+NUM_BODY_KEYPOINTS = 14
 
-# A wheel of 18 hues from red through green and blue to pink, one a keypoint.
-COLOURS = (
+# A wheel of 18 hues from red through green and blue to pink, one per keypoint.
+COLORS = (
     (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0),
     (0, 255, 0), (0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255),
     (0, 0, 255), (85, 0, 255), (170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85),
 )  # fmt: skip
-# Limb i joins these two keypoints in COLOURS[i].
+# Limb i joins these two keypoints in COLORS[i].
 LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10),
     (1, 11), (11, 12), (12, 13), (1, 0), (0, 14), (14, 16), (0, 15), (15, 17),
 )  # fmt: skip
-LIMB_SHADE = 0.6
+LIMB_BRIGHTNESS = 0.6
 
-# Shares of the picture's side. Thin lines are the first thing a small tokenizer loses.
+# Fractions of the image's side. Thin lines are the first to disappear in a small tokenizer.
 LIMB_WIDTH = 1 / 17
 DISC_RADIUS = 1 / 22
-FOUND_WITHIN = 0.1
+PCK_THRESHOLD = 0.1
 
 SUPERSAMPLE = 4
-_SPREAD = 0.18  # how far a normalised colour may stray from a keypoint's, of full range
-_FAINTEST = 0.27  # evidence below this is a limb or a seam, not a disc
+_COLOR_SIGMA = 0.18  # tolerance around a keypoint's normalized color, as a fraction of full range
+_MIN_RESPONSE = 0.27  # a weaker response is a limb or an edge, not a disc
 
 
-def render(keypoints: np.ndarray, size: int) -> np.ndarray:
-    """Draw a stick figure.
+def render(keypoints: Points, size: int) -> ImageArray:
+    """Render a stick figure.
 
     Args:
-        keypoints: (18, 2) x and y in [0, 1], NaN where unseen; limbs need both ends.
-        size: Side of the picture.
+        keypoints: (18, 2) x and y in [0, 1], NaN where not visible; limbs need both ends.
+        size: Side of the image.
 
     Returns:
-        Picture (size, size, 3) uint8, on black.
+        Image (size, size, 3) uint8, on black.
     """
     side = size * SUPERSAMPLE
     canvas = Image.new("RGB", (side, side))
@@ -62,109 +66,107 @@ def render(keypoints: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(canvas.reduce(SUPERSAMPLE))
 
 
-def draw_figure(draw: ImageDraw.ImageDraw, points: np.ndarray, unit: float) -> None:
-    """Draw a figure, keypoints (18, 2) in pixels, as thick as suits a picture of side `unit`."""
-    for colour, (start, end) in zip(COLOURS[: len(LIMBS)], LIMBS, strict=True):
+def draw_figure(draw: ImageDraw.ImageDraw, points: Points, unit: float) -> None:
+    """Draw a figure, points (18, 2) in pixels, with the line widths of an image of side `unit`."""
+    for color, (start, end) in zip(COLORS[: len(LIMBS)], LIMBS, strict=True):
         if not np.isnan(points[[start, end]]).any():
-            shade = tuple(int(LIMB_SHADE * level) for level in colour)
-            draw_bar(draw, points[start], points[end], LIMB_WIDTH * unit, shade)
+            dimmed = tuple(int(LIMB_BRIGHTNESS * level) for level in color)
+            draw_capsule(draw, points[start], points[end], LIMB_WIDTH * unit, dimmed)
     radius = DISC_RADIUS * unit
-    for colour, (x, y) in zip(COLOURS, points, strict=True):
+    for color, (x, y) in zip(COLORS, points, strict=True):
         if not np.isnan(x + y):
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
 
 
-def draw_bar(
-    draw: ImageDraw.ImageDraw,
-    start: np.ndarray,
-    end: np.ndarray,
-    width: float,
-    colour: tuple[int, ...],
+def draw_capsule(
+    draw: ImageDraw.ImageDraw, start: Points, end: Points, width: float, color: tuple[int, ...]
 ) -> None:
-    """Draw a line of this width with round ends; all in pixels."""
+    """Draw a line with round ends; all lengths in pixels."""
     for x, y in (start, end):
-        draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=colour)
+        draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=color)
     along = end - start
     length = float(np.hypot(*along))
     if length > 0:
         across = np.array((-along[1], along[0])) * (width / 2 / length)
         corners = (start + across, end + across, end - across, start - across)
-        draw.polygon([tuple(corner) for corner in corners], fill=colour)
+        draw.polygon([tuple(corner) for corner in corners], fill=color)
 
 
-def parse(picture: np.ndarray) -> np.ndarray:
-    """Read a figure back: for every keypoint, the place with most of its colour.
+def parse(image: ImageArray) -> Points:
+    """Find each keypoint of a figure at the position with the strongest response to its color.
 
-    Hue is compared apart from brightness, which blur lowers, and evidence is gathered over a
-    disc, so a limb of the same hue (dimmer and thinner) loses to the disc. One figure is read;
-    of several, the clearest disc wins keypoint by keypoint.
+    Hue is compared independently of brightness, which blur lowers, and the response is averaged
+    over a disc, so a limb of the same hue (dimmer and thinner) loses to the disc. Only one figure
+    is parsed; of several, the clearest disc wins for each keypoint.
 
     Args:
-        picture: (H, W, 3) uint8.
+        image: (H, W, 3) uint8.
 
     Returns:
-        (18, 2) x and y in [0, 1], NaN where the colour is not found.
+        (18, 2) x and y in [0, 1], NaN where the color is not found.
     """
-    height, width = picture.shape[:2]
-    evidence = evidence_of(picture)
-    blur = 0.6 * DISC_RADIUS * min(height, width)
-    gathered = ndimage.gaussian_filter(evidence, (0, blur, blur), mode="constant")
-    found = np.full((len(KEYPOINTS), 2), np.nan)
-    for index, field in enumerate(gathered):
-        if field.max() < _FAINTEST:
+    height, width = image.shape[:2]
+    response = color_response(image)
+    sigma = 0.6 * DISC_RADIUS * min(height, width)
+    smoothed = ndimage.gaussian_filter(response, (0, sigma, sigma), mode="constant")
+    points = np.full((len(KEYPOINTS), 2), np.nan)
+    for index, field in enumerate(smoothed):
+        if field.max() < _MIN_RESPONSE:
             continue
         y, x = np.unravel_index(field.argmax(), field.shape)
-        found[index] = _centre(evidence[index], int(x), int(y), DISC_RADIUS * min(height, width))
-    return found / (width, height)
+        points[index] = _centroid(response[index], int(x), int(y), DISC_RADIUS * min(height, width))
+    relative: Points = points / (width, height)
+    return relative
 
 
-def evidence_of(picture: np.ndarray) -> np.ndarray:
-    """How much of each keypoint's colour is at each pixel of (H, W, 3) uint8: (18, H, W) in [0, 1].
+def color_response(image: ImageArray) -> npt.NDArray[np.float32]:
+    """How well each pixel of (H, W, 3) uint8 matches each keypoint's color: (18, H, W) in [0, 1].
 
-    A limb has at most LIMB_SHADE squared of it, a disc all.
+    The response to a limb is at most LIMB_BRIGHTNESS squared, to a disc 1.
     """
-    pixels = picture.astype(np.float32) / 255
-    bright = pixels.max(axis=2)
-    hues = pixels / np.maximum(bright, 1e-3)[:, :, None]
-    colours = np.asarray(COLOURS, np.float32) / 255
-    distance = ((hues[None] - colours[:, None, None]) ** 2).sum(axis=3)
-    return bright**2 * np.exp(-distance / (2 * _SPREAD**2))
+    pixels = image.astype(np.float32) / 255
+    brightness = pixels.max(axis=2)
+    hues = pixels / np.maximum(brightness, 1e-3)[:, :, None]
+    colors = np.asarray(COLORS, np.float32) / 255
+    distance = ((hues[None] - colors[:, None, None]) ** 2).sum(axis=3)
+    response: npt.NDArray[np.float32] = brightness**2 * np.exp(-distance / (2 * _COLOR_SIGMA**2))
+    return response
 
 
-def _centre(evidence: np.ndarray, x: int, y: int, radius: float) -> np.ndarray:
-    """Centroid of the evidence within a disc's reach of a peak, in pixels from the corner."""
+def _centroid(response: npt.NDArray[np.float32], x: int, y: int, radius: float) -> Points:
+    """Centroid (2,) of the response within a disc's radius of a peak, in pixels from the corner."""
     reach = max(1, round(radius))
     top, left = max(0, y - reach), max(0, x - reach)
-    window = evidence[top : y + reach + 1, left : x + reach + 1]
-    rows, columns = np.indices(window.shape) + 0.5  # pixel centres
+    window = response[top : y + reach + 1, left : x + reach + 1]
+    rows, columns = np.indices(window.shape) + 0.5  # pixel centers
     total = window.sum()
     return np.array((left + (columns * window).sum() / total, top + (rows * window).sum() / total))
 
 
-def pck(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the true keypoints found within 0.1 of the picture's side.
+def pck(prediction: ImageArray, truth: ImageArray) -> float:
+    """Fraction of the true keypoints found within 0.1 of the image's side.
 
-    The true keypoints are those parsed from the true picture.
+    The true keypoints are those parsed from the true image.
 
     Args:
-        prediction: Picture (H, W, 3) uint8.
-        truth: Picture of the same size.
+        prediction: Image (H, W, 3) uint8.
+        truth: Image of the same size.
 
     Returns:
-        A value in [0, 1]; NaN if the truth holds no keypoint.
+        A value in [0, 1]; NaN if the ground truth has no keypoint.
     """
     true = parse(truth)
-    seen = ~np.isnan(true[:, 0])
-    if not seen.any():
+    visible = ~np.isnan(true[:, 0])
+    if not visible.any():
         return float("nan")
-    away = np.linalg.norm(parse(prediction)[seen] - true[seen], axis=1)
-    return float((away <= FOUND_WITHIN).mean())  # a missing keypoint is NaN away: not found
+    distance = np.linalg.norm(parse(prediction)[visible] - true[visible], axis=1)
+    return float((distance <= PCK_THRESHOLD).mean())  # NaN for a missing keypoint: not found
 
 
 TASK = Task(
     name="pose",
     description="a person as an OpenPose stick figure on black",
-    measures={"pck": pck},
-    primary="pck",
-    flips=False,  # a mirror swaps left and right, which have colours of their own
+    metric_fns={"pck": pck},
+    primary_metric="pck",
+    allows_hflip=False,  # a flip swaps left and right, which differ in color
 )

@@ -1,20 +1,24 @@
-"""Instance masks in palette colours on black, read back by the nearest colour.
+"""Instance masks in palette colors on black, parsed by the nearest color.
 
-The largest instance takes the first colour, the next the second, and so on; large masks are
-painted first, so that a small one on top of a large one stays visible (the reference paints
-SA-1B masks large first too, in random colours).
+The largest instance has the first color, the next the second, and so on. Large masks are painted
+first, so that a small one on top of a large one stays visible (DeLVM paints SA-1B masks large
+first too, in random colors).
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from delvm.errors import UserError
-from delvm.tasks.base import Task
+from delvm.tasks.base import ImageArray, Task
 
-# Colour of an instance by its rank of size. Few and far apart: blur must not turn one into another.
+LabelMap: TypeAlias = npt.NDArray[np.int64]  # (H, W), 0 is background
+
+# Color of an instance by its rank of size. Few and far apart: blur must not confuse them.
 PALETTE = (
     (255, 0, 0),
     (0, 255, 0),
@@ -25,13 +29,13 @@ PALETTE = (
     (255, 255, 255),
     (255, 128, 0),
 )
-# A pixel further than this from every palette colour (of 441, black to white) belongs to none.
+# A pixel further than this from every palette color (of 441, black to white) is background.
 TOLERANCE = 110.0
-# Islands smaller than this share of the picture are seams between colours, not instances.
-SPECK = 0.005
+# Islands smaller than this fraction of the image are seams between colors, not instances.
+MIN_AREA = 0.005
 
 
-def render(masks: np.ndarray) -> np.ndarray:
+def render(masks: npt.NDArray[np.float32] | npt.NDArray[np.bool_]) -> ImageArray:
     """Paint instance masks.
 
     Args:
@@ -39,50 +43,50 @@ def render(masks: np.ndarray) -> np.ndarray:
             anti-aliased edges.
 
     Returns:
-        Picture (H, W, 3) uint8.
+        Image (H, W, 3) uint8.
 
     Raises:
-        UserError: there are more instances than colours (colours never repeat).
+        UserError: there are more instances than colors (a color is used once).
     """
     if len(masks) > len(PALETTE):
         raise UserError(
-            f"{len(masks)} instances in a picture but {len(PALETTE)} palette colours: "
+            f"{len(masks)} instances in an image but {len(PALETTE)} palette colors: "
             f"keep the {len(PALETTE)} largest"
         )
     coverage = np.asarray(masks, dtype=np.float32)
-    picture = np.zeros((*coverage.shape[1:], 3), np.float32)
+    image = np.zeros((*coverage.shape[1:], 3), np.float32)
     by_size = np.argsort(-coverage.sum(axis=(1, 2)), kind="stable")
     for rank, index in enumerate(by_size):
         alpha = coverage[index, :, :, None]
-        picture += alpha * (np.asarray(PALETTE[rank], np.float32) - picture)
-    return (picture + 0.5).astype(np.uint8)
+        image += alpha * (np.asarray(PALETTE[rank], np.float32) - image)
+    return (image + 0.5).astype(np.uint8)
 
 
 def parse(
-    picture: np.ndarray,
+    image: ImageArray,
     palette: Sequence[tuple[int, int, int]] = PALETTE,
     tolerance: float = TOLERANCE,
-    speck: float = SPECK,
-) -> np.ndarray:
-    """Read the masks back: the palette colour near each pixel, specks dropped.
+    min_area: float = MIN_AREA,
+) -> LabelMap:
+    """Label each pixel by the palette color near it, without small islands.
 
-    A pixel near no palette colour is background, so a photograph is not read as masks.
+    A pixel that is not near any palette color is background, so a photograph has no masks.
 
     Args:
-        picture: (H, W, 3) uint8.
-        palette, tolerance, speck: As PALETTE, TOLERANCE and SPECK, for other kinds of masks.
+        image: (H, W, 3) uint8.
+        palette, tolerance, min_area: As PALETTE, TOLERANCE and MIN_AREA, for other kinds of masks.
 
     Returns:
-        Labels (H, W) int64: 0 is background, 1 + rank an instance (its place in the palette).
+        Labels (H, W) int64: 0 is background, 1 + index in the palette an instance.
     """
-    colours = np.asarray(((0, 0, 0), *palette), np.float32)
-    pixels = picture.astype(np.float32)
+    colors = np.asarray(((0, 0, 0), *palette), np.float32)
+    pixels = image.astype(np.float32)
     # |p - c|^2 = |p|^2 - 2 p.c + |c|^2, one product for all pixels
-    distance = (pixels**2).sum(axis=2)[:, :, None] - 2 * pixels @ colours.T
-    distance += (colours**2).sum(axis=1)
-    labels = distance.argmin(axis=2)
+    distance = (pixels**2).sum(axis=2)[:, :, None] - 2 * pixels @ colors.T
+    distance += (colors**2).sum(axis=1)
+    labels: LabelMap = distance.argmin(axis=2)
     labels[distance.min(axis=2) > tolerance**2] = 0
-    smallest = speck * labels.size
+    smallest = min_area * labels.size
     for label in np.unique(labels[labels > 0]):
         islands, _ = ndimage.label(labels == label)
         areas = np.bincount(islands.ravel())
@@ -91,21 +95,21 @@ def parse(
     return labels
 
 
-def matched_iou(found: np.ndarray, true: np.ndarray, colours: int) -> float:
-    """Mean intersection over union of the true instances, background left out.
+def hungarian_miou(pred: LabelMap, target: LabelMap, num_labels: int) -> float:
+    """Mean intersection over union of the true instances, without the background.
 
-    Found instances are matched one to one with the true ones so that the sum of IoUs is largest;
-    a true instance left without a match counts 0. The labels themselves are not compared.
+    Predicted instances are matched one to one with the true ones so that the sum of IoUs is
+    largest; a true instance without a match counts as 0. The labels themselves are not compared.
 
     Args:
-        found, true: Labels (H, W) in [0, colours], 0 the background.
-        colours: The highest label.
+        pred, target: Labels (H, W) in [0, num_labels], 0 the background.
+        num_labels: The highest label.
 
     Returns:
         A value in [0, 1]; NaN if there is no true instance.
     """
-    size = colours + 1
-    joint = np.bincount((true * size + found).ravel(), minlength=size**2).reshape(size, size)
+    size = num_labels + 1
+    joint = np.bincount((target * size + pred).ravel(), minlength=size**2).reshape(size, size)
     union = joint.sum(axis=1, keepdims=True) + joint.sum(axis=0, keepdims=True) - joint
     iou = (joint / np.maximum(union, 1))[1:, 1:]
     instances = int((joint.sum(axis=1)[1:] > 0).sum())
@@ -115,22 +119,22 @@ def matched_iou(found: np.ndarray, true: np.ndarray, colours: int) -> float:
     return float(iou[rows, columns].sum() / instances)
 
 
-def miou(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Mean IoU of the instances in a true picture, as `matched_iou`.
+def miou(prediction: ImageArray, truth: ImageArray) -> float:
+    """Mean IoU of the instances in a true image, as `hungarian_miou`.
 
     Args:
-        prediction: Picture (H, W, 3) uint8.
-        truth: Picture of the same size.
+        prediction: Image (H, W, 3) uint8.
+        truth: Image of the same size.
 
     Returns:
-        A value in [0, 1]; NaN if the truth holds no instance.
+        A value in [0, 1]; NaN if the ground truth has no instance.
     """
-    return matched_iou(parse(prediction), parse(truth), len(PALETTE))
+    return hungarian_miou(parse(prediction), parse(truth), len(PALETTE))
 
 
 TASK = Task(
     name="segmentation",
-    description="instances as masks on black, coloured by rank of size",
-    measures={"miou": miou},
-    primary="miou",
+    description="instances as masks on black, colored by rank of size",
+    metric_fns={"miou": miou},
+    primary_metric="miou",
 )

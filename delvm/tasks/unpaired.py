@@ -1,10 +1,10 @@
-"""Tasks without a target of their own: whatever pictures stand beside each other."""
+"""Tasks whose examples are not pairs of input and target, and which are not evaluated."""
 
 from delvm.tasks.base import Task
 
-IMAGES = Task(name="images", description="single pictures")
-# A class may be one of the left and the right hand, or of letters.
-CATEGORIES = Task(name="categories", description="pictures of one class", flips=False)
-TUPLE = Task(name="tuple", description="a picture and all its annotations")
-# Which way things move, and whatever is written in a frame, means something.
-VIDEO = Task(name="video", description="frames of a clip in order", flips=False)
+IMAGES = Task(name="images", description="single images")
+# Classes may differ only in orientation, such as left and right hands, or letters.
+CATEGORIES = Task(name="categories", description="images of one class", allows_hflip=False)
+TUPLE = Task(name="tuple", description="an image and all its annotations")
+# The direction of motion, and text in a frame, have a meaning.
+VIDEO = Task(name="video", description="frames of a clip in order", allows_hflip=False)

@@ -1,4 +1,4 @@
-"""What the readers of raw data sets share: their settings, splits, parts and safe opening."""
+"""What all data sources share: the protocol, common settings, splits, chunks and safe opening."""
 
 import re
 from collections import Counter
@@ -6,31 +6,41 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
 from delvm.data.image_io import open_image, resize_center_crop
-from delvm.data.types import SPLITS, Example, RejectedItem, SourceChunk, split_into_chunks
+from delvm.data.types import (
+    SPLITS,
+    Example,
+    ImageArray,
+    RejectedItem,
+    SourceChunk,
+    split_into_chunks,
+)
 from delvm.errors import UserError, check_members, did_you_mean
 
-FILES_A_PART = 1000
-PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"))
+FILES_PER_CHUNK = 1000
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
+)
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+T = TypeVar("T")
 
 
 @runtime_checkable
 class Source(Protocol):
     """Where examples come from: what `delvm prepare source=...` needs of an object.
 
-    The examples of a chunk must be a function of the settings alone. A source may also have a
-    `name`, which manifests record; without one it is the name of the class in lower case.
+    The examples of a chunk must depend on the settings alone. A source may also have a `name`,
+    which manifests record; without one it is the name of the class in lower case.
 
     Attributes:
-        size: side of the images it makes, in pixels.
-        seed: of whatever is random about it.
+        size: side of its images in pixels.
+        seed: of everything random about it.
     """
 
     size: int
@@ -59,14 +69,14 @@ def check_source(source: object) -> Source:
     Raises:
         UserError: it has not; the message names what is missing.
     """
-    wanted = {
+    members = {
         "size": "size",
         "seed": "seed",
         "settings": "settings(split, task)",
         "chunks": "chunks(split)",
         "read": "read(split, task, chunk)",
     }
-    check_members(source, "source", wanted)
+    check_members(source, "source", members)
     return cast(Source, source)
 
 
@@ -81,154 +91,181 @@ class RawSource:
     """A data set on disk.
 
     Attributes:
-        path: its root.
-        size: side of the pictures to be made, in pixels.
-        seed: of whatever is random, the split included.
-        val, test: share of the material that goes to a split which the data set does not have
-            itself; an item's split is a function of (seed, key).
+        path: its root directory.
+        size: side of the images to make, in pixels.
+        seed: of everything random, such as the split.
+        val_fraction, test_fraction: fraction of the items that goes to a split which the data set
+            itself does not have. The split of an item depends on the seed and its key alone.
     """
 
+    name: ClassVar[str]
     path: str
     size: int = 256
     seed: int = 0
-    val: float = 0.01
-    test: float = 0.01
+    val_fraction: float = 0.01
+    test_fraction: float = 0.01
+
+    def validate(self) -> list[str]:
+        """Every error of the settings alone, each starting with the key."""
+        errors = []
+        if self.size < 1:
+            errors.append(f"size={self.size} is below 1: set source.size=256")
+        for key in ("val_fraction", "test_fraction"):
+            if not 0 <= (value := getattr(self, key)) <= 1:
+                errors.append(f"{key}={value} is not in [0, 1]: set source.{key}=0.01")
+        return errors
 
     def settings(self, split: str, task: str) -> dict[str, Any]:
-        """Every setting but size and seed, which a manifest says apart."""
-        values = asdict(self)
-        return {name: values[name] for name in values if name not in ("size", "seed")}
+        """Every setting but size and seed, which a manifest records separately."""
+        return {key: value for key, value in asdict(self).items() if key not in ("size", "seed")}
 
     def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
-        """The parts of each task in a split, without reading them.
+        """The chunks of each task in a split, without reading them.
 
         Raises:
-            UserError: the raw material is not there, or is of another layout.
+            UserError: the raw data is missing, or has another layout.
         """
         raise NotImplementedError
 
-    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
-        """The examples of a part in order, and what had to be left out."""
+    def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example | RejectedItem]:
+        """The examples of a chunk in order, and the items that were rejected."""
         raise NotImplementedError
 
     def root(self) -> Path:
-        """The folder of the data set.
+        """The root directory of the data set.
 
         Raises:
-            UserError: it is not there.
+            UserError: it does not exist.
         """
         root = Path(self.path)
         if not root.exists():
-            raise UserError(f"source.path={self.path} is not there: set source.path=FOLDER")
+            raise UserError(f"source.path={self.path} does not exist: set source.path=DIR")
         return root
 
-    def draw(self, *parts: str | int) -> float:
-        """A number in [0, 1) that is a function of the seed and the parts."""
-        text = "/".join(map(str, (self.seed, *parts)))
-        digest = blake2b(encoded(text), digest_size=8).digest()
+    def check(self, split: str) -> None:
+        """Refuse an unknown split, a missing root, and settings that are out of range.
+
+        Raises:
+            UserError: one of these.
+        """
+        check_split(split)
+        self.root()
+        for error in self.validate():
+            raise UserError(f"source.{error}")
+
+    def uniform(self, *key: str | int) -> float:
+        """A number in [0, 1) that depends on the seed and the key alone."""
+        text = "/".join(map(str, (self.seed, *key)))
+        digest = blake2b(to_bytes(text), digest_size=8).digest()
         return int.from_bytes(digest, "little") / 2**64
 
-    def rng(self, *parts: str | int) -> np.random.Generator:
-        """A generator that is a function of the seed and the parts."""
-        text = "/".join(map(str, (self.seed, *parts)))
-        digest = blake2b(encoded(text), digest_size=16).digest()
+    def rng(self, *key: str | int) -> np.random.Generator:
+        """A random generator that depends on the seed and the key alone."""
+        text = "/".join(map(str, (self.seed, *key)))
+        digest = blake2b(to_bytes(text), digest_size=16).digest()
         return np.random.default_rng(int.from_bytes(digest, "little"))
 
-    def split_of(self, key: str, natural: str | None = None) -> str:
+    def split_of(self, key: str, native_split: str | None = None) -> str:
         """The split of an item.
 
         Args:
-            key: of the item; items that must not be parted (crops of one picture, frames of one
-                scene) are given one key.
-            natural: the split that the data set itself has it in; "train" gives up a share to
-                "val", and others are left as they are.
+            key: of the item. Items that must not be separated (crops of one image, frames of one
+                scene) have the same key.
+            native_split: its split in the data set itself. A fraction of "train" goes to "val";
+                items of other native splits stay there.
         """
-        if natural not in (None, "train"):
-            assert natural is not None
-            return natural
-        place = self.draw("split", key)
-        if place < self.val:
+        if native_split not in (None, "train"):
+            assert native_split is not None
+            return native_split
+        position = self.uniform("split", key)
+        if position < self.val_fraction:
             return "val"
-        return "test" if natural is None and place < self.val + self.test else "train"
+        if native_split is None and position < self.val_fraction + self.test_fraction:
+            return "test"
+        return "train"
 
-    def picture(self, file: Path | bytes, name: str = "") -> np.ndarray:
-        """A picture (size, size, 3) uint8, its short side scaled and its middle cropped.
+    def load_image(self, file: Path | bytes, name: str = "") -> ImageArray:
+        """An image (size, size, 3), resized and center-cropped.
 
         Raises:
             UserError: it cannot be opened.
         """
-        return np.asarray(resize_center_crop(open_image(file, name), self.size))
+        return self.resize(open_image(file, name))
+
+    def resize(self, image: Image.Image) -> ImageArray:
+        """The image as (size, size, 3), resized and center-cropped."""
+        return np.asarray(resize_center_crop(image, self.size))
 
 
-def middle_square(width: int, height: int) -> Box:
-    """The largest square in the middle of a picture."""
+def center_square(width: int, height: int) -> Box:
+    """The largest square in the center of an image."""
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
 
 
-def encoded(text: str) -> bytes:
-    """Text as bytes, even the name of a file that is no Unicode."""
+def to_bytes(text: str) -> bytes:
+    """Text as bytes, even the name of a file that is not valid Unicode."""
     return text.encode("utf-8", "surrogatepass")
 
 
 def check_split(split: str) -> None:
-    """Refuse a split that does not exist.
+    """Refuse an unknown split.
 
     Raises:
-        UserError: there is no such split.
+        UserError: the split is unknown.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split '{split}': {did_you_mean(split, SPLITS)}")
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Every picture below a folder, in the order of their paths; hidden files are none."""
+def image_files(folder: Path) -> list[Path]:
+    """Every image file below a directory, sorted by path; hidden files are skipped."""
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURES and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     )
 
 
-def file_parts(files: Sequence[Any]) -> list[SourceChunk]:
-    """Files in numbered parts."""
-    return split_into_chunks(len(files), FILES_A_PART)
+def chunks_of(items: Sequence[object]) -> list[SourceChunk]:
+    """Numbered chunks of `FILES_PER_CHUNK` items each."""
+    return split_into_chunks(len(items), FILES_PER_CHUNK)
 
 
-def files_of(part: SourceChunk, files: Sequence[Any]) -> Sequence[Any]:
-    """The files of one of `file_parts`."""
-    first = int(part.name) * FILES_A_PART
-    return files[first : first + FILES_A_PART]
+def items_of(chunk: SourceChunk, items: Sequence[T]) -> Sequence[T]:
+    """The items of one of `chunks_of`."""
+    first = int(chunk.name) * FILES_PER_CHUNK
+    return items[first : first + FILES_PER_CHUNK]
 
 
-def plain(*parts: str | int) -> str:
-    """A key that can be a file's name, made of any text: other signs become `_`."""
-    return re.sub(r"[^\w-]", "_", "-".join(map(str, parts)), flags=re.ASCII)
+def sanitize_key(*texts: str | int) -> str:
+    """Any texts as a key that can be a file name: other characters become `_`."""
+    return re.sub(r"[^\w-]", "_", "-".join(map(str, texts)), flags=re.ASCII)
 
 
-def distinct(names: Sequence[str]) -> list[str]:
-    """A key of each name, made of its text; where two would be alike, a digest sets them apart."""
-    keys = [plain(*name.split("/")) for name in names]
-    often = Counter(keys)
+def unique_keys(names: Sequence[str]) -> list[str]:
+    """A key for each name; a digest is added where two would be equal."""
+    keys = [sanitize_key(*name.split("/")) for name in names]
+    counts = Counter(keys)
     return [
-        key if often[key] == 1 else f"{key}-{blake2b(encoded(name), digest_size=6).hexdigest()}"
+        key if counts[key] == 1 else f"{key}-{blake2b(to_bytes(name), digest_size=6).hexdigest()}"
         for key, name in zip(keys, names, strict=True)
     ]
 
 
-def rejected(name: str, error: UserError) -> RejectedItem:
-    """What `open_image` refused under this name, which its reason need not repeat."""
+def to_reject(name: str, error: UserError) -> RejectedItem:
+    """The rejected item of an error of `open_image`, whose reason need not repeat the name."""
     return RejectedItem(name, str(error).removeprefix(f"{name} ").removesuffix(f": {name}"))
 
 
-def same_size(pictures: Sequence[Image.Image]) -> None:
-    """Refuse pictures that belong together and are of different size.
+def require_same_size(images: Sequence[Image.Image]) -> None:
+    """Refuse images of one example that differ in size.
 
     Raises:
         UserError: their sizes.
     """
-    sizes = {picture.size for picture in pictures}
+    sizes = {image.size for image in images}
     if len(sizes) > 1:
-        named = " and ".join(f"{w} x {h}" for w, h in sorted(sizes))
-        raise UserError(f"pictures of {named} pixels belong together")
+        listed = " and ".join(f"{w} x {h}" for w, h in sorted(sizes))
+        raise UserError(f"images of one example have different sizes: {listed} pixels")

@@ -1,100 +1,105 @@
-"""Tasks that any picture gives without a label, as in LVM (Bai et al., arXiv 2312.00785)."""
+"""Tasks derived from any image without a label, as in LVM (Bai et al., arXiv 2312.00785)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
-import numpy as np
-
 from delvm.data.sources.base import RawSource
 from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion
-from delvm.data.types import Example, RejectedItem, SourceChunk
-from delvm.errors import UserError, did_you_mean
+from delvm.data.types import Example, ImageArray, RejectedItem, SourceChunk
+from delvm.errors import did_you_mean
 from delvm.tasks import derived
 
-TASKS = ("colourisation", "inpainting", "edges")
-ANNOTATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "grey": derived.grey,
-    "edges": derived.trace_edges,
+TASKS = ("colorization", "inpainting", "edges")
+ANNOTATIONS: dict[str, Callable[[ImageArray], ImageArray]] = {
+    "grayscale": derived.to_grayscale,
+    "edges": derived.edge_map,
 }
 
 
 @dataclass
 class Derived(RawSource):
-    """Pairs and tuples made from any folder of pictures, or from tars.
+    """Pairs and tuples made from any directory of images, or from tars.
 
     Attributes:
-        tars: whether the folder holds tars as img2dataset writes them, and not pictures.
-        tasks: any of colourisation, inpainting and edges.
-        hole: least and most of each side that the hole of inpainting takes, in (0, 1].
-        tuples: annotations that follow the picture in an example of task `tuple`, any of grey and
-            edges; none makes no such task.
+        from_tars: whether the directory contains tars of img2dataset instead of image files.
+        tasks: any of colorization, inpainting and edges.
+        hole_size: range of each side of the hole of inpainting, as a fraction of the image's side.
+        annotations: those that follow the image in an example of task `tuple`, any of grayscale
+            and edges; without any there is no such task.
     """
 
     name: ClassVar[str] = "derived"
-    tars: bool = False
+    from_tars: bool = False
     tasks: list[str] = field(default_factory=lambda: list(TASKS))
-    hole: list[float] = field(default_factory=lambda: [0.3, 0.5])
-    tuples: list[str] = field(default_factory=list)
+    hole_size: list[float] = field(default_factory=lambda: [0.3, 0.5])
+    annotations: list[str] = field(default_factory=list)
+
+    def validate(self) -> list[str]:
+        """Every error of the settings alone."""
+        errors = super().validate()
+        for key, values, valid in (
+            ("tasks", self.tasks, TASKS),
+            ("annotations", self.annotations, tuple(ANNOTATIONS)),
+        ):
+            errors += [
+                f"{key} has '{value}': {did_you_mean(value, valid)}"
+                for value in values
+                if value not in valid
+            ]
+            if len(set(values)) < len(values):
+                errors.append(f"{key}=[{','.join(values)}] has a duplicate: remove it")
+        if not self.tasks and not self.annotations:
+            errors.append("tasks=[] and source.annotations=[] make nothing: set source.tasks")
+        if len(self.annotations) == 1:
+            errors.append(
+                f"annotations=[{self.annotations[0]}] makes examples of two images, and a tuple "
+                f"needs three or more: set source.annotations=[{','.join(ANNOTATIONS)}]"
+            )
+        if len(self.hole_size) != 2 or not 0 < self.hole_size[0] <= self.hole_size[1] <= 1:
+            errors.append(
+                f"hole_size={self.hole_size} is not a range in (0, 1]: set "
+                "source.hole_size=[0.3,0.5]"
+            )
+        return errors
 
     def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
-        """The parts of the pictures, the same for every task.
+        """The chunks of the images, the same for every task."""
+        self.check(split)
+        chunks = self._images.chunks(split)["images"]
+        return dict.fromkeys([*self.tasks, *(["tuple"] if self.annotations else [])], chunks)
 
-        Raises:
-            UserError: an unknown task or annotation, or a hole that no picture has.
-        """
-        self._check()
-        found = self._pictures.chunks(split)["images"]
-        made = [*self.tasks, *(["tuple"] if self.tuples else [])]
-        return dict.fromkeys(made, found)
-
-    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
-        """An example of the task from each picture of a part."""
-        for each in self._pictures.read(split, "images", part):
+    def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example | RejectedItem]:
+        """An example of the task from each image of a chunk."""
+        for each in self._images.read(split, "images", chunk):
             if isinstance(each, RejectedItem):
                 yield each
             else:
-                yield Example(each.key, task, self._made(task, each.input, each.key))
+                yield Example(each.key, task, self._derive(task, each.input, each.key))
 
-    def _made(self, task: str, picture: np.ndarray, key: str) -> tuple[np.ndarray, ...]:
+    def _derive(self, task: str, image: ImageArray, key: str) -> tuple[ImageArray, ...]:
         match task:
-            case "colourisation":
-                return derived.grey(picture), picture
+            case "colorization":
+                return derived.to_grayscale(image), image
             case "inpainting":
-                least, most = self.hole
+                smallest, largest = self.hole_size
                 rng = self.rng("hole", key)
-                return derived.cut_hole(picture, rng, (least, most)), picture
+                return derived.mask_rectangle(image, rng, (smallest, largest)), image
             case "edges":
-                return picture, derived.trace_edges(picture)
+                return image, derived.edge_map(image)
             case _:
-                return picture, *(ANNOTATIONS[name](picture) for name in self.tuples)
+                return image, *(ANNOTATIONS[name](image) for name in self.annotations)
 
     @cached_property
-    def _pictures(self) -> RawSource:
-        """Where the pictures are from."""
-        kind = Laion if self.tars else Images
-        return kind(path=self.path, size=self.size, seed=self.seed, val=self.val, test=self.test)
-
-    def _check(self) -> None:
-        for key, given, known in (
-            ("tasks", self.tasks, TASKS),
-            ("tuples", self.tuples, tuple(ANNOTATIONS)),
-        ):
-            for name in given:
-                if name not in known:
-                    raise UserError(f"source.{key} has '{name}': {did_you_mean(name, known)}")
-            if len(set(given)) < len(given):
-                raise UserError(f"source.{key}=[{','.join(given)}] names one twice: leave it out")
-        if not self.tasks and not self.tuples:
-            raise UserError("source.tasks=[] and source.tuples=[] make nothing: set source.tasks")
-        if len(self.tuples) == 1:
-            raise UserError(
-                f"source.tuples=[{self.tuples[0]}] makes examples of two pictures, more are "
-                f"wanted: set source.tuples=[{','.join(ANNOTATIONS)}]"
-            )
-        if len(self.hole) != 2 or not 0 < self.hole[0] <= self.hole[1] <= 1:
-            raise UserError(
-                f"source.hole={self.hole} is no range in (0, 1]: set source.hole=[0.3,0.5]"
-            )
+    def _images(self) -> RawSource:
+        """The source of the images."""
+        source = Laion if self.from_tars else Images
+        return source(
+            path=self.path,
+            size=self.size,
+            seed=self.seed,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+        )

@@ -1,11 +1,11 @@
-"""GoPro: pictures with camera shake and their sharp ones (Nah et al., CVPR 2017)."""
+"""GoPro: images with motion blur and the sharp originals (Nah et al., CVPR 2017)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from delvm.data.sources.paired_base import Pair, PairSource, files_in, match
+from delvm.data.sources.paired_base import Pair, PairSource, files_below, match_pairs
 from delvm.data.types import RejectedItem
 from delvm.errors import UserError
 
@@ -14,14 +14,14 @@ from delvm.errors import UserError
 class GoPro(PairSource):
     """Raw: {train,test}/SCENE/{blur,sharp}/*.png; flat: {train,test}/{input,target}/*.png.
 
-    The frames of a scene show the same place, so in the raw layout "val" takes whole scenes; the
-    flat one does not say which scene a picture is of.
+    The frames of a scene look alike, so in the raw layout "val" takes entire scenes. The flat
+    layout does not record the scene of an image.
     """
 
     name: ClassVar[str] = "gopro"
-    val: float = 0.1
+    val_fraction: float = 0.1
 
-    def made_task(self) -> str:
+    def task_name(self) -> str:
         """Always deblur."""
         return "deblur"
 
@@ -32,16 +32,17 @@ class GoPro(PairSource):
             UserError: the layout is neither of the two.
         """
         folders = [(split, self.root() / split) for split in ("train", "test")]
-        there = [(split, folder) for split, folder in folders if folder.is_dir()]
-        if not there:
+        existing = [(split, folder) for split, folder in folders if folder.is_dir()]
+        if not existing:
             raise UserError(
-                f"source.path={self.path} has no folder train or test: set source.path to the "
-                "folder that holds them"
+                f"source.path={self.path} has no directory train or test: set source.path to the "
+                "directory that contains them"
             )
-        for natural, folder in there:
+        for native_split, folder in existing:
             if (folder / "input").is_dir() or (folder / "target").is_dir():
-                inputs, targets = (files_in(folder / side) for side in ("input", "target"))
-                yield from match(self, inputs, targets, partial(self.split_of, natural=natural))
+                inputs, targets = (files_below(folder / side) for side in ("input", "target"))
+                split_of = partial(self.split_of, native_split=native_split)
+                yield from match_pairs(self, inputs, targets, split_of)
                 continue
             scenes = [
                 scene
@@ -50,15 +51,15 @@ class GoPro(PairSource):
             ]
             if not scenes:
                 raise UserError(
-                    f"{folder} holds neither input and target nor SCENE/blur and SCENE/sharp: "
-                    "set source.path to the folder that holds train and test"
+                    f"{folder} has neither input and target nor SCENE/blur and SCENE/sharp: "
+                    "set source.path to the directory that contains train and test"
                 )
             for scene in scenes:
-                split = self.split_of(scene.name, natural)
-                sides = files_in(scene / "blur"), files_in(scene / "sharp")
-                yield from match(self, *sides, partial(_given, split), scene.name)
+                split = self.split_of(scene.name, native_split)
+                sides = files_below(scene / "blur"), files_below(scene / "sharp")
+                yield from match_pairs(self, *sides, partial(_constant, split), scene.name)
 
 
-def _given(split: str, name: str) -> str:
-    """The split of its scene, whichever the picture."""
+def _constant(split: str, name: str) -> str:
+    """The split of the scene, for each of its images."""
     return split

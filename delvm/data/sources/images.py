@@ -1,4 +1,4 @@
-"""Pictures in folders: one by one, or several of one class together."""
+"""Images in folders: one by one, or several of one class together."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,19 +9,18 @@ from typing import ClassVar, NamedTuple
 
 from delvm.data.sources.base import (
     RawSource,
-    check_split,
-    distinct,
-    file_parts,
-    files_of,
-    pictures_in,
-    rejected,
+    chunks_of,
+    image_files,
+    items_of,
+    to_reject,
+    unique_keys,
 )
 from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
 
 
 class _Group(NamedTuple):
-    """Files of one example, paths below the root, and its name."""
+    """Name of one example, and its files as paths below the root."""
 
     name: str
     files: tuple[str, ...]
@@ -29,98 +28,104 @@ class _Group(NamedTuple):
 
 @dataclass
 class Images(RawSource):
-    """Any folder of pictures, or ROOT/CLASS/*.jpg.
+    """Any directory of images, or ROOT/CLASS/*.jpg.
 
     Attributes:
-        categories: whether folders are classes, whose pictures come together (task
-            `categories`); otherwise pictures come one by one (task `images`).
-        pictures: of one class in an example of `categories`.
+        categories: whether directories are classes, whose images are grouped into examples (task
+            `categories`); otherwise every image is an example (task `images`).
+        images_per_example: images of one class in an example of `categories`.
     """
 
     name: ClassVar[str] = "images"
     categories: bool = False
-    pictures: int = 8
+    images_per_example: int = 8
+
+    def validate(self) -> list[str]:
+        """Every error of the settings alone."""
+        errors = super().validate()
+        if self.categories and self.images_per_example < 2:
+            errors.append(
+                f"images_per_example={self.images_per_example} of one class is below 2: set "
+                "source.images_per_example=8, or source.categories=false for single images"
+            )
+        return errors
 
     def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
-        """Numbered parts of 1000 examples each."""
-        check_split(split)
-        self.root()
+        """Numbered chunks of 1000 examples each."""
+        self.check(split)
         task = "categories" if self.categories else "images"
-        return {task: file_parts(self._listed.get(split, []))}
+        return {task: chunks_of(self._items.get(split, []))}
 
-    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
-        """The examples of a part; one whose pictures cannot all be read is rejected as a whole."""
-        for key, group in files_of(part, self._listed[split]):
+    def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example | RejectedItem]:
+        """The examples of a chunk; one with an unreadable image is rejected completely."""
+        for key, group in items_of(chunk, self._items[split]):
             if isinstance(group, RejectedItem):
                 yield group
                 continue
-            pictures = []
+            images = []
             for file in group.files:
                 try:
-                    pictures.append(self.picture(self.root() / file, file))
+                    images.append(self.load_image(self.root() / file, file))
                 except UserError as error:
-                    reject = rejected(file, error)
+                    reject = to_reject(file, error)
                     if self.categories:
-                        said = f"{reject.reason} (an example of {self.pictures} is lost)"
-                        reject = replace(reject, reason=said)
+                        reason = f"{reject.reason} (an example of {self.images_per_example} is lost)"
+                        reject = replace(reject, reason=reason)
                     yield reject
                     break
             else:
-                yield Example(key, task, tuple(pictures))
+                yield Example(key, task, tuple(images))
 
     @cached_property
-    def _listed(self) -> dict[str, list[tuple[str, _Group | RejectedItem]]]:
+    def _items(self) -> dict[str, list[tuple[str, _Group | RejectedItem]]]:
         """(key, example) of each split."""
         root = self.root()
-        files = [path.relative_to(root).as_posix() for path in pictures_in(root)]
+        files = [path.relative_to(root).as_posix() for path in image_files(root)]
         if not files:
-            raise UserError(f"source.path={self.path} holds no pictures: set source.path=FOLDER")
+            raise UserError(f"source.path={self.path} contains no images: set source.path=DIR")
         splits: dict[str, list[str]] = {}
         for file in files:
             splits.setdefault(self.split_of(file), []).append(file)
-        listed = {}
-        for split, mine in splits.items():
-            found = list(self._grouped(split, mine) if self.categories else _alone(mine))
-            names = [each.name if isinstance(each, _Group) else each.key for each in found]
-            listed[split] = list(zip(distinct(names), found, strict=True))
-        return listed
+        items = {}
+        for split, members in splits.items():
+            groups = list(self._grouped(split, members) if self.categories else _single(members))
+            names = [each.name if isinstance(each, _Group) else each.key for each in groups]
+            items[split] = list(zip(unique_keys(names), groups, strict=True))
+        return items
 
     def _grouped(self, split: str, files: list[str]) -> Iterator[_Group | RejectedItem]:
-        """Groups of each class, of pictures in a drawn order, the classes mixed."""
-        if self.pictures < 2:
-            raise UserError(
-                f"source.pictures={self.pictures} of one class is below 2: set source.pictures=8, "
-                "or source.categories=false for single pictures"
-            )
+        """Groups of each class; images within a class and groups of all classes are shuffled."""
         classes: dict[str, list[str]] = {}
         for file in files:
             classes.setdefault(Path(file).parent.as_posix(), []).append(file)
         if "." in classes:
             raise UserError(
-                f"{classes['.'][0]} lies in no class of source.path={self.path}, which wants "
-                "CLASS/*.jpg: set source.categories=false for single pictures"
+                f"{classes['.'][0]} is not in a class of source.path={self.path}, which needs "
+                "CLASS/*.jpg: set source.categories=false for single images"
             )
+        size = self.images_per_example
         groups: list[_Group] = []
         rejects = []
         for name, members in classes.items():
-            members.sort(key=lambda file: (self.draw("order", file), file))
-            whole = len(members) // self.pictures
-            for number in range(whole):
-                first = number * self.pictures
-                mine = tuple(members[first : first + self.pictures])
-                groups.append(_Group(f"{name}/{number:05d}", mine))
-            if left := len(members) - whole * self.pictures:
-                said = f"{left} of {len(members)} pictures of {split} left, fewer than"
-                rejects.append(RejectedItem(name, f"{said} pictures={self.pictures}"))
-        groups.sort(key=lambda group: (self.draw("order", split, group.name), group.name))
+            members.sort(key=lambda file: (self.uniform("order", file), file))
+            for number in range(len(members) // size):
+                group = tuple(members[number * size : (number + 1) * size])
+                groups.append(_Group(f"{name}/{number:05d}", group))
+            if left := len(members) % size:
+                reason = (
+                    f"{left} of {len(members)} images of {split} left, fewer than "
+                    f"images_per_example={size}"
+                )
+                rejects.append(RejectedItem(name, reason))
+        groups.sort(key=lambda group: (self.uniform("order", split, group.name), group.name))
         yield from groups
         yield from rejects
 
 
-def _alone(files: list[str]) -> Iterator[_Group]:
-    """Each picture an example, named by its path without the extension."""
+def _single(files: list[str]) -> Iterator[_Group]:
+    """Each image as an example, named by its path without the extension."""
     stems = [Path(file).with_suffix("").as_posix() for file in files]
-    often = Counter(stems)
+    counts = Counter(stems)
     for stem, file in zip(stems, files, strict=True):
-        # Pictures that differ in nothing but the extension keep it.
-        yield _Group(stem if often[stem] == 1 else file, (file,))
+        # Images whose paths differ only in the extension keep it.
+        yield _Group(stem if counts[stem] == 1 else file, (file,))

@@ -1,4 +1,4 @@
-"""What readers of pairs of files share: matching inputs with targets, opening, cropping."""
+"""What sources of file pairs share: matching inputs with targets, opening, cropping."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -7,28 +7,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 
-from delvm.data.image_io import open_image, resize_center_crop
+from delvm.data.image_io import open_image
 from delvm.data.sources.base import (
     RawSource,
-    check_split,
-    distinct,
-    file_parts,
-    files_of,
-    pictures_in,
-    rejected,
-    same_size,
+    chunks_of,
+    image_files,
+    items_of,
+    require_same_size,
+    to_reject,
+    unique_keys,
 )
-from delvm.data.types import Example, RejectedItem, SourceChunk
+from delvm.data.types import Example, ImageArray, RejectedItem, SourceChunk
 from delvm.errors import UserError
 
 
-class At(NamedTuple):
-    """Where a picture is: a folder, or a store, and its name there."""
+class FileRef(NamedTuple):
+    """Where an image is: a directory or an LMDB store, and its name there."""
 
-    place: Path
+    parent: Path
     name: str
 
 
@@ -38,161 +36,167 @@ class Pair:
 
     Attributes:
         name: of the pair, unique in its data set.
+        input, target: the files.
     """
 
     name: str
-    input: At
-    target: At
+    input: FileRef
+    target: FileRef
 
 
 @dataclass
 class PairSource(RawSource):
-    """A data set of pairs of files.
+    """A data set of file pairs.
 
     Attributes:
-        crops: random squares cut from each pair, of `size` pixels where it has as many; 0 takes
-            the whole picture, its short side scaled and its middle cropped.
+        num_crops: random squares cut from each pair, of `size` pixels, or of the short side of a
+            smaller image; 0 takes the image itself, resized and center-cropped.
     """
 
-    crops: int = 0
+    num_crops: int = 0
 
-    def made_task(self) -> str:
-        """Name of the one task that it makes."""
+    def validate(self) -> list[str]:
+        """Every error of the settings alone."""
+        errors = super().validate()
+        if self.num_crops < 0:
+            errors.append(f"num_crops={self.num_crops} is below 0: set source.num_crops=0")
+        return errors
+
+    def task_name(self) -> str:
+        """Name of its only task."""
         raise NotImplementedError
 
     def pairs(self) -> Iterator[tuple[str, Pair | RejectedItem]]:
-        """Every pair of the data set in order, and each file that has no partner.
+        """Every pair of the data set in order, and each file without a partner.
 
         Yields:
-            (split, pair)
+            (split, pair or rejected file)
 
         Raises:
-            UserError: the layout is another one.
+            UserError: the data set has another layout.
         """
         raise NotImplementedError
 
-    def load(self, at: At) -> Path | bytes:
-        """The file of a picture, or what it holds.
+    def load(self, file: FileRef) -> Path | bytes:
+        """The path of an image, or its bytes.
 
         Raises:
-            UserError: it is not there.
+            UserError: it is missing.
         """
-        return at.place / at.name
+        return file.parent / file.name
 
-    def label(self, at: At) -> str:
-        """A picture's place below the root of the data set, for people."""
-        place = Path(os.path.relpath(at.place, self.path)).as_posix()
-        return at.name if place == "." else f"{place}/{at.name}"
+    def label(self, file: FileRef) -> str:
+        """The path of an image below the root of the data set, for messages."""
+        parent = Path(os.path.relpath(file.parent, self.path)).as_posix()
+        return file.name if parent == "." else f"{parent}/{file.name}"
 
     @cached_property
-    def _listed(self) -> dict[str, list[tuple[str, Pair | RejectedItem]]]:
+    def _items(self) -> dict[str, list[tuple[str, Pair | RejectedItem]]]:
         """(key, pair) of each split."""
         splits: dict[str, list[Pair | RejectedItem]] = {}
         for split, each in self.pairs():
             splits.setdefault(split, []).append(each)
         if not splits:
-            raise UserError(f"source.path={self.path} holds no pictures: set source.path=FOLDER")
+            raise UserError(f"source.path={self.path} contains no images: set source.path=DIR")
         keys = {
-            split: distinct([each.name if isinstance(each, Pair) else each.key for each in items])
+            split: unique_keys([each.name if isinstance(each, Pair) else each.key for each in items])
             for split, items in splits.items()
         }
         return {split: list(zip(keys[split], splits[split], strict=True)) for split in splits}
 
     def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
-        """Numbered parts of 1000 pairs each of the one task."""
-        check_split(split)
-        self.root()
-        if self.crops < 0:
-            raise UserError(f"source.crops={self.crops} is below 0: set source.crops=0")
-        views = max(1, self.crops)
-        found = file_parts(self._listed.get(split, []))
-        return {self.made_task(): [SourceChunk(part.name, part.count * views) for part in found]}
+        """Numbered chunks of 1000 pairs each, of the only task."""
+        self.check(split)
+        views = max(1, self.num_crops)
+        chunks = chunks_of(self._items.get(split, []))
+        return {
+            self.task_name(): [SourceChunk(chunk.name, chunk.count * views) for chunk in chunks]
+        }
 
-    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
-        """The pairs of a part, cut into crops if that was asked for."""
-        for key, pair in files_of(part, self._listed[split]):
+    def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example | RejectedItem]:
+        """The pairs of a chunk, cut into crops if `num_crops` is set."""
+        for key, pair in items_of(chunk, self._items[split]):
             if isinstance(pair, RejectedItem):
                 yield pair
                 continue
-            opened = self._open(pair)
-            if isinstance(opened, RejectedItem):
-                yield opened
+            images = self._open(pair)
+            if isinstance(images, RejectedItem):
+                yield images
                 continue
-            for name, pictures in self._views(key, pair, opened):
-                yield Example(name, task, pictures)
+            for crop_key, crops in self._crops(key, pair, images):
+                yield Example(crop_key, task, crops)
 
     def _open(self, pair: Pair) -> tuple[Image.Image, ...] | RejectedItem:
-        pictures = []
-        for at in (pair.input, pair.target):
-            label = self.label(at)
+        images = []
+        for file in (pair.input, pair.target):
+            label = self.label(file)
             try:
-                pictures.append(open_image(self.load(at), label))
+                images.append(open_image(self.load(file), label))
             except UserError as error:
-                return rejected(label, error)
+                return to_reject(label, error)
         try:
-            same_size(pictures)
+            require_same_size(images)
         except UserError as error:
             return RejectedItem(self.label(pair.input), str(error))
-        return tuple(pictures)
+        return tuple(images)
 
-    def _views(
-        self, key: str, pair: Pair, pictures: tuple[Image.Image, ...]
-    ) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
-        """The whole pair, or crops of it: the same square of the input and of the target."""
-        if not self.crops:
-            yield key, tuple(np.asarray(resize_center_crop(each, self.size)) for each in pictures)
-        width, height = pictures[0].size
+    def _crops(
+        self, key: str, pair: Pair, images: tuple[Image.Image, ...]
+    ) -> Iterator[tuple[str, tuple[ImageArray, ...]]]:
+        """The pair as it is, or crops: the same square of the input and of the target."""
+        if not self.num_crops:
+            yield key, tuple(map(self.resize, images))
+        width, height = images[0].size
         side = min(self.size, width, height)
-        for number in range(self.crops):
+        for number in range(self.num_crops):
             rng = self.rng("crop", pair.name, number)
             left, top = (int(rng.integers(0, room - side + 1)) for room in (width, height))
             box = (left, top, left + side, top + side)
-            cut = tuple(
-                np.asarray(resize_center_crop(each.crop(box), self.size)) for each in pictures
-            )
-            yield f"{key}-c{number}", cut
+            yield f"{key}-c{number}", tuple(self.resize(each.crop(box)) for each in images)
 
 
-def files_in(folder: Path) -> Iterator[tuple[str, At]]:
-    """(id, place) of each picture below a folder; the id is its path without the extension."""
-    for path in pictures_in(folder):
+def files_below(folder: Path) -> Iterator[tuple[str, FileRef]]:
+    """(id, file) of each image below a directory; the id is its path without the extension."""
+    for path in image_files(folder):
         name = path.relative_to(folder)
-        yield name.with_suffix("").as_posix(), At(folder, name.as_posix())
+        yield name.with_suffix("").as_posix(), FileRef(folder, name.as_posix())
 
 
-def match(
+def match_pairs(
     source: PairSource,
-    inputs: Iterable[tuple[str, At]],
-    targets: Iterable[tuple[str, At]],
-    split: Callable[[str], str],
-    within: str = "",
+    inputs: Iterable[tuple[str, FileRef]],
+    targets: Iterable[tuple[str, FileRef]],
+    split_of: Callable[[str], str],
+    prefix: str = "",
 ) -> Iterator[tuple[str, Pair | RejectedItem]]:
-    """Pairs of the same id, in the order of the ids, and a reject of each that is without.
+    """Pairs with equal ids, in the order of the ids; files without a partner are rejected.
 
     Args:
-        source: Names the pictures.
-        inputs, targets: (id, place) of each.
-        split: Of the name of a pair.
-        within: What the ids are unique within, such as a scene; a pair's name begins with it.
+        source: Labels the files.
+        inputs, targets: (id, file) of each.
+        split_of: The split of a pair, given its name.
+        prefix: What the ids are unique within, such as a scene; the names of pairs start with it.
 
     Yields:
-        (split, pair)
+        (split, pair or rejected file)
     """
-    sides: tuple[dict[str, At], dict[str, At]] = ({}, {})
-    for side, found in zip(sides, (inputs, targets), strict=True):
-        for name, at in found:
+    sides: tuple[dict[str, FileRef], dict[str, FileRef]] = ({}, {})
+    for side, files in zip(sides, (inputs, targets), strict=True):
+        for name, file in files:
             if name in side:
-                taken = source.label(side[name])
-                whole = f"{within}/{name}" if within else name
-                yield split(whole), RejectedItem(source.label(at), f"its name is that of {taken}")
+                reason = f"its name is that of {source.label(side[name])}"
+                yield (
+                    split_of(f"{prefix}/{name}" if prefix else name),
+                    RejectedItem(source.label(file), reason),
+                )
             else:
-                side[name] = at
+                side[name] = file
     first, second = sides
     for name in sorted(first.keys() | second.keys()):
-        at = first[name] if name in first else second[name]
-        whole = f"{within}/{name}" if within else name
+        file = first[name] if name in first else second[name]
+        full_name = f"{prefix}/{name}" if prefix else name
         if name in first and name in second:
-            yield split(whole), Pair(whole, first[name], second[name])
+            yield split_of(full_name), Pair(full_name, first[name], second[name])
         else:
             missing = "target" if name in first else "input"
-            yield split(whole), RejectedItem(source.label(at), f"missing {missing}")
+            yield split_of(full_name), RejectedItem(source.label(file), f"missing {missing}")

@@ -1,4 +1,4 @@
-"""SA-1B: pictures with all their masks (Kirillov et al., "Segment Anything", ICCV 2023)."""
+"""SA-1B: images with all their masks (Kirillov et al., "Segment Anything", ICCV 2023)."""
 
 import json
 import tarfile
@@ -11,119 +11,127 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from delvm import legacy
 from delvm.data.image_io import open_image, resize_center_crop
-from delvm.data.sources._io.rle import read_runs
-from delvm.data.sources._io.tar import DAMAGE, content, damaged, scan, tars_in
-from delvm.data.sources.base import Box, RawSource, check_split, distinct, middle_square, rejected
+from delvm.data.sources._io.rle import Runs, decode_runs
+from delvm.data.sources._io.tar import (
+    TAR_ERRORS,
+    find_tars,
+    format_error,
+    read_member,
+    scan_members,
+)
+from delvm.data.sources.base import Box, RawSource, center_square, to_reject, unique_keys
 from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
-from delvm.tasks import sam_masks as masks
+from delvm.tasks import sam_masks
 
-CROPS = 6
+NUM_CROPS = 6
 SUFFIXES = (".jpg", ".json")
 # Those of SA-1B are below one MB.
 MAX_JSON_BYTES = 64 * 1024 * 1024
+MAX_MASKS = len(sam_masks.PALETTE)
 
 
 @dataclass
 class SA1B(RawSource):
     """sa_000000.tar ... with sa_N.jpg and sa_N.json.
 
-    A part is a tar, so each has its own shards. A picture's split is drawn by its tar and name,
-    and all its crops are in that one.
+    A chunk is a tar, so each has its own shards. The split of an image depends on its tar and
+    name, and all its crops are in the same split.
 
     Attributes:
-        crops: squares cut from each picture: 6, the four corners and the two in the middle of the
-            long side, or 0 for the whole picture, its middle.
-        crop_side: of those squares in pixels, or the picture's short side where that is less;
-            squares that fall together are taken once.
-        masks: largest ones of a picture to be painted; the rest is background.
+        num_crops: squares cut from each image: 6 (the four corners and the two at the middle of
+            the long side), or 0 for the image itself, resized and center-cropped.
+        crop_side: side of those squares in pixels, or the short side of a smaller image; identical
+            squares are taken once.
+        max_masks: the largest masks of an image are painted, up to this number; the rest is
+            background.
     """
 
     name: ClassVar[str] = "sa1b"
-    crops: int = CROPS
+    num_crops: int = NUM_CROPS
     crop_side: int = 800
-    masks: int = len(masks.PALETTE)
+    max_masks: int = MAX_MASKS
 
-    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
-        """A part for each tar, called as it is.
-
-        Raises:
-            UserError: no tars, or settings that no picture can have.
-        """
-        check_split(split)
-        if self.crops not in (0, CROPS):
-            raise UserError(
-                f"source.crops={self.crops} is neither {CROPS} (corners and middles) nor 0 (the "
-                f"whole picture): set source.crops={CROPS}"
+    def validate(self) -> list[str]:
+        """Every error of the settings alone."""
+        errors = super().validate()
+        if self.num_crops not in (0, NUM_CROPS):
+            errors.append(
+                f"num_crops={self.num_crops} is neither {NUM_CROPS} (corners and middles) nor 0 "
+                f"(the center): set source.num_crops={NUM_CROPS}"
             )
         if self.crop_side < 1:
-            raise UserError(
-                f"source.crop_side={self.crop_side} is below 1: set source.crop_side=800"
+            errors.append(f"crop_side={self.crop_side} is below 1: set source.crop_side=800")
+        if not 1 <= self.max_masks <= MAX_MASKS:
+            errors.append(
+                f"max_masks={self.max_masks} is not in 1..{MAX_MASKS}, the number of distinct "
+                f"colors: set source.max_masks={MAX_MASKS}"
             )
-        most = len(masks.PALETTE)
-        if not 1 <= self.masks <= most:
-            raise UserError(
-                f"source.masks={self.masks} is not in 1..{most}, the colours that can be told "
-                f"apart: set source.masks={most}"
-            )
-        return {masks.TASK.name: [SourceChunk(name) for name in self._tars]}
+        return errors
 
-    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
-        """The crops of the pictures of a tar that belong to the split, and what is left out."""
-        path = self._tars[part.name]
-        place = path.relative_to(self.root()).as_posix()
+    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
+        """A chunk for each tar, named after it."""
+        self.check(split)
+        return {sam_masks.TASK.name: [SourceChunk(name) for name in self._tars]}
+
+    def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example | RejectedItem]:
+        """The crops of a tar's images that belong to the split, and the rejected members."""
+        path = self._tars[chunk.name]
+        tar_name = path.relative_to(self.root()).as_posix()
         try:
             tar = tarfile.open(path, "r:")  # noqa: SIM115 -- closed below
-        except DAMAGE as error:
-            if self.split_of(place) == split:
-                yield RejectedItem(place, damaged(error))
+        except TAR_ERRORS as error:
+            if self.split_of(tar_name) == split:
+                yield RejectedItem(tar_name, format_error(error))
             return
         with tar:
-            found, rejects = _index(tar, place)
-            for key, stem in zip(distinct(list(found)), found, strict=True):
-                if self.split_of(f"{place}/{stem}") == split:
-                    made = self._examples(tar, place, f"{part.name}-{key}", found[stem])
-                    yield from made
+            images, rejects = _index_tar(tar, tar_name)
+            for key, stem in zip(unique_keys(list(images)), images, strict=True):
+                if self.split_of(f"{tar_name}/{stem}") == split:
+                    yield from self._examples(tar, tar_name, f"{chunk.name}-{key}", images[stem])
         yield from (each for each in rejects if self.split_of(each.key) == split)
 
     def _examples(
-        self, tar: tarfile.TarFile, place: str, key: str, files: dict[str, tarfile.TarInfo]
+        self, tar: tarfile.TarFile, tar_name: str, key: str, files: dict[str, tarfile.TarInfo]
     ) -> Iterator[Example | RejectedItem]:
-        names = {suffix: f"{place}/{info.name}" for suffix, info in files.items()}
+        names = {suffix: f"{tar_name}/{info.name}" for suffix, info in files.items()}
         for suffix in SUFFIXES:
             if suffix not in files:
                 yield RejectedItem(next(iter(names.values())), f"missing {suffix[1:]}")
                 return
         name = names[".jpg"]
         try:
-            image = open_image(_held(tar, files[".jpg"]), name)
+            image = open_image(_read(tar, files[".jpg"]), name)
             name = names[".json"]
-            labels = self._labels(_held(tar, files[".json"]), image)
+            labels = self._label_map(_read(tar, files[".json"]), image)
         except UserError as error:
-            yield rejected(name, error)
+            yield to_reject(name, error)
             return
-        colours = masks.colours(self.masks, self.rng("colours", key))
+        colors = sam_masks.random_palette(self.max_masks, self.rng(legacy.seed_word("colors"), key))
         for number, box in enumerate(self._boxes(*image.size)):
-            picture = resize_center_crop(image.crop(box), self.size)
-            # The nearest label, since a mixture of two colours would be a third mask's.
-            near = labels.crop(box).resize(picture.size, Image.Resampling.NEAREST)
-            pictures = np.asarray(picture), colours[np.asarray(near)]
-            yield Example(f"{key}-c{number}" if self.crops else key, masks.TASK.name, pictures)
+            crop = resize_center_crop(image.crop(box), self.size)
+            # Nearest, since a mixture of two colors would be the color of a third mask.
+            crop_labels = labels.crop(box).resize(crop.size, Image.Resampling.NEAREST)
+            pair = np.asarray(crop), colors[np.asarray(crop_labels)]
+            crop_key = f"{key}-c{number}" if self.num_crops else key
+            yield Example(crop_key, sam_masks.TASK.name, pair)
 
-    def _labels(self, data: bytes, image: Image.Image) -> Image.Image:
-        """The masks of a picture, painted at its full size once for all crops."""
+    def _label_map(self, data: bytes, image: Image.Image) -> Image.Image:
+        """The masks of an image, painted at its full size once for all crops."""
         width, height = image.size
         runs = [
-            _runs(number, annotation, height, width)
+            _runs_of(number, annotation, height, width)
             for number, annotation in enumerate(_annotations(data))
         ]
-        return Image.fromarray(masks.paint(runs, height, width, self.masks))
+        labels = sam_masks.label_map_from_runs(runs, height, width, self.max_masks)
+        return Image.fromarray(labels)
 
     def _boxes(self, width: int, height: int) -> list[Box]:
-        """The squares to cut from a picture, each once."""
-        if not self.crops:
-            return [middle_square(width, height)]
+        """The distinct squares to cut from an image."""
+        if not self.num_crops:
+            return [center_square(width, height)]
         side = min(self.crop_side, width, height)
         columns, rows = ((0, room - side) for room in (width, height))
         corners = [(x, y) for y in rows for x in columns]
@@ -134,62 +142,60 @@ class SA1B(RawSource):
 
     @cached_property
     def _tars(self) -> dict[str, Path]:
-        """The tars below the root, by the names of their parts."""
-        return tars_in(self.root())
+        """The tars below the root, by the names of their chunks."""
+        return find_tars(self.root())
 
 
-def _index(
-    tar: tarfile.TarFile, place: str
+def _index_tar(
+    tar: tarfile.TarFile, tar_name: str
 ) -> tuple[dict[str, dict[str, tarfile.TarInfo]], list[RejectedItem]]:
-    """The files of each picture by suffix, pictures in the order of their names, and the rest."""
-    found: dict[str, dict[str, tarfile.TarInfo]] = {}
+    """The files of each image by suffix, sorted by the image's name, and the rejected members."""
+    images: dict[str, dict[str, tarfile.TarInfo]] = {}
     rejects = []
     try:
-        for info, fault in scan(tar, SUFFIXES):
-            at = PurePosixPath(info.name)
-            files = found.setdefault(at.with_suffix("").as_posix(), {}) if not fault else {}
-            if fault or at.suffix.lower() in files:
-                rejects.append(
-                    RejectedItem(f"{place}/{info.name}", fault or "its name comes twice")
-                )
-            files.setdefault(at.suffix.lower(), info)
-    except DAMAGE as error:
-        rejects.append(RejectedItem(place, damaged(error)))
-    return dict(sorted(found.items())), rejects
+        for info, reason in scan_members(tar, SUFFIXES):
+            path = PurePosixPath(info.name)
+            files = images.setdefault(path.with_suffix("").as_posix(), {}) if not reason else {}
+            if reason or path.suffix.lower() in files:
+                rejects.append(RejectedItem(f"{tar_name}/{info.name}", reason or "duplicate name"))
+            files.setdefault(path.suffix.lower(), info)
+    except TAR_ERRORS as error:
+        rejects.append(RejectedItem(tar_name, format_error(error)))
+    return dict(sorted(images.items())), rejects
 
 
-def _held(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+def _read(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     try:
-        return content(tar, info)
-    except DAMAGE as error:
-        raise UserError(damaged(error)) from None
+        return read_member(tar, info)
+    except TAR_ERRORS as error:
+        raise UserError(format_error(error)) from None
 
 
 def _annotations(data: bytes) -> list[Any]:
-    """The annotations in the JSON of a picture, which is not trusted.
+    """The annotations in the JSON of an image, which is not trusted.
 
     Raises:
-        UserError: it is no such JSON, or there are none.
+        UserError: the JSON is invalid, or has no annotations.
     """
     if len(data) > MAX_JSON_BYTES:
         raise UserError(f"{len(data):,} bytes of JSON, above {MAX_JSON_BYTES:,}")
     try:
         value = json.loads(data)
-    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 are a ValueError
+    except (ValueError, RecursionError) as error:  # invalid UTF-8 is a ValueError
         raise UserError(f"cannot be read as JSON: {error}") from None
-    found = value.get("annotations") if isinstance(value, dict) else None
-    if not isinstance(found, list):
+    annotations = value.get("annotations") if isinstance(value, dict) else None
+    if not isinstance(annotations, list):
         raise UserError("JSON without a list of annotations")
-    if not found:
+    if not annotations:
         raise UserError("no masks")
-    return found
+    return annotations
 
 
-def _runs(number: int, annotation: Any, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and stops of the runs of one mask.
+def _runs_of(number: int, annotation: Any, height: int, width: int) -> Runs:
+    """The runs of one mask.
 
     Raises:
-        UserError: it is none, or one of another size.
+        UserError: it has another format or another size.
     """
     try:
         mask = annotation["segmentation"]
@@ -197,12 +203,10 @@ def _runs(number: int, annotation: Any, height: int, width: int) -> tuple[np.nda
     except (TypeError, KeyError):
         raise UserError(f"mask {number} without segmentation, counts and size") from None
     if not isinstance(counts, str):
-        raise UserError(f"mask {number} with counts that are no text")
+        raise UserError(f"mask {number} with counts that are not a string")
     if size != [height, width]:
-        raise UserError(
-            f"mask {number} of size {str(size)[:40]}, the picture has {[height, width]}"
-        )
+        raise UserError(f"mask {number} has size {str(size)[:40]}, the image {[height, width]}")
     try:
-        return read_runs(counts, height, width)
+        return decode_runs(counts, height, width)
     except UserError as error:
         raise UserError(f"mask {number}: {error}") from None

@@ -11,151 +11,155 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from delvm.data.sources._io.video import (
-    VIDEOS,
+    VIDEO_SUFFIXES,
     Clip,
-    clips_of,
-    frames_of_file,
-    frames_of_folder,
-    natural,
+    natural_sort_key,
+    read_frame_folder,
+    read_video,
+    split_into_clips,
 )
-from delvm.data.sources.base import PICTURES, RawSource, check_split, distinct, encoded
+from delvm.data.sources.base import IMAGE_SUFFIXES, RawSource, to_bytes, unique_keys
 from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
 
-VIDEOS_A_PART = 100
+VIDEOS_PER_CHUNK = 100
 
 
-class _Shown(NamedTuple):
-    """A video, or what is wrong with it.
+class _VideoItem(NamedTuple):
+    """A video, or why it is rejected.
 
     Attributes:
-        name: its path below the root, without the extension unless two differ in that alone.
-        path: below the root: a file, or a folder of frames.
-        whole: what it is cut from, which is in one split with all its cuts.
-        fault: why it is not taken.
+        name: its path below the root; without the extension unless two differ only in that.
+        path: below the root: a file, or a directory of frames.
+        group: the original video it was cut from; all its cuts are in one split.
+        error: why it is rejected.
     """
 
     name: str
     path: str
-    whole: str
-    fault: str | None = None
+    group: str
+    error: str | None = None
 
 
 @dataclass
 class Video(RawSource):
-    """Any folder with videos, with folders of frames, or with both.
+    """Any directory with videos, with directories of frames, or with both.
 
-    A video gives clips one after another, none across a cut. What is left in front of a cut, and
-    at the end, is less than a clip and dropped; a video that gives no clip at all is rejected.
+    A video is divided into consecutive clips, none of which spans a cut. The frames before a cut,
+    or at the end, that do not fill a clip are dropped; a video without any clip is rejected.
 
     Attributes:
-        frames: pictures a clip.
-        stride: every how many frames of the video one is taken.
-        overlap: last frames of a clip that are the first of the next; 0 shows each once.
-        cut: distance of two frames, from 0 to 1, above which a scene has ended; 0 looks for none.
+        clip_length: frames per clip.
+        stride: every `stride`-th frame of the video is taken.
+        overlap: last frames of a clip that are also the first of the next.
+        scene_cut_threshold: distance of two frames, in [0, 1], above which a scene ends; 0 does
+            not look for cuts.
     """
 
     name: ClassVar[str] = "video"
-    frames: int = 8
+    clip_length: int = 8
     stride: int = 4
     overlap: int = 0
-    cut: float = 0.45
+    scene_cut_threshold: float = 0.45
+
+    def validate(self) -> list[str]:
+        """Every error of the settings alone."""
+        errors = super().validate()
+        for key, least in (("clip_length", 2), ("stride", 1), ("overlap", 0)):
+            if (value := getattr(self, key)) < least:
+                errors.append(f"{key}={value} is below {least}: set source.{key}={least}")
+        if self.overlap >= self.clip_length:
+            errors.append(
+                f"overlap={self.overlap} is not below source.clip_length={self.clip_length}: set "
+                "source.overlap=0"
+            )
+        if not 0 <= self.scene_cut_threshold <= 1:
+            errors.append(
+                f"scene_cut_threshold={self.scene_cut_threshold} is not in [0, 1]: set "
+                "source.scene_cut_threshold=0.45"
+            )
+        return errors
 
     def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
-        """Parts of 100 videos each, whose names tell which ones.
+        """Chunks of 100 videos each, with names that identify the videos."""
+        self.check(split)
+        return {"video": [SourceChunk(name) for name in self._chunks(split)]}
 
-        Raises:
-            UserError: no videos, or settings that no clip can have.
-        """
-        check_split(split)
-        self._check()
-        return {"video": [SourceChunk(name) for name in self._parts(split)]}
-
-    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example | RejectedItem]:
-        """The clips of the videos of a part."""
-        for key, shown in self._parts(split)[part.name]:
-            if shown.fault:
-                yield RejectedItem(shown.path, shown.fault)
+    def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example | RejectedItem]:
+        """The clips of the videos of a chunk."""
+        for key, video in self._chunks(split)[chunk.name]:
+            if video.error:
+                yield RejectedItem(video.path, video.error)
                 continue
-            for each in self._clips(self.root() / shown.path):
+            for each in self._clips(self.root() / video.path):
                 if isinstance(each, str):
-                    yield RejectedItem(shown.path, each)
+                    yield RejectedItem(video.path, each)
                 else:
                     yield Example(f"{key}-{each.start:06d}", task, each.frames)
 
     def _clips(self, path: Path) -> Iterator[Clip | str]:
-        opened = (frames_of_folder if path.is_dir() else frames_of_file)(path, self.stride)
-        return clips_of(opened, self.size, self.frames, self.overlap, self.cut)
+        frames = (read_frame_folder if path.is_dir() else read_video)(path, self.stride)
+        return split_into_clips(
+            frames, self.size, self.clip_length, self.overlap, self.scene_cut_threshold
+        )
 
-    def _parts(self, split: str) -> dict[str, list[tuple[str, _Shown]]]:
-        """(key, video) of each part of a split.
+    def _chunks(self, split: str) -> dict[str, list[tuple[str, _VideoItem]]]:
+        """(key, video) of each chunk of a split.
 
-        A part's clips are not counted before it is read, so its name says which videos it is of:
-        where there are others now, it is another part.
+        The clips of a chunk are not counted before it is read, so its name identifies its videos:
+        with other videos it is another chunk.
         """
-        found = self._listed.get(split, [])
-        parts = {}
-        for start in range(0, len(found), VIDEOS_A_PART):
-            mine = found[start : start + VIDEOS_A_PART]
-            text = "\n".join(shown.path for _, shown in mine)
-            digest = blake2b(encoded(text), digest_size=4).hexdigest()
-            parts[f"{start // VIDEOS_A_PART:06d}-{digest}"] = mine
-        return parts
+        videos = self._items.get(split, [])
+        chunks = {}
+        for start in range(0, len(videos), VIDEOS_PER_CHUNK):
+            members = videos[start : start + VIDEOS_PER_CHUNK]
+            text = "\n".join(video.path for _, video in members)
+            digest = blake2b(to_bytes(text), digest_size=4).hexdigest()
+            chunks[f"{start // VIDEOS_PER_CHUNK:06d}-{digest}"] = members
+        return chunks
 
     @cached_property
-    def _listed(self) -> dict[str, list[tuple[str, _Shown]]]:
-        splits: dict[str, list[_Shown]] = {}
-        for shown in self.videos():
-            splits.setdefault(self.split_of(shown.whole), []).append(shown)
+    def _items(self) -> dict[str, list[tuple[str, _VideoItem]]]:
+        splits: dict[str, list[_VideoItem]] = {}
+        for video in self.videos():
+            splits.setdefault(self.split_of(video.group), []).append(video)
         if not splits:
-            raise UserError(f"source.path={self.path} {self.wanted()}: set source.path=FOLDER")
+            raise UserError(f"source.path={self.path} {self.nothing_found()}: set source.path=DIR")
         if find_spec("av") is None and any(
-            Path(shown.path).suffix.lower() in VIDEOS
-            for found in splits.values()
-            for shown in found
+            Path(video.path).suffix.lower() in VIDEO_SUFFIXES
+            for videos in splits.values()
+            for video in videos
         ):
             raise UserError(
                 f"videos in source.path={self.path} need the package av: run "
                 "`pip install delvm[data]`"
             )
         return {
-            split: list(zip(distinct([shown.name for shown in found]), found, strict=True))
-            for split, found in splits.items()
+            split: list(zip(unique_keys([video.name for video in videos]), videos, strict=True))
+            for split, videos in splits.items()
         }
 
-    def wanted(self) -> str:
-        """What is missing where nothing was found."""
-        return "holds neither videos nor folders of frames"
+    def nothing_found(self) -> str:
+        """What is missing from the path, for the error if nothing was found."""
+        return "contains neither videos nor directories of frames"
 
-    def videos(self) -> Iterator[_Shown]:
-        """Every video below the root, in the order of their paths."""
+    def videos(self) -> Iterator[_VideoItem]:
+        """Every video below the root, sorted by path."""
         root = self.root()
         files, folders = set[str](), set[str]()
         for path in root.rglob("*"):
             if path.name.startswith("."):
                 continue
-            if path.suffix.lower() in VIDEOS and not path.is_dir():
+            if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir():
                 files.add(path.relative_to(root).as_posix())
-            elif path.suffix.lower() in PICTURES:
+            elif path.suffix.lower() in IMAGE_SUFFIXES:
                 folders.add(path.parent.relative_to(root).as_posix())
-        # Without its extension, unless another is called so.
+        # Without its extension, unless another has that name.
         stems = Counter([*(Path(file).with_suffix("").as_posix() for file in files), *folders])
-        for place in sorted(files | folders, key=natural):
-            stem = Path(place).with_suffix("").as_posix() if place in files else place
-            yield _Shown(stem if stems[stem] == 1 else place, place, place)
-
-    def _check(self) -> None:
-        for key, least in (("frames", 2), ("stride", 1), ("overlap", 0)):
-            value = getattr(self, key)
-            if value < least:
-                raise UserError(f"source.{key}={value} is below {least}: set source.{key}={least}")
-        if self.overlap >= self.frames:
-            raise UserError(
-                f"source.overlap={self.overlap} is not below source.frames={self.frames}: set "
-                "source.overlap=0"
-            )
-        if not 0 <= self.cut <= 1:
-            raise UserError(f"source.cut={self.cut} is not in [0, 1]: set source.cut=0.45")
+        for path_name in sorted(files | folders, key=natural_sort_key):
+            is_file = path_name in files
+            stem = Path(path_name).with_suffix("").as_posix() if is_file else path_name
+            yield _VideoItem(stem if stems[stem] == 1 else path_name, path_name, path_name)
 
 
 @dataclass
@@ -167,21 +171,21 @@ class HdVila(Video):
 
     name: ClassVar[str] = "hdvila"
 
-    def wanted(self) -> str:
-        """What is missing where nothing was found."""
-        return "holds no video_clips/ID/ID.N.mp4"
+    def nothing_found(self) -> str:
+        """What is missing from the path, for the error if nothing was found."""
+        return "contains no video_clips/ID/ID.N.mp4"
 
-    def videos(self) -> Iterator[_Shown]:
-        """Every cut, by their videos and numbers; and files that are none."""
+    def videos(self) -> Iterator[_VideoItem]:
+        """Every cut, sorted by video and number; files with other names are rejected."""
         root = self.root()
         inside = root / "video_clips"
         files = [
             path.relative_to(root).as_posix()
             for path in (inside if inside.is_dir() else root).rglob("*")
-            if path.suffix.lower() in VIDEOS and not path.name.startswith(".")
+            if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
         ]
-        for file in sorted(files, key=natural):
-            folder, name = Path(file).parent.name, Path(file).name
-            fits = re.fullmatch(rf"{re.escape(folder)}\.\d+\.mp4", name)
-            fault = None if folder and fits else "is not called ID/ID.N.mp4"
-            yield _Shown(Path(name).stem, file, folder, fault)
+        for file in sorted(files, key=natural_sort_key):
+            video_id, name = Path(file).parent.name, Path(file).name
+            matches = re.fullmatch(rf"{re.escape(video_id)}\.\d+\.mp4", name)
+            error = None if video_id and matches else "is not named ID/ID.N.mp4"
+            yield _VideoItem(Path(name).stem, file, video_id, error)

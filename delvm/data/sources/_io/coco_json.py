@@ -9,33 +9,33 @@ import numpy as np
 
 from delvm.data.types import RejectedItem
 from delvm.errors import UserError
-from delvm.tasks.pose import KEYPOINTS
+from delvm.tasks.pose import KEYPOINTS, Points
 
-# COCO's own order. The neck, which it does not know, is the middle of the shoulders.
-ORDER = (
+# COCO's own order. The neck, which COCO does not annotate, is the middle of the shoulders.
+COCO_KEYPOINTS = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear",
     "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist",
     "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
 )  # fmt: skip
-PLACES = [KEYPOINTS.index(name) for name in ORDER]
+COCO_TO_OPENPOSE = [KEYPOINTS.index(name) for name in COCO_KEYPOINTS]
 _NECK = KEYPOINTS.index("neck")
 _SHOULDERS = [KEYPOINTS.index(f"{side}_shoulder") for side in ("right", "left")]
-_FARTHEST = 100_000  # pixels from the corner; no picture is larger
+_MAX_COORDINATE = 100_000  # pixels; no image is larger
 
 
 class Person(NamedTuple):
     """One annotation.
 
     Attributes:
-        number: its id in the file.
-        points: (18, 2) x and y in pixels, NaN where not labelled.
-        labelled: keypoints of 17 that are.
+        id: as in the file.
+        points: (18, 2) x and y in pixels, NaN if not labeled.
+        num_labeled: number of labeled keypoints, of COCO's 17.
         box: left, top, width and height in pixels.
     """
 
-    number: int
-    points: np.ndarray
-    labelled: int
+    id: int
+    points: Points
+    num_labeled: int
     box: tuple[float, float, float, float]
 
     @property
@@ -44,11 +44,11 @@ class Person(NamedTuple):
         return max(self.box[2:])
 
 
-class Photo(NamedTuple):
-    """A picture.
+class AnnotatedImage(NamedTuple):
+    """An image.
 
     Attributes:
-        file: below the folder of its split.
+        file: path below the directory of its split.
         size: width and height in pixels, which the keypoints refer to.
         people: in the order of the annotations.
     """
@@ -59,76 +59,77 @@ class Photo(NamedTuple):
 
 
 @lru_cache(maxsize=4)
-def read_annotations(path: Path, stamp: int) -> list[Photo | RejectedItem]:
-    """Everything in person_keypoints_SPLIT2017.json, 200 MB of JSON, once a process.
+def read_annotations(path: Path, mtime_ns: int) -> list[AnnotatedImage | RejectedItem]:
+    """Everything in person_keypoints_SPLIT2017.json (200 MB), read once per process.
 
-    Crowds and people without a labelled keypoint are left out: COCO has no pose of them.
+    Crowds and people without a labeled keypoint are left out: COCO has no pose of them.
 
     Args:
         path: Of the file.
-        stamp: When it was changed, so that a changed file is read again.
+        mtime_ns: When it was modified, so that a modified file is read again.
 
     Returns:
-        Pictures in the order of their ids, then what is wrong with entries of the file.
+        Images in the order of their ids, then the entries of the file that were rejected.
 
     Raises:
-        UserError: it is no such JSON.
+        UserError: the JSON is invalid, or has another layout.
     """
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"annotations {path} cannot be read: {error}") from None
-    held = value if isinstance(value, dict) else {}
-    images, annotations = held.get("images"), held.get("annotations")
-    if not isinstance(images, list) or not isinstance(annotations, list):
-        raise UserError(f"annotations {path} are no object with lists of images and annotations")
+    content = value if isinstance(value, dict) else {}
+    entries, annotations = content.get("images"), content.get("annotations")
+    if not isinstance(entries, list) or not isinstance(annotations, list):
+        raise UserError(f"annotations {path} are not an object with lists images and annotations")
     rejects: list[RejectedItem] = []
-    photos = _photos(images, rejects)
-    numbers: set[int] = set()
-    for place, annotation in enumerate(annotations):
+    images = _parse_images(entries, rejects)
+    ids: set[int] = set()
+    for index, annotation in enumerate(annotations):
         try:
-            person = _person(annotation)
+            person = _parse_person(annotation)
             image = annotation["image_id"]
-            if image not in photos:
+            if image not in images:
                 raise UserError(f"of image {str(image)[:40]}, which is not listed")
-            if person and person.number in numbers:
-                raise UserError(f"its id {person.number} comes twice")
+            if person and person.id in ids:
+                raise UserError(f"duplicate id {person.id}")
         except (UserError, TypeError, KeyError) as error:
-            said = str(error) if isinstance(error, UserError) else f"cannot be read: {error!r}"
-            rejects.append(RejectedItem(f"annotation {place}", said))
+            reason = str(error) if isinstance(error, UserError) else f"cannot be read: {error!r}"
+            rejects.append(RejectedItem(f"annotation {index}", reason))
             continue
         if person:
-            numbers.add(person.number)
-            photos[image].people.append(person)
-    return [photos[number] for number in sorted(photos)] + rejects
+            ids.add(person.id)
+            images[image].people.append(person)
+    return [images[number] for number in sorted(images)] + rejects
 
 
-def _photos(images: list[Any], rejects: list[RejectedItem]) -> dict[int, Photo]:
-    photos: dict[int, Photo] = {}
+def _parse_images(entries: list[Any], rejects: list[RejectedItem]) -> dict[int, AnnotatedImage]:
+    """Images by id; invalid entries are appended to `rejects`."""
+    images: dict[int, AnnotatedImage] = {}
     files: set[str] = set()
-    for place, image in enumerate(images):
-        match image:
+    for index, entry in enumerate(entries):
+        match entry:
             case {"id": int(number), "file_name": str(file), "width": int(w), "height": int(h)}:
                 if not file or ".." in PurePosixPath(file).parts or file[0] == "/" or "\\" in file:
-                    fault = "its path leads out of the data set"
-                elif number in photos or file in files:
-                    fault = "its id or file_name comes twice"
+                    reason = "its path leads out of the data set"
+                elif number in images or file in files:
+                    reason = "duplicate id or file_name"
                 else:
                     files.add(file)
-                    photos[number] = Photo(file, (w, h), [])
+                    images[number] = AnnotatedImage(file, (w, h), [])
                     continue
             case _:
-                fault = "without id, file_name, width and height"
-        rejects.append(RejectedItem(f"image {place}", fault))
-    return photos
+                reason = "without id, file_name, width and height"
+        rejects.append(RejectedItem(f"image {index}", reason))
+    return images
 
 
-def _person(annotation: Any) -> Person | None:
-    """The person of an annotation, or None of a crowd or one without keypoints.
+def _parse_person(annotation: Any) -> Person | None:
+    """The person of an annotation, or None for a crowd or one without keypoints.
 
     Raises:
-        UserError: it has no keypoints or box as COCO writes them.
-        TypeError, KeyError: it is of another form altogether.
+        UserError: its keypoints or box are not as COCO writes them.
+        TypeError, KeyError: it has another layout.
     """
     if annotation.get("iscrowd") if isinstance(annotation, dict) else False:
         return None
@@ -137,19 +138,22 @@ def _person(annotation: Any) -> Person | None:
         values = np.asarray(annotation["keypoints"], float)
         box = np.asarray(annotation["bbox"], float)
     except (ValueError, OverflowError):
-        raise UserError("keypoints or bbox that are no numbers") from None
-    if type(number) is not int or values.shape != (3 * len(ORDER),) or box.shape != (4,):
-        raise UserError(f"without an id, {3 * len(ORDER)} keypoints and 4 numbers of a bbox")
-    *places, seen = values.reshape(-1, 3).T  # (17,) each
-    labelled = seen > 0
-    known = np.concatenate([*(place[labelled] for place in places), box])
-    if not (np.abs(known) < _FARTHEST).all():  # also of NaN
-        raise UserError("keypoints or bbox far outside any picture")
-    if not labelled.any():
+        raise UserError("keypoints or bbox that are not numbers") from None
+    if type(number) is not int or values.shape != (3 * len(COCO_KEYPOINTS),) or box.shape != (4,):
+        raise UserError(
+            f"without an id, {3 * len(COCO_KEYPOINTS)} keypoint values and 4 numbers of a bbox"
+        )
+    *coordinates, visibility = values.reshape(-1, 3).T  # (17,) each
+    labeled = visibility > 0
+    known = np.concatenate([*(axis[labeled] for axis in coordinates), box])
+    if not (np.abs(known) < _MAX_COORDINATE).all():  # also of NaN
+        raise UserError("keypoints or bbox far outside any image")
+    if not labeled.any():
         return None
     points = np.full((len(KEYPOINTS), 2), np.nan)
-    # Whole numbers are pixels, whose middles are half a pixel further on.
-    points[PLACES] = np.where(labelled[:, None], np.stack(places, axis=1) + 0.5, np.nan)
+    # Integers are pixel indices, whose centers are half a pixel further.
+    centers = np.stack(coordinates, axis=1) + 0.5
+    points[COCO_TO_OPENPOSE] = np.where(labeled[:, None], centers, np.nan)
     points[_NECK] = points[_SHOULDERS].mean(axis=0)
     left, top, width, height = box.tolist()
-    return Person(number, points, int(labelled.sum()), (left, top, width, height))
+    return Person(number, points, int(labeled.sum()), (left, top, width, height))

@@ -1,6 +1,6 @@
 """Frames of a video one after another, and clips of them; files are not trusted.
 
-A frame is held only as long as its clip is not whole, however long the video.
+A frame is kept only until its clip is complete, however long the video is.
 """
 
 import re
@@ -12,14 +12,15 @@ import numpy as np
 from PIL import Image
 
 from delvm.data.image_io import MAX_PIXELS, open_image, resize_center_crop
-from delvm.data.sources.base import PICTURES
+from delvm.data.sources.base import IMAGE_SUFFIXES
+from delvm.data.types import ImageArray
 from delvm.errors import UserError
 
-# Files alone: a playlist that is called .mp4 would make ffmpeg open whatever it names.
+# Only files: a playlist with the name of an .mp4 would make ffmpeg open whatever it lists.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts"
-VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"))
+VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"))
 
-# (number of the frame in the video, the frame or what is wrong with it)
+# (number of the frame in the video, the frame or why it was rejected)
 Frame = tuple[int, Image.Image | str]
 
 
@@ -27,44 +28,45 @@ class Clip(NamedTuple):
     """Frames of one shot.
 
     Attributes:
-        start: number in the video of the first frame.
+        start: number of the first frame in the video.
         frames: (size, size, 3) uint8 each.
     """
 
     start: int
-    frames: tuple[np.ndarray, ...]
+    frames: tuple[ImageArray, ...]
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """Sorts `frame_10` behind `frame_9`."""
+def natural_sort_key(name: str) -> list[tuple[int, int, str]]:
+    """Sorts `frame_10` after `frame_9`."""
     return [
         (0, int(piece), piece) if piece.isdigit() else (1, 0, piece)
         for piece in re.findall(r"[0-9]+|[^0-9]+", name)
     ]
 
 
-def frames_of_folder(folder: Path, stride: int) -> Iterator[Frame]:
-    """Every `stride`-th of the pictures directly in a folder, in the order of their numbers.
+def read_frame_folder(folder: Path, stride: int) -> Iterator[Frame]:
+    """Every `stride`-th image directly in a directory, in the order of their numbers.
 
     Yields:
-        (number, picture), or (number, the file's name and what is wrong with it).
+        (number, image), or (number, name of the file and why it was rejected).
     """
-    files = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
-    shown = sorted((path.name for path in files if not path.name.startswith(".")), key=natural)
-    for number in range(0, len(shown), stride):
-        name = shown[number]
+    files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    names = (path.name for path in files if not path.name.startswith("."))
+    frames = sorted(names, key=natural_sort_key)
+    for number in range(0, len(frames), stride):
+        name = frames[number]
         try:
             yield number, open_image(folder / name, name)
         except UserError as error:
             yield number, str(error)
 
 
-def frames_of_file(path: Path, stride: int) -> Iterator[Frame]:
+def read_video(path: Path, stride: int) -> Iterator[Frame]:
     """Every `stride`-th frame of the first video stream of a file.
 
     Yields:
-        (number, picture turned upright), or (number, what is wrong); after a fault in the file
-        itself nothing more comes.
+        (number, upright image), or (number, why it was rejected); after an error in the file
+        itself nothing more is yielded.
 
     Raises:
         UserError: PyAV is not installed.
@@ -76,65 +78,65 @@ def frames_of_file(path: Path, stride: int) -> Iterator[Frame]:
     number, damaged = 0, False
     try:
         with path.open("rb") as file:
-            fault = _cut_short(file)
+            reason = _truncation_error(file)
             allowed = {"format_whitelist": _CONTAINERS}
             with av.open(
                 file, "r", container_options=allowed, metadata_errors="replace"
             ) as container:
-                for decoded in container.decode(_stream(container)):
-                    # What follows a damaged frame is drawn on it, up to the next that stands alone.
+                for decoded in container.decode(_video_stream(container)):
+                    # Frames after a damaged one are predicted from it, until the next key frame.
                     damaged = decoded.is_corrupt or (damaged and not decoded.key_frame)
                     _check_size(decoded)
                     if number % stride == 0:
-                        yield number, "damaged frames" if damaged else _upright(decoded)
+                        yield number, "damaged frames" if damaged else _apply_rotation(decoded)
                     number += 1
     except Exception as error:  # decoders raise nearly anything on a damaged file
-        fault = f"cannot be read as a video: {getattr(error, 'strerror', None) or error}"
-    if fault:
-        yield number, fault
+        reason = f"cannot be read as a video: {getattr(error, 'strerror', None) or error}"
+    if reason:
+        yield number, reason
 
 
-def _stream(container: Any) -> Any:
+def _video_stream(container: Any) -> Any:
     if not container.streams.video:
-        raise ValueError("no pictures in it")
+        raise ValueError("no video stream")
     stream = container.streams.video[0]
     if stream.codec_context is None:
-        raise ValueError("no decoder for the pictures in it")
+        raise ValueError("no decoder for its video stream")
     _check_size(stream)
     return stream
 
 
-def _check_size(shown: Any) -> None:
-    if shown.width * shown.height > MAX_PIXELS:
+def _check_size(frame: Any) -> None:
+    if frame.width * frame.height > MAX_PIXELS:
         raise ValueError(
-            f"{shown.width} x {shown.height} pixels, the limit is {MAX_PIXELS:,} a frame"
+            f"{frame.width} x {frame.height} pixels, the limit is {MAX_PIXELS:,} per frame"
         )
 
 
-def _upright(decoded: Any) -> Image.Image:
-    """A decoded frame as RGB, turned as the file asks for."""
+def _apply_rotation(decoded: Any) -> Image.Image:
+    """A decoded frame as RGB, rotated as the file's metadata asks for."""
     pixels = decoded.to_ndarray(format="rgb24")
     return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, round(decoded.rotation / 90))))
 
 
-def _cut_short(file: BinaryIO) -> str | None:
-    """Whether an MP4 or MOV says that it is longer than it is; ffmpeg ends there quietly."""
+def _truncation_error(file: BinaryIO) -> str | None:
+    """An error if an MP4 or MOV is shorter than its header says; ffmpeg would end there silently."""
     length = file.seek(0, 2)
-    place = 0
-    while place + 16 <= length:
-        file.seek(place)
+    offset = 0
+    while offset + 16 <= length:
+        file.seek(offset)
         head = file.read(16)
-        if place == 0 and head[4:8] != b"ftyp":
+        if offset == 0 and head[4:8] != b"ftyp":
             break
         size = int.from_bytes(head[:4], "big")
         if size == 1:  # it follows, in 64 bits
             size = int.from_bytes(head[8:], "big")
-        if size == 0:  # as far as the file goes
+        if size == 0:  # up to the end of the file
             break
-        if size < 8 or place + size > length:
+        if size < 8 or offset + size > length:
             file.seek(0)
-            return f"truncated or damaged: {length:,} bytes, and more are announced"
-        place += size
+            return f"truncated or damaged: its {length:,} bytes are fewer than the header says"
+        offset += size
     file.seek(0)
     return None
 
@@ -142,63 +144,68 @@ def _cut_short(file: BinaryIO) -> str | None:
 # ------------------------------------------------------------ clips
 
 
-def scene_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """How far two frames (size, size, 3) uint8 are from being of one scene, in [0, 1].
+def scene_distance(first: ImageArray, second: ImageArray) -> float:
+    """How unlikely it is that two frames (size, size, 3) are of one scene, in [0, 1].
 
-    The geometric mean of how unlike their colours are, wherever these are, and of how unlike they
-    are place by place, the mean colour of each taken off. A moving camera changes mostly the
-    latter, and more light mostly the former; a cut changes both. Photographs are 0.5 and more
-    apart, and dissolves are not found.
+    The geometric mean of the difference of their color histograms and of the difference of their
+    coarse pixels without the mean color. A moving camera changes mainly the pixels, and the light
+    mainly the histogram; a cut changes both. Two photographs have a distance of 0.5 or more.
+    Dissolves are not found.
     """
     pair = [
         np.asarray(Image.fromarray(frame).resize((64, 64), Image.Resampling.BOX))
-        for frame in (one, other)
+        for frame in (first, second)
     ]
-    bins = [
+    histograms = [
         np.stack([np.histogram(frame[:, :, channel], 8, (0, 256))[0] for channel in range(3)])
         for frame in pair
     ]
-    colours = np.abs(bins[0] - bins[1]).sum() / (2 * 3 * 64 * 64)
+    color_distance = np.abs(histograms[0] - histograms[1]).sum() / (2 * 3 * 64 * 64)
     coarse = [frame.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3)) for frame in pair]
-    shapes = [frame - frame.mean(axis=(0, 1)) for frame in coarse]
-    places = np.abs(shapes[0] - shapes[1]).mean() / 255
-    return float(np.sqrt(colours * min(1.0, 5 * places)))
+    centered = [frame - frame.mean(axis=(0, 1)) for frame in coarse]
+    pixel_distance = np.abs(centered[0] - centered[1]).mean() / 255
+    return float(np.sqrt(color_distance * min(1.0, 5 * pixel_distance)))
 
 
-def clips_of(
-    frames: Iterable[Frame], size: int, length: int, overlap: int = 0, cut: float = 0.0
+def split_into_clips(
+    frames: Iterable[Frame],
+    size: int,
+    length: int,
+    overlap: int = 0,
+    scene_cut_threshold: float = 0.0,
 ) -> Iterator[Clip | str]:
-    """The clips of a video, and a sentence for each thing that kept it from giving one.
+    """The clips of a video, and a line for each error that prevented one.
 
     Args:
-        frames: Of one video; of faults one after another the first is told.
-        size: Side of the pictures to be made.
-        length: Frames a clip.
+        frames: Of one video; of consecutive errors only the first is yielded.
+        size: Side of the images to make.
+        length: Frames per clip.
         overlap: Last frames of a clip that are also the first of the next.
-        cut: Scene distance above which no clip goes on; 0 goes on over all.
+        scene_cut_threshold: Scene distance above which a clip ends; 0 ignores cuts.
     """
-    held: list[tuple[int, np.ndarray]] = []  # of the clip that is growing
-    seen = cuts = told = 0
+    kept: list[tuple[int, ImageArray]] = []  # of the incomplete clip
+    num_frames = num_cuts = num_yielded = 0
     broken = False
     for number, frame in frames:
         if isinstance(frame, str):
             if not broken:
-                told += 1
+                num_yielded += 1
                 yield f"frame {number}: {frame}"
             broken = True
-            held.clear()
+            kept.clear()
             continue
         broken = False
-        seen += 1
-        picture = np.asarray(resize_center_crop(frame, size))
-        if cut and held and scene_distance(held[-1][1], picture) > cut:
-            cuts += 1
-            held.clear()
-        held.append((number, picture))
-        if len(held) == length:
-            told += 1
-            yield Clip(held[0][0], tuple(each for _, each in held))
-            del held[: length - overlap]
-    if not told:
-        between = f" and {cuts} cuts between them" if cuts else ""
-        yield f"too short: {seen} frames taken{between}, a clip has {length}"
+        num_frames += 1
+        image = np.asarray(resize_center_crop(frame, size))
+        if scene_cut_threshold and kept:
+            if scene_distance(kept[-1][1], image) > scene_cut_threshold:
+                num_cuts += 1
+                kept.clear()
+        kept.append((number, image))
+        if len(kept) == length:
+            num_yielded += 1
+            yield Clip(kept[0][0], tuple(each for _, each in kept))
+            del kept[: length - overlap]
+    if not num_yielded:
+        cuts = f" and {num_cuts} cuts between them" if num_cuts else ""
+        yield f"too short: {num_frames} frames{cuts}, a clip has {length}"

@@ -1,174 +1,187 @@
-"""Pictures made of photograph crops: quiet backdrops, bright shapes over them, clean scenes.
+"""Images made of photograph crops: dim backgrounds, bright shapes on them, natural scenes.
 
-Positions and sizes are shares of the picture's side, so every size looks the same.
+Positions and sizes are fractions of the image's side, so every size looks the same.
 """
 
 import colorsys
 import math
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from delvm.data.sources.shapes import photographs
+from delvm.data.types import ImageArray
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Polygon: TypeAlias = npt.NDArray[np.float64]  # (n, 2) x and y
 
 _SUPERSAMPLE = 4
+_MAX_ATTEMPTS = 24  # to place a polygon without overlap
 
-# Area of an instance, as a share of the picture, by its rank of size. The classes are far
-# apart, so that one instance alone shows its rank.
+# Area of an instance, as a fraction of the image, by its rank of size. The classes are far apart,
+# so that a single instance shows its rank.
 SIZE_CLASSES = ((0.15, 0.20), (0.062, 0.08), (0.026, 0.034))
 
 
-def _regular(corners: int, inner: float = 1.0, turn: float = 0.0) -> np.ndarray:
-    """Corners of a regular polygon, or of a star when every second one lies further in."""
+def _regular_polygon(corners: int, inner: float = 1.0, rotation: float = 0.0) -> Polygon:
+    """A regular polygon, or a star if every second corner has a smaller radius."""
     count = corners if inner == 1.0 else 2 * corners
     radius = np.where(np.arange(count) % 2, inner, 1.0)
-    angle = 2 * math.pi * np.arange(count) / count - math.pi / 2 + turn
+    angle = 2 * math.pi * np.arange(count) / count - math.pi / 2 + rotation
     return np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=1)
 
 
-def _area(outline: np.ndarray) -> float:
-    """Area of a polygon (n, 2)."""
-    x, y = outline.T
+def _area(polygon: Polygon) -> float:
+    x, y = polygon.T
     return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
 
 
-def _unit(outline: np.ndarray) -> np.ndarray:
-    """The outline scaled to an area of one."""
-    return outline / math.sqrt(_area(outline))
+def _unit_area(polygon: Polygon) -> Polygon:
+    """The polygon scaled to an area of one."""
+    scaled: Polygon = polygon / math.sqrt(_area(polygon))
+    return scaled
 
 
 _CROSS = np.array(
     [(1, 3), (1, 1), (3, 1), (3, -1), (1, -1), (1, -3)], float
-)  # the right half, clockwise from below
+)  # the right half, clockwise from the bottom
 
-OUTLINES = {
-    "circle": _unit(_regular(36)),
-    "square": _unit(_regular(4, turn=math.pi / 4)),
-    "triangle": _unit(_regular(3)),
-    "star": _unit(_regular(5, inner=0.52)),
-    "hexagon": _unit(_regular(6)),
-    "cross": _unit(np.concatenate((_CROSS, -_CROSS))),
-    "bar": _unit(_regular(4, turn=math.pi / 4) * (1.0, 0.55)),
+POLYGONS = {
+    "circle": _unit_area(_regular_polygon(36)),
+    "square": _unit_area(_regular_polygon(4, rotation=math.pi / 4)),
+    "triangle": _unit_area(_regular_polygon(3)),
+    "star": _unit_area(_regular_polygon(5, inner=0.52)),
+    "hexagon": _unit_area(_regular_polygon(6)),
+    "cross": _unit_area(np.concatenate((_CROSS, -_CROSS))),
+    "bar": _unit_area(_regular_polygon(4, rotation=math.pi / 4) * (1.0, 0.55)),
 }
 
 
-def backdrop(rng: np.random.Generator, split: str, size: int) -> np.ndarray:
-    """A photograph crop, dimmed and paled, that bright things stand out from.
+def background(rng: np.random.Generator, split: str, size: int) -> Floats:
+    """A photograph crop, dimmed and desaturated, in front of which bright objects are visible.
 
     Returns:
         (size, size, 3) float32 in [0, 255].
     """
     crop = photographs.crop(rng, split, size)
     luma = crop.mean(axis=2, keepdims=True)
-    return (luma + 0.45 * (crop - luma)) * np.float32(rng.uniform(0.34, 0.5))
+    dimmed: Floats = (luma + 0.45 * (crop - luma)) * np.float32(rng.uniform(0.34, 0.5))
+    return dimmed
 
 
-def texture(rng: np.random.Generator, split: str, size: int) -> np.ndarray:
-    """Brightness of a photograph crop, evened out to about 0.55 to 1: (size, size, 1) float32."""
+def texture(rng: np.random.Generator, split: str, size: int) -> Floats:
+    """Brightness of a photograph crop, normalized to 0.55 to 1: (size, size, 1) float32."""
     luma = photographs.crop(rng, split, size, smallest=0.5).mean(axis=2, keepdims=True)
-    spread = max(float(luma.std()), 8.0)
-    return np.clip(0.85 + 0.13 * (luma - luma.mean()) / spread, 0.55, 1.0)
+    std = max(float(luma.std()), 8.0)
+    return np.clip(0.85 + 0.13 * (luma - luma.mean()) / std, 0.55, 1.0)
 
 
-def bright_tint(rng: np.random.Generator, hue: float | None = None) -> np.ndarray:
-    """A bright, soft colour of this hue (turns of the wheel) or any: (3,) float32 in [0, 255].
+def random_bright_color(rng: np.random.Generator, hue: float | None = None) -> Floats:
+    """A bright color of low saturation, of this hue (in turns) or any: (3,) float32 in [0, 255].
 
-    Never as pure as the colours of masks and stick figures: an input must not pass for a target.
+    It is never as saturated as the colors of masks and stick figures: an input must not look like
+    a target.
     """
     turn = rng.random() if hue is None else hue % 1.0
-    colour = colorsys.hsv_to_rgb(turn, rng.uniform(0.3, 0.52), 1.0)
-    return np.float32(255) * np.asarray(colour, np.float32)
+    color = colorsys.hsv_to_rgb(turn, rng.uniform(0.3, 0.52), 1.0)
+    return np.float32(255) * np.asarray(color, np.float32)
 
 
-def outlines(rng: np.random.Generator, areas: list[float]) -> list[np.ndarray]:
-    """Random shapes of these areas, placed with as little overlap as a few tries allow.
+def random_polygons(rng: np.random.Generator, areas: list[float]) -> list[Polygon]:
+    """Random shapes of these areas, placed with as little overlap as a few attempts allow.
 
     Returns:
-        One polygon (n, 2) an area, in the order given, inside the unit square.
+        One polygon (n, 2) for each area, in this order, inside the unit square.
     """
-    placed: list[tuple[float, float, float]] = []
-    shapes = []
-    names = list(OUTLINES)
+    circles: list[tuple[float, float, float]] = []  # around those placed: x, y, radius
+    polygons = []
+    names = list(POLYGONS)
     for area in areas:
-        turn = rng.uniform(0, 2 * math.pi)
-        spin = np.array(((math.cos(turn), -math.sin(turn)), (math.sin(turn), math.cos(turn))))
-        shape = OUTLINES[names[int(rng.integers(len(names)))]] * math.sqrt(area) @ spin.T
-        low, high = -shape.min(axis=0) + 0.01, 0.99 - shape.max(axis=0)
-        reach = float(np.hypot(*shape.T).max())
-        best, most = np.zeros(2), -math.inf
-        for centre in rng.uniform(low, high, (24, 2)):
+        angle = rng.uniform(0, 2 * math.pi)
+        rotation = np.array(
+            ((math.cos(angle), -math.sin(angle)), (math.sin(angle), math.cos(angle)))
+        )
+        polygon = POLYGONS[names[int(rng.integers(len(names)))]] * math.sqrt(area) @ rotation.T
+        low, high = -polygon.min(axis=0) + 0.01, 0.99 - polygon.max(axis=0)
+        radius = float(np.hypot(*polygon.T).max())
+        best, largest_gap = np.zeros(2), -math.inf
+        for center in rng.uniform(low, high, (_MAX_ATTEMPTS, 2)):
             gap = min(
-                (math.hypot(centre[0] - x, centre[1] - y) - reach - r for x, y, r in placed),
+                (math.hypot(center[0] - x, center[1] - y) - radius - r for x, y, r in circles),
                 default=1.0,
             )
-            if gap > most:
-                best, most = centre, gap
+            if gap > largest_gap:
+                best, largest_gap = center, gap
             if gap > 0:
                 break
-        placed.append((float(best[0]), float(best[1]), reach))
-        shapes.append(shape + best)
-    return shapes
+        circles.append((float(best[0]), float(best[1]), radius))
+        polygons.append(polygon + best)
+    return polygons
 
 
-def coverage(outline: np.ndarray, size: int) -> np.ndarray:
-    """How much of each pixel a polygon (n, 2) covers: (size, size) float32 in [0, 1]."""
+def polygon_mask(polygon: Polygon, size: int) -> Floats:
+    """The fraction of each pixel that a polygon (n, 2) covers: (size, size) float32 in [0, 1]."""
     side = size * _SUPERSAMPLE
     canvas = Image.new("L", (side, side))
-    ImageDraw.Draw(canvas).polygon([tuple(p) for p in outline * side - 0.5], fill=255)
+    ImageDraw.Draw(canvas).polygon([tuple(p) for p in polygon * side - 0.5], fill=255)
     return np.asarray(canvas.reduce(_SUPERSAMPLE), np.float32) / 255
 
 
-def paint(picture: np.ndarray, mask: np.ndarray, surface: np.ndarray) -> np.ndarray:
-    """The picture (H, W, 3) with a surface (H, W, 3) laid over it where the mask (H, W) covers."""
-    return picture + mask[:, :, None] * (surface - picture)
+def paint(image: Floats, mask: Floats, surface: Floats) -> Floats:
+    """The image (H, W, 3) with a surface (H, W, 3) blended over it by a mask (H, W)."""
+    return image + mask[:, :, None] * (surface - image)
 
 
-def instances(rng: np.random.Generator, split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """One to three bright shapes of clearly different sizes over a backdrop.
+def instances(rng: np.random.Generator, split: str, size: int) -> tuple[Floats, Floats]:
+    """One to three bright shapes of clearly different sizes on a background.
 
     Returns:
-        The picture (size, size, 3) float32 in [0, 255], and masks (n, size, size) of coverage,
+        The image (size, size, 3) float32 in [0, 255], and masks (n, size, size) of coverage,
         largest first.
     """
-    picture = backdrop(rng, split, size)
+    image = background(rng, split, size)
     grain = texture(rng, split, size)
     count = int(rng.choice(3, p=(0.2, 0.4, 0.4))) + 1
     areas = [float(rng.uniform(*bounds)) for bounds in SIZE_CLASSES[:count]]
-    masks = np.stack([coverage(outline, size) for outline in outlines(rng, areas)])
+    masks = np.stack([polygon_mask(polygon, size) for polygon in random_polygons(rng, areas)])
     hue = rng.random()
-    for rank, mask in enumerate(masks):  # hues a third of the wheel apart: neighbours differ
-        picture = paint(picture, mask, grain * bright_tint(rng, hue + rank / 3))
-    return picture, masks
+    for rank, mask in enumerate(masks):  # hues a third of a turn apart: neighbors differ
+        image = paint(image, mask, grain * random_bright_color(rng, hue + rank / 3))
+    return image, masks
 
 
-def clean(rng: np.random.Generator, split: str, size: int, shapes: float) -> np.ndarray:
+def natural_scene(
+    rng: np.random.Generator, split: str, size: int, shapes_probability: float
+) -> ImageArray:
     """A sharp scene: a photograph crop of full contrast, often with shapes on it.
 
     Args:
         rng: Where every choice comes from.
         split: "train", "val" or "test".
-        size: Side of the picture.
-        shapes: How often shapes lie on the photograph.
+        size: Side of the image.
+        shapes_probability: Probability that there are shapes on the photograph.
 
     Returns:
         (size, size, 3) uint8.
     """
-    picture = photographs.crop(rng, split, size, smallest=0.2, largest=0.7)
-    low, high = np.percentile(picture.mean(axis=2), (2, 98))
-    wanted_low, wanted_high = rng.uniform(8, 40), rng.uniform(190, 235)
-    gain = min((wanted_high - wanted_low) / max(float(high - low), 1.0), 2.0)
-    picture = (picture - np.float32(low)) * np.float32(gain) + np.float32(wanted_low)
-    if rng.random() < shapes:
+    image = photographs.crop(rng, split, size, smallest=0.2, largest=0.7)
+    low, high = np.percentile(image.mean(axis=2), (2, 98))
+    target_low, target_high = rng.uniform(8, 40), rng.uniform(190, 235)
+    gain = min((target_high - target_low) / max(float(high - low), 1.0), 2.0)
+    image = (image - np.float32(low)) * np.float32(gain) + np.float32(target_low)
+    if rng.random() < shapes_probability:
         areas = [float(rng.uniform(*bounds)) for bounds in SIZE_CLASSES[: int(rng.integers(1, 4))]]
         grain = texture(rng, split, size)
-        for outline in outlines(rng, areas):
-            # Dark shapes too, so that bright is not always in front.
-            shade = 1.0 if rng.random() < 0.6 else 0.25
-            surface = grain * bright_tint(rng) * np.float32(shade)
-            picture = paint(picture, coverage(outline, size), surface)
-    return to_picture(picture)
+        for polygon in random_polygons(rng, areas):
+            # Dark shapes too, so that brightness does not tell what is in front.
+            brightness = 1.0 if rng.random() < 0.6 else 0.25
+            surface = grain * random_bright_color(rng) * np.float32(brightness)
+            image = paint(image, polygon_mask(polygon, size), surface)
+    return to_image(image)
 
 
-def to_picture(pixels: np.ndarray) -> np.ndarray:
+def to_image(pixels: Floats) -> ImageArray:
     """Float pixels in [0, 255] as uint8, rounded half up and clamped."""
     return np.clip(pixels + 0.5, 0, 255).astype(np.uint8)

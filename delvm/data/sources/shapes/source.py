@@ -1,7 +1,7 @@
-"""The procedural corpus `shapes`: pairs of every task, made from seeds and photographs.
+"""The procedural corpus `shapes`: pairs of every task, generated from seeds and photographs.
 
-A pair is a pure function of (seed, split, task, index). Training uses the training
-photographs; val and test the held-out ones, apart from each other by their seeds.
+A pair is a pure function of (seed, split, task, index). "train" uses its own photographs; "val" and
+"test" share the held-out ones, and differ by their seeds.
 """
 
 import zlib
@@ -11,62 +11,62 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from delvm import tasks
+from delvm import legacy, tasks
+from delvm.data.sources.base import check_split
 from delvm.data.sources.shapes import people, scenes
-from delvm.data.types import SPLITS, Example, SourceChunk, split_into_chunks
+from delvm.data.types import SPLITS, Example, ImageArray, SourceChunk, split_into_chunks
 from delvm.errors import UserError, did_you_mean
 from delvm.tasks import derived, pose, restoration, segmentation
 
 # Long-tailed, like the sizes of the data sets that the paper trains on.
 TRAIN_COUNTS = {"segmentation": 10_000, "pose": 1_000, "derain": 100, "deblur": 100}
-PART = 1000  # examples a part
-_SMALLEST = 16
+EXAMPLES_PER_CHUNK = 1000
+_MIN_SIZE = 16
 
-# Input and target pictures (size, size, 3) uint8.
-Made = tuple[np.ndarray, np.ndarray]
-
-
-def _segmentation(rng: np.random.Generator, split: str, size: int) -> Made:
-    picture, masks = scenes.instances(rng, split, size)
-    return scenes.to_picture(picture), segmentation.render(masks)
+ImagePair = tuple[ImageArray, ImageArray]  # input and target (size, size, 3)
 
 
-def _pose(rng: np.random.Generator, split: str, size: int) -> Made:
-    points = people.keypoints(rng)
-    return people.draw(rng, split, size, points), pose.render(points, size)
+def _segmentation(rng: np.random.Generator, split: str, size: int) -> ImagePair:
+    image, masks = scenes.instances(rng, split, size)
+    return scenes.to_image(image), segmentation.render(masks)
 
 
-def _derain(rng: np.random.Generator, split: str, size: int) -> Made:
-    clean = scenes.clean(rng, split, size, shapes=0.5)
+def _pose(rng: np.random.Generator, split: str, size: int) -> ImagePair:
+    points = people.random_keypoints(rng)
+    return people.render(rng, split, size, points), pose.render(points, size)
+
+
+def _derain(rng: np.random.Generator, split: str, size: int) -> ImagePair:
+    clean = scenes.natural_scene(rng, split, size, shapes_probability=0.5)
     return restoration.add_rain(clean, rng), clean
 
 
-def _deblur(rng: np.random.Generator, split: str, size: int) -> Made:
-    clean = scenes.clean(rng, split, size, shapes=1.0)
-    return restoration.shake(clean, rng), clean
+def _deblur(rng: np.random.Generator, split: str, size: int) -> ImagePair:
+    clean = scenes.natural_scene(rng, split, size, shapes_probability=1.0)
+    return restoration.motion_blur(clean, rng), clean
 
 
-def _colourisation(rng: np.random.Generator, split: str, size: int) -> Made:
-    clean = scenes.clean(rng, split, size, shapes=0.3)
-    return derived.grey(clean), clean
+def _colorization(rng: np.random.Generator, split: str, size: int) -> ImagePair:
+    clean = scenes.natural_scene(rng, split, size, shapes_probability=0.3)
+    return derived.to_grayscale(clean), clean
 
 
-def _inpainting(rng: np.random.Generator, split: str, size: int) -> Made:
-    clean = scenes.clean(rng, split, size, shapes=0.3)
-    return derived.cut_hole(clean, rng), clean
+def _inpainting(rng: np.random.Generator, split: str, size: int) -> ImagePair:
+    clean = scenes.natural_scene(rng, split, size, shapes_probability=0.3)
+    return derived.mask_rectangle(clean, rng), clean
 
 
-def _edges(rng: np.random.Generator, split: str, size: int) -> Made:
-    clean = scenes.clean(rng, split, size, shapes=0.7)
-    return clean, derived.trace_edges(clean)
+def _edges(rng: np.random.Generator, split: str, size: int) -> ImagePair:
+    clean = scenes.natural_scene(rng, split, size, shapes_probability=0.7)
+    return clean, derived.edge_map(clean)
 
 
-_MAKERS: dict[str, Callable[[np.random.Generator, str, int], Made]] = {
+_GENERATORS: dict[str, Callable[[np.random.Generator, str, int], ImagePair]] = {
     "segmentation": _segmentation,
     "pose": _pose,
     "derain": _derain,
     "deblur": _deblur,
-    "colourisation": _colourisation,
+    "colorization": _colorization,
     "inpainting": _inpainting,
     "edges": _edges,
 }
@@ -77,88 +77,93 @@ class Shapes:
     """The procedural corpus, a `Source`.
 
     Attributes:
-        size: side of every image in pixels; everything in it scales along.
-        seed: base of all randomness.
-        train: task -> training pairs; None is `TRAIN_COUNTS`, long-tailed as in the paper.
-        val: validation pairs per task, whether trained or held out.
-        test: test pairs per task.
-        held_out: tasks that val and test have and training never shows.
-
-    Raises:
-        UserError: a size, seed or count out of range, an unknown task, or a task that is both
-            trained and held out.
+        size: side of every image in pixels; everything in it is scaled with it.
+        seed: of all randomness.
+        train: task -> number of training pairs; None is `TRAIN_COUNTS`.
+        num_val: validation pairs per task, whether trained or held out.
+        num_test: test pairs per task.
+        held_out: tasks of val and test without training pairs.
     """
 
     name: ClassVar[str] = "shapes"
     size: int = 64
     seed: int = 0
     train: dict[str, int] | None = None
-    val: int = 64
-    test: int = 128
+    num_val: int = 64
+    num_test: int = 128
     held_out: list[str] = field(default_factory=lambda: list(tasks.HELD_OUT))
 
-    def __post_init__(self) -> None:
-        self._train = dict(TRAIN_COUNTS if self.train is None else self.train)
-        self._each = {"val": self.val, "test": self.test}
-        self._check()
-
-    def _check(self) -> None:
-        if self.size < _SMALLEST:
-            raise UserError(f"source.size={self.size} is too small: set {_SMALLEST} or more")
+    def validate(self) -> list[str]:
+        """Every error of the settings, each starting with the key."""
+        train = self._train_counts()
+        errors = []
+        if self.size < _MIN_SIZE:
+            errors.append(f"size={self.size} is too small: set source.size={_MIN_SIZE} or more")
         if self.seed < 0:
-            raise UserError(f"source.seed={self.seed} is negative: set 0 or more")
-        for name, count in {**self._train, **self._each}.items():
+            errors.append(f"seed={self.seed} is negative: set source.seed=0 or more")
+        counts = {f"train.{task}": count for task, count in train.items()}
+        for key, count in {**counts, "num_val": self.num_val, "num_test": self.num_test}.items():
             if count < 0:
-                raise UserError(f"source: count {name}={count} is negative: set 0 or more")
-        for name in (*self._train, *self.held_out):
-            if name not in _MAKERS:
-                raise UserError(f"source: unknown task '{name}': {did_you_mean(name, _MAKERS)}")
-        for name in self.held_out:
-            if name in self._train:
-                raise UserError(
-                    f"source: task '{name}' is in train and in held_out: "
-                    f"set ~source.train.{name} or take it out of source.held_out"
-                )
+                errors.append(f"{key}={count} is negative: set source.{key}=0 or more")
+        for key, names in (("train", list(train)), ("held_out", self.held_out)):
+            errors += [
+                f"{key}: unknown task '{name}': {did_you_mean(name, _GENERATORS)}"
+                for name in names
+                if name not in _GENERATORS
+            ]
+        errors += [
+            f"held_out: task '{name}' is in source.train too: set ~source.train.{name} or remove "
+            "it from source.held_out"
+            for name in self.held_out
+            if name in train
+        ]
+        return errors
 
     def counts(self, split: str) -> dict[str, int]:
-        """How many pairs each task has in a split.
+        """Number of pairs per task in a split.
 
         Raises:
-            UserError: there is no such split.
+            UserError: the split is unknown, or a setting is out of range.
         """
-        if split not in SPLITS:
-            raise UserError(f"unknown split '{split}': {did_you_mean(split, SPLITS)}")
+        check_split(split)
+        for error in self.validate():
+            raise UserError(f"source.{error}")
+        train = self._train_counts()
         if split == "train":
-            return dict(self._train)
-        return dict.fromkeys((*self._train, *self.held_out), self._each[split])
+            return train
+        count = self.num_val if split == "val" else self.num_test
+        return dict.fromkeys((*train, *self.held_out), count)
+
+    def _train_counts(self) -> dict[str, int]:
+        return dict(TRAIN_COUNTS if self.train is None else self.train)
 
     def settings(self, split: str, task: str) -> dict[str, Any]:
-        """Nothing more: an example depends on its number alone."""
+        """Nothing more: an example does not depend on how many there are."""
         return {}
 
     def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
-        """Each task's examples, `PART` a part.
+        """Numbered chunks of each task.
 
         Raises:
-            UserError: there is no such split.
+            UserError: the split is unknown, or a setting is out of range.
         """
         return {
-            task: split_into_chunks(count, PART)
+            task: split_into_chunks(count, EXAMPLES_PER_CHUNK)
             for task, count in self.counts(split).items()
             if count
         }
 
-    def read(self, split: str, task: str, part: SourceChunk) -> Iterator[Example]:
-        """The examples of a part."""
-        first = int(part.name) * PART
-        for index in range(first, first + part.count):
-            yield self.pair(split, task, index)
+    def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example]:
+        """The examples of a chunk."""
+        first = int(chunk.name) * EXAMPLES_PER_CHUNK
+        for index in range(first, first + chunk.count):
+            yield self._generate(split, task, index)
 
     def pair(self, split: str, task: str, index: int) -> Example:
         """The pair at `index`.
 
         Raises:
-            UserError: there is no such split, or the split has no such task.
+            UserError: the split is unknown, or does not have the task.
             IndexError: the index is not in [0, counts(split)[task]).
         """
         counts = self.counts(split)
@@ -166,8 +171,11 @@ class Shapes:
             raise UserError(f"split '{split}' has no task '{task}': {did_you_mean(task, counts)}")
         if not 0 <= index < counts[task]:
             raise IndexError(f"pair {index} of {split}/{task}, which has {counts[task]}")
-        # crc32 rather than a position: adding a task must not change the others' pairs.
-        entropy = (self.seed, SPLITS.index(split), zlib.crc32(task.encode()), index)
+        return self._generate(split, task, index)
+
+    def _generate(self, split: str, task: str, index: int) -> Example:
+        # crc32 rather than a position: a new task must not change the pairs of the others.
+        task_seed = zlib.crc32(legacy.seed_word(task).encode())
+        entropy = (self.seed, SPLITS.index(split), task_seed, index)
         rng = np.random.default_rng(np.random.SeedSequence(entropy))
-        made = _MAKERS[task](rng, split, self.size)
-        return Example(f"{index:06d}", task, made)
+        return Example(f"{index:06d}", task, _GENERATORS[task](rng, split, self.size))
