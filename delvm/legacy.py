@@ -70,6 +70,28 @@ MANIFEST_VALUES: dict[str, dict[Any, Any]] = {"kind": {"pairs": "images"}}
 MANIFEST_BALANCE: dict[str, str] = {"target": "examples_per_task"}
 MANIFEST_BALANCE_VALUES: dict[str, dict[Any, Any]] = {"mode": {"resample": "oversample"}}
 
+# "settings" in such a manifest: the fields of our own data sources, and the names in their lists.
+# Sources of other packages are left alone.
+SOURCE_SETTINGS: dict[str, str] = {
+    "val": "val_fraction",
+    "test": "test_fraction",
+    "crops": "num_crops",
+    "cut": "scene_cut_threshold",
+    "frames": "clip_length",
+    "hole": "hole_size",
+    "keypoints": "min_keypoints",
+    "masks": "max_masks",
+    "pictures": "group_size",
+    "tars": "from_tars",
+    "tuples": "annotations",
+    "whole": "whole_image",
+}
+SOURCE_WORDS: dict[str, str] = {"colourisation": "colorization", "grey": "grayscale"}
+
+# NAME.json of a finished chunk, and the directory it is in while `delvm prepare` is unfinished.
+CHUNK_RESULT: dict[str, str] = {"pictures": "images_per_example"}
+CHUNK_DIRS: dict[str, str] = {"parts": "chunks"}
+
 # The order of a data set's stream: "order" in the state of a data module, in checkpoints.
 DATA_ORDER: dict[str, str] = {"window": "shuffle_window_shards", "shares": "mixture_weights"}
 
@@ -133,6 +155,17 @@ def restore_keys(
         known = isinstance(value, Hashable) and value in old_values
         restored[old_keys.get(key, key)] = old_values[value] if known else value
     return restored
+
+
+def upgrade_source_settings(source: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a data source in a manifest under the names of this version."""
+    ours = ("coco_pose", "derived", "gopro", "hdvila", "images", "laion", "paired", "rain13k")
+    if source not in (*ours, "sa1b", "video"):
+        return dict(settings)
+    return {
+        key: [SOURCE_WORDS.get(each, each) for each in value] if isinstance(value, list) else value
+        for key, value in rename_keys(settings, SOURCE_SETTINGS).items()
+    }
 
 
 def seed_word(name: str) -> str:

@@ -10,8 +10,8 @@ import pytest
 from delvm.commands.app import compose
 from delvm.commands.build import build
 from delvm.data.sources import SOURCES
-from delvm.tasks import of
-from experiments.sources import sheet
+from delvm.tasks import get_or_default
+from experiments.sources.source_overview import IMAGES_PER_ROW, ROWS, row_images
 from experiments.tokenizer import compare
 
 
@@ -56,28 +56,30 @@ def test_score_is_relative_to_the_best_ceiling():
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_source_is_in_the_docs_with_its_settings_and_on_the_sheet(source):
+def test_source_settings_in_docs_and_overview(source):
     text = (Path(__file__).parents[1] / "docs/sources.md").read_text("utf-8")
     rows = [line for line in text.splitlines() if line.startswith(f"| `{source}`")]
-    assert rows and source in {row.source for row in sheet.ROWS}
-    shared = {"path", "size", "seed", "val", "test"}
+    assert rows and source in {row.source for row in ROWS}
+    shared = {"path", "size", "seed", "val_fraction", "test_fraction"}
     own = {field.name for field in fields(SOURCES[source])} - shared
-    told = " ".join(rows) + ("frames stride overlap cut" if "as `video`" in rows[0] else "")
-    assert not {name for name in own if name not in told}
+    listed = " ".join(rows) + (
+        "clip_length stride overlap scene_cut_threshold" if "as `video`" in rows[0] else ""
+    )
+    assert not {name for name in own if name not in listed}
 
 
-@pytest.mark.parametrize("row", sheet.ROWS, ids=lambda row: f"{row.source}-{row.tasks[0]}")
-def test_each_row_of_the_sheet_composes(row):
-    words = [f"source={row.source}", *row.words, *(["source.path=x"] if row.raw else [])]
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.source}-{row.tasks[0]}")
+def test_overview_row_composes(row):
+    words = [f"source={row.source}", *row.overrides, *(["source.path=x"] if row.raw else [])]
     assert isinstance(build(compose("prepare", words).source), SOURCES[row.source])
-    assert all(of(task).name == task for task in row.tasks)
+    assert all(get_or_default(task).name == task for task in row.tasks)
 
 
-def test_a_row_of_the_sheet_is_what_the_source_makes(tmp_path):
-    row = next(row for row in sheet.ROWS if row.tasks == ("poses",))
-    shown = sheet.pictures(row, tmp_path, 64)
-    assert len(shown) == sheet.PICTURES and all(each.size == (64, 64) for each in shown)
-    task = of("poses")
-    for picture, target in zip(shown[::2], shown[1::2], strict=True):
-        assert task.measures["f1"](np.asarray(target), np.asarray(target)) == 1
-        assert (np.asarray(target) == 0).all(2).mean() > 0.5 > (np.asarray(picture) == 0).mean()
+def test_overview_row_shows_the_sources_images(tmp_path):
+    row = next(row for row in ROWS if row.tasks == ("poses",))
+    shown = row_images(row, tmp_path, 64)
+    assert len(shown) == IMAGES_PER_ROW and all(each.size == (64, 64) for each in shown)
+    task = get_or_default("poses")
+    for image, target in zip(shown[::2], shown[1::2], strict=True):
+        assert task.metric_fns["f1"](np.asarray(target), np.asarray(target)) == 1
+        assert (np.asarray(target) == 0).all(2).mean() > 0.5 > (np.asarray(image) == 0).mean()

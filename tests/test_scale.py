@@ -9,7 +9,7 @@ from delvm.errors import UserError
 from experiments.scale.estimate import LVM, PAPER, estimate, main, table
 
 
-def test_the_mixtures_are_the_papers():
+def test_estimate_of_the_papers_mixtures():
     made = estimate(PAPER, rate=1000, days=1)
     assert (made.images, made.tokens) == (520_000_000, 133_120_000_000)
     assert made.hours == pytest.approx(520e6 / 1000 / 3600) == pytest.approx(144.4, abs=0.1)
@@ -20,7 +20,7 @@ def test_the_mixtures_are_the_papers():
     assert lvm.image_bytes == 164 * 10**12
 
 
-def test_bytes_are_those_of_real_shards(tmp_path):
+def test_token_bytes_equal_real_shards(tmp_path):
     pairs = plan_images("train", "derain", source="s", seed=0, image_size=256)
     plan = plan_tokens(pairs, 4096, tokens_per_image=256, vocab_size=8192, fingerprint="x")
     write_tokens(tmp_path, plan, lambda a, b: [np.zeros((b - a, 2, 256), np.int64)])
@@ -29,19 +29,19 @@ def test_bytes_are_those_of_real_shards(tmp_path):
     assert made.token_bytes == pytest.approx(size, rel=1e-6)
 
 
-def test_the_table_states_its_units(capsys):
+def test_table_states_its_units(capsys):
     text = table(rate=50, days=2)
     assert text.splitlines()[0].split("  ")[-1].strip() == "workers"
     (paper,) = (line for line in text.splitlines() if line.startswith("paper, all"))
     cells = ["520 M", "133.1 G", "269.1 GB", "52.0 TB", "2,888.9 h", "61"]
     assert paper.removeprefix("paper, all").split() == " ".join(cells).split()
-    assert text.endswith("of 2 bytes each") and "50 images/s a worker, 2 days" in text
+    assert text.endswith("of 2 bytes per image") and "50 images/s per worker, 2 days" in text
     assert main(["rate=10"]) == 0 and "10 images/s" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("word", "said"),
-    [("rat=1", "did you mean 'rate'"), ("rate=x", "is no number"), ("days=0", "days=0 is not")],
+    [("rat=1", "did you mean 'rate'"), ("rate=x", "is not a number"), ("days=0", "days=0 is not")],
 )
 def test_wrong_arguments(word, said, capsys):
     assert main([word]) == 2 and said in capsys.readouterr().err

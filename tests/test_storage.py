@@ -204,7 +204,7 @@ def test_memory_store_is_refused_for_several_processes(store):
 def test_the_verbs_take_urls(store, capsys):
     from delvm import cli
 
-    small = ["source.val=2", "source.test=2", "splits=[val]", f"output_dir={store}/pairs"]
+    small = ["source.num_val=2", "source.num_test=2", "splits=[val]", f"output_dir={store}/pairs"]
     assert cli.main(["prepare", *small, "source.size=64"]) == 0
     words = ["encode", f"input_dir={store}/pairs", f"output_dir={store}/t", "splits=[val]"]
     assert cli.main(words) == 0, capsys.readouterr().err

@@ -8,7 +8,22 @@ _SAMPLING = {
 }
 VERBS = {"gather": "runs"}
 RENAMED: dict[str, dict[str, str]] = {
-    "prepare": {"output": "output_dir"},
+    "prepare": {
+        "output": "output_dir",
+        # source=shapes has had counts under these two names.
+        "source.val": "source.val_fraction or source.num_val",
+        "source.test": "source.test_fraction or source.num_test",
+        "source.crops": "source.num_crops",
+        "source.cut": "source.scene_cut_threshold",
+        "source.frames": "source.clip_length",
+        "source.hole": "source.hole_size",
+        "source.keypoints": "source.min_keypoints",
+        "source.masks": "source.max_masks",
+        "source.pictures": "source.group_size",
+        "source.tars": "source.from_tars",
+        "source.tuples": "source.annotations",
+        "source.whole": "source.whole_image",
+    },
     "encode": {
         "input": "input_dir",
         "output": "output_dir",
@@ -18,6 +33,14 @@ RENAMED: dict[str, dict[str, str]] = {
         "balance=unbalanced": "balance=none",
         "balance=resample": "balance=oversample",
         "balance.target": "balance.examples_per_task",
+        "engine.restarts": "executor.max_restarts",
+        "engine.cpus": "executor.cpus_per_worker",
+        "engine.gpus": "executor.gpus_per_worker",
+        "engine.folder": "executor.log_dir",
+        "engine.timeout": "executor.timeout_min",
+        "engine.memory": "executor.mem_gb",
+        "engine.slurm": "executor.slurm_additional",
+        "engine.poll": "executor.poll_s",
     },
     "train": {
         "data=pixels": "data=images",

@@ -36,7 +36,7 @@ Results = dict[str, dict[str, Any]]  # task -> its results
 
 def task_results(scores: TaskScores, seed: int) -> dict[str, Any]:
     """The results of one task, as the docstring of this module lists them."""
-    task = tasks.of(scores.task)
+    task = tasks.get_or_default(scores.task)
 
     def intervals(method: str) -> dict[str, Any]:
         values = scores.scores[method]
@@ -46,9 +46,9 @@ def task_results(scores: TaskScores, seed: int) -> dict[str, Any]:
     return {
         "description": task.description,
         "trained": task.name not in tasks.HELD_OUT,
-        "primary_metric": task.primary,
+        "primary_metric": task.primary_metric,
         "metrics": list(task.metrics),
-        "num_queries": len(scores.scores["ceiling"][task.primary]),
+        "num_queries": len(scores.scores["ceiling"][task.primary_metric]),
         "pool_size": scores.pool_size,
         "ceiling": intervals("ceiling"),
         "baselines": {
@@ -69,7 +69,7 @@ def task_results(scores: TaskScores, seed: int) -> dict[str, Any]:
 
 def best_baseline(scores: TaskScores) -> str:
     """The baseline with the highest primary metric after the round trip."""
-    primary = tasks.of(scores.task).primary
+    primary = tasks.get_or_default(scores.task).primary_metric
 
     def mean(name: str) -> float:
         values = scores.scores[f"baseline/{name}/round_trip"][primary]
@@ -81,7 +81,7 @@ def best_baseline(scores: TaskScores) -> str:
 
 def _vs_baseline(scores: TaskScores, student: str, best: str, seed: int) -> dict[str, Any]:
     """A student relative to the best baseline and the ceiling."""
-    primary = tasks.of(scores.task).primary
+    primary = tasks.get_or_default(scores.task).primary_metric
     answer, baseline, ceiling = (
         scores.scores[method][primary]
         for method in (f"student/{student}", f"baseline/{best}/round_trip", "ceiling")

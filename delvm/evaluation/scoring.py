@@ -114,7 +114,7 @@ def score_task(
         students: By name, in evaluation mode.
         on_answered: Called with (number of queries, name of the student) after each batch.
     """
-    task = tasks.of(query_set.task)
+    task = tasks.get_or_default(query_set.task)
     scores, losses = _ScoreBuffer(), _ScoreBuffer()
     examples: list[PromptExample] = []
     mean_target = query_set.mean_target()
@@ -150,7 +150,7 @@ def _score_baselines(
     truth: Tensor,
 ) -> list[tuple[str, dict[str, Tensor]]]:
     """(method, metric -> (B,)) of each baseline, raw and after the tokenizer's round trip."""
-    task = tasks.of(query_set.task)
+    task = tasks.get_or_default(query_set.task)
     queries = to_tensor(list(query_set.queries.images[rows]))
     answers = baselines.answers(queries, *query_set.example_pixels(rows), mean_target)
     scores = []

@@ -88,7 +88,7 @@ def _check_name(name: str) -> None:
         UserError: the name has other characters.
     """
     if not re.fullmatch(_NAME, name):
-        raise UserError(f"invalid task name '{name}': use lower-case letters, digits and _")
+        raise UserError(f"invalid task name {name!r}: use lower-case letters, digits and _")
 
 
 __all__ = ["HELD_OUT", "NAMES", "TRAINED", "Task", "get", "get_or_default", "register"]

@@ -23,7 +23,7 @@ from delvm.data.encode.executors.base import TokenizerFactory
 from delvm.data.encode.executors.processes import Processes
 from delvm.data.encode.shard_task import EncodeJob, ShardTask, encode_shard
 from delvm.data.image_io import to_tensor
-from delvm.data.prepare.chunks import finish_parts, start_parts, write_part
+from delvm.data.prepare.chunks import finish_chunks, start_chunks, write_chunk
 from delvm.data.shards.manifest import plan_images
 from delvm.data.sources.shapes import photographs
 from delvm.data.types import Example, split_into_chunks
@@ -63,14 +63,14 @@ def corpus(root: Path, tokenizer: VQGAN, pairs: int, batch_size: int) -> EncodeJ
             "train", task, source="bench", seed=0, image_size=side, shard_size=max(1, pairs)
         )
         parts = split_into_chunks(pairs, pairs)
-        start_parts(root / "pairs", plan, parts)
+        start_chunks(root / "pairs", plan, parts)
         drawn = zip(itertools.cycle(crops), itertools.cycle(crops[::-1]))
         made = (
             Example(f"{i:06d}", task, pictures)
             for i, pictures in enumerate(itertools.islice(drawn, pairs))
         )
-        write_part(root / "pairs", plan, parts[0], made)
-        finish_parts(root / "pairs", plan, parts)
+        write_chunk(root / "pairs", plan, parts[0], made)
+        finish_chunks(root / "pairs", plan, parts)
     return plan_job(
         root / "pairs", root / "t", tokenizer, "bench", BalanceConfig(), ["train"], batch_size, 0
     )

@@ -48,7 +48,8 @@ STAGES = (
 _STEPS = "trainer.max_steps=2 trainer.val_every=2 trainer.log_every=1 data.batch_size=4"
 _COUNTS = "segmentation=12", "pose=8", "derain=6", "deblur=6"
 SMOKE = {
-    "pairs": " ".join(f"source.train.{count}" for count in _COUNTS) + " source.val=6 source.test=4",
+    "pairs": " ".join(f"source.train.{count}" for count in _COUNTS)
+    + " source.num_val=6 source.num_test=4",
     "tokenizer": f"{_STEPS} data.num_val_examples=2",
     "teacher": f"{_STEPS} data.num_val_examples=4",
     "student": f"{_STEPS} data.num_val_examples=4",

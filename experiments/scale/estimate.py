@@ -1,10 +1,10 @@
 """What it takes to encode the paper's mixture, or LVM's: bytes, hours, GPUs.
 
-    python experiments/scale/estimate.py [rate=IMAGES_A_SECOND] [days=DAYS] [file_kb=KB]
+    python experiments/scale/estimate.py [rate=IMAGES_PER_SECOND] [days=DAYS] [file_kb=KB]
 
-`rate` is that of one worker (a GPU, or a core) as `make bench only=encode` or the lines of
-`delvm encode` tell it; `days` is how long one is ready to wait; `file_kb` is the mean size of a
-picture of 256 px in an image shard.
+`rate` is that of one worker (a GPU, or a core), from `make bench only=encode` or the output of
+`delvm encode`; `days` is the time limit; `file_kb` is the mean size of an image of 256 px in an
+image shard.
 """
 
 import math
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from delvm.errors import UserError, did_you_mean
 
-TOKENS = 256  # an image of 256 px, of a tokenizer that goes down 16 times
-TAR = 1.0107421875  # a shard of 16 records over their ids: headers, and the end of a tar
+TOKENS = 256  # per image of 256 px, for a downsampling factor of 16
+TAR_OVERHEAD = 1.0107421875  # bytes of a shard / bytes of its ids: headers, end of the archive
 
 MILLION = 10**6
-# Images of each task (DeLVM, arXiv 2402.04841), the last three brought up to 5 million.
+# Images of each task (DeLVM, arXiv 2402.04841), the last three augmented to 5 million.
 PAPER = {
     "laion": 400 * MILLION,
     "segmentation": 100 * MILLION,
@@ -32,15 +32,15 @@ LVM = {"lvm": 1_640 * MILLION}  # arXiv 2312.00785
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a mixture takes.
+    """What it takes to encode a mixture.
 
     Attributes:
-        images: encoded, copies of augmentation included.
-        tokens: that they become.
-        token_bytes: of the token shards, two a token.
-        image_bytes: of the image shards, were all images kept.
-        hours: of one worker.
-        workers: that are done within the days given, each an equal share.
+        images: number encoded, augmented copies included.
+        tokens: number of tokens.
+        token_bytes: size of the token shards.
+        image_bytes: size of the image shards, if all images were kept.
+        hours: for one worker.
+        workers: number needed to finish within the given days.
     """
 
     images: int
@@ -58,12 +58,12 @@ def estimate(
 
     Args:
         mixture: task -> images.
-        rate: images a second of a worker.
-        days: within which it is to be done.
-        file_kb: of an image of 256 px, in kB (1,000 bytes).
+        rate: images per second per worker.
+        days: time limit.
+        file_kb: size of an image of 256 px, in kB (1,000 bytes).
 
     Raises:
-        UserError: a value that is not above 0.
+        UserError: a value is not above 0.
     """
     for name, value in {"rate": rate, "days": days, "file_kb": file_kb}.items():
         if not value > 0:
@@ -73,7 +73,7 @@ def estimate(
     return Estimate(
         images,
         images * TOKENS,
-        math.ceil(2 * images * TOKENS * TAR),
+        math.ceil(2 * images * TOKENS * TAR_OVERHEAD),
         math.ceil(images * file_kb * 1000),
         hours,
         math.ceil(hours / (24 * days)),
@@ -87,34 +87,34 @@ def table(rate: float, days: float = 7.0, file_kb: float = 100.0) -> str:
     head = ("", "images", "tokens", "token shards", "image shards", "worker hours", "workers")
     rows = [head]
     for name, mixture in mixtures.items():
-        made = estimate(mixture, rate, days, file_kb)
+        each = estimate(mixture, rate, days, file_kb)
         rows.append(
             (
                 name,
-                f"{made.images / 1e6:,.0f} M",
-                f"{made.tokens / 1e9:,.1f} G",
-                f"{made.token_bytes / 1e9:,.1f} GB",
-                f"{made.image_bytes / 1e12:,.1f} TB",
-                f"{made.hours:,.1f} h",
-                f"{made.workers:,}",
+                f"{each.images / 1e6:,.0f} M",
+                f"{each.tokens / 1e9:,.1f} G",
+                f"{each.token_bytes / 1e9:,.1f} GB",
+                f"{each.image_bytes / 1e12:,.1f} TB",
+                f"{each.hours:,.1f} h",
+                f"{each.workers:,}",
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
     ]
-    said = (
-        f"{rate:g} images/s a worker, {days:g} days to wait, {file_kb:g} kB a picture, "
-        f"{TOKENS} tokens an image of 2 bytes each"
+    caption = (
+        f"{rate:g} images/s per worker, {days:g} days, {file_kb:g} kB per image, "
+        f"{TOKENS} tokens of 2 bytes per image"
     )
-    return "\n".join([*lines, "", said])
+    return "\n".join([*lines, "", caption])
 
 
 def settings(words: Sequence[str]) -> dict[str, float]:
-    """The numbers on the command line.
+    """The settings on the command line.
 
     Raises:
-        UserError: an unknown name, or no number.
+        UserError: a name is unknown, or a value is not a number.
     """
     found = {"rate": 100.0}
     for word in words:
@@ -126,7 +126,7 @@ def settings(words: Sequence[str]) -> dict[str, float]:
         try:
             found[name] = float(value)
         except ValueError:
-            raise UserError(f"{word} is no number: set {name}=100") from None
+            raise UserError(f"{word} is not a number: set {name}=100") from None
     return found
 
 

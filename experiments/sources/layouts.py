@@ -1,6 +1,6 @@
 """Write small data sets in the true layouts of SA-1B, COCO keypoints and videos.
 
-For the tests of their readers, and for the sheet of all sources.
+For the tests of their readers, and for the overview of all sources.
 """
 
 import io
@@ -8,14 +8,18 @@ import json
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import av
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from pycocotools import mask as coco
 
-from delvm.tasks.pose import KEYPOINTS
+from delvm.data.types import ImageArray
+from delvm.tasks.pose import KEYPOINTS, Points
+
+Mask: TypeAlias = npt.NDArray[np.bool_]  # (H, W)
 
 COCO_KEYPOINTS = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear",
@@ -24,10 +28,10 @@ COCO_KEYPOINTS = (
 )  # fmt: skip
 
 
-def jpeg(picture: np.ndarray) -> bytes:
-    """A picture (H, W, 3) uint8 as a JPEG of high quality."""
+def jpeg(image: ImageArray) -> bytes:
+    """An image (H, W, 3) uint8 as a JPEG of high quality."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=95)
+    Image.fromarray(image).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
 
 
@@ -44,17 +48,17 @@ def write_tar(path: Path, files: Mapping[str, bytes]) -> None:
 # ------------------------------------------------------------ SA-1B
 
 
-def rle(mask: np.ndarray) -> dict[str, Any]:
+def rle(mask: Mask) -> dict[str, Any]:
     """A mask (H, W) bool as the compressed run lengths of COCO, for JSON."""
     made = coco.encode(np.asfortranarray(mask, np.uint8))
     return {"size": list(mask.shape), "counts": made["counts"].decode("ascii")}
 
 
-def sa1b_json(name: str, masks: Iterable[np.ndarray]) -> dict[str, Any]:
-    """What stands beside a picture of SA-1B.
+def sa1b_json(name: str, masks: Iterable[Mask]) -> dict[str, Any]:
+    """The annotations of an image of SA-1B.
 
     Args:
-        name: Of the picture, without the suffix.
+        name: Of the image, without the suffix.
         masks: (H, W) bool each.
     """
     annotations = []
@@ -77,16 +81,16 @@ def sa1b_json(name: str, masks: Iterable[np.ndarray]) -> dict[str, Any]:
     return {"image": image, "annotations": annotations}
 
 
-def write_sa1b(path: Path, items: Mapping[str, tuple[np.ndarray, Sequence[np.ndarray]]]) -> None:
+def write_sa1b(path: Path, items: Mapping[str, tuple[ImageArray, Sequence[Mask]]]) -> None:
     """Write a tar of SA-1B.
 
     Args:
         path: Such as sa_000000.tar.
-        items: Name, such as sa_1 -> picture (H, W, 3) uint8 and its masks (H, W) bool.
+        items: Name, such as sa_1 -> image (H, W, 3) uint8 and its masks (H, W) bool.
     """
     files: dict[str, bytes] = {}
-    for name, (picture, masks) in items.items():
-        files[f"./{name}.jpg"] = jpeg(picture)
+    for name, (image, masks) in items.items():
+        files[f"./{name}.jpg"] = jpeg(image)
         files[f"./{name}.json"] = json.dumps(sa1b_json(name, masks)).encode()
     write_tar(path, files)
 
@@ -94,21 +98,21 @@ def write_sa1b(path: Path, items: Mapping[str, tuple[np.ndarray, Sequence[np.nda
 # ------------------------------------------------------------ COCO
 
 
-def coco_person(points: np.ndarray, number: int, image: int) -> dict[str, Any]:
+def coco_person(points: Points, number: int, image: int) -> dict[str, Any]:
     """A person's annotation.
 
     Args:
-        points: (18, 2) in pixels, in the order of `pose.KEYPOINTS`, NaN where unseen; the neck,
-            which COCO does not know, is left out.
-        number, image: Ids of the annotation and of the picture.
+        points: (18, 2) in pixels, in the order of `pose.KEYPOINTS`, NaN where not
+            visible; the neck, which COCO does not annotate, is left out.
+        number, image: Ids of the annotation and of the image.
     """
     values: list[float] = []
     for name in COCO_KEYPOINTS:
         x, y = points[KEYPOINTS.index(name)]
         values += [0, 0, 0] if np.isnan(x) else [int(x), int(y), 2]
     low, high = np.nanmin(points, axis=0), np.nanmax(points, axis=0)
-    room = 0.1 * (high - low).max()  # a body reaches beyond its joints
-    low, high = low - room, high + room
+    margin = 0.1 * (high - low).max()  # a body extends beyond its joints
+    low, high = low - margin, high + margin
     return {
         "id": number,
         "image_id": image,
@@ -122,54 +126,54 @@ def coco_person(points: np.ndarray, number: int, image: int) -> dict[str, Any]:
 
 
 def write_coco(
-    root: Path, split: str, items: Mapping[str, tuple[np.ndarray, Sequence[np.ndarray]]]
+    root: Path, split: str, items: Mapping[str, tuple[ImageArray, Sequence[Points]]]
 ) -> dict[str, Any]:
-    """Write the pictures of one split and its annotations.
+    """Write the images of one split and its annotations.
 
     Args:
         root: Of the data set.
         split: "train" or "val".
-        items: File name -> picture (H, W, 3) uint8 and its people, (18, 2) in pixels each.
+        items: File name -> image (H, W, 3) uint8 and its people, (18, 2) in pixels each.
 
     Returns:
-        What was written as JSON.
+        The content of the JSON.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, (name, (picture, people)) in enumerate(items.items(), 1):
+    for number, (name, (image, people)) in enumerate(items.items(), 1):
         path = root / f"{split}2017" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(jpeg(picture))
-        height, width = picture.shape[:2]
+        path.write_bytes(jpeg(image))
+        height, width = image.shape[:2]
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         for points in people:
             annotations.append(coco_person(points, len(annotations) + 1, number))
-    held = {
+    content = {
         "images": images,
         "annotations": annotations,
         "categories": [{"id": 1, "name": "person", "keypoints": list(COCO_KEYPOINTS)}],
     }
-    write_annotations(root, split, held)
-    return held
+    write_annotations(root, split, content)
+    return content
 
 
-def write_annotations(root: Path, split: str, held: Any) -> None:
+def write_annotations(root: Path, split: str, content: Any) -> None:
     """Write person_keypoints_SPLIT2017.json."""
     path = root / "annotations" / f"person_keypoints_{split}2017.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(held))
+    path.write_text(json.dumps(content))
 
 
 # ------------------------------------------------------------ videos
 
 
-def write_video(path: Path, frames: Iterable[np.ndarray], turned: float = 0) -> None:
+def write_video(path: Path, frames: Iterable[ImageArray], rotation: float = 0) -> None:
     """Write frames (H, W, 3) uint8, of even sides, as a video with H.264.
 
     Args:
         path: Of an .mp4, or of another container that has H.264.
         frames: At least one.
-        turned: Degrees to be turned counterclockwise when shown, as telephones write it.
+        rotation: Degrees to rotate counterclockwise when shown, as phones write it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -179,15 +183,15 @@ def write_video(path: Path, frames: Iterable[np.ndarray], turned: float = 0) -> 
                 stream = container.add_stream("libx264", rate=10, options={"crf": "12"})
                 stream.height, stream.width = frame.shape[:2]
                 stream.pix_fmt = "yuv420p"
-                if turned:
-                    stream.set_display_rotation(turned)
+                if rotation:
+                    stream.set_display_rotation(rotation)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         assert stream is not None
         container.mux(stream.encode())
 
 
-def write_frames(folder: Path, frames: Iterable[np.ndarray]) -> None:
-    """Write frames (H, W, 3) uint8 as pictures, numbered without leading zeros."""
+def write_frames(folder: Path, frames: Iterable[ImageArray]) -> None:
+    """Write frames (H, W, 3) uint8 as images, numbered without leading zeros."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, frame in enumerate(frames):
         Image.fromarray(frame).save(folder / f"{number}.png")

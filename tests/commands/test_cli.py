@@ -183,7 +183,7 @@ def test_a_users_mistake_found_late_is_2(delvm, monkeypatch, tmp_path):
 def test_a_path_that_cannot_be_written_is_2(delvm, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
-    small = ["source.size=16", "splits=[val]", "source.val=1"]
+    small = ["source.size=16", "splits=[val]", "source.num_val=1"]
     code, _, err = delvm("prepare", "output_dir=file/below", *small)
     assert code == 2
     assert err.splitlines()[-1].startswith("delvm: Not a directory: file/below")

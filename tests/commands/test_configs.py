@@ -124,7 +124,7 @@ def test_the_source_config_is_the_sources_default():
     assert source.held_out == plain.held_out
     for split in ("val", "test"):
         assert plain.counts(split) == dict.fromkeys(
-            [*source.train, *source.held_out], getattr(source, split)
+            [*source.train, *source.held_out], getattr(source, f"num_{split}")
         )
 
 

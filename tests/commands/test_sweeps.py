@@ -57,7 +57,7 @@ def test_joblib_trains_to_the_end_next_to_a_job_that_fails(delvm, elsewhere, tmp
 
 def test_submitit_jobs_run_and_fail_like_any(delvm, elsewhere, tmp_path):
     words = ("prepare", "-m", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep")
-    words += ("source.size=16", "source.test=1", "source.seed=7", "splits=[test]")
+    words += ("source.size=16", "source.num_test=1", "source.seed=7", "splits=[test]")
     code, out, err = delvm(*words, "shard_size=10,0", "output_dir=pairs")
     assert (code, out) == (2, "") and "Traceback" not in err
     assert err.splitlines()[-1].startswith("delvm: job 1: shard_size=0 is below 1")

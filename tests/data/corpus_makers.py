@@ -49,12 +49,12 @@ class FakeSource:
             raise KeyboardInterrupt
         self.asked.append((split, task, index))
         seeds = [self.seed, len(split), *task.encode(), index]
-        picture = np.random.default_rng(seeds).integers(0, 256, (self.size,) * 2 + (3,), np.uint8)
-        return Example(f"{index:06d}", task, (picture, 255 - picture))
+        image = np.random.default_rng(seeds).integers(0, 256, (self.size,) * 2 + (3,), np.uint8)
+        return Example(f"{index:06d}", task, (image, 255 - image))
 
 
 class FakeTokenizer:
-    """Four tokens a picture: the mean brightness of each quarter, as one of 256 codes.
+    """Four tokens a image: the mean brightness of each quarter, as one of 256 codes.
 
     With more `tokens` than four they repeat, so that shards hold few pairs.
     """

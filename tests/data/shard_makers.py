@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 import torch
 
-from delvm.data.prepare.chunks import finish_parts, pending_parts, start_parts, write_part
+from delvm.data.prepare.chunks import finish_chunks, pending_chunks, start_chunks, write_chunk
 from delvm.data.shards.manifest import plan_images, plan_tokens, write_codebook
 from delvm.data.shards.writer import write_tokens
 from delvm.data.types import Example, split_into_chunks
@@ -24,13 +24,13 @@ def write_examples(root, split, task, examples, shard_size=1000, overwrite=False
     """Write a list of examples, one shard per chunk."""
     plan = plan_images(split, task, shard_size=shard_size, **settings)
     parts = split_into_chunks(len(examples), shard_size)
-    if todo := pending_parts(root, plan, parts, overwrite):
-        start_parts(root, plan, parts, overwrite)
+    if todo := pending_chunks(root, plan, parts, overwrite):
+        start_chunks(root, plan, parts, overwrite)
     for part in todo:
         first = int(part.name) * shard_size
         mine = (examples[i] for i in range(first, first + part.count))
-        write_part(root, plan, part, mine)
-    return finish_parts(root, plan, parts)
+        write_chunk(root, plan, part, mine)
+    return finish_chunks(root, plan, parts)
 
 
 def write(root, count=5, **options):

@@ -6,7 +6,7 @@ from delvm.tasks import metrics
 
 
 @pytest.fixture
-def pictures() -> tuple[torch.Tensor, torch.Tensor]:
+def images() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     truth = torch.rand(3, 3, 24, 20, generator=generator)
     noise = torch.randn(3, 3, 24, 20, generator=generator)
@@ -34,20 +34,20 @@ def slow_ssim(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(values))
 
 
-def test_psnr_is_a_value_a_picture(pictures):
-    prediction, truth = pictures
+def test_psnr_per_image(images):
+    prediction, truth = images
     errors = ((prediction - truth).double() ** 2).flatten(1).mean(1)
     expected = -10 * torch.log10(errors)
     torch.testing.assert_close(metrics.psnr(prediction, truth), expected.float())
 
 
-def test_psnr_of_identical_pictures_is_the_cap(pictures):
-    _, truth = pictures
+def test_psnr_cap(images):
+    _, truth = images
     assert metrics.psnr(truth, truth).tolist() == [metrics.PSNR_CAP] * 3
 
 
-def test_ssim_is_a_value_a_picture(pictures):
-    prediction, truth = pictures
+def test_ssim_per_image(images):
+    prediction, truth = images
     expected = [
         slow_ssim(p.double().numpy(), t.double().numpy())
         for p, t in zip(prediction, truth, strict=True)
@@ -57,8 +57,8 @@ def test_ssim_is_a_value_a_picture(pictures):
     assert found[0] > found[1] > found[2]
 
 
-def test_a_batch_scores_as_its_pictures_one_by_one(pictures):
-    prediction, truth = pictures
+def test_batch_scores_equal_single_scores(images):
+    prediction, truth = images
     for metric in (metrics.psnr, metrics.ssim):
         whole = metric(prediction, truth)
         alone = torch.cat([metric(prediction[i : i + 1], truth[i : i + 1]) for i in range(3)])
@@ -74,7 +74,7 @@ def test_to_uint8_rounds_half_up_and_clamps():
 @pytest.mark.parametrize(
     ("side", "scales"), [(11, 1), (32, 2), (64, 3), (175, 4), (176, 5), (256, 5)]
 )
-def test_ms_ssim_has_as_many_scales_as_fit(side, scales):
+def test_ms_ssim_scales(side, scales):
     assert metrics.ms_ssim_scales(side) == scales
     truth = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     drawn = truth.clone()

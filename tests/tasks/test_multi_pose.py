@@ -12,19 +12,19 @@ SIZE = 128
 
 
 def crowd(seed: int, scales: tuple[float, ...]) -> np.ndarray:
-    """A person in each column of the picture, (n, 18, 2)."""
+    """A person in each column of the image, (n, 18, 2)."""
     rng = np.random.default_rng(seed)
     found = []
     for number, scale in enumerate(scales):
-        points = people.keypoints(rng)
-        centre = np.nanmean(points, axis=0)
+        points = people.random_keypoints(rng)
+        center = np.nanmean(points, axis=0)
         at = ((number + 0.5) / len(scales), 0.5)
-        found.append((points - centre) * scale + at)
+        found.append((points - center) * scale + at)
     return np.stack(found)
 
 
-def test_a_figure_alone_at_full_size_is_that_of_pose():
-    points = people.keypoints(np.random.default_rng(0))
+def test_single_full_size_figure_equals_pose():
+    points = people.random_keypoints(np.random.default_rng(0))
     drawn = poses.render(points[None], np.array([1.0]), SIZE)
     assert (drawn == pose.render(points, SIZE)).all()
 
@@ -38,10 +38,10 @@ def test_parse_finds_every_figure(scales):
             places = found[keypoint]
             away = np.linalg.norm(places[:, None] - figures[None, :, keypoint], axis=2)
             assert len(places) == len(scales) and away.min(axis=0).max() < 0.03
-        assert not any(len(found[keypoint]) for keypoint in range(pose.BODY, 18))
+        assert not any(len(found[keypoint]) for keypoint in range(pose.NUM_BODY_KEYPOINTS, 18))
 
 
-def test_scores():
+def test_score_values():
     figures, scales = crowd(0, (0.45, 0.45)), np.array([0.45, 0.45])
     truth = poses.render(figures, scales, SIZE)
     assert poses.f1(truth, truth) == 1
@@ -56,14 +56,14 @@ def test_scores():
     assert poses.f1(np.asarray(blurred), truth) > 0.9
 
 
-def test_the_task_is_known_and_never_mirrored():
-    assert tasks.get("poses") is poses.TASK and not poses.TASK.flips
+def test_task_registered_and_never_flipped():
+    assert tasks.get("poses") is poses.TASK and not poses.TASK.allows_hflip
     assert "poses" not in tasks.NAMES
 
 
-def test_pixels_are_scored_one_by_one():
-    pictures = np.stack([poses.render(crowd(n, (0.5,)), np.array([0.5]), SIZE) for n in (0, 1)])
-    truth = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+def test_batch_scored_per_image():
+    images = np.stack([poses.render(crowd(n, (0.5,)), np.array([0.5]), SIZE) for n in (0, 1)])
+    truth = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     scores = poses.TASK.score(torch.stack((truth[0], truth[0])), truth)
     assert tuple(scores) == ("f1", "psnr", "ssim")
-    assert scores["f1"].tolist() == pytest.approx([1, poses.f1(pictures[0], pictures[1])])
+    assert scores["f1"].tolist() == pytest.approx([1, poses.f1(images[0], images[1])])

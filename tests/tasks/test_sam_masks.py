@@ -30,75 +30,75 @@ def random_masks(seed: int, count: int, height: int = 90, width: int = 128) -> n
 def target(seed: int, count: int = 40) -> np.ndarray:
     drawn = random_masks(seed, count)
     height, width = drawn.shape[1:]
-    labels = masks.paint(map(columns, drawn), height, width, count)
-    return masks.colours(count, np.random.default_rng(seed))[labels]
+    labels = masks.label_map_from_runs(map(columns, drawn), height, width, count)
+    return masks.random_palette(count, np.random.default_rng(seed))[labels]
 
 
-def test_colours_are_distinct_far_apart_and_never_black():
+def test_palette_distinct_far_apart_and_not_black():
     table = np.asarray(((0, 0, 0), *masks.PALETTE), float)
     away = np.linalg.norm(table[:, None] - table[None], axis=2)
     assert away[np.triu_indices(len(table), 1)].min() > 2 * masks.TOLERANCE
     assert len(masks.PALETTE) == MAX_LABEL_COLORS - 1
     for seed in (0, 1):
-        drawn = masks.colours(len(masks.PALETTE), np.random.default_rng(seed))
+        drawn = masks.random_palette(len(masks.PALETTE), np.random.default_rng(seed))
         assert drawn.dtype == np.uint8 and not drawn[0].any()
-        assert {tuple(map(int, colour)) for colour in drawn[1:]} == set(masks.PALETTE)
-    one, same, other = (masks.colours(9, np.random.default_rng(seed)) for seed in (0, 0, 1))
+        assert {tuple(map(int, color)) for color in drawn[1:]} == set(masks.PALETTE)
+    one, same, other = (masks.random_palette(9, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert (one == same).all() and not (one == other).all()
 
 
 @pytest.mark.parametrize("most", [5, 40])
-def test_painting_runs_is_painting_masks(most):
+def test_label_map_from_runs_equals_painting_masks(most):
     drawn = random_masks(3, 40)
     by_size = sorted(drawn, key=lambda mask: -int(coco.area(coco.encode(np.asfortranarray(mask)))))
     slow = np.zeros(drawn.shape[1:], np.uint8)
     for label, mask in enumerate(by_size[:most], 1):
         slow[mask] = label
-    fast = masks.paint(map(columns, drawn), *slow.shape, most=most)
+    fast = masks.label_map_from_runs(map(columns, drawn), *slow.shape, max_masks=most)
     assert fast.dtype == np.uint8 and (fast == slow).all()
 
 
-def test_parse_reads_back_what_was_painted():
+def test_parse_inverts_label_map():
     for seed in range(5):
         drawn = random_masks(seed, 60)
-        labels = masks.paint(map(columns, drawn), *drawn.shape[1:3], most=60)
+        labels = masks.label_map_from_runs(map(columns, drawn), *drawn.shape[1:3], max_masks=60)
         for label in range(1, 61):  # specks are not read back, and that is by intent
             islands, _ = ndimage.label(labels == label)
-            small = np.bincount(islands.ravel()) < masks.SPECK * labels.size
+            small = np.bincount(islands.ravel()) < masks.MIN_AREA * labels.size
             labels[small[islands] & (labels == label)] = 0
-        colours = masks.colours(60, np.random.default_rng(seed))
-        found = masks.parse(colours[labels])
-        wanted = np.array([0, *(1 + masks.PALETTE.index(tuple(map(int, c))) for c in colours[1:])])
+        colors = masks.random_palette(60, np.random.default_rng(seed))
+        found = masks.parse(colors[labels])
+        wanted = np.array([0, *(1 + masks.PALETTE.index(tuple(map(int, c))) for c in colors[1:])])
         assert (found == wanted[labels]).all()
 
 
-def test_scores():
-    picture = target(0)
-    assert masks.miou(picture, picture) == 1
-    assert masks.miou(picture[:, :, [1, 2, 0]], picture) == 1  # other colours, same masks
-    assert masks.miou(np.roll(picture, 40, axis=1), picture) < 0.3
-    assert masks.miou(target(1), picture) < 0.3
-    assert masks.miou(np.zeros_like(picture), picture) == 0
-    assert np.isnan(masks.miou(picture, np.zeros_like(picture)))
+def test_score_values():
+    image = target(0)
+    assert masks.miou(image, image) == 1
+    assert masks.miou(image[:, :, [1, 2, 0]], image) == 1  # other colors, same masks
+    assert masks.miou(np.roll(image, 40, axis=1), image) < 0.3
+    assert masks.miou(target(1), image) < 0.3
+    assert masks.miou(np.zeros_like(image), image) == 0
+    assert np.isnan(masks.miou(image, np.zeros_like(image)))
 
 
-def test_a_little_noise_and_blur_do_little_harm():
-    picture = target(0, 12)
-    noise = np.random.default_rng(0).normal(0, 10, picture.shape)
-    noisy = np.clip(picture + noise, 0, 255).astype(np.uint8)
-    assert masks.miou(noisy, picture) > 0.95
-    blurred = ndimage.gaussian_filter(picture, (0.7, 0.7, 0))
-    assert masks.miou(blurred, picture) > 0.7
+def test_miou_robust_to_noise_and_blur():
+    image = target(0, 12)
+    noise = np.random.default_rng(0).normal(0, 10, image.shape)
+    noisy = np.clip(image + noise, 0, 255).astype(np.uint8)
+    assert masks.miou(noisy, image) > 0.95
+    blurred = ndimage.gaussian_filter(image, (0.7, 0.7, 0))
+    assert masks.miou(blurred, image) > 0.7
 
 
-def test_the_task_is_known_and_is_none_of_the_procedural_ones():
-    assert tasks.get("masks") is tasks.of("masks") is masks.TASK
-    assert masks.TASK.flips and "masks" not in tasks.NAMES
+def test_task_registered_but_not_procedural():
+    assert tasks.get("masks") is tasks.get_or_default("masks") is masks.TASK
+    assert masks.TASK.allows_hflip and "masks" not in tasks.NAMES
 
 
-def test_pixels_are_scored_one_by_one():
-    pictures = np.stack([target(0), target(1)])
-    truth = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+def test_batch_scored_per_image():
+    images = np.stack([target(0), target(1)])
+    truth = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     scores = masks.TASK.score(torch.stack((truth[0], truth[0])), truth)
     assert tuple(scores) == ("miou", "psnr", "ssim")
-    assert scores["miou"].tolist() == pytest.approx([1, masks.miou(pictures[0], pictures[1])])
+    assert scores["miou"].tolist() == pytest.approx([1, masks.miou(images[0], images[1])])

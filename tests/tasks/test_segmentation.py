@@ -17,31 +17,31 @@ def blocks(*sides: int, size: int = 64) -> np.ndarray:
     return masks
 
 
-def test_colours_go_by_rank_of_size():
+def test_colors_by_rank_of_size():
     masks = blocks(8, 20, 14)
-    picture = render(masks)
+    image = render(masks)
     for mask, rank in zip(masks, (2, 0, 1), strict=True):
-        assert (picture[mask] == PALETTE[rank]).all()
-    assert (picture[~masks.any(0)] == 0).all()
+        assert (image[mask] == PALETTE[rank]).all()
+    assert (image[~masks.any(0)] == 0).all()
 
 
-def test_a_small_mask_on_a_large_one_stays_visible():
+def test_small_mask_on_large_one_visible():
     large, small = np.zeros((2, 32, 32), bool)
     large[2:30, 2:30] = True
     small[10:16, 10:16] = True
     for masks in ([large, small], [small, large]):
-        picture = render(np.stack(masks))
-        assert (picture[small] == PALETTE[1]).all()
-        assert (picture[large & ~small] == PALETTE[0]).all()
+        image = render(np.stack(masks))
+        assert (image[small] == PALETTE[1]).all()
+        assert (image[large & ~small] == PALETTE[0]).all()
 
 
-def test_colours_are_distinct_and_never_repeat():
+def test_colors_distinct_and_limited():
     assert len(set(PALETTE)) == len(PALETTE)
-    with pytest.raises(UserError, match="9 instances .* 8 palette colours"):
+    with pytest.raises(UserError, match="9 instances .* 8 palette colors"):
         render(np.ones((9, 8, 8)))
 
 
-def test_parse_reads_back_what_render_drew():
+def test_parse_inverts_render():
     masks = blocks(20, 14, 8)
     labels = parse(render(masks))
     for rank, mask in enumerate(masks):
@@ -54,18 +54,18 @@ def test_parse_reads_back_what_render_drew():
 
 def test_parse_survives_noise_and_blur():
     masks = blocks(20, 14, 9)
-    picture = render(masks).astype(float)
-    picture = ndimage.gaussian_filter(picture, (1, 1, 0))
-    picture += np.random.default_rng(0).normal(0, 20, picture.shape)
-    answer = np.clip(picture, 0, 255).astype(np.uint8)
+    image = render(masks).astype(float)
+    image = ndimage.gaussian_filter(image, (1, 1, 0))
+    image += np.random.default_rng(0).normal(0, 20, image.shape)
+    answer = np.clip(image, 0, 255).astype(np.uint8)
     assert miou(answer, render(masks)) > 0.8
 
 
-def test_specks_and_strange_colours_are_dropped():
-    picture = render(blocks(20))
-    picture[60:62, 60:63] = PALETTE[1]
-    picture[50:60, 5:15] = (128, 128, 128)
-    assert set(np.unique(parse(picture))) == {0, 1}
+def test_parse_drops_specks_and_other_colors():
+    image = render(blocks(20))
+    image[60:62, 60:63] = PALETTE[1]
+    image[50:60, 5:15] = (128, 128, 128)
+    assert set(np.unique(parse(image))) == {0, 1}
 
 
 def slow_miou(found: np.ndarray, true: np.ndarray) -> float:
@@ -83,26 +83,26 @@ def slow_miou(found: np.ndarray, true: np.ndarray) -> float:
     return best
 
 
-def test_miou_against_every_matching():
+def test_miou_equals_brute_force_matching():
     rng = np.random.default_rng(3)
-    colours = np.array(((0, 0, 0), *PALETTE[:3]), np.uint8)
+    colors = np.array(((0, 0, 0), *PALETTE[:3]), np.uint8)
     for _ in range(5):
         coarse = rng.integers(0, 4, (2, 4, 4))
         found, true = coarse.repeat(8, axis=1).repeat(8, axis=2)
-        assert miou(colours[found], colours[true]) == pytest.approx(slow_miou(found, true))
+        assert miou(colors[found], colors[true]) == pytest.approx(slow_miou(found, true))
 
 
-def test_miou_forgives_colours_but_not_places():
-    picture = render(blocks(20, 14))
-    swapped = picture[:, :, [1, 0, 2]]
-    assert miou(swapped, picture) == 1
-    assert miou(np.roll(picture, 10, axis=0), picture) < 0.4
+def test_miou_ignores_colors_but_not_positions():
+    image = render(blocks(20, 14))
+    swapped = image[:, :, [1, 0, 2]]
+    assert miou(swapped, image) == 1
+    assert miou(np.roll(image, 10, axis=0), image) < 0.4
     only_one = render(blocks(20, 14)[:1])
-    assert miou(only_one, picture) == pytest.approx(0.5)
+    assert miou(only_one, image) == pytest.approx(0.5)
 
 
-def test_miou_lies_between_0_and_1_and_is_nan_without_instances():
+def test_miou_range_and_nan_without_instances():
     empty = np.zeros((32, 32, 3), np.uint8)
     assert np.isnan(miou(render(blocks(10, size=32)), empty))
     assert miou(empty, render(blocks(10, size=32))) == 0
-    assert segmentation.TASK.flips
+    assert segmentation.TASK.allows_hflip

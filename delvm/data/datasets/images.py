@@ -137,7 +137,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         example, image = divmod(index, self.manifests[name].images_per_example)
         key, pixels = self.readers[task].read(shard, example, image)
         single = Example(key, name, (pixels,))
-        return augment(single, self.seed, epoch, flip=tasks.of(name).flips).input
+        return augment(single, self.seed, epoch, flip=tasks.get_or_default(name).allows_hflip).input
 
 
 def validation_images(config: ImagesConfig) -> Tensor:

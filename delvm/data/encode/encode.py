@@ -8,10 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from delvm import tasks
 from delvm.data.augment import BalanceConfig, BalanceMode, target_counts
 from delvm.data.encode.executors.base import Executor, Rank, TokenizerFactory, check_executor
 from delvm.data.encode.executors.local import Local
 from delvm.data.encode.shard_task import EncodeJob, ShardResult, ShardTask, Tokenizer
+from delvm.data.shards.former_tasks import rename_former_task
 from delvm.data.shards.manifest import (
     MANIFEST,
     Manifest,
@@ -112,6 +114,8 @@ def _start(
     if rank.rank != 0:
         _wait_for_start(job, rank)
         return
+    for manifest in job.token_manifests:
+        rename_former_task(job.output_dir, manifest.split, manifest.task)
     _log_found(job, overwrite)
     write_codebook(job.output_dir, tokenizer.codebook, fingerprint, overwrite)
     for manifest in job.token_manifests:
@@ -232,7 +236,8 @@ def plan_job(
         for both in _plan_split(input_dir, split, tokenizer, fingerprint, balance, seed)
     ]
     images, tokens = zip(*planned, strict=True)
-    return EncodeJob(input_dir, output_dir, images, tokens, batch_size)
+    flips = tuple(tasks.get_or_default(manifest.task).allows_hflip for manifest in tokens)
+    return EncodeJob(input_dir, output_dir, images, tokens, flips, batch_size)
 
 
 def _plan_split(

@@ -19,7 +19,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from delvm import tasks
 from delvm.data.augment import BalanceMode, Jitter, augment
 from delvm.data.image_io import to_tensor
 from delvm.data.shards.manifest import Manifest
@@ -65,6 +64,8 @@ class EncodeJob:
         input_dir, output_dir: roots of the image shards and of the token shards.
         image_manifests: of the existing image shards, one per split and task.
         token_manifests: of the token shards to be written, one for each of `image_manifests`.
+        allows_hflip: whether augmentation may flip, for each of them. Workers do not look it up:
+            a task may be registered only in the process that planned the job.
         batch_size: examples per batch.
     """
 
@@ -72,6 +73,7 @@ class EncodeJob:
     output_dir: StoragePath
     image_manifests: tuple[Manifest, ...]
     token_manifests: tuple[Manifest, ...]
+    allows_hflip: tuple[bool, ...]
     batch_size: int
 
     def count(self, shard: "ShardTask") -> int:
@@ -134,7 +136,8 @@ def encode_shard(
         return ShardResult(shard, time.perf_counter() - start)
 
     def ids(first: int, last: int) -> Iterator[npt.NDArray[np.int64]]:
-        examples = balanced_examples(job.input_dir, manifest, images, first, last)
+        flip = job.allows_hflip[shard.manifest]
+        examples = balanced_examples(job.input_dir, manifest, images, first, last, flip=flip)
         batches = _batches(examples, job.batch_size)
         for batch in decode_batches(batches, _decode_threads(tokenizer)):
             yield _encode_batch(batch, tokenizer)
@@ -208,9 +211,15 @@ def parallel_map(function: Callable[[S], T], items: Iterator[S], num_threads: in
 
 
 def balanced_examples(
-    input_dir: StoragePath, manifest: Manifest, images: Manifest, start: int, stop: int
+    input_dir: StoragePath,
+    manifest: Manifest,
+    images: Manifest,
+    start: int,
+    stop: int,
+    *,
+    flip: bool,
 ) -> Iterator[LazyExample]:
-    """Items `start` to `stop` of a balanced task: item i is example i % count, copy i // count.
+    """Items `start` to `stop` of a balanced task: item i is copy i // count of example i % count.
 
     Each is yielded as a function that decodes the example and augments the copy.
 
@@ -219,25 +228,27 @@ def balanced_examples(
         manifest: Of the token shards to be written, which records how the task is balanced.
         images: Of the image shards of that split and task.
         start, stop: Range of items.
+        flip: Whether copies may be flipped horizontally.
     """
     count = images.count
     settings = manifest.balance or {}
     augmented = settings.get("mode") == BalanceMode.augment.value
-    flip = augmented and tasks.of(manifest.task).flips
     jitter = Jitter(settings.get("jitter", "none"))
     while start < stop:
-        copy, first = divmod(start, count)
+        aug_index, first = divmod(start, count)
         last = min(count, first + stop - start)
         examples = iter_lazy(input_dir, manifest.split, manifest.task, first, images)
         for example in itertools.islice(examples, last - first):
             if augmented:
-                yield partial(_augmented, example, settings["seed"], copy, flip=flip, jitter=jitter)
+                yield partial(
+                    _augmented, example, settings["seed"], aug_index, flip=flip, jitter=jitter
+                )
             else:
                 yield example
         start += last - first
 
 
 def _augmented(
-    example: LazyExample, seed: int, copy: int, *, flip: bool, jitter: Jitter
+    example: LazyExample, seed: int, aug_index: int, *, flip: bool, jitter: Jitter
 ) -> Example:
-    return augment(example(), seed, copy, flip=flip, jitter=jitter)
+    return augment(example(), seed, aug_index, flip=flip, jitter=jitter)

@@ -1,11 +1,11 @@
-"""Writing the examples of a source, part by part, as shards of pictures.
+"""Writing the examples of a source, chunk by chunk, as shards of images.
 
-A part is read in one go and is done or not: a killed job begins its unfinished part again and
-ends with the same bytes. While a folder is not finished it holds
+A chunk is written completely or not at all: a killed job starts its unfinished chunk again, and
+ends with the same bytes. While a directory is not finished it contains
 
-    parts/NAME.json     what a finished part has given: its shards and its rejects; written last
+    chunks/NAME.json    the result of a finished chunk: its shards and rejects; written last
 
-and when all parts are done their results become the manifest and
+and when all chunks are done, their results become the manifest and
 
     rejects.jsonl       {"key", "reason"} of each raw item that no example could be made of
 """
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from delvm import legacy
 from delvm.data.shards.manifest import (
     INCOMPLETE,
     MANIFEST,
@@ -41,84 +42,90 @@ from delvm.storage import (
     write_text,
 )
 
-RESULTS, REJECTS = "parts", "rejects.jsonl"
+RESULTS, REJECTS = "chunks", "rejects.jsonl"
 
 
-def pending_parts(
-    root: StoragePath, plan: Manifest, parts: list[SourceChunk], overwrite: bool = False
+def pending_chunks(
+    root: StoragePath, plan: Manifest, chunks: list[SourceChunk], overwrite: bool = False
 ) -> list[SourceChunk]:
-    """The parts still to be read: all, those that a killed job left, new ones, or none.
+    """The chunks still to be read: all, those that a killed job left, new ones, or none.
 
     Args:
-        root: Folder of the whole corpus.
-        plan: A manifest without shards: where the folder is, and what it is made with.
-        parts: Of the source.
-        overwrite: Whether a folder made with other settings is replaced.
+        root: Root of the corpus.
+        plan: A manifest without shards: where the directory is, and its settings.
+        chunks: Of the source.
+        overwrite: Whether a directory made with other settings is replaced.
 
     Raises:
-        UserError: The folder is finished and was made with other settings.
+        UserError: The directory is finished and was made with other settings.
     """
     folder = as_path(root) / plan.split / plan.task
     if (folder / MANIFEST).exists():
         if overwrite:
-            return parts
+            return chunks
         found = Manifest.load(folder / MANIFEST)
-        _check_same(folder, found, plan, parts)
-        done = set(_whole_parts(folder, found))
+        _check_same(folder, found, plan, chunks)
+        done = set(_finished_chunks(folder, found))
     elif (folder / INCOMPLETE).exists() and Manifest.load(folder / INCOMPLETE) == plan:
         done = {
-            part.name
-            for part in parts
-            if (folder / RESULTS / f"{part.name}.json").exists()
-            and _result(folder, part.name)["expected"] == part.count  # else the source has changed
+            chunk.name
+            for chunk in chunks
+            if _result_path(folder, chunk.name).exists()
+            and _result(folder, chunk.name)["expected"] == chunk.count  # else the source changed
         }
     else:
-        return parts
-    return [part for part in parts if part.name not in done]
+        return chunks
+    return [chunk for chunk in chunks if chunk.name not in done]
 
 
 def _check_same(
-    folder: StoragePath, found: Manifest, plan: Manifest, parts: list[SourceChunk]
+    folder: StoragePath, found: Manifest, plan: Manifest, chunks: list[SourceChunk]
 ) -> None:
-    """Refuse a finished folder made with other settings; new parts are no other settings."""
-    asked = {part.name: part.count for part in parts}
-    made = {part["name"]: part["expected"] for part in found.chunks}
-    other = {name: asked.get(name) for name in made if asked.get(name) != made[name]}
-    bare = replace(found, count=0, shards=[], chunks=[], images_per_example=plan.images_per_example)
-    if bare != plan or other:
-        said = describe_difference(bare, plan)
-        if bare == plan:
-            name = next(iter(other))
-            now = "which is gone" if other[name] is None else f"now {other[name]:,}"
-            said = f"holds part {name} of {made[name]:,} examples, {now}"
-        raise UserError(f"{folder} {said}: set overwrite=true to replace it")
+    """Refuse a finished directory made with other settings; new chunks are accepted.
+
+    Raises:
+        UserError: the settings differ, or a chunk has changed or is missing.
+    """
+    current = {chunk.name: chunk.count for chunk in chunks}
+    written = {chunk["name"]: chunk["expected"] for chunk in found.chunks}
+    changed = [name for name in written if current.get(name) != written[name]]
+    settings = replace(
+        found, count=0, shards=[], chunks=[], images_per_example=plan.images_per_example
+    )
+    if settings != plan or changed:
+        reason = describe_difference(settings, plan)
+        if settings == plan:
+            name = changed[0]
+            now = f"now {current[name]:,}" if name in current else "which is missing now"
+            reason = f"has chunk {name} of {written[name]:,} examples, {now}"
+        raise UserError(f"{folder} {reason}: set overwrite=true to replace it")
 
 
-def _whole_parts(folder: StoragePath, found: Manifest) -> Iterator[str]:
-    """Names of the parts of a finished folder whose shards are all there."""
+def _finished_chunks(folder: StoragePath, found: Manifest) -> Iterator[str]:
+    """Names of the chunks of a finished directory whose shards all exist."""
     shards = iter(found.shards)
-    for part in found.chunks:
-        files = [folder / next(shards)["file"] for _ in range(part["shards"])]
+    for chunk in found.chunks:
+        files = [folder / next(shards)["file"] for _ in range(chunk["shards"])]
         if all(file.exists() for file in files):
-            yield part["name"]
+            yield chunk["name"]
 
 
-def start_parts(
-    root: StoragePath, plan: Manifest, parts: list[SourceChunk], overwrite: bool = False
+def start_chunks(
+    root: StoragePath, plan: Manifest, chunks: list[SourceChunk], overwrite: bool = False
 ) -> None:
-    """Make a folder ready for `write_part`: what does not belong to the plan is removed."""
+    """Prepare a directory for `write_chunk`: files that do not belong to the plan are removed."""
     folder = as_path(root) / plan.split / plan.task
-    todo = {part.name for part in pending_parts(root, plan, parts, overwrite)}
-    done = [part.name for part in parts if part.name not in todo]
-    results = folder / RESULTS
+    todo = {chunk.name for chunk in pending_chunks(root, plan, chunks, overwrite)}
+    done = [chunk.name for chunk in chunks if chunk.name not in todo]
     if (folder / MANIFEST).exists() and done:
-        _reopen(folder, done)
-    # In this order a job killed here never takes old shards for those of the new plan.
+        _restore_results(folder, done)
+    # In this order a job killed here never mistakes old shards for those of the new plan.
     (folder / MANIFEST).unlink(missing_ok=True)
     (folder / INCOMPLETE).unlink(missing_ok=True)
     keep = set()
     for name in done:
         keep |= {shard["file"] for shard in _result(folder, name)["shards"]}
+    results = _results_dir(folder)
     results.mkdir(parents=True, exist_ok=True)
     for path in results.iterdir():
         if path.stem not in done:
@@ -129,66 +136,69 @@ def start_parts(
     plan.save(folder / INCOMPLETE)
 
 
-def _reopen(folder: StoragePath, done: list[str]) -> None:
-    """Write the results of the parts of a finished folder anew, to add others to them."""
+def _restore_results(folder: StoragePath, done: list[str]) -> None:
+    """Write the results of the chunks of a finished directory again, to add others to them."""
     manifest = Manifest.load(folder / MANIFEST)
     shards, rejects = iter(manifest.shards), iter(read_rejects(folder))
-    for part in manifest.chunks:
-        mine = [next(shards) for _ in range(part["shards"])]
-        left = [asdict(next(rejects)) for _ in range(part["rejected"])]
-        if part["name"] in done:
+    for chunk in manifest.chunks:
+        # Also of a chunk that is not done, to advance to those of the next.
+        chunk_shards = [next(shards) for _ in range(chunk["shards"])]
+        chunk_rejects = [asdict(next(rejects)) for _ in range(chunk["rejected"])]
+        if chunk["name"] in done:
             result = {
-                "expected": part["expected"],
-                "shards": mine,
-                "rejects": left,
-                "pictures": manifest.images_per_example,
+                "expected": chunk["expected"],
+                "shards": chunk_shards,
+                "rejects": chunk_rejects,
+                "images_per_example": manifest.images_per_example,
             }
-            write_json(folder / RESULTS / f"{part['name']}.json", result)
+            write_json(_result_path(folder, chunk["name"]), result)
 
 
-def write_part(
-    root: StoragePath, plan: Manifest, part: SourceChunk, examples: Iterable[Example | RejectedItem]
+def write_chunk(
+    root: StoragePath,
+    plan: Manifest,
+    chunk: SourceChunk,
+    examples: Iterable[Example | RejectedItem],
 ) -> dict[str, Any]:
-    """Write the shards of one part, then its result; safe to call again, in any process.
+    """Write the shards of one chunk, then its result; safe to call again, in any process.
 
     Returns:
-        {"expected": as the part says, "shards": [{"file", "count"}],
-        "rejects": [{"key", "reason"}], "pictures": k or None}
+        {"expected": count of the chunk, "shards": [{"file", "count"}],
+        "rejects": [{"key", "reason"}], "images_per_example": k or None}
 
     Raises:
-        ValueError: An example of another task, size or number of pictures, or a key that cannot
-            be a file's name or comes twice.
+        ValueError: An example has another task, size or number of images, or a key that cannot be
+            a file name or is a duplicate.
     """
     folder = as_path(root) / plan.split / plan.task
     folder.mkdir(parents=True, exist_ok=True)
-    accepted = _Accepted(plan, examples)
-    stream = iter(accepted)
+    validator = _ExampleValidator(plan, examples)
+    stream = iter(validator)
     shards: list[dict[str, Any]] = []
     while (first := next(stream, None)) is not None:
         group = itertools.islice(stream, plan.settings["shard_size"] - 1)
-        # The first is called as its part is, so that most parts are one shard of that name.
-        file = f"{part.name}.{len(shards)}.tar" if shards else f"{part.name}.tar"
+        # The first has the name of its chunk, so most chunks are one shard of that name.
+        file = f"{chunk.name}.{len(shards)}.tar" if shards else f"{chunk.name}.tar"
         with atomic_path(folder / file) as path:
             count = write_records(path, map(_record, itertools.chain([first], group)))
         shards.append({"file": file, "count": count})
-    rejects = [asdict(reject) for reject in accepted.rejects]
     result = {
-        "expected": part.count,
+        "expected": chunk.count,
         "shards": shards,
-        "rejects": rejects,
-        "pictures": accepted.pictures,
+        "rejects": [asdict(reject) for reject in validator.rejects],
+        "images_per_example": validator.images_per_example,
     }
-    write_json(folder / RESULTS / f"{part.name}.json", result)
+    write_json(_result_path(folder, chunk.name), result)
     return result
 
 
-class _Accepted:
-    """The examples of a part, checked; what is rejected is kept aside."""
+class _ExampleValidator:
+    """Yields the valid examples of a chunk, and collects the rejected items."""
 
     def __init__(self, plan: Manifest, examples: Iterable[Example | RejectedItem]) -> None:
         self.plan, self.examples = plan, examples
         self.rejects: list[RejectedItem] = []
-        self.pictures: int | None = None
+        self.images_per_example: int | None = None
         self._keys: set[str] = set()
 
     def __iter__(self) -> Iterator[Example]:
@@ -196,27 +206,30 @@ class _Accepted:
             if isinstance(each, RejectedItem):
                 self.rejects.append(each)
             else:
-                self._check(each)
+                self._validate(each)
                 yield each
 
-    def _check(self, example: Example) -> None:
+    def _validate(self, example: Example) -> None:
         plan, key = self.plan, example.key
         if not re.fullmatch(r"[\w-]+", key) or key in self._keys:
-            raise ValueError(f"key {key!r} of task '{plan.task}' is not a new plain name")
-        if example.task != plan.task:
-            raise ValueError(f"example '{key}' is of task '{example.task}', not '{plan.task}'")
-        self.pictures = self.pictures or len(example.images)
-        if len(example.images) != self.pictures:
             raise ValueError(
-                f"example '{key}' of task '{plan.task}' has {len(example.images)} pictures, "
-                f"others have {self.pictures}"
+                f"key {key!r} of task '{plan.task}' is a duplicate, or has other characters than "
+                "letters, digits, - and _"
+            )
+        if example.task != plan.task:
+            raise ValueError(f"example '{key}' has task '{example.task}', not '{plan.task}'")
+        self.images_per_example = self.images_per_example or len(example.images)
+        if len(example.images) != self.images_per_example:
+            raise ValueError(
+                f"example '{key}' of task '{plan.task}' has {len(example.images)} images, "
+                f"others have {self.images_per_example}"
             )
         shape = (plan.image_size, plan.image_size, 3)
-        for picture in example.images:
-            if picture.dtype != np.uint8 or picture.shape != shape:
+        for image in example.images:
+            if image.dtype != np.uint8 or image.shape != shape:
                 raise ValueError(
-                    f"example '{key}' of task '{plan.task}' holds {picture.dtype} "
-                    f"{picture.shape}, not uint8 {shape}"
+                    f"example '{key}' of task '{plan.task}' has an image {image.dtype} "
+                    f"{image.shape}, not uint8 {shape}"
                 )
         self._keys.add(key)
 
@@ -230,19 +243,19 @@ def _record(example: Example) -> Record:
     return record
 
 
-def finish_parts(root: StoragePath, plan: Manifest, parts: list[SourceChunk]) -> Manifest:
-    """Turn the results of all the parts into the folder's manifest.
+def finish_chunks(root: StoragePath, plan: Manifest, chunks: list[SourceChunk]) -> Manifest:
+    """Turn the results of all the chunks into the directory's manifest.
 
     Raises:
-        ValueError: Parts whose examples have different numbers of pictures.
+        ValueError: The examples of two chunks have different numbers of images.
     """
     folder = as_path(root) / plan.split / plan.task
     if (folder / MANIFEST).exists():
         return Manifest.load(folder / MANIFEST)
-    results = [_result(folder, part.name) for part in parts]
-    counts = {result["pictures"] for result in results if result["pictures"]}
+    results = [_result(folder, chunk.name) for chunk in chunks]
+    counts = {result["images_per_example"] for result in results if result["images_per_example"]}
     if len(counts) > 1:
-        raise ValueError(f"{folder}: examples of {sorted(counts)} pictures in one task")
+        raise ValueError(f"{folder}: examples of {sorted(counts)} images in one task")
     shards = [shard for result in results for shard in result["shards"]]
     rejects = [reject for result in results for reject in result["rejects"]]
     if rejects:
@@ -254,26 +267,37 @@ def finish_parts(root: StoragePath, plan: Manifest, parts: list[SourceChunk]) ->
         images_per_example=counts.pop() if counts else plan.images_per_example,
         chunks=[
             {
-                "name": part.name,
-                "expected": part.count,
+                "name": chunk.name,
+                "expected": chunk.count,
                 "shards": len(result["shards"]),
                 "rejected": len(result["rejects"]),
             }
-            for part, result in zip(parts, results, strict=True)
+            for chunk, result in zip(chunks, results, strict=True)
         ],
     )
     manifest.save(folder / MANIFEST)
     (folder / INCOMPLETE).unlink(missing_ok=True)
-    remove_tree(folder / RESULTS)
+    remove_tree(_results_dir(folder))
     return manifest
 
 
+def _results_dir(folder: StoragePath) -> StoragePath:
+    """Where the results of chunks are; a job of an earlier version continues in its own."""
+    former = (folder / name for name, new in legacy.CHUNK_DIRS.items() if new == RESULTS)
+    return next((each for each in former if each.is_dir()), folder / RESULTS)
+
+
+def _result_path(folder: StoragePath, name: str) -> StoragePath:
+    return _results_dir(folder) / f"{name}.json"
+
+
 def _result(folder: StoragePath, name: str) -> dict[str, Any]:
-    return read_json(folder / RESULTS / f"{name}.json", "result of a part")
+    result = read_json(_result_path(folder, name), "result of a chunk")
+    return legacy.rename_keys(result, legacy.CHUNK_RESULT)
 
 
 def read_rejects(folder: StoragePath) -> list[RejectedItem]:
-    """What a folder's source could make no example of."""
+    """The rejected items of a directory."""
     path = folder / REJECTS
     if not path.exists():
         return []

@@ -1,16 +1,19 @@
-"""The work behind `delvm prepare`: the examples of a source become shards of pictures."""
+"""The work behind `delvm prepare`: the examples of a source become shards of images."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from PIL import Image
 
-from delvm.data.prepare.chunks import REJECTS, finish_parts, pending_parts, start_parts, write_part
-from delvm.data.shards.manifest import (
-    Manifest,
-    load_manifests,
-    plan_images,
+from delvm.data.prepare.chunks import (
+    REJECTS,
+    finish_chunks,
+    pending_chunks,
+    start_chunks,
+    write_chunk,
 )
+from delvm.data.shards.former_tasks import rename_former_task
+from delvm.data.shards.manifest import Manifest, load_manifests, plan_images
 from delvm.data.shards.reader import read_examples
 from delvm.data.sources.base import Source, check_source, source_name
 from delvm.data.types import SPLITS, Example, RejectedItem, SourceChunk, check_splits
@@ -19,63 +22,65 @@ from delvm.progress import Progress, log, log_kept
 from delvm.storage import StoragePath, as_path, atomic_path
 from delvm.viz.image_grid import image_grid
 
-SHEET_PICTURES = 6  # of each task on the contact sheet
+CONTACT_SHEET_IMAGES = 6  # per task
 
 
 def prepare(
     source: Source,
-    output: StoragePath,
+    output_dir: StoragePath,
     splits: Sequence[str] = SPLITS,
     *,
     shard_size: int = 1000,
     max_reject_fraction: float = 0.05,
     overwrite: bool = False,
 ) -> list[Manifest]:
-    """Write the examples of a source as shards of pictures, and a contact sheet of them.
+    """Write the examples of a source as shards of images, and a contact sheet of them.
 
-    Run again after a kill, it continues at the first unfinished part; run again after the source
-    has grown, it reads the new parts.
+    Run again after it was killed, it continues at the first unfinished chunk; run again after the
+    source has grown, it reads the new chunks.
 
     Args:
         source: Where the examples come from.
-        output: Root of the shards, ROOT/SPLIT/TASK.
+        output_dir: Root of the shards, ROOT/SPLIT/TASK.
         splits: Any of "train", "val", "test".
-        shard_size: Examples a shard, at most.
+        shard_size: Maximum number of examples per shard.
         max_reject_fraction: Of a task's raw items.
-        overwrite: Replace folders made with other settings.
+        overwrite: Replace directories made with other settings.
 
     Raises:
-        UserError: Unknown split, or a finished folder made with other settings.
-        CheckFailed: More was rejected than allowed; what has been written stays.
+        UserError: An unknown split, or a finished directory made with other settings.
+        CheckFailed: Too many items were rejected; what has been written is kept.
     """
-    source, output = check_source(source), as_path(output)
+    source, output_dir = check_source(source), as_path(output_dir)
     check_splits(splits)
     jobs = [
-        (_plan_examples(source, split, task, shard_size), parts)
+        (_plan(source, split, task, shard_size), chunks)
         for split in splits
-        for task, parts in source.chunks(split).items()
-        if parts
+        for task, chunks in source.chunks(split).items()
+        if chunks
     ]
     if not jobs:
-        raise UserError(f"source {source_name(source)} has nothing for splits=[{','.join(splits)}]")
-    todo = [pending_parts(output, made, parts, overwrite) for made, parts in jobs]
+        raise UserError(f"source {source_name(source)} is empty for splits=[{','.join(splits)}]")
+    for plan, _ in jobs:
+        rename_former_task(output_dir, plan.split, plan.task)
+    todo = [pending_chunks(output_dir, plan, chunks, overwrite) for plan, chunks in jobs]
     manifests = []
-    with _parts_progress(output, jobs, todo) as bar:
-        for (made, parts), left in zip(jobs, todo, strict=True):
-            if left:
-                start_parts(output, made, parts, overwrite)
-            for part in left:
-                examples = source.read(made.split, made.task, part)
-                write_part(output, made, part, _counted(examples, bar, made))
-            manifests.append(finish_parts(output, made, parts))
-            _check_rejects(output, manifests[-1], max_reject_fraction)
-    # A data set may have no test split, or nothing in it.
-    shown = [manifest.split for manifest in manifests if manifest.count] or [manifests[-1].split]
-    write_contact_sheet(output, "test" if "test" in shown else shown[-1])
+    with _progress(output_dir, jobs, todo) as progress:
+        for (plan, chunks), pending in zip(jobs, todo, strict=True):
+            if pending:
+                start_chunks(output_dir, plan, chunks, overwrite)
+            for chunk in pending:
+                examples = source.read(plan.split, plan.task, chunk)
+                write_chunk(output_dir, plan, chunk, _with_progress(examples, progress, plan))
+            manifests.append(finish_chunks(output_dir, plan, chunks))
+            _enforce_reject_limit(output_dir, manifests[-1], max_reject_fraction)
+    # A data set may have no test split, or an empty one.
+    filled = [manifest.split for manifest in manifests if manifest.count] or [manifests[-1].split]
+    write_contact_sheet(output_dir, "test" if "test" in filled else filled[-1])
     return manifests
 
 
-def _plan_examples(source: Source, split: str, task: str, shard_size: int) -> Manifest:
+def _plan(source: Source, split: str, task: str, shard_size: int) -> Manifest:
     return plan_images(
         split,
         task,
@@ -87,54 +92,57 @@ def _plan_examples(source: Source, split: str, task: str, shard_size: int) -> Ma
     )
 
 
-def _counted(
-    examples: Iterable[Example | RejectedItem], bar: Progress, made: Manifest
+def _with_progress(
+    examples: Iterable[Example | RejectedItem], progress: Progress, plan: Manifest
 ) -> Iterator[Example | RejectedItem]:
-    """The same, counted on the bar: by examples where it is known how many there are."""
-    name = f"{made.split}/{made.task}"
+    """The same items; counts examples if their number is known beforehand, else chunks."""
+    name = f"{plan.split}/{plan.task}"
     for example in examples:
         yield example
-        bar.update(int(bar.unit == "examples"), name)
-    bar.update(int(bar.unit == "parts"), name)
+        progress.update(int(progress.unit == "examples"), name)
+    progress.update(int(progress.unit == "chunks"), name)
 
 
-def _check_rejects(output: StoragePath, manifest: Manifest, most: float) -> None:
-    """Say how much was left out, and stop where it is too much."""
+def _enforce_reject_limit(output_dir: StoragePath, manifest: Manifest, limit: float) -> None:
+    """Log how much was rejected.
+
+    Raises:
+        CheckFailed: it is more than the limit.
+    """
     if not manifest.rejected:
         return
-    folder = output / manifest.split / manifest.task
-    share = manifest.rejected / (manifest.rejected + manifest.count)
-    said = (
-        f"{manifest.rejected:,} of {manifest.rejected + manifest.count:,} raw items rejected "
-        f"({share:.1%}), listed in {folder / REJECTS}"
+    folder = output_dir / manifest.split / manifest.task
+    total = manifest.rejected + manifest.count
+    message = (
+        f"{manifest.split}/{manifest.task}: {manifest.rejected:,} of {total:,} raw items rejected "
+        f"({manifest.rejected / total:.1%}), listed in {folder / REJECTS}"
     )
-    if share > most or not manifest.count:
+    if manifest.rejected / total > limit or not manifest.count:
         raise CheckFailed(
-            f"{manifest.split}/{manifest.task}: {said}: more than max_reject_fraction={most}; "
-            "what has been written is valid"
+            f"{message}: more than max_reject_fraction={limit}; what has been written is valid"
         )
-    log(f"prepare: {manifest.split}/{manifest.task}: {said}")
+    log(f"prepare: {message}")
 
 
-def _parts_progress(
-    output: StoragePath,
+def _progress(
+    output_dir: StoragePath,
     jobs: list[tuple[Manifest, list[SourceChunk]]],
     todo: list[list[SourceChunk]],
 ) -> Progress:
-    """A bar over what is pending; says what is kept or continued from an earlier run."""
+    """Progress of what is pending; logs what is kept from an earlier run, and what is continued."""
     kept = []
-    for (made, parts), left in zip(jobs, todo, strict=True):
-        name = f"{made.split}/{made.task}"
-        if not left:
+    for (plan, chunks), pending in zip(jobs, todo, strict=True):
+        name = f"{plan.split}/{plan.task}"
+        if not pending:
             kept.append(name)
-        elif len(left) < len(parts):
-            done = f"{len(parts) - len(left):,} of {len(parts):,} parts are there"
-            log(f"prepare: continuing {output}/{name}, {done}")
-    log_kept("prepare", output, kept)
-    pending = [part for left in todo for part in left]
-    if all(part.count for part in pending):
-        return Progress(sum(part.count for part in pending), "prepare", "examples")
-    return Progress(len(pending), "prepare", "parts")
+        elif len(pending) < len(chunks):
+            done = f"{len(chunks) - len(pending):,} of {len(chunks):,} chunks exist already"
+            log(f"prepare: continuing {output_dir}/{name}, {done}")
+    log_kept("prepare", output_dir, kept)
+    remaining = [chunk for pending in todo for chunk in pending]
+    if all(chunk.count for chunk in remaining):
+        return Progress(sum(chunk.count for chunk in remaining), "prepare", "examples")
+    return Progress(len(remaining), "prepare", "chunks")
 
 
 def write_contact_sheet(root: StoragePath, split: str) -> StoragePath:
@@ -142,12 +150,12 @@ def write_contact_sheet(root: StoragePath, split: str) -> StoragePath:
     manifests = load_manifests(root, split, "images")
     rows = []
     for task in manifests:
-        pictures = (p for example in read_examples(root, split, task) for p in example.images)
-        rows.append([Image.fromarray(p) for p in itertools.islice(pictures, SHEET_PICTURES)])
+        images = (i for example in read_examples(root, split, task) for i in example.images)
+        rows.append([Image.fromarray(i) for i in itertools.islice(images, CONTACT_SHEET_IMAGES)])
     paired = all(manifest.images_per_example == 2 for manifest in manifests.values())
-    titles = ["input", "target"] * (SHEET_PICTURES // 2) if paired else None
-    sheet = image_grid(rows, titles, row_titles=list(manifests))
+    titles = ["input", "target"] * (CONTACT_SHEET_IMAGES // 2) if paired else None
+    grid = image_grid(rows, titles, row_titles=list(manifests))
     path = as_path(root) / "contact_sheet.png"
-    with atomic_path(path) as part:
-        sheet.save(part)
+    with atomic_path(path) as tmp:
+        grid.save(tmp)
     return path

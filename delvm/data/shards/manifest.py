@@ -100,6 +100,8 @@ class Manifest:
             values["balance"] = legacy.rename_keys(
                 balance, legacy.MANIFEST_BALANCE, legacy.MANIFEST_BALANCE_VALUES
             )
+        if isinstance(settings := values["settings"], dict):
+            values["settings"] = legacy.upgrade_source_settings(str(values.get("source")), settings)
         names = {field.name for field in fields(cls)}
         if values.keys() != names:
             missing, unknown = (sorted(names - values.keys()), sorted(values.keys() - names))

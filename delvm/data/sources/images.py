@@ -33,20 +33,20 @@ class Images(RawSource):
     Attributes:
         categories: whether directories are classes, whose images are grouped into examples (task
             `categories`); otherwise every image is an example (task `images`).
-        images_per_example: images of one class in an example of `categories`.
+        group_size: images of one class in an example of `categories`.
     """
 
     name: ClassVar[str] = "images"
     categories: bool = False
-    images_per_example: int = 8
+    group_size: int = 8
 
     def validate(self) -> list[str]:
         """Every error of the settings alone."""
         errors = super().validate()
-        if self.categories and self.images_per_example < 2:
+        if self.categories and self.group_size < 2:
             errors.append(
-                f"images_per_example={self.images_per_example} of one class is below 2: set "
-                "source.images_per_example=8, or source.categories=false for single images"
+                f"group_size={self.group_size} of one class is below 2: set "
+                "source.group_size=8, or source.categories=false for single images"
             )
         return errors
 
@@ -69,7 +69,7 @@ class Images(RawSource):
                 except UserError as error:
                     reject = to_reject(file, error)
                     if self.categories:
-                        reason = f"{reject.reason} (an example of {self.images_per_example} is lost)"
+                        reason = f"{reject.reason} (an example of {self.group_size} is lost)"
                         reject = replace(reject, reason=reason)
                     yield reject
                     break
@@ -103,7 +103,7 @@ class Images(RawSource):
                 f"{classes['.'][0]} is not in a class of source.path={self.path}, which needs "
                 "CLASS/*.jpg: set source.categories=false for single images"
             )
-        size = self.images_per_example
+        size = self.group_size
         groups: list[_Group] = []
         rejects = []
         for name, members in classes.items():
@@ -113,8 +113,7 @@ class Images(RawSource):
                 groups.append(_Group(f"{name}/{number:05d}", group))
             if left := len(members) % size:
                 reason = (
-                    f"{left} of {len(members)} images of {split} left, fewer than "
-                    f"images_per_example={size}"
+                    f"{left} of {len(members)} images of {split} left, fewer than group_size={size}"
                 )
                 rejects.append(RejectedItem(name, reason))
         groups.sort(key=lambda group: (self.uniform("order", split, group.name), group.name))

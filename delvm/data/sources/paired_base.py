@@ -99,7 +99,9 @@ class PairSource(RawSource):
         if not splits:
             raise UserError(f"source.path={self.path} contains no images: set source.path=DIR")
         keys = {
-            split: unique_keys([each.name if isinstance(each, Pair) else each.key for each in items])
+            split: unique_keys(
+                [each.name if isinstance(each, Pair) else each.key for each in items]
+            )
             for split, items in splits.items()
         }
         return {split: list(zip(keys[split], splits[split], strict=True)) for split in splits}

@@ -22,7 +22,7 @@ def pairs(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_encode_stores_the_tokens_of_every_pair_in_order(pairs, tmp_path, batch_size):
+def test_encode_stores_tokens_of_every_example_in_order(pairs, tmp_path, batch_size):
     tokenizer = FakeTokenizer()
     manifests = encode(pairs, tmp_path / "t", tokenizer, "abc", batch_size=batch_size)
     assert max(tokenizer.batches) <= 2 * batch_size
@@ -36,7 +36,7 @@ def test_encode_stores_the_tokens_of_every_pair_in_order(pairs, tmp_path, batch_
     assert torch.equal(codebook, tokenizer.codebook) and fingerprint == "abc"
 
 
-def test_resampling_repeats_the_rare_task_in_train_alone(pairs, tmp_path):
+def test_oversample_repeats_rare_task_in_train_only(pairs, tmp_path):
     encode(
         pairs, tmp_path / "t", FakeTokenizer(), "abc", balance=BalanceConfig(BalanceMode.oversample)
     )
@@ -48,7 +48,7 @@ def test_resampling_repeats_the_rare_task_in_train_alone(pairs, tmp_path):
 
 
 @pytest.mark.parametrize(("task", "flip"), [("pose", False), ("derain", True)])
-def test_augmenting_makes_each_item_from_its_pair_and_copy(pairs, tmp_path, task, flip):
+def test_augment_item_depends_on_example_and_copy(pairs, tmp_path, task, flip):
     balance = BalanceConfig(BalanceMode.augment, examples_per_task=17)
     encode(pairs, tmp_path / "t", FakeTokenizer(), "abc", balance=balance, seed=5, batch_size=4)
     originals = list(read_examples(pairs, "train", task))
@@ -59,7 +59,7 @@ def test_augmenting_makes_each_item_from_its_pair_and_copy(pairs, tmp_path, task
     assert len(np.unique(wanted.reshape(17, -1), axis=0)) == 17
 
 
-def test_a_task_above_the_target_is_kept_whole_and_said_so(pairs, tmp_path, capsys):
+def test_task_above_target_keeps_all_examples(pairs, tmp_path, capsys):
     balance = BalanceConfig(BalanceMode.augment, examples_per_task=5)
     encode(pairs, tmp_path / "t", FakeTokenizer(), "abc", balance=balance)
     counts = load_manifests(tmp_path / "t", "train", "tokens")
@@ -67,7 +67,7 @@ def test_a_task_above_the_target_is_kept_whole_and_said_so(pairs, tmp_path, caps
     assert "train/derain keeps its 7 examples, above 5" in capsys.readouterr().err
 
 
-def test_a_killed_encode_ends_like_an_uninterrupted_one(pairs, tmp_path, monkeypatch):
+def test_encode_resume_after_kill_same_bytes(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr("delvm.data.shards.manifest.TOKENS_PER_RECORD", 8)
     monkeypatch.setattr("delvm.data.shards.manifest.RECORDS_PER_SHARD", 2)  # so 2 pairs a shard
     settings = {"balance": AUGMENT, "batch_size": 8}
@@ -80,7 +80,7 @@ def test_a_killed_encode_ends_like_an_uninterrupted_one(pairs, tmp_path, monkeyp
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_encode_again_keeps_and_other_settings_are_refused(pairs, tmp_path):
+def test_encode_again_keeps_shards_and_refuses_other_settings(pairs, tmp_path):
     encode(pairs, tmp_path / "t", FakeTokenizer(), "abc", balance=AUGMENT)
     before, tokenizer = contents(tmp_path / "t"), FakeTokenizer()
     encode(pairs, tmp_path / "t", tokenizer, "abc", balance=AUGMENT)
@@ -94,7 +94,7 @@ def test_encode_again_keeps_and_other_settings_are_refused(pairs, tmp_path):
     assert load_manifests(tmp_path / "t", "val", "tokens")["edges"].fingerprint == "def"
 
 
-def test_what_does_not_go_together_is_said_before_any_work(pairs, tmp_path):
+def test_encode_mismatches_found_before_any_work(pairs, tmp_path):
     out = tmp_path / "t"
     with pytest.raises(UserError, match=r"image size 16 .* != resolution 32 .*source.size=32"):
         encode(pairs, out, FakeTokenizer(32), "abc")

@@ -24,7 +24,7 @@ from delvm.data.shards.manifest import load_manifests
 from delvm.errors import UserError
 from tests.data.corpus_makers import FakeSource, FakeTokenizer, Makes, contents, no_space
 
-# 16,384 tokens a picture: 32 pairs a shard.
+# 16,384 tokens a image: 32 pairs a shard.
 WIDE = Makes(tokens=1 << 14)
 SETTINGS = {"balance": BalanceConfig(BalanceMode.augment, examples_per_task=70), "batch_size": 8}
 
@@ -69,7 +69,7 @@ def executor_of(name, tmp_path, workers=1):
 
 
 @pytest.mark.parametrize("name", ["processes", "submitit"])
-def test_two_workers_write_what_one_process_writes(name, pairs, whole, tmp_path, capsys):
+def test_two_workers_same_bytes_as_one_process(name, pairs, whole, tmp_path, capsys):
     manifests = run(pairs, tmp_path / "t", executor_of(name, tmp_path, 2))
     assert len(manifests) == 8 and contents(tmp_path / "t") == whole
     err = capsys.readouterr().err
@@ -79,7 +79,7 @@ def test_two_workers_write_what_one_process_writes(name, pairs, whole, tmp_path,
     assert "encode: 152/152 examples" in err.splitlines()[-1]
 
 
-def test_a_dead_process_is_told_and_any_engine_goes_on(pairs, whole, tmp_path, capsys):
+def test_dead_worker_error_and_resume_by_other_executor(pairs, whole, tmp_path, capsys):
     deadly = replace(WIDE, kill_once=str(tmp_path / "flag"))
     with pytest.raises(UserError, match=r"worker encode-0 died with code -9 .*run the same again"):
         run(pairs, tmp_path / "t", Processes(workers=1), deadly)
@@ -101,13 +101,13 @@ def ray(root):
         ray.shutdown()
 
 
-def test_ray_survives_the_death_of_a_worker(ray, pairs, whole, tmp_path):
+def test_ray_survives_dead_worker(ray, pairs, whole, tmp_path):
     deadly = replace(WIDE, kill_once=str(tmp_path / "flag"))
     run(pairs, tmp_path / "t", RayActors(workers=2, max_restarts=0), deadly)
     assert (tmp_path / "flag").exists() and contents(tmp_path / "t") == whole
 
 
-def test_ray_has_nobody_left(ray, pairs, whole, tmp_path):
+def test_ray_all_workers_dead_error(ray, pairs, whole, tmp_path):
     deadly = replace(WIDE, kill_once=str(tmp_path / "flag"))
     with pytest.raises(UserError, match="all of Ray's workers died"):
         run(pairs, tmp_path / "t", RayActors(workers=1, max_restarts=0), deadly)
@@ -117,7 +117,7 @@ def test_ray_has_nobody_left(ray, pairs, whole, tmp_path):
     assert contents(tmp_path / "t") == whole
 
 
-def test_ray_that_is_not_there(pairs, tmp_path, monkeypatch):
+def test_executor_package_not_installed_error(pairs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"executor=ray needs a .*pip install 'delvm\[scale\]'"):
         run(pairs, tmp_path / "t", RayActors())
@@ -126,14 +126,14 @@ def test_ray_that_is_not_there(pairs, tmp_path, monkeypatch):
         run(pairs, tmp_path / "t", SubmititJobs())
 
 
-def test_a_cluster_that_is_not_there():
+def test_ray_cluster_unreachable_error():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     with pytest.raises(UserError, match=rf"executor.address={address} cannot be used: .*: set"):
         RayActors(address=address)._start(None)
 
 
-def test_slurm_that_is_not_there(pairs, tmp_path, monkeypatch):
+def test_slurm_not_installed_error(pairs, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"executor.cluster=slurm cannot be used: .*srun.*: set"):
         run(pairs, tmp_path / "t", SubmititJobs(log_dir=str(tmp_path / "jobs")))
@@ -143,7 +143,7 @@ def test_slurm_that_is_not_there(pairs, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["processes", "ray", "submitit"])
-def test_what_a_user_can_mend_is_one_line_from_every_engine(name, pairs, tmp_path, request):
+def test_user_error_is_one_line_from_every_executor(name, pairs, tmp_path, request):
     if name == "ray":
         request.getfixturevalue("ray")
     with pytest.raises(UserError) as caught:
@@ -154,7 +154,7 @@ def test_what_a_user_can_mend_is_one_line_from_every_engine(name, pairs, tmp_pat
     assert not [*tmp_path.rglob("*.tar")] and not [*tmp_path.rglob("*.part*")]
 
 
-def test_what_workers_may_meet(pairs, tmp_path, monkeypatch):
+def test_worker_errors(pairs, tmp_path, monkeypatch):
     damaged = tmp_path / "pairs"
     prepare(FakeSource(), damaged, shard_size=4)
     file = damaged / "train/derain/000001.tar"
@@ -175,7 +175,7 @@ class Impatient(Exception):
     pass
 
 
-def test_who_leaves_off_leaves_nothing_half_written(pairs, whole, tmp_path):
+def test_terminated_workers_leave_no_partial_files(pairs, whole, tmp_path):
     """As with Ctrl-C, or when another worker has met an error."""
     executor = Processes(workers=2, threads=1)
     slow = replace(WIDE, seconds=0.2)
@@ -191,7 +191,7 @@ def test_who_leaves_off_leaves_nothing_half_written(pairs, whole, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_fault_of_ours_keeps_its_traceback(pairs, tmp_path):
+def test_bug_in_worker_keeps_its_traceback(pairs, tmp_path):
     with pytest.raises(RuntimeError, match=r"in encode-0:\nTraceback"):
         run(pairs, tmp_path / "t", Processes(workers=1), Makes(tokens=6))
 
@@ -199,9 +199,7 @@ def test_a_fault_of_ours_keeps_its_traceback(pairs, tmp_path):
 # ---------------------------------------------------------------- several started alike
 
 
-def test_ranks_share_the_shards_and_the_last_one_finishes(
-    pairs, whole, tmp_path, monkeypatch, capsys
-):
+def test_ranks_divide_shards_and_last_rank_finishes(pairs, whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(encoding, "POLL_S", 0.01)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in range(2):
@@ -214,7 +212,7 @@ def test_ranks_share_the_shards_and_the_last_one_finishes(
     assert contents(tmp_path / "t") == whole
 
 
-def test_a_rank_waits_for_the_first(pairs, whole, tmp_path, monkeypatch):
+def test_other_ranks_wait_for_rank_0(pairs, whole, tmp_path, monkeypatch):
     """The second starts before the first, in a folder that holds something else."""
     out = tmp_path / "t"
     with pytest.raises(KeyboardInterrupt):
@@ -236,7 +234,7 @@ def test_a_rank_waits_for_the_first(pairs, whole, tmp_path, monkeypatch):
     assert contents(out) == whole
 
 
-def test_a_rank_that_waits_in_vain(pairs, tmp_path, monkeypatch):
+def test_rank_timeout_and_env_errors(pairs, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(encoding, "TIMEOUT_S", 0.0)
@@ -255,7 +253,7 @@ def test_a_rank_that_waits_in_vain(pairs, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- reading ahead
 
 
-def test_reading_ahead_keeps_order_and_errors():
+def test_prefetch_keeps_order_and_errors():
     assert list(prefetch(iter(range(9)))) == list(range(9))
     assert list(prefetch(iter([]))) == []
 
@@ -269,21 +267,21 @@ def test_reading_ahead_keeps_order_and_errors():
         next(items)
 
 
-def test_many_readers_keep_order_and_errors(pairs, whole, tmp_path, monkeypatch):
+def test_parallel_map_keeps_order_and_errors(pairs, whole, tmp_path, monkeypatch):
     assert list(parallel_map(lambda n: n * n, iter(range(50)), 4)) == [n * n for n in range(50)]
     assert list(parallel_map(str, iter([]), 2)) == []
     with pytest.raises(UserError, match="damaged"):
-        list(decode_batches(iter([[lambda: 1], [broken_picture]]), 2))
+        list(decode_batches(iter([[lambda: 1], [broken_image]]), 2))
     monkeypatch.setattr(shard_task, "_decode_threads", lambda tokenizer: 3)  # as on a GPU
     run(pairs, tmp_path / "t", Local())
     assert contents(tmp_path / "t") == whole
 
 
-def broken_picture():
+def broken_image():
     raise UserError("damaged")
 
 
-def test_reading_ahead_stops_where_it_is_left():
+def test_prefetch_stops_when_closed():
     before, made = threading.active_count(), []
     items = prefetch(made.append(n) or n for n in range(1000))
     assert next(items) == 0

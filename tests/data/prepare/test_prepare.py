@@ -45,12 +45,12 @@ def test_prepare_writes_every_pair_of_every_split(tmp_path):
             assert np.array_equal(pair.target, wanted.target)
 
 
-def test_prepare_draws_a_contact_sheet_of_every_task(pairs):
+def test_contact_sheet_shows_every_task(pairs):
     sheet = Image.open(pairs / "contact_sheet.png")
     assert sheet.width > 4 * 128 and sheet.height > 3 * 128
 
 
-def test_prepare_again_keeps_what_is_there(tmp_path, capsys):
+def test_prepare_again_keeps_existing_shards(tmp_path, capsys):
     prepare(FakeSource(), tmp_path)
     before, source = contents(tmp_path), FakeSource()
     prepare(source, tmp_path)
@@ -58,7 +58,7 @@ def test_prepare_again_keeps_what_is_there(tmp_path, capsys):
     assert "kept in" in capsys.readouterr().err
 
 
-def test_a_killed_prepare_ends_like_an_uninterrupted_one(tmp_path, capsys):
+def test_prepare_resume_after_kill_same_bytes(tmp_path, capsys):
     prepare(FakeSource(), tmp_path / "whole", shard_size=2)
     with pytest.raises(KeyboardInterrupt):
         prepare(FakeSource(fail_at=5), tmp_path / "killed", shard_size=2)
@@ -66,10 +66,10 @@ def test_a_killed_prepare_ends_like_an_uninterrupted_one(tmp_path, capsys):
     prepare(source, tmp_path / "killed", shard_size=2)
     assert source.asked[0] == ("train", "derain", 4)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert "train/derain, 1 of 2 parts are there" in capsys.readouterr().err
+    assert "train/derain, 1 of 2 chunks exist already" in capsys.readouterr().err
 
 
-def test_a_source_that_has_grown_adds_its_new_parts(tmp_path, capsys):
+def test_grown_source_adds_new_chunks(tmp_path, capsys):
     class Smaller(FakeSource):
         def chunks(self, split):
             return {task: parts[:1] for task, parts in super().chunks(split).items()}
@@ -80,18 +80,18 @@ def test_a_source_that_has_grown_adds_its_new_parts(tmp_path, capsys):
     prepare(source, tmp_path / "grown", ["train"], shard_size=4)
     assert source.asked == [("train", "derain", index) for index in (4, 5, 6)]
     assert contents(tmp_path / "grown") == contents(tmp_path / "whole")
-    with pytest.raises(UserError, match="holds part 000001 of 3 examples, which is gone"):
+    with pytest.raises(UserError, match="has chunk 000001 of 3 examples, which is missing now"):
         prepare(Smaller(), tmp_path / "grown", ["train"], shard_size=4)
 
 
-def test_a_part_that_has_changed_since_a_kill_is_read_again(tmp_path):
+def test_changed_chunk_is_read_again_after_kill(tmp_path):
     class Smaller(FakeSource):
         def chunks(self, split):
             return {"derain": [SourceChunk("000000", 3), SourceChunk("000001", 4)]}
 
     with pytest.raises(KeyboardInterrupt):
         prepare(Smaller(fail_at=5), tmp_path, ["train"], shard_size=4)
-    assert (tmp_path / "train/derain/parts/000000.json").exists()
+    assert (tmp_path / "train/derain/chunks/000000.json").exists()
     prepare(FakeSource(), tmp_path, ["train"], shard_size=4)
     assert len(list(read_examples(tmp_path, "train", "derain"))) == 7
 
@@ -106,7 +106,7 @@ class Damaged(FakeSource):
             yield RejectedItem(f"raw/{example.key}.jpg", "truncated") if broken else example
 
 
-def test_rejects_are_listed_and_counted(tmp_path, capsys):
+def test_rejects_listed_and_counted(tmp_path, capsys):
     whole = tmp_path / "whole"
     manifests = prepare(Damaged(), whole, ["train"], shard_size=4, max_reject_fraction=0.5)
     assert [(m.task, m.count, m.rejected) for m in manifests] == [("derain", 5, 2), ("pose", 2, 1)]
@@ -126,7 +126,7 @@ def test_rejects_are_listed_and_counted(tmp_path, capsys):
     assert contents(tmp_path / "killed") == contents(whole)
 
 
-def test_too_many_rejects_end_the_job_and_leave_what_is_done(tmp_path):
+def test_too_many_rejects_stop_the_job(tmp_path):
     with pytest.raises(CheckFailed, match=r"2 of 7 raw .* more than max_reject_fraction=0.1"):
         prepare(Damaged(), tmp_path, ["train"], max_reject_fraction=0.1)
     assert CheckFailed.exit_code == 3
@@ -135,14 +135,14 @@ def test_too_many_rejects_end_the_job_and_leave_what_is_done(tmp_path):
 
 @dataclass
 class Clips(FakeSource):
-    """Examples of three pictures."""
+    """Examples of three images."""
 
     def pair(self, split, task, index):
         example = super().pair(split, task, index)
         return replace(example, images=(*example.images, example.input // 2))
 
 
-def test_examples_of_more_than_two_pictures(tmp_path):
+def test_examples_of_three_images(tmp_path):
     (derain, _) = prepare(Clips(), tmp_path / "clips", ["train"])
     assert derain.images_per_example == 3
     found = list(read_examples(tmp_path / "clips", "train", "derain"))
@@ -156,7 +156,7 @@ def test_examples_of_more_than_two_pictures(tmp_path):
     assert np.array_equal(ids[6], tokens)
 
 
-def test_prepare_with_other_settings_touches_nothing(pairs):
+def test_prepare_with_other_settings_refused(pairs):
     before, source = contents(pairs), FakeSource(seed=1)
     with pytest.raises(UserError, match="seed=0, requested is seed=1: set overwrite=true"):
         prepare(source, pairs, shard_size=4)
@@ -165,7 +165,7 @@ def test_prepare_with_other_settings_touches_nothing(pairs):
     assert len(source.asked) == 22
 
 
-def test_unknown_splits_and_sizes_are_refused(tmp_path):
+def test_unknown_split_and_shard_size_errors(tmp_path):
     with pytest.raises(UserError, match="unknown split 'tset': did you mean 'test'"):
         prepare(FakeSource(), tmp_path, ["tset"])
     with pytest.raises(UserError, match="no splits given: set splits="):

@@ -16,22 +16,22 @@ from experiments.sources.layouts import jpeg, sa1b_json
 
 
 def smooth(width: int = 32, height: int = 32, seed: int = 0) -> np.ndarray:
-    """A picture (H, W, 3) uint8 that JPEG keeps well."""
+    """A image (H, W, 3) uint8 that JPEG keeps well."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def encoded(picture: np.ndarray, suffix: str) -> bytes:
+def encoded(image: np.ndarray, suffix: str) -> bytes:
     buffer = io.BytesIO()
     kind = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[suffix]
-    Image.fromarray(picture).save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    Image.fromarray(image).save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {}))
     return buffer.getvalue()
 
 
-def save(path: Path, picture: np.ndarray) -> None:
+def save(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(picture, path.suffix[1:]))
+    path.write_bytes(encoded(image, path.suffix[1:]))
 
 
 # ------------------------------------------------------------ bad
@@ -82,11 +82,11 @@ def cmyk(path: Path) -> np.ndarray:
 
 
 def sixteen_bit(path: Path) -> np.ndarray:
-    """Writes a grey 16-bit PNG; returns what is to be read of it."""
+    """Writes a gray 16-bit PNG; returns what is to be read of it."""
     values = np.linspace(0, 65535, 24 * 24).reshape(24, 24)
     Image.fromarray(values.astype(np.uint16)).save(path)
-    grey = (values.astype(np.uint16) * (255 / 65535) + 0.5).astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2)
+    gray = (values.astype(np.uint16) * (255 / 65535) + 0.5).astype(np.uint8)
+    return np.repeat(gray[:, :, None], 3, axis=2)
 
 
 def palette_alpha(path: Path) -> np.ndarray:
@@ -103,20 +103,20 @@ def palette_alpha(path: Path) -> np.ndarray:
 
 def exif_rotated(path: Path) -> np.ndarray:
     """Writes a JPEG that asks to be turned a quarter; returns what is to be read of it."""
-    picture = smooth(24, 24, seed=5)
+    image = smooth(24, 24, seed=5)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise when shown
-    Image.fromarray(np.rot90(picture)).save(path, quality=95, exif=exif)
-    return picture
+    Image.fromarray(np.rot90(image)).save(path, quality=95, exif=exif)
+    return image
 
 
 def one_pixel_wide(path: Path) -> np.ndarray:
-    """Writes a picture of 1 x 40 pixels; returns the middle of it."""
+    """Writes a image of 1 x 40 pixels; returns the middle of it."""
     Image.fromarray(np.full((40, 1, 3), (40, 90, 200), np.uint8)).save(path)
     return np.full((24, 24, 3), (40, 90, 200), np.uint8)
 
 
-# Name -> writer, which returns the picture (24, 24, 3) uint8 to be read
+# Name -> writer, which returns the image (24, 24, 3) uint8 to be read
 GOOD = {
     "cmyk.jpg": cmyk,
     "deep.png": sixteen_bit,
@@ -133,7 +133,7 @@ def write_bad(folder: Path) -> None:
 
 
 def write_good(folder: Path) -> dict[str, np.ndarray]:
-    """Returns stem -> the picture to be read."""
+    """Returns stem -> the image to be read."""
     folder.mkdir(parents=True, exist_ok=True)
     return {Path(name).stem: write(folder / name) for name, write in GOOD.items()}
 
@@ -180,29 +180,29 @@ def truncated_tar(path: Path, files: dict[str, bytes]) -> None:
 
 
 def climbing_member(path: Path) -> str:
-    """A tar with a good picture and one whose path climbs; returns that path."""
+    """A tar with a good image and one whose path climbs; returns that path."""
     data = encoded(smooth(24, 24), "jpg")
     write_members(path, {"000000000.jpg": data, "../x.jpg": data})
     return "../x.jpg"
 
 
 def symlink_member(path: Path) -> str:
-    """A tar with a good picture and a link to a file outside; returns the link's name."""
+    """A tar with a good image and a link to a file outside; returns the link's name."""
     data = encoded(smooth(24, 24), "jpg")
     write_members(path, {"000000000.jpg": data}, {"000000001.jpg": "/etc/hostname"})
     return "000000001.jpg"
 
 
 def broken_rle(path: Path) -> str:
-    """A tar of SA-1B with a good picture and one with a cut mask; returns the bad one's place."""
-    picture, mask = smooth(), np.zeros((32, 32), bool)
+    """A tar of SA-1B with a good image and one with a cut mask; returns the bad one's place."""
+    image, mask = smooth(), np.zeros((32, 32), bool)
     mask[4:20, 4:20] = True
     good, bad = (sa1b_json(name, [mask]) for name in ("sa_1", "sa_2"))
     cut = bad["annotations"][0]["segmentation"]
     cut["counts"] = cut["counts"][:-1] + "P"
     files: dict[str, bytes] = {}
     for name, value in (("sa_1", good), ("sa_2", bad)):
-        files |= {f"{name}.jpg": jpeg(picture), f"{name}.json": json.dumps(value).encode()}
+        files |= {f"{name}.jpg": jpeg(image), f"{name}.json": json.dumps(value).encode()}
     write_members(path, files)
     return f"{path.name}/sa_2.json"
 
@@ -257,7 +257,7 @@ def playlist(path: Path, other: Path) -> None:
 
 
 def sound(path: Path) -> None:
-    """An MP4 without pictures."""
+    """An MP4 without images."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000)
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")

@@ -34,15 +34,15 @@ def check_reasons(rejects, prefix):
         assert said in reason and name not in reason and "\n" not in reason
 
 
-def near(picture, truth):
-    away = np.abs(picture.astype(int) - truth)
+def near(image, truth):
+    away = np.abs(image.astype(int) - truth)
     return away.mean() < 3 and away.max() < 50  # JPEG, its corners
 
 
 def test_images(tmp_path):
     bad_files.write_bad(tmp_path / "raw" / "bad")
     truths = bad_files.write_good(tmp_path / "raw" / "good")
-    source = Images(path=str(tmp_path / "raw"), size=SIZE, val=0, test=0)
+    source = Images(path=str(tmp_path / "raw"), size=SIZE, val_fraction=0, test_fraction=0)
     examples, rejects = run(source, tmp_path / "out")
     assert examples.keys() == {f"good-{stem}" for stem in truths}
     for stem, truth in truths.items():
@@ -63,7 +63,7 @@ def test_paired(tmp_path):
     bad_files.zero_bytes(root / "target" / "fine.png")
     lonely, unlike = bad_files.missing_target(root), bad_files.other_size(root)
     bad_files.save(root / "target" / "late.png", smooth())
-    source = Paired(path=str(root), task="mend", size=SIZE, val=0, test=0)
+    source = Paired(path=str(root), task="mend", size=SIZE, val_fraction=0, test_fraction=0)
     examples, rejects = run(source, tmp_path / "out")
     assert examples.keys() == truths.keys()
     for stem, truth in truths.items():
@@ -72,7 +72,7 @@ def test_paired(tmp_path):
     check_reasons(rejects, "input/")
     assert rejects == {
         lonely: "missing target",
-        unlike: "pictures of 24 x 24 and 24 x 32 pixels belong together",
+        unlike: "images of one example have different sizes: 24 x 24 and 24 x 32 pixels",
         "target/late.png": "missing input",
         "target/fine.png": "cannot be read as an image: not an image",
     }
@@ -85,13 +85,13 @@ def test_laion(tmp_path):
     held = {name: (files / name).read_bytes() for name in (*BAD, *GOOD)}
     beside = {"cmyk.json": b"{}", "cmyk.txt": b"a red square", "strange.exe": b"MZ"}
     bad_files.write_members(root / "00000.tar", held | beside)
-    pictures = {f"{n:09d}.jpg": encoded(smooth(seed=n), "jpg") for n in range(3)}
-    bad_files.truncated_tar(root / "00001.tar", pictures)
+    images = {f"{n:09d}.jpg": encoded(smooth(seed=n), "jpg") for n in range(3)}
+    bad_files.truncated_tar(root / "00001.tar", images)
     climbing = bad_files.climbing_member(root / "00002.tar")
     link = bad_files.symlink_member(root / "00003.tar")
     bad_files.html(root / "00004.tar")
     bad_files.zero_bytes(root / "00005.tar")
-    source = Laion(path=str(root), size=SIZE, val=0, test=0)
+    source = Laion(path=str(root), size=SIZE, val_fraction=0, test_fraction=0)
     examples, rejects = run(source, tmp_path / "out")
     for stem, truth in truths.items():
         assert near(examples.pop(f"00000-{stem}").input, truth), stem
@@ -99,7 +99,7 @@ def test_laion(tmp_path):
     assert sorted(examples) == [
         "00001-000000000", "00001-000000001", "00002-000000000", "00003-000000000",
     ]  # fmt: skip
-    assert rejects.pop("00000.tar/strange.exe") == "no picture, nor one of .json, .txt"
+    assert rejects.pop("00000.tar/strange.exe") == "neither an image nor one of .json, .txt"
     assert rejects.pop(f"00002.tar/{climbing}") == "its path leads out of the tar"
     assert rejects.pop(f"00003.tar/{link}") == "is a link"
     assert rejects.keys() == {"00001.tar", "00004.tar", "00005.tar"}
@@ -109,10 +109,10 @@ def test_laion(tmp_path):
 
 
 @pytest.mark.parametrize("cut", ["at a member's end", "in a header", "header spoilt"])
-def test_a_tar_that_ends_quietly_is_told_too(tmp_path, cut):
-    pictures = {f"{n}.jpg": encoded(smooth(seed=n), "jpg") for n in range(3)}
+def test_silently_truncated_tar_rejected(tmp_path, cut):
+    images = {f"{n}.jpg": encoded(smooth(seed=n), "jpg") for n in range(3)}
     path = tmp_path / "00000.tar"
-    bad_files.write_members(path, pictures)
+    bad_files.write_members(path, images)
     import tarfile
 
     with tarfile.open(path) as tar:
@@ -122,17 +122,17 @@ def test_a_tar_that_ends_quietly_is_told_too(tmp_path, cut):
         path.write_bytes(data[:start] + b"\x07" * 512 + data[start + 512 :])
     else:
         path.write_bytes(data[: start + (100 if cut == "in a header" else 0)])
-    source = Laion(path=str(tmp_path), size=SIZE, val=0, test=0)
+    source = Laion(path=str(tmp_path), size=SIZE, val_fraction=0, test_fraction=0)
     (part,) = source.chunks("train")["images"]
     found = list(source.read("train", "images", part))
     assert [getattr(each, "key", "") for each in found] == ["00000-0", "00000-1", "00000.tar"]
     assert "truncated or damaged" in found[-1].reason
 
 
-def test_too_many_rejects_are_suspicious_and_what_was_written_is_valid(tmp_path):
+def test_too_many_rejects_raise_check_failed_and_keep_shards(tmp_path):
     bad_files.write_bad(tmp_path / "raw")
     truths = bad_files.write_good(tmp_path / "raw")
-    source = Images(path=str(tmp_path / "raw"), size=SIZE, val=0, test=0)
+    source = Images(path=str(tmp_path / "raw"), size=SIZE, val_fraction=0, test_fraction=0)
     with pytest.raises(CheckFailed, match="4 of 9 raw items rejected .44.4%") as caught:
         prepare(source, tmp_path / "out", ["train"], max_reject_fraction=0.4)
     assert caught.value.exit_code == 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from delvm.data.sources._io import coco_json as coco
-from delvm.data.sources.coco_pose import CocoPose, square_about
+from delvm.data.sources.coco_pose import CocoPose, square_crop
 from delvm.data.sources.shapes import people
 from delvm.errors import UserError
 from delvm.tasks import multi_pose as poses
@@ -22,7 +22,7 @@ WIDE, HIGH = 280, 160
 
 def person(seed, left, height=120):
     """A whole body, without eyes and ears, in pixels."""
-    points = people.keypoints(np.random.default_rng(seed))
+    points = people.random_keypoints(np.random.default_rng(seed))
     low, high = np.nanmin(points, axis=0), np.nanmax(points, axis=0)
     return (points - low) / (high - low).max() * height + (left, 20)
 
@@ -39,14 +39,16 @@ def raw(root, split="train", count=3):
 
 
 def source(root, **settings):
-    return CocoPose(**{"path": str(root), "size": SIZE, "val": 0} | settings)
+    return CocoPose(**{"path": str(root), "size": SIZE, "val_fraction": 0} | settings)
 
 
-def test_the_order_is_cocos():
-    assert coco.ORDER == COCO_KEYPOINTS and set(coco.ORDER) == set(pose.KEYPOINTS) - {"neck"}
+def test_coco_keypoint_order():
+    assert coco.COCO_KEYPOINTS == COCO_KEYPOINTS and set(coco.COCO_KEYPOINTS) == set(
+        pose.KEYPOINTS
+    ) - {"neck"}
 
 
-def test_keypoints_become_those_of_openpose(tmp_path):
+def test_coco_to_openpose_keypoints(tmp_path):
     items, held = raw(tmp_path, count=1)
     (truth, _) = items["000000000001.jpg"][1]
     held["annotations"][0]["keypoints"][3 * COCO_KEYPOINTS.index("left_wrist") + 2] = 0
@@ -55,15 +57,15 @@ def test_keypoints_become_those_of_openpose(tmp_path):
     ((photo),) = coco.read_annotations(path, 0)
     points = photo.people[0].points
     wrist, neck = pose.KEYPOINTS.index("left_wrist"), pose.KEYPOINTS.index("neck")
-    assert np.isnan(points[wrist]).all() and photo.people[0].labelled == 12
+    assert np.isnan(points[wrist]).all() and photo.people[0].num_labeled == 12
     shoulders = [pose.KEYPOINTS.index(f"{side}_shoulder") for side in ("left", "right")]
     assert points[neck] == pytest.approx(points[shoulders].mean(axis=0))
-    rest = [n for n in range(pose.BODY) if n not in (wrist, neck)]
+    rest = [n for n in range(pose.NUM_BODY_KEYPOINTS) if n not in (wrist, neck)]
     assert points[rest] == pytest.approx(np.floor(truth[rest]) + 0.5)
-    assert np.isnan(points[pose.BODY :]).all()
+    assert np.isnan(points[pose.NUM_BODY_KEYPOINTS :]).all()
 
 
-def test_the_neck_needs_both_shoulders(tmp_path):
+def test_neck_needs_both_shoulders(tmp_path):
     _, held = raw(tmp_path, count=1)
     held["annotations"][0]["keypoints"][3 * COCO_KEYPOINTS.index("left_shoulder") + 2] = 0
     write_annotations(tmp_path, "train", held)
@@ -73,7 +75,7 @@ def test_the_neck_needs_both_shoulders(tmp_path):
     assert not np.isnan(photo.people[1].points[pose.KEYPOINTS.index("neck")]).any()
 
 
-def test_one_person_cut_out(tmp_path):
+def test_single_person_crops(tmp_path):
     items, _ = raw(tmp_path)
     made = read_all(source(tmp_path), "train")["pose"]
     assert [each.key for each in made] == [
@@ -81,11 +83,11 @@ def test_one_person_cut_out(tmp_path):
     ]
     for each, (number, left) in zip(made, [(n, s) for n in (1, 2, 3) for s in (0, 1)], strict=True):
         truth = items[f"{number:012d}.jpg"][1][left]
-        box = square_about(_box(truth), 0.15, WIDE, HIGH)
+        box = square_crop(_box(truth), 0.15, WIDE, HIGH)
         wanted = (np.floor(truth) + 0.5 - box[:2]) / (box[2] - box[0])
         assert np.nanmin(wanted) >= 0 and np.nanmax(wanted) <= 1
         found = pose.parse(each.target)
-        assert np.linalg.norm(found - wanted, axis=1)[: pose.BODY].max() < 0.04
+        assert np.linalg.norm(found - wanted, axis=1)[: pose.NUM_BODY_KEYPOINTS].max() < 0.04
         assert pose.pck(each.target, each.target) == 1
 
 
@@ -97,16 +99,16 @@ def _box(points):
     return (*low, *(high - low))
 
 
-def test_everybody_in_a_picture(tmp_path):
+def test_all_people_in_whole_image(tmp_path):
     items, _ = raw(tmp_path)
-    made = read_all(source(tmp_path, whole=True), "train")["poses"]
+    made = read_all(source(tmp_path, whole_image=True), "train")["poses"]
     assert [each.key for each in made] == [f"{n:012d}" for n in (1, 2, 3)]
     box = ((WIDE - HIGH) // 2, 0)
     for number, each in enumerate(made, 1):
         found = poses.parse(each.target)
         for truth in items[f"{number:012d}.jpg"][1]:
             wanted = (truth - box) / HIGH
-            for keypoint in range(pose.BODY):
+            for keypoint in range(pose.NUM_BODY_KEYPOINTS):
                 if 0.03 < wanted[keypoint, 0] < 0.97 and keypoint in (2, 5, 8, 11):
                     away = np.linalg.norm(found[keypoint] - wanted[keypoint], axis=1)
                     assert away.min() < 0.05
@@ -118,89 +120,87 @@ def test_everybody_in_a_picture(tmp_path):
     [
         ((40, 40, 20, 40), 0.0, (200, 100), (30, 40, 70, 80)),
         ((40, 40, 20, 40), 0.25, (200, 100), (20, 30, 80, 90)),
-        ((0, 40, 20, 40), 0.0, (200, 100), (0, 40, 40, 80)),  # moved into the picture
+        ((0, 40, 20, 40), 0.0, (200, 100), (0, 40, 40, 80)),  # moved into the image
         ((180, 60, 20, 40), 0.0, (200, 100), (160, 60, 200, 100)),
         ((40, 5, 20, 90), 0.5, (200, 100), (0, 0, 100, 100)),  # less margin
-        ((10, 40, 150, 20), 0.5, (200, 100), (10, -25, 160, 125)),  # beyond the picture
+        ((10, 40, 150, 20), 0.5, (200, 100), (10, -25, 160, 125)),  # beyond the image
         ((-20, -20, 1000, 1000), 0.0, (200, 100), (0, -50, 200, 150)),
     ],
 )
-def test_squares(box, margin, size, square):
-    assert square_about(box, margin, *size) == square
+def test_square_crop(box, margin, size, square):
+    assert square_crop(box, margin, *size) == square
 
 
-def test_who_is_taken(tmp_path):
+def test_which_people_are_taken(tmp_path):
     _, held = raw(tmp_path, count=2)
     first, second, third, fourth = held["annotations"]
     first["iscrowd"], first["keypoints"] = 1, []
     second["keypoints"] = [0] * 51
     third["keypoints"] = third["keypoints"][: 3 * 9] + [0] * (3 * 8)  # nose, shoulders, elbows
     write_annotations(tmp_path, "train", held)
-    every = {"keypoints": 1, "min_side": 0}
+    every = {"min_keypoints": 1, "min_side": 0}
     assert keys(source(tmp_path, **every), "train", "pose") == [
         "000000000002-3", "000000000002-4",
     ]  # fmt: skip
     assert keys(source(tmp_path), "train", "pose") == ["000000000002-4"]
-    assert keys(source(tmp_path, whole=True), "train", "poses") == ["000000000002"]
+    assert keys(source(tmp_path, whole_image=True), "train", "poses") == ["000000000002"]
     size = max(fourth["bbox"][2:])
-    with pytest.raises(UserError, match="nobody with keypoints=8 and min_side"):
+    with pytest.raises(UserError, match="nobody with min_keypoints=8 and min_side"):
         source(tmp_path, min_side=int(size) + 1).chunks("train")
     assert not rejects(source(tmp_path, **every), "train", "pose")
 
 
-def test_a_whole_picture_needs_somebody_in_its_middle(tmp_path):
+def test_whole_image_needs_a_person_in_its_center(tmp_path):
     aside, middle = person(3, 0, 60), person(4, 120, 60)
     items = {"a.jpg": (smooth(WIDE, HIGH), [aside]), "b.jpg": (smooth(WIDE, HIGH), [middle])}
     write_coco(tmp_path, "train", items)
-    assert keys(source(tmp_path, whole=True), "train", "poses") == ["b"]
+    assert keys(source(tmp_path, whole_image=True), "train", "poses") == ["b"]
     assert len(keys(source(tmp_path), "train", "pose")) == 2
 
 
-def test_a_picture_of_another_size_than_its_annotations(tmp_path):
+def test_image_size_differs_from_annotations(tmp_path):
     _, held = raw(tmp_path, count=2)
     held["images"][1]["width"] += 1
     write_annotations(tmp_path, "train", held)
     found = rejects(source(tmp_path), "train", "pose")
-    assert found == {
-        "train2017/000000000002.jpg": "of (280, 160) pixels, annotated as of (281, 160)"
-    }
+    assert found == {"train2017/000000000002.jpg": "of (280, 160) pixels, annotated as (281, 160)"}
 
 
-def test_splits(tmp_path):
+def test_splits_disjoint(tmp_path):
     raw(tmp_path, "train", 30)
     raw(tmp_path, "val", 2)
-    reader = source(tmp_path, val=0.3, min_side=0)
+    reader = source(tmp_path, val_fraction=0.3, min_side=0)
     found = {split: {key[:12] for key in keys(reader, split, "pose")}
              for split in ("train", "val")}  # fmt: skip
     assert all(found.values()) and not found["train"] & found["val"]
     assert len(found["train"] | found["val"]) == 30
     assert len(keys(reader, "test", "pose")) == 4
-    assert same(*(read_all(source(tmp_path, val=0.3), "val")["pose"] for _ in range(2)))
+    assert same(*(read_all(source(tmp_path, val_fraction=0.3), "val")["pose"] for _ in range(2)))
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_the_whole_job(tmp_path, whole):
+def test_prepare(tmp_path, whole):
     raw(tmp_path / "raw", "train", 8)
     raw(tmp_path / "raw", "val", 2)
-    made = prepared(source(tmp_path / "raw", val=0.3, whole=whole), tmp_path / "out")
+    made = prepared(source(tmp_path / "raw", val_fraction=0.3, whole_image=whole), tmp_path / "out")
     task = "poses" if whole else "pose"
     assert made.keys() == {(split, task) for split in ("train", "val", "test")}
     assert sum(manifest.count for manifest in made.values()) == (10 if whole else 20)
 
 
-def test_the_json_is_read_once(tmp_path, monkeypatch):
+def test_annotations_read_once(tmp_path, monkeypatch):
     raw(tmp_path, "train", 3)
     coco.read_annotations.cache_clear()
     read = []
     loads = json.loads
     monkeypatch.setattr(coco.json, "loads", lambda text: read.append(1) or loads(text))
-    for reader in (source(tmp_path), source(tmp_path, whole=True)):
+    for reader in (source(tmp_path), source(tmp_path, whole_image=True)):
         read_all(reader, "train")
         read_all(reader, "val")
     assert len(read) == 1
 
 
-def test_what_is_broken_is_rejected_and_the_rest_is_read(tmp_path):
+def test_broken_items_rejected_others_read(tmp_path):
     _, held = raw(tmp_path, count=5)
     images, notes = held["images"], held["annotations"]
     (tmp_path / "train2017" / images[0]["file_name"]).unlink()
@@ -221,25 +221,25 @@ def test_what_is_broken_is_rejected_and_the_rest_is_read(tmp_path):
     wanted = {
         "train2017/000000000001.jpg": "image not found",
         "train2017/000000000002.jpg": "truncated",
-        "train2017/000000000004.jpg": "lies outside its 280 x 160",
-        f"{file} annotation 4": "51 keypoints",
-        f"{file} annotation 5": "far outside any picture",
-        f"{file} annotation 7": "far outside any picture",
-        f"{file} annotation 8": "no numbers",
+        "train2017/000000000004.jpg": "is outside its 280 x 160",
+        f"{file} annotation 4": "51 keypoint values",
+        f"{file} annotation 5": "far outside any image",
+        f"{file} annotation 7": "far outside any image",
+        f"{file} annotation 8": "not numbers",
         f"{file} annotation 10": "cannot be read",
         f"{file} annotation 11": "cannot be read",
         f"{file} annotation 12": "of image 123, which is not listed",
-        f"{file} annotation 13": "its id 10 comes twice",
+        f"{file} annotation 13": "duplicate id 10",
         f"{file} image 5": "its path leads out",
         f"{file} image 6": "without id, file_name, width and height",
-        f"{file} image 7": "comes twice",
+        f"{file} image 7": "duplicate id",
     }
     assert found.keys() == wanted.keys()
     for key, said in wanted.items():
         assert said in found[key], key
 
 
-def test_what_is_wrong_with_the_whole_is_told(tmp_path):
+def test_coco_errors(tmp_path):
     with pytest.raises(UserError, match="has no annotations/person_keypoints_train2017.json"):
         source(tmp_path).chunks("train")
     path = tmp_path / "annotations/person_keypoints_train2017.json"
@@ -247,15 +247,15 @@ def test_what_is_wrong_with_the_whole_is_told(tmp_path):
     for text, said in (
         ("{", "cannot be read"),
         ("[" * 100_000, "cannot be read"),
-        ("[]", "no object with lists"),
-        ('{"images": 1, "annotations": []}', "no object with lists"),
+        ("[]", "not an object with lists"),
+        ('{"images": 1, "annotations": []}', "not an object with lists"),
     ):
         path.write_text(text)
         coco.read_annotations.cache_clear()
         with pytest.raises(UserError, match=said):
             source(tmp_path).chunks("train")
     for change, said in (
-        ({"keypoints": 0}, "source.keypoints=0 is not in 1..17"),
+        ({"min_keypoints": 0}, "source.min_keypoints=0 is not in 1..17"),
         ({"margin": -1}, "source.margin=-1 is not in"),
     ):
         with pytest.raises(UserError, match=said):

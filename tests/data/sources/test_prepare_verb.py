@@ -20,10 +20,10 @@ def raw(tmp_path):
     return tmp_path / "raw"
 
 
-def test_a_source_is_chosen_and_set_on_the_command_line(raw, tmp_path, capsys):
+def test_prepare_paired_source_by_overrides(raw, tmp_path, capsys):
     words = [
         "prepare", "source=paired", f"source.path={raw}", "source.task=dehaze", "source.size=16",
-        "source.val=0.3", "source.test=0", f"output_dir={tmp_path}/out",
+        "source.val_fraction=0.3", "source.test_fraction=0", f"output_dir={tmp_path}/out",
     ]  # fmt: skip
     assert cli.main(words) == 0
     assert "train: dehaze" in capsys.readouterr().out
@@ -37,32 +37,32 @@ def test_a_source_is_chosen_and_set_on_the_command_line(raw, tmp_path, capsys):
     assert one == other
 
 
-def test_too_many_rejects_are_exit_code_3(raw, tmp_path, capsys):
+def test_too_many_rejects_exit_code_3(raw, tmp_path, capsys):
     bad_files.write_bad(raw / "input")
     words = ["prepare", "source=images", f"source.path={raw}/input", "source.size=16"]
-    nothing = ["source.val=0", "source.test=0", f"output_dir={tmp_path}/out"]
+    nothing = ["source.val_fraction=0", "source.test_fraction=0", f"output_dir={tmp_path}/out"]
     assert cli.main([*words, *nothing]) == 3
     assert "4 of 10 raw items rejected" in capsys.readouterr().err
     assert len(list(read_examples(tmp_path / "out", "train", "images"))) == 6
 
 
-def test_a_missing_path_is_told(capsys):
+def test_missing_path_error(capsys):
     assert cli.main(["prepare", "source=laion"]) == 2
     assert "source.path" in capsys.readouterr().err
 
 
 def raw_of(source, root):
     """A small data set in the source's true layout."""
-    picture, moving = smooth(80, 64), [np.roll(smooth(64, 48), n, axis=1) for n in range(9)]
+    image, moving = smooth(80, 64), [np.roll(smooth(64, 48), n, axis=1) for n in range(9)]
     if source == "sa1b":
         masks = np.zeros((2, 64, 80), bool)
         masks[0, :40], masks[1, 30:60, 10:50] = True, True
-        items = {f"sa_{number}": (picture, list(masks)) for number in range(3)}
+        items = {f"sa_{number}": (image, list(masks)) for number in range(3)}
         layouts.write_sa1b(root / "sa_000000.tar", items)
     elif source == "coco_pose":
-        points = people.keypoints(np.random.default_rng(0)) * 64
+        points = people.random_keypoints(np.random.default_rng(0)) * 64
         for split in ("train", "val"):
-            items = {f"{number:012d}.jpg": (picture, [points]) for number in range(3)}
+            items = {f"{number:012d}.jpg": (image, [points]) for number in range(3)}
             layouts.write_coco(root, split, items)
     elif source == "hdvila":
         layouts.write_video(root / "video_clips" / "abc" / "abc.0.mp4", moving)
@@ -74,20 +74,25 @@ def raw_of(source, root):
 @pytest.mark.parametrize(
     "source, words, made",
     [
-        ("sa1b", [], {"masks": 9}),  # three squares a picture below 800 pixels
-        ("sa1b", ["source.crops=0"], {"masks": 3}),
+        ("sa1b", [], {"masks": 9}),  # three squares a image below 800 pixels
+        ("sa1b", ["source.num_crops=0"], {"masks": 3}),
         ("coco_pose", ["source.min_side=0"], {"pose": 3}),
-        ("coco_pose", ["source.whole=true"], {"poses": 3}),
-        ("video", ["source.frames=4", "source.stride=2"], {"video": 2}),
-        ("hdvila", ["source.frames=3", "source.stride=1", "source.overlap=1"], {"video": 4}),
+        ("coco_pose", ["source.whole_image=true"], {"poses": 3}),
+        ("video", ["source.clip_length=4", "source.stride=2"], {"video": 2}),
+        ("hdvila", ["source.clip_length=3", "source.stride=1", "source.overlap=1"], {"video": 4}),
     ],
 )
-def test_annotated_and_moving_sources(tmp_path, source, words, made):
+def test_prepare_annotated_and_video_sources(tmp_path, source, words, made):
     raw_of(source, tmp_path / "raw")
     output = tmp_path / "out"
-    common = [f"source={source}", f"source.path={tmp_path}/raw", "source.size=16", "source.val=0"]
+    common = [
+        f"source={source}",
+        f"source.path={tmp_path}/raw",
+        "source.size=16",
+        "source.val_fraction=0",
+    ]
     if source != "coco_pose":
-        common.append("source.test=0")
+        common.append("source.test_fraction=0")
     assert cli.main(["prepare", *common, *words, f"output_dir={output}"]) == 0
     counts = {
         folder.name: len(list(read_examples(output, "train", folder.name)))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from delvm.data.image_io import resize_center_crop
 from delvm.data.sources._io import video as frames
-from delvm.data.sources._io.video import Clip, clips_of, scene_distance
+from delvm.data.sources._io.video import Clip, scene_distance, split_into_clips
 from delvm.data.sources.shapes import photographs
 from delvm.data.sources.video import HdVila, Video
 from delvm.errors import UserError
@@ -24,14 +24,14 @@ SCENES = ("astronaut", "coffee", "china", "flower")
 
 def moving(count, scene="astronaut", width=WIDE, height=HIGH):
     """Frames of a camera that moves over a photograph."""
-    picture = photographs.load(scene)
-    scale = 2.5 * height / picture.height
-    wide = picture.resize((round(scale * picture.width), round(scale * picture.height)))
+    image = photographs.load_photo(scene)
+    scale = 2.5 * height / image.height
+    wide = image.resize((round(scale * image.width), round(scale * image.height)))
     return [np.asarray(wide.crop((n % 40, 8, n % 40 + width, 8 + height))) for n in range(count)]
 
 
-def fitted(picture):
-    return np.asarray(resize_center_crop(Image.fromarray(picture), SIZE))
+def fitted(image):
+    return np.asarray(resize_center_crop(Image.fromarray(image), SIZE))
 
 
 def near(one, other):
@@ -39,7 +39,14 @@ def near(one, other):
 
 
 def source(root, kind=Video, **settings):
-    plain = {"path": str(root), "size": SIZE, "val": 0, "test": 0, "frames": 4, "stride": 1}
+    plain = {
+        "path": str(root),
+        "size": SIZE,
+        "val_fraction": 0,
+        "test_fraction": 0,
+        "clip_length": 4,
+        "stride": 1,
+    }
     return kind(**plain | settings)
 
 
@@ -70,45 +77,45 @@ def test_clips(place, count, stride, overlap, starts):
     assert [each.key for each in made] == [f"a-{start:06d}" for start in starts]
     for each, start in zip(made, starts, strict=True):
         assert len(each.images) == 4
-        for number, picture in enumerate(each.images):
-            assert near(picture, fitted(shown[start + number * stride]))
+        for number, image in enumerate(each.images):
+            assert near(image, fitted(shown[start + number * stride]))
 
 
-def test_frames_go_by_their_numbers(tmp_path):
+def test_frames_sorted_by_number(tmp_path):
     shown = [np.full((HIGH, WIDE, 3), 4 * number, np.uint8) for number in range(12)]
     write_frames(tmp_path / "a", shown)
     made = read_all(source(tmp_path), "train")["video"]
-    levels = [int(picture[0, 0, 0]) for each in made for picture in each.images]
+    levels = [int(image[0, 0, 0]) for each in made for image in each.images]
     assert levels == [4 * number for number in range(12)]
 
 
-def test_no_clip_goes_over_a_cut(place):
+def test_clips_do_not_span_cuts(place):
     lengths = (6, 3, 9)
     shown = [frame for n, scene in zip(lengths, SCENES, strict=False) for frame in moving(n, scene)]
     write(place, shown)
     assert keys(source(place.parent), "train", "video") == ["a-000000", "a-000009", "a-000013"]
-    every = keys(source(place.parent, cut=0), "train", "video")
+    every = keys(source(place.parent, scene_cut_threshold=0), "train", "video")
     assert every == [f"a-{start:06d}" for start in (0, 4, 8, 12)]
 
 
-def test_a_video_of_cuts_alone_is_rejected(place):
+def test_video_with_too_many_cuts_rejected(place):
     write(place, [frame for scene in SCENES for frame in moving(3, scene)])
     reader = source(place.parent)
     assert rejects(reader, "train", "video") == {
-        place.name: "too short: 12 frames taken and 3 cuts between them, a clip has 4"
+        place.name: "too short: 12 frames and 3 cuts between them, a clip has 4"
     }
 
 
-def test_cuts_are_told_from_movement_and_light():
+def test_scene_distance_separates_cuts_from_motion_and_light():
     def look(scene, side=0.6, left=0.0):
-        picture = photographs.load(scene)
-        side = int(side * min(picture.size))
-        left = int(left * min(picture.size))
-        return np.asarray(resize_center_crop(picture.crop((left, 0, left + side, side)), SIZE))
+        image = photographs.load_photo(scene)
+        side = int(side * min(image.size))
+        left = int(left * min(image.size))
+        return np.asarray(resize_center_crop(image.crop((left, 0, left + side, side)), SIZE))
 
-    threshold = Video(path="x").cut
-    scenes = [name for name in (*photographs.TRAINING, *photographs.HELD_OUT)
-              if not photographs.is_grey(name)]  # fmt: skip
+    threshold = Video(path="x").scene_cut_threshold
+    scenes = [name for name in (*photographs.TRAIN, *photographs.HELD_OUT)
+              if not photographs.is_gray(name)]  # fmt: skip
     assert len(scenes) > 6
     cuts = []
     for number, scene in enumerate(scenes):
@@ -122,15 +129,15 @@ def test_cuts_are_told_from_movement_and_light():
     assert np.mean(np.array(cuts) > threshold) > 0.9
 
 
-def test_a_video_is_turned_upright(tmp_path):
+def test_rotated_video_is_upright(tmp_path):
     shown = moving(4)
     turned = [np.ascontiguousarray(np.rot90(frame, -1)) for frame in shown]
-    write_video(tmp_path / "a.mp4", turned, turned=90)
+    write_video(tmp_path / "a.mp4", turned, rotation=90)
     (made,) = read_all(source(tmp_path), "train")["video"]
     assert all(near(p, fitted(f)) for p, f in zip(made.images, shown, strict=True))
 
 
-def test_memory_does_not_grow_with_the_length():
+def test_memory_independent_of_video_length():
     def endless(count):
         for number in range(count):
             yield number, Image.new("RGB", (256, 256), (number % 256,) * 3)
@@ -139,14 +146,15 @@ def test_memory_does_not_grow_with_the_length():
     for count in (64, 512):
         tracemalloc.start()
         assert (
-            sum(isinstance(each, Clip) for each in clips_of(endless(count), 256, 8)) == count // 8
+            sum(isinstance(each, Clip) for each in split_into_clips(endless(count), 256, 8))
+            == count // 8
         )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
 
 
-def test_what_is_broken_is_rejected_and_the_rest_is_read(tmp_path):
+def test_broken_items_rejected_others_read(tmp_path):
     shown = moving(12)
     write_video(tmp_path / "good.mp4", shown)
     write_video(tmp_path / "short.mp4", shown[:3])
@@ -170,8 +178,8 @@ def test_what_is_broken_is_rejected_and_the_rest_is_read(tmp_path):
         "list.mp4": "Invalid data",
         "page.mp4": "Invalid data",
         "empty.mp4": "cannot be read as a video",
-        "sound.mp4": "no pictures in it",
-        "short.mp4": "too short: 3 frames taken, a clip has 4",
+        "sound.mp4": "no video stream",
+        "short.mp4": "too short: 3 frames, a clip has 4",
         "folder": "frame 5: 5.png cannot be read as an image",
     }
     assert found.keys() == wanted.keys()
@@ -179,7 +187,7 @@ def test_what_is_broken_is_rejected_and_the_rest_is_read(tmp_path):
         assert said in found[name] and "\n" not in found[name], name
 
 
-def test_spoilt_bytes_never_raise(tmp_path):
+def test_random_corruption_never_raises(tmp_path):
     path, rng = tmp_path / "a.mp4", np.random.default_rng(0)
     whole = bad_files.write_mp4(path, moving(12))
     reader = source(tmp_path)
@@ -193,15 +201,15 @@ def test_spoilt_bytes_never_raise(tmp_path):
     assert len(found) > 3 and all("\n" not in reason for reason in found)
 
 
-def test_a_video_that_ends_too_soon_is_told(tmp_path):
+def test_truncated_video_rejected(tmp_path):
     bad_files.ending_mp4(tmp_path / "a.mp4", moving(20), 9)
     reader = source(tmp_path)
     assert keys(reader, "train", "video") == ["a-000000", "a-000004"]
     (reason,) = rejects(reader, "train", "video").values()
-    assert "frame 9: truncated or damaged" in reason and "more are announced" in reason
+    assert "frame 9: truncated or damaged" in reason and "fewer than the header says" in reason
 
 
-def test_frames_that_are_too_large(tmp_path, monkeypatch):
+def test_too_large_frames_rejected(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4", moving(4))
     monkeypatch.setattr(frames, "MAX_PIXELS", WIDE * HIGH - 1)
     (reason,) = rejects(source(tmp_path), "train", "video").values()
@@ -209,7 +217,7 @@ def test_frames_that_are_too_large(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [Video, HdVila])
-def test_the_whole_job(tmp_path, kind):
+def test_prepare(tmp_path, kind):
     root, count = tmp_path / "raw", 24
     for number in range(count):
         name = f"id-{number // 2}"
@@ -219,7 +227,7 @@ def test_the_whole_job(tmp_path, kind):
         else:
             place.parent.mkdir(exist_ok=True)
             shutil.copy(root / "video_clips/id-0" / f"id-0.{number % 2}.mp4", place)
-    reader = source(root, kind, val=0.3, test=0.2)
+    reader = source(root, kind, val_fraction=0.3, test_fraction=0.2)
     made = prepared(reader, tmp_path / "out")
     assert sum(manifest.count for manifest in made.values()) == 2 * count
     assert {manifest.images_per_example for manifest in made.values()} == {4}
@@ -230,7 +238,7 @@ def test_the_whole_job(tmp_path, kind):
         assert sum(map(len, found.values())) == count // 2
 
 
-def test_hdvila_names(tmp_path):
+def test_hdvila_file_names(tmp_path):
     folder = tmp_path / "video_clips" / "abc.d"
     write_video(folder / "abc.d.0.mp4", moving(4))
     for name in ("abc.d.2.mp4", "abc.d.10.mp4", "other.1.mp4", "abc.d.mp4"):
@@ -245,10 +253,10 @@ def test_hdvila_names(tmp_path):
         assert {name.rpartition("/")[2] for name in left} == {
             "other.1.mp4", "abc.d.mp4", "stray.1.mp4",
         }  # fmt: skip
-        assert set(left.values()) == {"is not called ID/ID.N.mp4"}
+        assert set(left.values()) == {"is not named ID/ID.N.mp4"}
 
 
-def test_a_part_is_known_by_its_videos(tmp_path):
+def test_chunk_name_identifies_its_videos(tmp_path):
     for name in "abc":
         write_frames(tmp_path / name, moving(4))
     before = source(tmp_path).chunks("train")["video"]
@@ -257,7 +265,7 @@ def test_a_part_is_known_by_its_videos(tmp_path):
     assert source(tmp_path).chunks("train")["video"] != before
 
 
-def test_names_that_differ_in_the_extension_alone(tmp_path):
+def test_names_differing_only_in_extension(tmp_path):
     write_frames(tmp_path / "a", moving(4))
     write_video(tmp_path / "a.mp4", moving(4))
     write_video(tmp_path / "b.mp4", moving(4))
@@ -266,16 +274,16 @@ def test_names_that_differ_in_the_extension_alone(tmp_path):
     ]  # fmt: skip
 
 
-def test_settings_that_no_clip_can_have(tmp_path):
+def test_video_settings_errors(tmp_path):
     for change, said in (
-        ({"frames": 1}, "source.frames=1 is below 2"),
+        ({"clip_length": 1}, "source.clip_length=1 is below 2"),
         ({"stride": 0}, "source.stride=0 is below 1"),
         ({"overlap": -1}, "source.overlap=-1 is below 0"),
-        ({"overlap": 4}, "source.overlap=4 is not below source.frames=4"),
-        ({"cut": 2}, "source.cut=2 is not in"),
-        ({}, "holds neither videos nor folders of frames"),
+        ({"overlap": 4}, "source.overlap=4 is not below source.clip_length=4"),
+        ({"scene_cut_threshold": 2}, "source.scene_cut_threshold=2 is not in"),
+        ({}, "contains neither videos nor directories of frames"),
     ):
         with pytest.raises(UserError, match=said):
             source(tmp_path, **change).chunks("train")
-    with pytest.raises(UserError, match="holds no video_clips/ID/ID.N.mp4"):
+    with pytest.raises(UserError, match="contains no video_clips/ID/ID.N.mp4"):
         source(tmp_path, HdVila).chunks("train")

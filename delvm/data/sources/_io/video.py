@@ -120,7 +120,7 @@ def _apply_rotation(decoded: Any) -> Image.Image:
 
 
 def _truncation_error(file: BinaryIO) -> str | None:
-    """An error if an MP4 or MOV is shorter than its header says; ffmpeg would end there silently."""
+    """An error if an MP4 or MOV is shorter than its header says; ffmpeg would not report it."""
     length = file.seek(0, 2)
     offset = 0
     while offset + 16 <= length:
@@ -197,10 +197,10 @@ def split_into_clips(
         broken = False
         num_frames += 1
         image = np.asarray(resize_center_crop(frame, size))
-        if scene_cut_threshold and kept:
-            if scene_distance(kept[-1][1], image) > scene_cut_threshold:
-                num_cuts += 1
-                kept.clear()
+        threshold = scene_cut_threshold if kept else 0
+        if threshold and scene_distance(kept[-1][1], image) > threshold:
+            num_cuts += 1
+            kept.clear()
         kept.append((number, image))
         if len(kept) == length:
             num_yielded += 1

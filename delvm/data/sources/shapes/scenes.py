@@ -5,7 +5,7 @@ Positions and sizes are fractions of the image's side, so every size looks the s
 
 import colorsys
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from delvm.data.sources.shapes import photographs
 from delvm.data.types import ImageArray
 
-Floats: TypeAlias = npt.NDArray[np.float32]
+Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Polygon: TypeAlias = npt.NDArray[np.float64]  # (n, 2) x and y
 
 _SUPERSAMPLE = 4

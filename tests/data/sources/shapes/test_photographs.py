@@ -2,57 +2,57 @@ import numpy as np
 import pytest
 
 from delvm.data.sources.shapes import photographs
-from delvm.data.sources.shapes.photographs import HELD_OUT, TRAINING
+from delvm.data.sources.shapes.photographs import HELD_OUT, TRAIN
 from delvm.errors import UserError
 
 
-def test_no_photograph_is_in_both_parts():
-    assert not set(TRAINING) & set(HELD_OUT)
-    assert not {(p.package, p.path) for p in TRAINING.values()} & {
+def test_splits_share_no_photograph():
+    assert not set(TRAIN) & set(HELD_OUT)
+    assert not {(p.package, p.path) for p in TRAIN.values()} & {
         (p.package, p.path) for p in HELD_OUT.values()
     }
-    assert photographs.of_split("train") is TRAINING
-    assert photographs.of_split("val") is photographs.of_split("test") is HELD_OUT
+    assert photographs.photos_of_split("train") is TRAIN
+    assert photographs.photos_of_split("val") is photographs.photos_of_split("test") is HELD_OUT
 
 
-@pytest.mark.parametrize("name", [*TRAINING, *HELD_OUT])
-def test_every_photograph_is_in_its_package(name):
-    picture = photographs.load(name)
-    assert picture.mode == "RGB" and 190 <= min(picture.size) <= 512
-    assert np.asarray(picture).std() > 5
+@pytest.mark.parametrize("name", [*TRAIN, *HELD_OUT])
+def test_every_photograph_loads(name):
+    image = photographs.load_photo(name)
+    assert image.mode == "RGB" and 190 <= min(image.size) <= 512
+    assert np.asarray(image).std() > 5
 
 
-def test_grey_photographs_are_known():
-    assert photographs.is_grey("camera") and photographs.is_grey("moon")
-    assert not photographs.is_grey("coffee") and not photographs.is_grey("chelsea")
+def test_is_gray():
+    assert photographs.is_gray("camera") and photographs.is_gray("moon")
+    assert not photographs.is_gray("coffee") and not photographs.is_gray("chelsea")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_crop_comes_from_its_own_part(split, monkeypatch):
+def test_crop_uses_photographs_of_its_split(split, monkeypatch):
     opened = set()
-    load = photographs.load
+    load = photographs.load_photo
 
     def spy(name: str):
         opened.add(name)
         return load(name)
 
-    monkeypatch.setattr(photographs, "load", spy)
+    monkeypatch.setattr(photographs, "load_photo", spy)
     for seed in range(80):
         photographs.crop(np.random.default_rng(seed), split, 16)
-    assert opened <= set(photographs.of_split(split))
+    assert opened <= set(photographs.photos_of_split(split))
     assert len(opened) >= 5
 
 
 @pytest.mark.parametrize("size", [16, 48])
-def test_a_crop_is_square_in_range_and_repeatable(size):
+def test_crop_shape_range_and_determinism(size):
     first = photographs.crop(np.random.default_rng(7), "train", size)
     assert first.shape == (size, size, 3) and first.dtype == np.float32
     assert first.min() >= 0 and first.max() <= 255 and first.std() > 1
     assert (first == photographs.crop(np.random.default_rng(7), "train", size)).all()
 
 
-def test_a_missing_package_is_named(monkeypatch):
+def test_missing_package_error(monkeypatch):
     gone = photographs.Photograph("skimage", "data/gone.png")
-    monkeypatch.setitem(photographs.TRAINING, "gone", gone)
+    monkeypatch.setitem(photographs.TRAIN, "gone", gone)
     with pytest.raises(UserError, match="'gone' not found in package scikit-image: pip install"):
-        photographs.load("gone")
+        photographs.load_photo("gone")

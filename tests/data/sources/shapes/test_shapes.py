@@ -14,22 +14,22 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("task", tasks.NAMES)
-def test_a_pair_is_two_pictures_of_the_size(task, size):
+def test_pair_images_have_the_size(task, size):
     pair = Shapes(size=size).pair("test", task, 3)
     assert (pair.key, pair.task) == ("000003", task)
-    for picture in (pair.input, pair.target):
-        assert picture.shape == (size, size, 3) and picture.dtype == np.uint8
-        assert picture.std() > 3
+    for image in (pair.input, pair.target):
+        assert image.shape == (size, size, 3) and image.dtype == np.uint8
+        assert image.std() > 3
     assert not (pair.input == pair.target).all()
 
 
 @pytest.mark.parametrize("task", tasks.TRAINED)
-def test_a_pair_depends_on_seed_split_and_index_and_nothing_else(task):
+def test_pair_depends_on_seed_split_and_index_only(task):
     source = Shapes(size=32)
     first = source.pair("train", task, 1)
     source.pair("train", task, 5)
     assert same(first, source.pair("train", task, 1))
-    fewer = Shapes(size=32, train={task: 2}, val=9, test=1, held_out=[])
+    fewer = Shapes(size=32, train={task: 2}, num_val=9, num_test=1, held_out=[])
     assert same(first, fewer.pair("train", task, 1))
     assert not same(first, source.pair("train", task, 2))
     assert not same(first, Shapes(size=32, seed=1).pair("train", task, 1))
@@ -47,13 +47,13 @@ FIRST_PAIRS = {
 
 
 @pytest.mark.parametrize("task", tasks.TRAINED)
-def test_the_first_pair_stays_what_it_was(task):
+def test_first_pair_unchanged(task):
     pair = Shapes(size=32).pair("train", task, 0)
     assert (pair.input.mean(), pair.target.mean()) == pytest.approx(FIRST_PAIRS[task], abs=0.3)
 
 
 def test_counts():
-    source = Shapes(train={"pose": 7, "derain": 2}, val=3, test=5, held_out=["edges"])
+    source = Shapes(train={"pose": 7, "derain": 2}, num_val=3, num_test=5, held_out=["edges"])
     assert source.counts("train") == {"pose": 7, "derain": 2}
     assert source.counts("val") == {"pose": 3, "derain": 3, "edges": 3}
     assert source.counts("test") == {"pose": 5, "derain": 5, "edges": 5}
@@ -62,20 +62,20 @@ def test_counts():
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_a_split_opens_only_its_own_photographs(split, monkeypatch):
+def test_split_uses_its_own_photographs(split, monkeypatch):
     opened = set()
-    load = photographs.load
+    load = photographs.load_photo
 
     def spy(name: str):
         opened.add(name)
         return load(name)
 
-    monkeypatch.setattr(photographs, "load", spy)
-    source = Shapes(size=16, test=30, val=30)
+    monkeypatch.setattr(photographs, "load_photo", spy)
+    source = Shapes(size=16, num_test=30, num_val=30)
     for task in source.counts(split):
         for index in range(10):
             source.pair(split, task, index)
-    assert opened and opened <= set(photographs.of_split(split))
+    assert opened and opened <= set(photographs.photos_of_split(split))
 
 
 @pytest.mark.parametrize(
@@ -83,19 +83,19 @@ def test_a_split_opens_only_its_own_photographs(split, monkeypatch):
     [
         ({"size": 8}, "source.size=8"),
         ({"seed": -1}, "source.seed=-1"),
-        ({"val": -2}, "val=-2 is negative"),
-        ({"train": {"pose": -1}}, "pose=-1 is negative"),
+        ({"num_val": -2}, "source.num_val=-2 is negative"),
+        ({"train": {"pose": -1}}, "source.train.pose=-1 is negative"),
         ({"train": {"posse": 1}}, "unknown task 'posse': did you mean 'pose'"),
-        ({"held_out": ["pose"]}, "'pose' is in train and in held_out"),
+        ({"held_out": ["pose"]}, "'pose' is in source.train too"),
     ],
 )
-def test_bad_settings_are_named(arguments, message):
+def test_invalid_settings_error(arguments, message):
     with pytest.raises(UserError, match=message):
-        Shapes(**arguments)
+        Shapes(**arguments).chunks("train")
 
 
-def test_pairs_that_are_not_there():
-    source = Shapes(size=16, val=2)
+def test_pair_out_of_range_error():
+    source = Shapes(size=16, num_val=2)
     with pytest.raises(UserError, match="unknown split 'tets': did you mean 'test'"):
         source.pair("tets", "pose", 0)
     with pytest.raises(UserError, match="split 'train' has no task 'edges'"):
@@ -105,35 +105,35 @@ def test_pairs_that_are_not_there():
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_masks_are_where_the_instances_are(size):
+def test_masks_match_instances(size):
     for seed in range(15):
-        picture, masks = scenes.instances(np.random.default_rng(seed), "train", size)
+        image, masks = scenes.instances(np.random.default_rng(seed), "train", size)
         areas = masks.sum(axis=(1, 2))
         assert 1 <= len(masks) <= 3 and (np.diff(areas) < 0).all()
         labels = segmentation.parse(segmentation.render(masks))
         assert set(np.unique(labels)) == set(range(len(masks) + 1))
-        bright = picture.max(axis=2)
+        bright = image.max(axis=2)
         assert bright[labels > 0].mean() > 1.5 * bright[labels == 0].mean()
 
 
-def test_size_classes_lie_apart():
+def test_size_classes_are_far_apart():
     for larger, smaller in zip(scenes.SIZE_CLASSES, scenes.SIZE_CLASSES[1:], strict=False):
         assert larger[0] > 1.7 * smaller[1]
 
 
-def test_coverage_is_the_outlines_area():
-    for name, outline in scenes.OUTLINES.items():
+def test_polygon_mask_has_the_polygons_area():
+    for name, outline in scenes.POLYGONS.items():
         for area in (0.03, 0.15):
-            mask = scenes.coverage(outline * area**0.5 + 0.5, 64)
+            mask = scenes.polygon_mask(outline * area**0.5 + 0.5, 64)
             assert mask.mean() == pytest.approx(area, rel=0.1), name
 
 
-def test_people_stay_inside_and_on_their_own_sides():
+def test_keypoints_inside_image_and_on_their_sides():
     spans = []
     for seed in range(60):
-        points = people.keypoints(np.random.default_rng(seed))
-        body = points[: pose.BODY]
-        assert np.isnan(points[pose.BODY :]).all()
+        points = people.random_keypoints(np.random.default_rng(seed))
+        body = points[: pose.NUM_BODY_KEYPOINTS]
+        assert np.isnan(points[pose.NUM_BODY_KEYPOINTS :]).all()
         assert body.min() > 0.04 and body.max() < 0.96
         for right, left in ((2, 5), (3, 6), (4, 7), (8, 11), (9, 12), (10, 13)):
             assert body[right, 0] < body[left, 0]
@@ -142,7 +142,7 @@ def test_people_stay_inside_and_on_their_own_sides():
     assert min(spans) > 0.45 and np.ptp(spans) > 0.2
 
 
-def test_inputs_are_softer_than_targets():
+def test_inputs_do_not_parse_as_targets():
     # The query itself must not read as an answer.
     source = Shapes(size=64)
     for index in range(10):

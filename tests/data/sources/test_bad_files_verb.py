@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
 
 def one(name: str, write: Callable[[Path], object]) -> Callable[[Path], str]:
-    """A writer of a picture `name`, given the root."""
+    """A writer of a image `name`, given the root."""
 
     def written(root: Path) -> str:
         root.mkdir(exist_ok=True)
@@ -49,8 +49,8 @@ def good(name: str) -> Case:
 
 
 def truncated_tar(root: Path) -> str:
-    pictures = {f"{n}.jpg": encoded(smooth(seed=n), "jpg") for n in range(3)}
-    bad_files.truncated_tar(root / "cut.tar", pictures)
+    images = {f"{n}.jpg": encoded(smooth(seed=n), "jpg") for n in range(3)}
+    bad_files.truncated_tar(root / "cut.tar", images)
     return "cut.tar"
 
 
@@ -82,7 +82,9 @@ CASES = {
     "one pixel wide": good("thin.png"),
     "decompression bomb": bad("bomb.png"),
     "missing target": Case("paired", bad_files.missing_target, "missing target"),
-    "input and target of different size": Case("paired", bad_files.other_size, "belong together"),
+    "input and target of different size": Case(
+        "paired", bad_files.other_size, "have different sizes"
+    ),
     "broken RLE": Case("sa1b", broken_rle, "mask 0: RLE that ends within a number"),
     "corrupt mp4": Case("video", corrupt_mp4, "frame 4: damaged frames"),
     "truncated tar": Case("laion", truncated_tar, "truncated or damaged"),
@@ -91,22 +93,22 @@ CASES = {
 WORDS = {
     "images": [],
     "paired": ["source.task=mend"],
-    "sa1b": ["source.crops=0"],
-    "video": ["source.frames=4", "source.stride=1", "source.cut=0"],
+    "sa1b": ["source.num_crops=0"],
+    "video": ["source.clip_length=4", "source.stride=1", "source.scene_cut_threshold=0"],
     "laion": [],
 }
 
 
 @pytest.mark.parametrize("source", WORDS)
-def test_none_stops_the_job(tmp_path, capsys, source):
+def test_bad_files_are_rejected_and_job_continues(tmp_path, capsys, source):
     root, output = tmp_path / "raw", tmp_path / "out"
     mine = {name: case for name, case in CASES.items() if case.source == source}
     places = {name: case.write(root) for name, case in mine.items()}
     if source == "paired":
         for side in ("input", "target"):
             save(root / side / "fine.png", smooth())
-    words = ["prepare", f"source={source}", f"source.path={root}", f"output_dir={output}",
-             "source.size=24", "source.val=0", "source.test=0", *WORDS[source]]  # fmt: skip
+    words = ["prepare", f"source={source}", f"source.path={root}", f"output_dir={output}"]
+    words += ["source.size=24", "source.val_fraction=0", "source.test_fraction=0", *WORDS[source]]
     assert cli.main([*words, "max_reject_fraction=1"]) == 0
     (folder,) = (output / "train").iterdir()
     reasons = {each.key: each.reason for each in read_rejects(folder)}
@@ -125,5 +127,5 @@ def test_none_stops_the_job(tmp_path, capsys, source):
     assert cli.main(words) == 3
 
 
-def test_the_list_is_whole():
+def test_all_kinds_of_bad_files_are_listed():
     assert {case.source for case in CASES.values()} == WORDS.keys() and len(CASES) == 15

@@ -16,8 +16,8 @@ from tests.data.sources.checks import files_below, keys, prepared, read_all, rej
 SIZE = 16
 
 
-def fitted(picture):
-    return np.asarray(resize_center_crop(Image.fromarray(picture), SIZE))
+def fitted(image):
+    return np.asarray(resize_center_crop(Image.fromarray(image), SIZE))
 
 
 def pair(number, side):
@@ -42,7 +42,7 @@ def flat(root, place, count):
 
 @pytest.fixture
 def gopro(tmp_path):
-    return GoPro(path=str(raw_gopro(tmp_path / "raw")), size=SIZE, val=0.3)
+    return GoPro(path=str(raw_gopro(tmp_path / "raw")), size=SIZE, val_fraction=0.3)
 
 
 def test_gopro_raw(gopro, tmp_path):
@@ -59,17 +59,17 @@ def test_gopro_raw(gopro, tmp_path):
     prepared(gopro, tmp_path / "out")
 
 
-def test_scenes_of_val_are_drawn_by_the_seed(gopro):
-    again = GoPro(path=gopro.path, size=SIZE, val=0.3)
-    other = GoPro(path=gopro.path, size=SIZE, val=0.3, seed=1)
+def test_gopro_val_scenes_depend_on_seed(gopro):
+    again = GoPro(path=gopro.path, size=SIZE, val_fraction=0.3)
+    other = GoPro(path=gopro.path, size=SIZE, val_fraction=0.3, seed=1)
     assert keys(again, "val", "deblur") == keys(gopro, "val", "deblur")
     assert keys(other, "val", "deblur") != keys(gopro, "val", "deblur")
 
 
-def test_a_reject_is_listed_with_its_scene(gopro, tmp_path):
+def test_gopro_reject_key_has_scene(gopro, tmp_path):
     scene = keys(gopro, "val", "deblur")[0].partition("-")[0]
     (tmp_path / "raw/train" / scene / "sharp/000001.png").unlink()
-    fresh = GoPro(path=gopro.path, size=SIZE, val=0.3)
+    fresh = GoPro(path=gopro.path, size=SIZE, val_fraction=0.3)
     said = {f"train/{scene}/blur/000001.png": "missing target"}
     assert rejects(fresh, "val", "deblur") == said and not rejects(fresh, "train", "deblur")
 
@@ -77,19 +77,19 @@ def test_a_reject_is_listed_with_its_scene(gopro, tmp_path):
 def test_gopro_flat(tmp_path):
     flat(tmp_path, "train", 20)
     flat(tmp_path, "test", 2)
-    source = GoPro(path=str(tmp_path), size=SIZE, val=0.3)
+    source = GoPro(path=str(tmp_path), size=SIZE, val_fraction=0.3)
     found = {split: keys(source, split, "deblur") for split in ("train", "val", "test")}
     assert found["test"] == ["0", "1"] and found["train"] and found["val"]
     assert sorted(found["train"] + found["val"], key=int) == [str(n) for n in range(20)]
 
 
-def test_crops_are_the_same_square_of_both_sides(tmp_path):
+def test_crops_same_square_of_input_and_target(tmp_path):
     for side in ("input", "target"):
-        picture = smooth(40, 30)
-        picture = 255 - picture if side == "target" else picture
-        save(tmp_path / "test" / side / "a.png", picture)
-        save(tmp_path / "test" / side / "small.png", picture[:8, :12])
-    source = GoPro(path=str(tmp_path), size=SIZE, crops=3)
+        image = smooth(40, 30)
+        image = 255 - image if side == "target" else image
+        save(tmp_path / "test" / side / "a.png", image)
+        save(tmp_path / "test" / side / "small.png", image[:8, :12])
+    source = GoPro(path=str(tmp_path), size=SIZE, num_crops=3)
     (part,) = source.chunks("test")["deblur"]
     examples = list(source.read("test", "deblur", part))
     assert part.count == 6 == len(examples)
@@ -106,23 +106,23 @@ def test_crops_are_the_same_square_of_both_sides(tmp_path):
     for each in examples[:3]:
         assert (each.input == 255 - each.target).all()
     assert examples[3].input.shape == (SIZE, SIZE, 3)  # of an 8-pixel square
-    again = GoPro(path=str(tmp_path), size=SIZE, crops=3)
+    again = GoPro(path=str(tmp_path), size=SIZE, num_crops=3)
     assert same(list(again.read("test", "deblur", part)), examples)
 
 
-def test_parts_hold_a_thousand_files_each(tmp_path, monkeypatch):
+def test_chunk_size(tmp_path, monkeypatch):
     flat(tmp_path, "test", 7)
-    whole = read_all(GoPro(path=str(tmp_path), size=SIZE, crops=2), "test")["deblur"]
-    monkeypatch.setattr("delvm.data.sources.base.FILES_A_PART", 3)
-    source = GoPro(path=str(tmp_path), size=SIZE, crops=2)
+    whole = read_all(GoPro(path=str(tmp_path), size=SIZE, num_crops=2), "test")["deblur"]
+    monkeypatch.setattr("delvm.data.sources.base.FILES_PER_CHUNK", 3)
+    source = GoPro(path=str(tmp_path), size=SIZE, num_crops=2)
     assert [part.count for part in source.chunks("test")["deblur"]] == [6, 6, 2]
     assert same(read_all(source, "test")["deblur"], whole)
 
 
-def test_a_killed_job_continues_to_the_same_bytes(gopro, tmp_path, monkeypatch):
-    monkeypatch.setattr("delvm.data.sources.base.FILES_A_PART", 3)
+def test_resume_after_kill_same_bytes(gopro, tmp_path, monkeypatch):
+    monkeypatch.setattr("delvm.data.sources.base.FILES_PER_CHUNK", 3)
     prepare(gopro, tmp_path / "whole")
-    write, written = corpus.write_part, []
+    write, written = corpus.write_chunk, []
 
     def dies(*args):
         if len(written) == 2:
@@ -130,18 +130,18 @@ def test_a_killed_job_continues_to_the_same_bytes(gopro, tmp_path, monkeypatch):
         written.append(args)
         return write(*args)
 
-    monkeypatch.setattr(corpus, "write_part", dies)
+    monkeypatch.setattr(corpus, "write_chunk", dies)
     with pytest.raises(KeyboardInterrupt):
         prepare(gopro, tmp_path / "killed")
-    monkeypatch.setattr(corpus, "write_part", write)
-    prepare(GoPro(path=gopro.path, size=SIZE, val=0.3), tmp_path / "killed")
+    monkeypatch.setattr(corpus, "write_chunk", write)
+    prepare(GoPro(path=gopro.path, size=SIZE, val_fraction=0.3), tmp_path / "killed")
     assert files_below(tmp_path / "killed") == files_below(tmp_path / "whole")
 
 
-def test_another_layout_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is not there"):
+def test_other_layouts_error(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
         GoPro(path=str(tmp_path / "none")).chunks("train")
-    with pytest.raises(UserError, match="no folder train or test"):
+    with pytest.raises(UserError, match="no directory train or test"):
         GoPro(path=str(tmp_path)).chunks("train")
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match="neither input and target nor SCENE/blur"):
@@ -149,19 +149,19 @@ def test_another_layout_is_refused(tmp_path):
     with pytest.raises(UserError, match="train/Rain13K/input"):
         Rain13K(path=str(tmp_path)).chunks("train")
     (tmp_path / "train" / "target").mkdir()
-    with pytest.raises(UserError, match="holds one side, and neither input nor input.lmdb"):
+    with pytest.raises(UserError, match="has only one side, and neither input nor input.lmdb"):
         Rain13K(path=str(tmp_path)).chunks("train")
 
 
-def test_a_scene_without_blurred_frames_is_told(tmp_path):
+def test_gopro_scene_without_blurred_frames_rejected(tmp_path):
     save(tmp_path / "train/A/blur/0.png", pair(0, "blur"))
     save(tmp_path / "train/A/sharp/0.png", pair(0, "sharp"))
     save(tmp_path / "train/B/sharp/0.png", pair(0, "sharp"))
-    source = GoPro(path=str(tmp_path), val=0)
+    source = GoPro(path=str(tmp_path), val_fraction=0)
     assert rejects(source, "train", "deblur") == {"train/B/sharp/0.png": "missing input"}
 
 
-def test_the_package_of_the_stores_may_be_missing(tmp_path, monkeypatch):
+def test_lmdb_not_installed_error(tmp_path, monkeypatch):
     for side in ("input", "target"):
         write_store(tmp_path / "train" / f"{side}.lmdb", {"0": encoded(pair(0, side), "png")})
     monkeypatch.setattr("delvm.data.sources.rain13k.find_spec", lambda name: None)
@@ -172,12 +172,12 @@ def test_the_package_of_the_stores_may_be_missing(tmp_path, monkeypatch):
 # ------------------------------------------------------------ Rain13K
 
 
-def write_store(store, pictures, listed=None):
+def write_store(store, images, listed=None):
     store.mkdir(parents=True)
     with lmdb.open(str(store), map_size=1 << 22) as env, env.begin(write=True) as change:
-        for name, picture in pictures.items():
-            change.put(name.encode(), picture)
-    names = [*pictures, *(listed or [])]
+        for name, image in images.items():
+            change.put(name.encode(), image)
+    names = [*images, *(listed or [])]
     lines = "".join(f"{name}.png (18,24,3) 1\n" for name in names)
     (store / "meta_info.txt").write_text(lines)
 
@@ -186,7 +186,7 @@ def test_rain13k_folders(tmp_path):
     flat(tmp_path / "raw", "train/Rain13K", 20)
     flat(tmp_path / "raw", "test/Rain100H", 2)
     flat(tmp_path / "raw", "test/Test100", 1)
-    source = Rain13K(path=str(tmp_path / "raw"), size=SIZE, val=0.3)
+    source = Rain13K(path=str(tmp_path / "raw"), size=SIZE, val_fraction=0.3)
     assert keys(source, "test", "derain") == ["Rain100H-0", "Rain100H-1", "Test100-0"]
     train, val = (keys(source, split, "derain") for split in ("train", "val"))
     assert val and len({*train, *val}) == 20 == len(train) + len(val)
@@ -195,13 +195,14 @@ def test_rain13k_folders(tmp_path):
     prepared(source, tmp_path / "out")
 
 
-def test_rain13k_stores_are_the_folders(tmp_path):
+def test_rain13k_lmdb_equals_folders(tmp_path):
     flat(tmp_path / "folders", "train", 12)
     for side in ("input", "target"):
-        pictures = {f"{n}": encoded(pair(n, side), "png") for n in range(12)}
-        write_store(tmp_path / "stores" / "train" / f"{side}.lmdb", pictures)
+        images = {f"{n}": encoded(pair(n, side), "png") for n in range(12)}
+        write_store(tmp_path / "stores" / "train" / f"{side}.lmdb", images)
     sources = [
-        Rain13K(path=str(tmp_path / kind), size=SIZE, val=0.3) for kind in ("folders", "stores")
+        Rain13K(path=str(tmp_path / kind), size=SIZE, val_fraction=0.3)
+        for kind in ("folders", "stores")
     ]
     for split in ("train", "val"):
         files, stored = (read_all(source, split)["derain"] for source in sources)
@@ -211,15 +212,15 @@ def test_rain13k_stores_are_the_folders(tmp_path):
     assert files_below(tmp_path / "stores") == before  # read-only
 
 
-def test_what_is_wrong_with_a_store(tmp_path):
+def test_rain13k_damaged_lmdb(tmp_path):
     good = encoded(pair(0, "input"), "png")
     store = tmp_path / "train" / "input.lmdb"
     write_store(store, {"0": good, "1": good, "2": b"<html>"}, ["3", "/etc/passwd"])
     other = dict.fromkeys(("0", "2", "3", "/etc/passwd"), good)
     write_store(tmp_path / "train" / "target.lmdb", other)
-    source = Rain13K(path=str(tmp_path), size=SIZE, val=0)
+    source = Rain13K(path=str(tmp_path), size=SIZE, val_fraction=0)
     assert keys(source, "train", "derain") == ["0"]
-    absent = "listed in meta_info.txt, and not in the store"
+    absent = "listed in meta_info.txt, but not in the store"
     assert rejects(source, "train", "derain") == {
         "train/input.lmdb/1": "missing target",
         "train/input.lmdb/2": "cannot be read as an image: not an image",
@@ -229,7 +230,7 @@ def test_what_is_wrong_with_a_store(tmp_path):
     data = (store / "data.mdb").read_bytes()
     for share in (0.5, 0.7, 0.95):
         (store / "data.mdb").write_bytes(data[: int(share * len(data))])
-        assert "is cut short" in rejects(source, "train", "derain")["train/input.lmdb/2"]
+        assert "is truncated" in rejects(source, "train", "derain")["train/input.lmdb/2"]
     (store / "data.mdb").write_bytes(b"nothing")
     assert rejects(source, "train", "derain")["train/input.lmdb/2"] == (
         "its store cannot be read: MDB_INVALID: File is not an LMDB file"
@@ -238,7 +239,7 @@ def test_what_is_wrong_with_a_store(tmp_path):
     with pytest.raises(UserError, match=r"line 2 is '0001.png 18x24', not like"):
         store_keys(store)
     (store / "meta_info.txt").unlink()
-    with pytest.raises(UserError, match="list of the pictures"):
+    with pytest.raises(UserError, match="the list of images"):
         Rain13K(path=str(tmp_path)).chunks("train")
 
 
@@ -251,7 +252,7 @@ def test_paired_folders(tmp_path):
         save(tmp_path / "raw/clear/sub dir" / f"{number}.png", pair(number, "target"))
     source = Paired(
         path=str(tmp_path / "raw"), task="dehaze", inputs="hazy", targets="clear", size=SIZE,
-        val=0.2, test=0.2,
+        val_fraction=0.2, test_fraction=0.2,
     )  # fmt: skip
     made = prepared(source, tmp_path / "out", ["train", "val"])
     assert {task for _, task in made} == {"dehaze"}
@@ -265,7 +266,7 @@ def test_paired_patterns(tmp_path):
         save(tmp_path / f"s{number}" / "x_gt.png", pair(number, "target"))
     source = Paired(
         path=str(tmp_path), task="mend", inputs="{id}.png", targets="{id}_gt.png", size=SIZE,
-        val=0, test=0,
+        val_fraction=0, test_fraction=0,
     )  # fmt: skip
     examples = read_all(source, "train")["mend"]
     assert [each.key for each in examples] == ["s0-x", "s1-x", "s2-x"]
@@ -274,26 +275,26 @@ def test_paired_patterns(tmp_path):
         assert (each.target == fitted(pair(number, "target"))).all()
 
 
-def test_names_that_would_be_alike_are_told_apart(tmp_path):
+def test_equal_keys_get_a_digest(tmp_path):
     for side in ("input", "target"):
         for name in ("a b.png", "a_b.png", "c.png"):
             save(tmp_path / side / name, pair(0, side))
     save(tmp_path / "input" / "c.jpg", pair(0, "input"))
-    source = Paired(path=str(tmp_path), task="mend", size=SIZE, val=0, test=0)
+    source = Paired(path=str(tmp_path), task="mend", size=SIZE, val_fraction=0, test_fraction=0)
     found = keys(source, "train", "mend")
     assert len(set(found)) == 3 and "c" in found
     assert rejects(source, "train", "mend") == {"input/c.png": "its name is that of input/c.jpg"}
 
 
-def test_paired_says_what_is_wrong(tmp_path):
+def test_paired_settings_errors(tmp_path):
     flat(tmp_path, ".", 1)
     settings = {"path": str(tmp_path), "task": "mend"}
     for change, said in (
-        ({"task": "../x"}, "task '../x' is no plain name"),
-        ({"inputs": "inputs"}, "source.inputs=inputs is no folder"),
-        ({"targets": "{id}_gt.png"}, "source.targets={id}_gt.png finds no picture"),
+        ({"task": "../x"}, "invalid task name '../x'"),
+        ({"inputs": "inputs"}, "source.inputs=inputs is not a directory"),
+        ({"targets": "{id}_gt.png"}, "source.targets={id}_gt.png matches no image"),
         ({"targets": "input"}, "are the same"),
-        ({"crops": -1}, "source.crops=-1 is below 0"),
+        ({"num_crops": -1}, "source.num_crops=-1 is below 0"),
     ):
         with pytest.raises(UserError, match=said):
             Paired(**settings | change).chunks("train")

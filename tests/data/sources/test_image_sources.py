@@ -1,4 +1,4 @@
-"""Pictures one by one: folders, classes, tars, and what is derived of them."""
+"""Images one by one: folders, classes, tars, and what is derived of them."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def folder(root, count=30):
     for number in range(count):
         save(root / f"{number % 3}" / f"{number}.png", smooth(24, 18, seed=number))
     (root / ".hidden.png").write_bytes(b"")
-    (root / "notes.txt").write_text("no picture")
+    (root / "notes.txt").write_text("no image")
     return str(root)
 
 
@@ -47,11 +47,11 @@ def tars(root, count=30, a_tar=10):
 @pytest.fixture(params=["images", "laion"])
 def source(request, tmp_path):
     if request.param == "images":
-        return Images(path=folder(tmp_path / "raw"), size=SIZE, val=0.2, test=0.2)
-    return Laion(path=tars(tmp_path / "raw"), size=SIZE, val=0.2, test=0.2)
+        return Images(path=folder(tmp_path / "raw"), size=SIZE, val_fraction=0.2, test_fraction=0.2)
+    return Laion(path=tars(tmp_path / "raw"), size=SIZE, val_fraction=0.2, test_fraction=0.2)
 
 
-def test_pictures_are_those_written(source):
+def test_images_equal_files(source):
     found = {e.key: e for split in SPLITS for e in read_all(source, split)["images"]}
     assert len(found) == 30
     for key, example in found.items():
@@ -59,60 +59,60 @@ def test_pictures_are_those_written(source):
         assert (example.input == fitted(int(key.rpartition("-")[2]))).all()
 
 
-def test_splits_are_disjoint_and_a_function_of_the_seed(source):
+def test_splits_disjoint_and_seeded(source):
     found = {split: keys(source, split, "images") for split in SPLITS}
     assert all(found.values()) and len({*sum(found.values(), [])}) == 30
-    settings = {"path": source.path, "size": SIZE, "val": 0.2, "test": 0.2}
+    settings = {"path": source.path, "size": SIZE, "val_fraction": 0.2, "test_fraction": 0.2}
     again, other = type(source)(**settings), type(source)(**settings, seed=1)
     assert {split: keys(again, split, "images") for split in SPLITS} == found
     assert {split: keys(other, split, "images") for split in SPLITS} != found
 
 
-def test_the_whole_job(source, tmp_path):
+def test_prepare(source, tmp_path):
     made = prepared(source, tmp_path / "out")
     assert {(split, "images") for split in SPLITS} == made.keys()
     assert sum(manifest.count for manifest in made.values()) == 30
     assert all(manifest.images_per_example == 1 for manifest in made.values())
 
 
-def test_a_part_is_a_tar(tmp_path):
+def test_one_chunk_per_tar(tmp_path):
     source = Laion(path=tars(tmp_path), size=SIZE)
     for split in SPLITS:
         assert [part.name for part in source.chunks(split)["images"]] == ["00000", "00001", "00002"]
 
 
-def test_pictures_below_min_side_are_rejected(tmp_path):
-    source = Laion(path=tars(tmp_path, 10), size=SIZE, min_side=18, val=0, test=0)
+def test_min_side_rejects_small_images(tmp_path):
+    source = Laion(path=tars(tmp_path, 10), size=SIZE, min_side=18, val_fraction=0, test_fraction=0)
     assert len(keys(source, "train", "images")) == 10
-    source = Laion(path=source.path, size=SIZE, min_side=19, val=0, test=0)
+    source = Laion(path=source.path, size=SIZE, min_side=19, val_fraction=0, test_fraction=0)
     found = rejects(source, "train", "images")
     assert len(found) == 10
     assert found["00000.tar/000000000.png"] == "24 x 18 pixels, below min_side=19"
 
 
-def test_a_key_that_comes_twice_is_rejected(tmp_path):
+def test_duplicate_key_rejected(tmp_path):
     data = encoded(smooth(), "png")
     write_members(tmp_path / "0.tar", {"./a.jpg": data, "a.png": data, "sub/a.jpg": data})
-    source = Laion(path=str(tmp_path), size=SIZE, val=0, test=0)
+    source = Laion(path=str(tmp_path), size=SIZE, val_fraction=0, test_fraction=0)
     assert keys(source, "train", "images") == ["0-a", "0-sub-a"]
-    assert rejects(source, "train", "images") == {"0.tar/a.png": "its key 0-a comes twice"}
+    assert rejects(source, "train", "images") == {"0.tar/a.png": "duplicate key 0-a"}
 
 
-def test_pictures_that_differ_in_the_extension_alone_are_both_taken(tmp_path):
+def test_images_differing_only_in_extension(tmp_path):
     for name in ("a.png", "a.jpg"):
         save(tmp_path / name, smooth())
-    source = Images(path=str(tmp_path), size=SIZE, val=0, test=0)
+    source = Images(path=str(tmp_path), size=SIZE, val_fraction=0, test_fraction=0)
     assert keys(source, "train", "images") == ["a_jpg", "a_png"]
 
 
-def test_a_name_that_is_no_unicode(tmp_path):
+def test_invalid_unicode_file_name(tmp_path):
     path = Path(f"{tmp_path}/\udcff.png")
     try:
         path.write_bytes(encoded(smooth(), "png"))
     except OSError:
         pytest.skip("the file system wants Unicode")
     path.with_name("\udcfe.png").write_bytes(b"")
-    source = Images(path=str(tmp_path), size=SIZE, val=0, test=0)
+    source = Images(path=str(tmp_path), size=SIZE, val_fraction=0, test_fraction=0)
     prepared(source, tmp_path / "out", ["train"])
 
 
@@ -124,15 +124,15 @@ def test_categories(tmp_path):
     for name, count in counts.items():
         for number in range(count):
             save(tmp_path / "raw" / name / f"{number}.png", smooth(24, 18, seed=number))
-    settings = {"path": str(tmp_path / "raw"), "size": SIZE, "categories": True, "pictures": 3}
-    source = Images(**settings, val=0, test=0)
+    settings = {"path": str(tmp_path / "raw"), "size": SIZE, "categories": True, "group_size": 3}
+    source = Images(**settings, val_fraction=0, test_fraction=0)
     found = keys(source, "train", "categories")
     assert sorted(found) == [
         "cat-00000", "cat-00001", "dog-00000", "dog-00001", "dog-00002",
     ]  # fmt: skip
     assert rejects(source, "train", "categories") == {
-        "cat": "1 of 7 pictures of train left, fewer than pictures=3",
-        "fly": "2 of 2 pictures of train left, fewer than pictures=3",
+        "cat": "1 of 7 images of train left, fewer than group_size=3",
+        "fly": "2 of 2 images of train left, fewer than group_size=3",
     }
     numbers = []
     for each in read_all(source, "train")["categories"]:
@@ -142,17 +142,24 @@ def test_categories(tmp_path):
     made = prepared(source, tmp_path / "out", ["train"])
     assert made["train", "categories"].images_per_example == 3
     (tmp_path / "raw/stray.png").write_bytes(b"")
-    with pytest.raises(UserError, match="stray.png lies in no class"):
+    with pytest.raises(UserError, match="stray.png is not in a class"):
         Images(**settings).chunks("train")
-    with pytest.raises(UserError, match="source.pictures=1 of one class is below 2"):
-        Images(**settings | {"pictures": 1}).chunks("train")
+    with pytest.raises(UserError, match="source.group_size=1 of one class is below 2"):
+        Images(**settings | {"group_size": 1}).chunks("train")
 
 
-def test_an_unreadable_picture_costs_its_example(tmp_path):
+def test_unreadable_image_rejects_its_group(tmp_path):
     for number in range(4):
         save(tmp_path / "cat" / f"{number}.png", smooth())
     (tmp_path / "cat/2.png").write_bytes(b"")
-    source = Images(path=str(tmp_path), size=SIZE, categories=True, pictures=2, val=0, test=0)
+    source = Images(
+        path=str(tmp_path),
+        size=SIZE,
+        categories=True,
+        group_size=2,
+        val_fraction=0,
+        test_fraction=0,
+    )
     assert len(keys(source, "train", "categories")) == 1
     assert rejects(source, "train", "categories") == {
         "cat/2.png": "cannot be read as an image: not an image (an example of 2 is lost)"
@@ -163,28 +170,28 @@ def test_an_unreadable_picture_costs_its_example(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "tars"])
-def test_derived_tasks_are_made_of_the_pictures(tmp_path, kind):
+def test_derived_tasks_of_images(tmp_path, kind):
     path = (folder if kind == "folder" else tars)(tmp_path / "raw")
-    settings = {"path": path, "size": SIZE, "val": 0.2, "test": 0.2}
+    settings = {"path": path, "size": SIZE, "val_fraction": 0.2, "test_fraction": 0.2}
     plain = (Images if kind == "folder" else Laion)(**settings)
-    source = Derived(**settings, tars=kind == "tars", tuples=["grey", "edges"])
-    pictures = {e.key: e.input for e in read_all(plain, "train")["images"]}
+    source = Derived(**settings, from_tars=kind == "tars", annotations=["grayscale", "edges"])
+    images = {e.key: e.input for e in read_all(plain, "train")["images"]}
     found = read_all(source, "train")
-    assert list(found) == ["colourisation", "inpainting", "edges", "tuple"]
+    assert list(found) == ["colorization", "inpainting", "edges", "tuple"]
     for task, examples in found.items():
-        assert [each.key for each in examples] == list(pictures)
+        assert [each.key for each in examples] == list(images)
         for each in examples:
-            picture, shown = pictures[each.key], each.images
-            grey, edges = derived.grey(picture), derived.trace_edges(picture)
+            image, shown = images[each.key], each.images
+            gray, edges = derived.to_grayscale(image), derived.edge_map(image)
             if task == "inpainting":
                 hole = (shown[0] != shown[1]).any(2)
-                assert (shown[1] == picture).all() and hole.any()
+                assert (shown[1] == image).all() and hole.any()
                 assert (shown[0][hole] == 0).all()
             else:
                 wanted = {
-                    "colourisation": (grey, picture),
-                    "edges": (picture, edges),
-                    "tuple": (picture, grey, edges),
+                    "colorization": (gray, image),
+                    "edges": (image, edges),
+                    "tuple": (image, gray, edges),
                 }[task]
                 assert len(wanted) == len(shown)
                 assert all((a == b).all() for a, b in zip(wanted, shown, strict=True))
@@ -192,33 +199,42 @@ def test_derived_tasks_are_made_of_the_pictures(tmp_path, kind):
     assert made["train", "tuple"].images_per_example == 3 and len(made) == 12
 
 
-def test_holes_are_of_the_asked_size_and_a_function_of_the_seed(tmp_path):
+def test_hole_size_and_seed(tmp_path):
     for number in range(8):
         save(tmp_path / f"{number}.png", np.full((SIZE, SIZE, 3), 200, np.uint8))
-    settings = {"path": str(tmp_path), "size": SIZE, "val": 0, "test": 0, "tasks": ["inpainting"]}
-    source = Derived(**settings, hole=[0.75, 0.75])
+    settings = {
+        "path": str(tmp_path),
+        "size": SIZE,
+        "val_fraction": 0,
+        "test_fraction": 0,
+        "tasks": ["inpainting"],
+    }
+    source = Derived(**settings, hole_size=[0.75, 0.75])
     holed = [each.input for each in read_all(source, "train")["inpainting"]]
-    assert [(picture == 0).all(2).sum() for picture in holed] == [12 * 12] * 8
-    assert len({picture.tobytes() for picture in holed}) > 3
-    again = Derived(**settings, hole=[0.75, 0.75])
+    assert [(image == 0).all(2).sum() for image in holed] == [12 * 12] * 8
+    assert len({image.tobytes() for image in holed}) > 3
+    again = Derived(**settings, hole_size=[0.75, 0.75])
     assert same(*(read_all(each, "train")["inpainting"] for each in (source, again)))
-    other = Derived(**settings, hole=[0.75, 0.75], seed=1)
+    other = Derived(**settings, hole_size=[0.75, 0.75], seed=1)
     assert not same(*(read_all(each, "train")["inpainting"] for each in (source, other)))
 
 
-def test_derived_says_what_is_wrong(tmp_path):
+def test_derived_settings_errors(tmp_path):
     for change, said in (
         ({"tasks": ["edge"]}, "source.tasks has 'edge': did you mean 'edges'"),
         ({"tasks": []}, "make nothing"),
-        ({"tasks": ["edges", "edges"]}, "names one twice"),
-        ({"tuples": ["grey"]}, "source.tuples=.grey. makes examples of two pictures"),
-        ({"hole": [0.6, 0.5]}, "source.hole=.0.6, 0.5. is no range"),
+        ({"tasks": ["edges", "edges"]}, "has a duplicate"),
+        (
+            {"annotations": ["grayscale"]},
+            "source.annotations=.grayscale. makes examples of two images",
+        ),
+        ({"hole_size": [0.6, 0.5]}, "source.hole_size=.0.6, 0.5. is not a range"),
     ):
         with pytest.raises(UserError, match=said):
             Derived(path=str(tmp_path), **change).chunks("train")
 
 
-@pytest.mark.parametrize("kind, said", [(Images, "no pictures"), (Laion, "no .tar")])
-def test_an_empty_folder_is_told(tmp_path, kind, said):
+@pytest.mark.parametrize("kind, said", [(Images, "contains no images"), (Laion, "no .tar")])
+def test_empty_folder_error(tmp_path, kind, said):
     with pytest.raises(UserError, match=said):
         kind(path=str(tmp_path)).chunks("train")
