@@ -14,7 +14,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from delvm.commands import help
-from delvm.configs.renamed import new_name
+from delvm.configs.renamed import RENAMED_FIELDS, new_name
 from delvm.errors import UserError, closest_match, did_you_mean, to_user_error
 
 EXAMPLES = {"prompt": "DIR", "query": "IMAGE", "teacher.checkpoint": "PATH"}
@@ -95,7 +95,7 @@ def unknown_key(name: str, node: Any, verb: str) -> str:
         name: the key in full, dots and all.
         node: the config node that lacks it.
     """
-    if new := new_name(verb, name):
+    if new := new_name(verb, name) or RENAMED_FIELDS.get(name):
         return f"unknown key '{name}': it is now called {new}"
     parent, _, leaf = name.rpartition(".")
     lead = f"{parent}." if parent else ""

@@ -8,22 +8,7 @@ _SAMPLING = {
 }
 VERBS = {"gather": "runs"}
 RENAMED: dict[str, dict[str, str]] = {
-    "prepare": {
-        "output": "output_dir",
-        # source=shapes has had counts under these two names.
-        "source.val": "source.val_fraction or source.num_val",
-        "source.test": "source.test_fraction or source.num_test",
-        "source.crops": "source.num_crops",
-        "source.cut": "source.scene_cut_threshold",
-        "source.frames": "source.clip_length",
-        "source.hole": "source.hole_size",
-        "source.keypoints": "source.min_keypoints",
-        "source.masks": "source.max_masks",
-        "source.pictures": "source.group_size",
-        "source.tars": "source.from_tars",
-        "source.tuples": "source.annotations",
-        "source.whole": "source.whole_image",
-    },
+    "prepare": {"output": "output_dir"},
     "encode": {
         "input": "input_dir",
         "output": "output_dir",
@@ -121,6 +106,23 @@ RENAMED: dict[str, dict[str, str]] = {
     "inspect": {"input": "input_dir", "output": "output_dir", "pictures": "num_images"},
     "convert": {"output": "output_dir", "to": "output_format", "codes": "codebook_size"},
     "export": {"output": "output_dir"},
+}
+
+# Keys that are old only where they are unknown: a class of another package may have such keys.
+RENAMED_FIELDS: dict[str, str] = {
+    # source=shapes has had counts under these two names.
+    "source.val": "source.val_fraction or source.num_val",
+    "source.test": "source.test_fraction or source.num_test",
+    "source.crops": "source.num_crops",
+    "source.cut": "source.scene_cut_threshold",
+    "source.frames": "source.clip_length",
+    "source.hole": "source.hole_size",
+    "source.keypoints": "source.min_keypoints",
+    "source.masks": "source.max_masks",
+    "source.pictures": "source.group_size",
+    "source.tars": "source.from_tars",
+    "source.tuples": "source.annotations",
+    "source.whole": "source.whole_image",
 }
 
 

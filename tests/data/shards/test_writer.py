@@ -49,7 +49,7 @@ def test_invalid_examples_are_refused(tmp_path):
     good = make_pairs(1)[0]
     short = (good.input, good.target[:4])
     errors = {
-        "is of task 'pose', not 'derain'": replace(good, task="pose"),
+        "has task 'pose', not 'derain'": replace(good, task="pose"),
         r"uint8 \(4, 8, 3\), not uint8 \(8, 8, 3\)": replace(good, images=short),
         "float32": replace(good, images=(good.input.astype(np.float32), good.target)),
         "key '../a' ": replace(good, key="../a"),
@@ -58,7 +58,7 @@ def test_invalid_examples_are_refused(tmp_path):
     for message, bad in errors.items():
         with pytest.raises(ValueError, match=message):
             write_examples(tmp_path, "train", "derain", [bad], **SETTINGS)
-    with pytest.raises(ValueError, match="key '000000' .* not a new plain name"):
+    with pytest.raises(ValueError, match="key '000000' .* is a duplicate"):
         write_examples(tmp_path, "train", "derain", [good, good], **SETTINGS)
     assert not list(tmp_path.rglob("*.tar")) and not list(tmp_path.rglob("manifest.json"))
 
@@ -120,7 +120,7 @@ def test_finished_directory_is_kept(tmp_path):
     [
         ({"seed": 1}, "was made with seed=0, requested is seed=1: set overwrite=true"),
         ({"source": "other"}, "source=fake, requested is source=other"),
-        ({"count": 4}, "holds part 000002 of 1 examples, which is gone"),
+        ({"count": 4}, "has chunk 000002 of 1 examples, which is missing now"),
         ({"shard_size": 3}, "shard_size=2, requested is shard_size=3"),
     ],
 )
@@ -154,7 +154,7 @@ def test_killed_job_continues_at_its_first_missing_shard(tmp_path):
     folder = killed / "train/derain"
     assert sorted(path.name for path in folder.iterdir()) == [
         "000000.tar",
-        "parts",
+        "chunks",
         "unfinished.json",
     ]
     with pytest.raises(UserError, match=r"not finished: run `delvm prepare output_dir=.*` again"):
