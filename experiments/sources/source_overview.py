@@ -28,7 +28,7 @@ class Row(NamedTuple):
     """A row of the overview.
 
     Attributes:
-        source: as in conf/source.
+        source: as in conf/verbs/source.
         tasks: whose examples are shown, the same number of images of each.
         raw: key in `raw.RAW` of what is read; None for a source that generates its images.
         overrides: for the command line.

@@ -1,7 +1,7 @@
 """Readers of raw data sets in their true formats, one file each.
 
 Each is a dataclass with the methods of `delvm.data.sources.base.Source`; its fields are the keys of
-`conf/source/NAME.yaml`, from which Hydra builds it.
+`conf/verbs/source/NAME.yaml`, from which Hydra builds it.
 """
 
 from delvm.data.sources.base import RawSource, Source, check_source
@@ -16,7 +16,7 @@ from delvm.data.sources.sa1b import SA1B
 from delvm.data.sources.shapes.source import Shapes
 from delvm.data.sources.video import HdVila, Video
 
-# Option in conf/source -> class.
+# Option in conf/verbs/source -> class.
 SOURCES: dict[str, type[RawSource] | type[Shapes]] = {
     "coco_pose": CocoPose,
     "derived": Derived,

@@ -18,7 +18,7 @@ class Case(NamedTuple):
     """A file, written below a root, and what becomes of it.
 
     Attributes:
-        source: as in conf/source.
+        source: as in conf/verbs/source.
         write: writes it; its place in the list of rejects, or the key of its example.
         reason: why it is rejected; None where it is read.
     """

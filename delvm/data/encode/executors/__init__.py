@@ -1,7 +1,7 @@
 """How token shards are written: in this process, by processes, by Ray, or by SLURM jobs.
 
 Each executor is a dataclass with the methods of `.base.Executor`; its fields are the keys of
-`conf/executor/NAME.yaml`, from which Hydra builds it. All of them call
+`conf/verbs/executor/NAME.yaml`, from which Hydra builds it. All of them call
 `delvm.data.encode.shard_task.encode_shard`.
 """
 
@@ -11,7 +11,7 @@ from delvm.data.encode.executors.processes import Processes
 from delvm.data.encode.executors.ray import RayActors
 from delvm.data.encode.executors.submitit import SubmititJobs
 
-# Option in conf/executor -> class.
+# Option in conf/verbs/executor -> class.
 EXECUTORS: dict[str, type[Local | Processes | RayActors | SubmititJobs]] = {
     "local": Local,
     "processes": Processes,
