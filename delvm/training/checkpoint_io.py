@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
+from torch.distributed.checkpoint import state_dict_saver
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -104,7 +105,7 @@ class ShardedCheckpointMixin(ParallelStrategy):
         for number, each in enumerate(checkpoint.pop("optimizer_states", [])):
             state[f"optimizer_{number}"] = each
         try:
-            dcp.save(state, storage_writer=dcp.FileSystemWriter(tmp))
+            state_dict_saver.save(state, storage_writer=FileSystemWriter(tmp))
             if self.is_global_zero:
                 sharded.write_metadata(tmp, checkpoint)
                 _atomic_replace(tmp, path)

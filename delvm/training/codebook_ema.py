@@ -39,14 +39,14 @@ class CodebookEMA(nn.Module):
         codebook: Tensor,
         decay: float | None,
         dead_code_after: int | None,
-        dead_code_reset: DeadCodeReset | str = DeadCodeReset.random,
+        dead_code_reset: DeadCodeReset = DeadCodeReset.random,
     ) -> None:
         """
         Args:
             codebook: (V, d), updated in place.
             decay: of the moving averages, in (0, 1); None leaves codes to the gradient.
             dead_code_after: steps without use after which a code is moved; None = never.
-            dead_code_reset: which feature it is moved onto, a `DeadCodeReset` or its name.
+            dead_code_reset: which feature it is moved onto, or its name.
         """
         super().__init__()
         self._codebook = [codebook]  # in a list: the tensor belongs to the tokenizer's state

@@ -64,6 +64,10 @@ class KLDirection(Enum):
     reverse = "reverse"
     inverse = "reverse"
 
+    @classmethod
+    def _missing_(cls, value: object) -> "KLDirection | None":
+        return cls.reverse if value == "inverse" else None
+
 
 class CrossEntropyLoss:
     """Weighted sum of the cross-entropy over tokens."""
@@ -120,7 +124,7 @@ class DistillationLoss:
         """
         self.gt_weight, self.kd_weight, self.temperature = gt_weight, kd_weight, temperature
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
-        self.direction = KLDirection[direction] if isinstance(direction, str) else direction
+        self.direction = KLDirection(direction)
         self.reverse = self.direction is KLDirection.reverse
 
     def validate(self) -> list[str]:
@@ -293,7 +297,8 @@ def chunked_linear_loss(
     dtype = autocast_dtype(weight)
     rows = max(1, max_logits_bytes // (len(weight) * dtype.itemsize))
     chunk_loss = _ChunkLoss(loss_fn, tuple(token_inputs), tuple(shared_inputs), compiled)
-    return cast(Tensor, _ChunkedLinearLoss.apply(hidden, weight, chunk_loss, rows, dtype))
+    apply = cast(Callable[..., Tensor], _ChunkedLinearLoss.apply)
+    return apply(hidden, weight, chunk_loss, rows, dtype)
 
 
 class _ChunkedLinearLoss(torch.autograd.Function):
@@ -351,7 +356,7 @@ class _ChunkLoss:
         elements = LOSS_CHUNK_ELEMENTS.get(logits.device.type, logits.numel())
         rows = max(1, elements // logits.shape[1])
         loss_and_grad = _compiled_loss_and_grad() if self.compiled else _loss_and_grad
-        for number, chunk in enumerate(logits.split(rows)):
+        for number, chunk in enumerate(torch.split(logits, rows)):
             first = start + number * rows
             inputs = [each[first : first + len(chunk)] for each in self.token_inputs]
             total = total + loss_and_grad(

@@ -12,12 +12,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from delvm.models.transformer import (
-    CodebookEmbedding,
-    InputEmbedding,
-    Transformer,
-    TransformerConfig,
-)
+from delvm.models.embedding import CodebookEmbedding
+from delvm.models.transformer import InputEmbedding, Transformer, TransformerConfig
 from delvm.training.losses import LOSS_CHUNK_ELEMENTS, MAX_LOGITS_BYTES
 
 FLOAT32_BYTES = 4

@@ -98,7 +98,7 @@ class FSDP2Strategy(ShardedCheckpointMixin, ModelParallelStrategy):
         """
         Args:
             shard_size: devices that share one copy of the weights; None = all.
-            param_dtype: of gathered weights, a `ParamDtype` or its name; gradients are always
+            param_dtype: of gathered weights, or its name; gradients are always
                 summed in float32.
             process_group_backend: gloo or nccl; None = nccl between GPUs, gloo between CPUs.
         """

@@ -168,10 +168,11 @@ class StudentModule(L.LightningModule):
         )
         # Divided afterwards, since gradients of single tokens would vanish in half precision. By
         # the weights of all ranks, since the mean over ranks is to be that over all tokens.
-        loss, *metrics = (sums / all_reduce_mean(weights.sum())).reshape(-1)
-        values = zip(metric_names(self.loss), (loss, *metrics), strict=True)
-        self.step_metrics.append({f"train/{name}": value.detach() for name, value in values})
-        return loss
+        values = torch.flatten(sums / all_reduce_mean(weights.sum()))
+        is_named = hasattr(self.loss, "metric_names")  # without names, the loss alone is logged
+        named = zip(metric_names(self.loss), values, strict=is_named)
+        self.step_metrics.append({f"train/{name}": value.detach() for name, value in named})
+        return values[0]
 
     def on_validation_epoch_start(self) -> None:
         assert self.data is not None

@@ -230,7 +230,8 @@ class TokenizerModule(L.LightningModule):
         logits_fake = -self.discriminator(reconstructions).float().mean()
         weight = adaptive_weight(rec_loss, logits_fake, self.model.last_layer)
         self.log("train/disc_weight", weight)
-        return self.disc_weight * weight * logits_fake
+        loss: Tensor = self.disc_weight * weight * logits_fake
+        return loss
 
     def generator_step(self, loss: Tensor) -> bool:
         """One step of the tokenizer's optimizer and its schedule; False if it was skipped."""

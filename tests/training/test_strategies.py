@@ -250,13 +250,13 @@ def test_failed_checkpoint_keeps_the_last_one(tmp_path, monkeypatch):
         strategy.save_checkpoint(state, path)
 
     save(1.0)
-    write = checkpoint_io.dcp.save
+    write = checkpoint_io.state_dict_saver.save
 
     def full(state: dict[str, object], **rest: object) -> None:
         write(state, **rest)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_io.dcp, "save", full)
+    monkeypatch.setattr(checkpoint_io.state_dict_saver, "save", full)
     with pytest.raises(OSError, match="No space left"):
         save(2.0)
     assert sharded.read(path)["state_dict"]["model.a"].tolist() == [1.0] * 3

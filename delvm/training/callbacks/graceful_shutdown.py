@@ -59,13 +59,9 @@ class GracefulShutdown(L.Callback):
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal, self._received_at = signal.Signals(number), now
-        # torchrun sends it to all ranks: one line is enough.
-        level = logging.INFO if getattr(rank_zero_only, "rank", 0) else logging.WARNING
-        logger.log(
-            level,
-            "%s: saving after this step; send it again to end at once",
-            self.signal.name,
-        )
+        if not getattr(rank_zero_only, "rank", 0):  # torchrun sends it to all ranks
+            name = self.signal.name
+            logger.warning("%s: saving after this step; send it again to end at once", name)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals back from Lightning, which would raise in the middle of a step."""

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections import Counter, deque
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from delvm.errors import Diverged
+from delvm.training.strategies import total_grad_norm
 
 logger = logging.getLogger("delvm.training")
 
@@ -119,7 +118,8 @@ class SkipNonFiniteGrad(L.Callback):
             report.parent.mkdir(parents=True, exist_ok=True)
             with report.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        logger.info("step %d: skipped, gradient norm %s: see %s", step, line["norm"], report)
+        if pl_module.global_rank == 0:
+            logger.warning("step %d: skipped, gradient norm %s", step, line["norm"])
         return report
 
     def _examples(self, trainer: L.Trainer) -> list[dict[str, Any]] | None:
@@ -130,12 +130,6 @@ class SkipNonFiniteGrad(L.Callback):
         if locate is None or size is None or not self._next_index:
             return None
         return [each for end in self._next_index for each in locate(np.arange(end - size, end))]
-
-
-def total_grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The norm () over the gradients of parameters, of which ranks may hold parts."""
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def drop_gradients(module: nn.Module) -> None:

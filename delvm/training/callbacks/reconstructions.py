@@ -28,19 +28,14 @@ class LogReconstructions(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         preview = getattr(getattr(trainer, "datamodule", None), "preview_images", None)
         model: Any = getattr(pl_module, "model", None)
+        is_tokenizer = hasattr(model, "encode") and hasattr(model, "decode")
         skipped = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
-        if (
-            preview is None
-            or skipped
-            or not (hasattr(model, "encode") and hasattr(model, "decode"))
-        ):
+        if preview is None or skipped or not is_tokenizer:
             return
         pixels: Tensor = preview().to(pl_module.device).float() / 255
         decoded = model.decode(model.encode(pixels)).float()
         rows = [to_pil(pixels), to_pil(decoded)]
-        images = {
-            "reconstructions": image_grid(rows, cell=96, row_titles=["image", "reconstruction"])
-        }
+        images = {"reconstructions": image_grid(rows, cell=96, row_titles=["input", "output"])}
         if (counts := getattr(pl_module, "code_counts", None)) is not None:
             images["codes"] = plot_code_histogram(counts.cpu())
         step = trainer.global_step
