@@ -29,15 +29,15 @@ def mixture(tmp_path_factory) -> Path:
     """Token shards of pairs and of clips of three, enough of either."""
     root = tmp_path_factory.mktemp("mixture")
     manifest.write_codebook(root, torch.randn(V, 8, generator=torch.manual_seed(0)), "f" * 16)
-    for task, pictures in (("pose", 2), ("clips", 3)):
+    for task, num_images in (("pose", 2), ("clips", 3)):
         for split, count in (("train", 192), ("val", 9)):  # 9 do not divide evenly
             plan = manifest.plan_tokens(
                 manifest.plan_images(split, task, source="s", seed=0, image_size=8),
                 count, tokens_per_image=N, vocab_size=V, fingerprint="f" * 16,
             )  # fmt: skip
-            plan.images_per_example = pictures
+            plan.images_per_example = num_images
 
-            def ids(start, stop, k=pictures):
+            def ids(start, stop, k=num_images):
                 first = np.random.default_rng(start).integers(0, V, (stop - start, 1, N))
                 yield np.concatenate([(first + i) % V for i in range(k)], axis=1)
 
@@ -83,12 +83,12 @@ def test_two_processes_log_what_one_does(runs, strategy, metric):
 
 @pytest.mark.parametrize("strategy", SHARDED)
 def test_two_processes_learn_what_one_does(runs, strategy):
-    ours, theirs = (load_student(runs / name) for name in (strategy, "one"))
-    assert ours.tokenizer_fingerprint == "f" * 16
+    distributed, single = (load_student(runs / name) for name in (strategy, "one"))
+    assert distributed.tokenizer_fingerprint == "f" * 16
     ids = torch.randint(0, V, (4, 24), generator=torch.manual_seed(0))
-    torch.testing.assert_close(ours(ids), theirs(ids), atol=1e-5, rtol=0)
-    for name, weight in theirs.state_dict().items():
-        torch.testing.assert_close(ours.state_dict()[name], weight, atol=1e-4, rtol=0)
+    torch.testing.assert_close(distributed(ids), single(ids), atol=1e-5, rtol=0)
+    for name, weight in single.state_dict().items():
+        torch.testing.assert_close(distributed.state_dict()[name], weight, atol=1e-4, rtol=0)
 
 
 def test_tied_head_gets_the_gradients_of_both_uses(runs):
@@ -187,13 +187,13 @@ from delvm.training.strategies import exit_process
 exit_process(5)  # nobody else is there yet
 print("alone")
 distributed.init_process_group("gloo", f"file://{sys.argv[1]}", rank=0, world_size=1)
-print("said", end="")
+print("flushed", end="")
 exit_process(3)
 print("never")
 """
     command = [sys.executable, "-c", script, str(tmp_path / "store")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (3, "alone\nsaid")
+    assert (done.returncode, done.stdout) == (3, "alone\nflushed")
 
 
 def test_gradients_are_unscaled_before_clipping():
@@ -218,9 +218,9 @@ def test_clip_grads_equals_torch(size):
     weights = [nn.Parameter(torch.zeros(3)) for _ in range(4)]
     for weight in weights:
         weight.grad = torch.tensor([0.0, size, 0.0]) / 2
-    ours, torchs = weights[:2], weights[2:]
-    assert alike(strategies.clip_grads_(ours, 1.0), nn.utils.clip_grad_norm_(torchs, 1.0))
-    for a, b in zip(ours, torchs, strict=True):
+    actual, expected = weights[:2], weights[2:]
+    assert alike(strategies.clip_grads_(actual, 1.0), nn.utils.clip_grad_norm_(expected, 1.0))
+    for a, b in zip(actual, expected, strict=True):
         assert a.grad is not None and b.grad is not None and alike(a.grad, b.grad)
 
 
