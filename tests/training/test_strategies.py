@@ -10,10 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins import FSDPPrecision, Precision
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.fsdp import ShardingStrategy
 
 from delvm.commands.instantiate import build_run
 from delvm.data.shards import manifest, writer
+from delvm.errors import UserError
 from delvm.interop import sharded_checkpoint as sharded
 from delvm.interop.load import load_student
 from delvm.training import checkpoint_io, strategies
@@ -210,6 +214,59 @@ def test_gradients_are_unscaled_before_clipping():
     assert weight.grad is not None and weight.grad.tolist() == pytest.approx([0.6, 0.8])
     scaler.step(optimizer)
     assert weight.tolist() == pytest.approx([-1e-3, -1e-3], rel=1e-3)  # a step was taken
+
+
+def without_processes(strategy, monkeypatch, nodes, devices, plugin):
+    """A strategy of so many devices, after all that it sets up before processes connect."""
+    base = FSDPStrategy if isinstance(strategy, FSDPStrategy) else ModelParallelStrategy
+    monkeypatch.setattr(base, "setup_environment", lambda self: None)
+    strategy.num_nodes, strategy.parallel_devices = nodes, [torch.device("cpu")] * devices
+    strategy.precision_plugin = plugin
+    strategy.setup_environment()
+    return strategy
+
+
+@pytest.mark.parametrize(
+    ("kind", "shard_size", "mesh"),
+    [
+        (strategies.FSDP2Strategy, None, (1, 8)),
+        (strategies.FSDP2Strategy, 2, (4, 2)),
+        (strategies.HSDPStrategy, None, (2, 4)),
+        (strategies.HSDPStrategy, 2, (4, 2)),
+    ],
+)
+def test_fsdp2_mesh_is_replicas_by_shard_size(kind, shard_size, mesh, monkeypatch):
+    made = without_processes(kind(shard_size), monkeypatch, 2, 4, Precision())
+    assert (made._data_parallel_size, made._tensor_parallel_size) == mesh
+
+
+@pytest.mark.parametrize(
+    ("shard_size", "sharding", "mesh"),
+    [(None, ShardingStrategy.FULL_SHARD, None), (4, ShardingStrategy.HYBRID_SHARD, (2, 4))],
+)
+@pytest.mark.parametrize(
+    ("param_dtype", "precision", "dtype"),
+    [
+        ("auto", "bf16-mixed", torch.bfloat16),
+        ("auto", "32-true", None),
+        ("float32", "bf16-mixed", None),
+        ("bfloat16", "32-true", torch.bfloat16),
+    ],
+)
+def test_fsdp1_takes_mesh_and_dtype_from_the_trainer(
+    shard_size, sharding, mesh, param_dtype, precision, dtype, monkeypatch
+):
+    made = strategies.FSDP1Strategy(shard_size, param_dtype)
+    made = without_processes(made, monkeypatch, 2, 4, FSDPPrecision(precision))
+    assert made.sharding_strategy is sharding and made.kwargs.get("device_mesh") == mesh
+    assert made.mixed_precision_config.param_dtype is dtype
+    assert made.mixed_precision_config.reduce_dtype is torch.float32
+
+
+@pytest.mark.parametrize("shard_size", [3, -1])
+def test_shard_size_must_divide_the_devices(shard_size, monkeypatch):
+    with pytest.raises(UserError, match=f"shard_size={shard_size} does not divide the 8 devices"):
+        without_processes(strategies.FSDP2Strategy(shard_size), monkeypatch, 2, 4, Precision())
 
 
 @pytest.mark.parametrize("size", [0.5, 5.0, float("nan"), float("inf")])
