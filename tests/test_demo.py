@@ -55,7 +55,7 @@ def test_complete_pipeline(root, tmp_path):
     assert "Traceback" not in done.stderr
 
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(metrics["students"]) == {"teacher", "distilled", "alone"}
+    assert set(metrics["students"]) == {"teacher", "student_kd", "student_no_kd"}
     assert {"segmentation", "pose", "derain", "deblur", "edges"} <= set(metrics["tasks"])
     page = (tmp_path / "report.html").read_text()
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page), "not self-contained"
@@ -69,6 +69,6 @@ def test_complete_pipeline(root, tmp_path):
     # The two students have the same network and the same number of steps.
     nets = [
         json.loads((tmp_path / name / "student" / "config.json").read_text())["config"]
-        for name in ("student", "alone")
+        for name in ("student", "student_no_kd")
     ]
     assert nets[0] == nets[1]

@@ -25,27 +25,33 @@ STAGES = (
         "prepare source.size=32 source.train.segmentation=4000 source.train.pose=2000 "
         "source.train.derain=500 source.train.deblur=500 output_dir=OUT/pairs",
     ),
-    ("tokenizer", "train experiment=demo_tokenizer data.path=OUT/pairs output=OUT/tokenizer"),
+    ("tokenizer", "train experiment=demo_tokenizer data.path=OUT/pairs output_dir=OUT/tokenizer"),
     (
         "tokens",
         "encode balance=augment input_dir=OUT/pairs tokenizer=OUT/tokenizer output_dir=OUT/tokens",
     ),
-    ("teacher", "train experiment=demo_teacher data.path=OUT/tokens output=OUT/teacher"),
+    ("teacher", "train experiment=demo_teacher data.path=OUT/tokens output_dir=OUT/teacher"),
     (
         "student",
-        "train experiment=demo_student data.path=OUT/tokens output=OUT/student "
+        "train experiment=demo_student data.path=OUT/tokens output_dir=OUT/student "
         "teacher.checkpoint=OUT/teacher",
     ),
-    ("alone", "train experiment=demo_alone data.path=OUT/tokens output=OUT/alone"),
+    (
+        "student_no_kd",
+        "train experiment=demo_student_no_kd data.path=OUT/tokens output_dir=OUT/student_no_kd",
+    ),
     (
         "report",
         "evaluate input_dir=OUT/pairs tokenizer=OUT/tokenizer students.teacher=OUT/teacher "
-        "students.distilled=OUT/student students.alone=OUT/alone title=Demo output_dir=OUT",
+        "students.student_kd=OUT/student "
+        "students.student_no_kd=OUT/student_no_kd title=Demo output_dir=OUT",
     ),
 )
 
 # Overrides that reduce each stage to seconds, to test the pipeline.
-_STEPS = "trainer.max_steps=2 trainer.val_every=2 trainer.log_every=1 data.batch_size=4"
+_STEPS = (
+    "trainer.max_steps=2 trainer.val_check_interval=2 trainer.log_every_n_steps=1 data.batch_size=4"
+)
 _COUNTS = "segmentation=12", "pose=8", "derain=6", "deblur=6"
 SMOKE = {
     "pairs": " ".join(f"source.train.{count}" for count in _COUNTS)
@@ -53,7 +59,7 @@ SMOKE = {
     "tokenizer": f"{_STEPS} data.num_val_examples=2",
     "teacher": f"{_STEPS} data.num_val_examples=4",
     "student": f"{_STEPS} data.num_val_examples=4",
-    "alone": f"{_STEPS} data.num_val_examples=4",
+    "student_no_kd": f"{_STEPS} data.num_val_examples=4",
     "report": "num_queries=4",
 }
 

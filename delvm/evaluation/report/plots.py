@@ -114,9 +114,15 @@ def interval_bar(axis_range: AxisRange, model: int, gap_closed: IntervalDict) ->
         if mean is not None:
             inside = axis_range.low <= mean <= axis_range.high
             axes.plot(
-                axis_range.clip(mean), 0, "o", color=color, markersize=5.5, clip_on=False, gid="mean",
+                axis_range.clip(mean),
+                0,
+                "o",
+                color=color,
                 fillstyle="full" if inside else "none",
-            )  # fmt: skip
+                markersize=5.5,
+                clip_on=False,
+                gid="mean",
+            )
         return _to_svg(figure)
 
 
