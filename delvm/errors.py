@@ -60,21 +60,22 @@ def to_user_error(error: OSError, where: object = None) -> Exception:
     return UserError(f"{error.strerror}: {path or 'set the output to another directory'}")
 
 
-def check_members(found: object, role: str, wanted: Mapping[str, str]) -> None:
+def check_members(found: object, role: str, members: Mapping[str, str]) -> None:
     """Check once that an object of any class can play a role.
 
     Args:
         found: the object, usually of a class from outside of this package.
         role: what it is used as, such as "source".
-        wanted: name of each attribute -> how the message spells it, such as ``read(split, task)``.
+        members: name of each attribute -> how the message spells it, such as ``read(split, task)``.
 
     Raises:
         UserError: it has not all of them; the message names what is missing.
     """
-    if missing := [spelled for name, spelled in wanted.items() if not hasattr(found, name)]:
+    if missing := [signature for name, signature in members.items() if not hasattr(found, name)]:
         kind = found if isinstance(found, type) else type(found)
+        article = "an" if role[0] in "aeiou" else "a"
         raise UserError(
-            f"{kind.__module__}.{kind.__qualname__} cannot be a {role}: it has no "
+            f"{kind.__module__}.{kind.__qualname__} cannot be {article} {role}: it has no "
             f"{', '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}, or set another "
             f"{role}"
         )

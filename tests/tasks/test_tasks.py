@@ -93,3 +93,21 @@ def test_score_shape_mismatch_error():
         tasks.get("derain").score(image, torch.zeros(1, 3, 64, 64))
     with pytest.raises(ValueError, match="must both be"):
         tasks.get("derain").score(image[0], image[0])
+
+
+def test_register_adds_a_task_with_its_own_metrics(monkeypatch):
+    monkeypatch.setattr(tasks, "_TASKS", dict(tasks._TASKS))
+    task = tasks.Task("dehaze", "remove haze", {"zero": lambda p, t: 0.0}, "zero")
+    assert tasks.register(task) is task is tasks.register(task)
+    assert tasks.get("dehaze") is tasks.get_or_default("dehaze") is task
+    truth = torch.zeros(1, 3, 32, 32)
+    assert task.score(truth, truth)["zero"].tolist() == [0]
+    with pytest.raises(UserError, match="task 'derain' exists already"):
+        tasks.register(tasks.Task("derain", "another"))
+    with pytest.raises(UserError, match="invalid task name 'a-b'"):
+        tasks.register(tasks.Task("a-b", "x"))
+
+
+def test_former_task_name_is_found():
+    assert tasks.get("colourisation") is tasks.get_or_default("colourisation")
+    assert tasks.get("colourisation") is tasks.get("colorization")

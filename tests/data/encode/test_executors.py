@@ -1,4 +1,4 @@
-"""Engines: whoever writes the shards, and whatever dies meanwhile, the bytes are the same."""
+"""Executors: the bytes are the same for all of them, even if workers die."""
 
 import re
 import socket
@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from delvm import tasks
 from delvm.data.augment import BalanceConfig, BalanceMode
 from delvm.data.encode import encode as encoding
 from delvm.data.encode import shard_task
@@ -24,14 +25,14 @@ from delvm.data.shards.manifest import load_manifests
 from delvm.errors import UserError
 from tests.data.corpus_makers import FakeSource, FakeTokenizer, Makes, contents, no_space
 
-# 16,384 tokens a image: 32 pairs a shard.
+# 16,384 tokens per image: 32 pairs per shard.
 WIDE = Makes(tokens=1 << 14)
 SETTINGS = {"balance": BalanceConfig(BalanceMode.augment, examples_per_task=70), "batch_size": 8}
 
 
 @pytest.fixture(autouse=True)
-def elsewhere_too(monkeypatch, root):
-    """Workers find the tests, and nobody is one of torchrun's."""
+def worker_environment(monkeypatch, root):
+    """Workers can import the tests, and no rank of torchrun is set."""
     monkeypatch.setenv("PYTHONPATH", str(root))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -45,18 +46,18 @@ def pairs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(pairs):
-    """What an uninterrupted local run writes: 12 shards."""
-    run(pairs, pairs.parent / "whole", Local())
-    found = contents(pairs.parent / "whole")
+def expected(pairs):
+    """The files of an uninterrupted local run: 12 shards."""
+    run(pairs, pairs.parent / "expected", Local())
+    found = contents(pairs.parent / "expected")
     assert sum(name.endswith(".tar") for name in found) == 12
     return found
 
 
-def run(pairs, output, executor, makes=WIDE, **settings):
-    tokenizer = makes.plain()
+def run(pairs, output, executor, factory=WIDE, **settings):
+    tokenizer = factory.plain()
     return encode(
-        pairs, output, tokenizer, "abc", executor=executor, factory=makes, **SETTINGS | settings
+        pairs, output, tokenizer, "abc", executor=executor, factory=factory, **SETTINGS | settings
     )
 
 
@@ -69,9 +70,9 @@ def executor_of(name, tmp_path, workers=1):
 
 
 @pytest.mark.parametrize("name", ["processes", "submitit"])
-def test_two_workers_same_bytes_as_one_process(name, pairs, whole, tmp_path, capsys):
+def test_two_workers_same_bytes_as_one_process(name, pairs, expected, tmp_path, capsys):
     manifests = run(pairs, tmp_path / "t", executor_of(name, tmp_path, 2))
-    assert len(manifests) == 8 and contents(tmp_path / "t") == whole
+    assert len(manifests) == 8 and contents(tmp_path / "t") == expected
     err = capsys.readouterr().err
     line = r"^encode: (\S+): ([\d,]+) examples in \d+\.\d s, [\d,]+ images/s$"
     lines = re.findall(line, err, re.M)
@@ -79,7 +80,7 @@ def test_two_workers_same_bytes_as_one_process(name, pairs, whole, tmp_path, cap
     assert "encode: 152/152 examples" in err.splitlines()[-1]
 
 
-def test_dead_worker_error_and_resume_by_other_executor(pairs, whole, tmp_path, capsys):
+def test_dead_worker_error_and_resume_by_other_executor(pairs, expected, tmp_path, capsys):
     deadly = replace(WIDE, kill_once=str(tmp_path / "flag"))
     with pytest.raises(UserError, match=r"worker encode-0 died with code -9 .*run the same again"):
         run(pairs, tmp_path / "t", Processes(workers=1), deadly)
@@ -88,7 +89,7 @@ def test_dead_worker_error_and_resume_by_other_executor(pairs, whole, tmp_path, 
     with pytest.raises(UserError, match="not finished: run `delvm encode"):
         load_manifests(tmp_path / "t", "train", "tokens")
     run(pairs, tmp_path / "t", Local())
-    assert contents(tmp_path / "t") == whole
+    assert contents(tmp_path / "t") == expected
 
 
 @pytest.fixture(scope="module")
@@ -101,20 +102,20 @@ def ray(root):
         ray.shutdown()
 
 
-def test_ray_survives_dead_worker(ray, pairs, whole, tmp_path):
+def test_ray_survives_dead_worker(ray, pairs, expected, tmp_path):
     deadly = replace(WIDE, kill_once=str(tmp_path / "flag"))
     run(pairs, tmp_path / "t", RayActors(workers=2, max_restarts=0), deadly)
-    assert (tmp_path / "flag").exists() and contents(tmp_path / "t") == whole
+    assert (tmp_path / "flag").exists() and contents(tmp_path / "t") == expected
 
 
-def test_ray_all_workers_dead_error(ray, pairs, whole, tmp_path):
+def test_ray_all_workers_dead_error(ray, pairs, expected, tmp_path):
     deadly = replace(WIDE, kill_once=str(tmp_path / "flag"))
     with pytest.raises(UserError, match="all of Ray's workers died"):
         run(pairs, tmp_path / "t", RayActors(workers=1, max_restarts=0), deadly)
     with pytest.raises(UserError, match=r"workers=99 of 1 CPUs each, .* room for \d+: set"):
         run(pairs, tmp_path / "t", RayActors(workers=99))
     run(pairs, tmp_path / "t", Local())
-    assert contents(tmp_path / "t") == whole
+    assert contents(tmp_path / "t") == expected
 
 
 def test_executor_package_not_installed_error(pairs, tmp_path, monkeypatch):
@@ -148,9 +149,11 @@ def test_user_error_is_one_line_from_every_executor(name, pairs, tmp_path, reque
         request.getfixturevalue("ray")
     with pytest.raises(UserError) as caught:
         run(pairs, tmp_path / "t", executor_of(name, tmp_path), replace(WIDE, full=True))
-    said = str(caught.value)
-    assert said.startswith(f"No space left on device: {tmp_path}/t/train/derain/000000.tar: free")
-    assert "\n" not in said
+    message = str(caught.value)
+    assert message.startswith(
+        f"No space left on device: {tmp_path}/t/train/derain/000000.tar: free"
+    )
+    assert "\n" not in message
     assert not [*tmp_path.rglob("*.tar")] and not [*tmp_path.rglob("*.part*")]
 
 
@@ -171,21 +174,21 @@ def test_worker_errors(pairs, tmp_path, monkeypatch):
         run(pairs, tmp_path / "u", Local())
 
 
-class Impatient(Exception):
+class StopReporting(Exception):
     pass
 
 
-def test_terminated_workers_leave_no_partial_files(pairs, whole, tmp_path):
-    """As with Ctrl-C, or when another worker has met an error."""
+def test_terminated_workers_leave_no_partial_files(pairs, expected, tmp_path):
+    """As after Ctrl-C, or after the error of another worker."""
     executor = Processes(workers=2, threads=1)
     slow = replace(WIDE, seconds=0.2)
 
     def report(count):
-        raise Impatient
+        raise StopReporting
 
     job = encoding.plan_job(pairs, tmp_path / "t", slow.plain(), "abc", SETTINGS["balance"],
                             ["train"], 8, 0)  # fmt: skip
-    with pytest.raises(Impatient):
+    with pytest.raises(StopReporting):
         list(executor.run(job, [shard_task.ShardTask(0, n) for n in range(3)], slow, report))
     assert (tmp_path / "t/train/derain").exists()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -196,10 +199,10 @@ def test_bug_in_worker_keeps_its_traceback(pairs, tmp_path):
         run(pairs, tmp_path / "t", Processes(workers=1), Makes(tokens=6))
 
 
-# ---------------------------------------------------------------- several started alike
+# ---------------------------------------------------------------- ranks of torchrun
 
 
-def test_ranks_divide_shards_and_last_rank_finishes(pairs, whole, tmp_path, monkeypatch, capsys):
+def test_ranks_divide_shards_and_last_rank_finishes(pairs, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(encoding, "POLL_S", 0.01)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in range(2):
@@ -209,29 +212,29 @@ def test_ranks_divide_shards_and_last_rank_finishes(pairs, whole, tmp_path, monk
         assert len(there) == 6 * (rank + 1)
         assert (len(finished) == 8) is (rank == 1)
         assert ("others are still at work" in capsys.readouterr().err) is (rank == 0)
-    assert contents(tmp_path / "t") == whole
+    assert contents(tmp_path / "t") == expected
 
 
-def test_other_ranks_wait_for_rank_0(pairs, whole, tmp_path, monkeypatch):
-    """The second starts before the first, in a folder that holds something else."""
+def test_other_ranks_wait_for_rank_0(pairs, expected, tmp_path, monkeypatch):
+    """Rank 1 starts before rank 0, in a directory with other files."""
     out = tmp_path / "t"
     with pytest.raises(KeyboardInterrupt):
         encode(pairs, out, FakeTokenizer(fail_at=0, tokens=WIDE.tokens), "abc", splits=["train"])
-    shares = {}
+    ranks = {}
     monkeypatch.setattr(encoding, "POLL_S", 0.01)
-    monkeypatch.setattr(Local, "rank", lambda self: shares[threading.current_thread().name])
+    monkeypatch.setattr(Local, "rank", lambda self: ranks[threading.current_thread().name])
     threads = [
         threading.Thread(target=run, args=(pairs, out, Local()), name=str(rank), daemon=True)
         for rank in (1, 0)
     ]
-    shares |= {str(rank): base.Rank(rank, 2) for rank in (0, 1)}
+    ranks |= {str(rank): base.Rank(rank, 2) for rank in (0, 1)}
     threads[0].start()
     threads[0].join(0.3)
     assert threads[0].is_alive() and not (out / "train/pose/000000.tar").exists()
     threads[1].start()
     for thread in threads:
         thread.join(20)
-    assert contents(out) == whole
+    assert contents(out) == expected
 
 
 def test_rank_timeout_and_env_errors(pairs, tmp_path, monkeypatch):
@@ -250,7 +253,46 @@ def test_rank_timeout_and_env_errors(pairs, tmp_path, monkeypatch):
             run(pairs, tmp_path / "t", Local())
 
 
-# ---------------------------------------------------------------- reading ahead
+# ---------------------------------------------------------------- executors of other classes
+
+
+class Reversed:
+    """An executor that knows nothing of this package's classes."""
+
+    in_process = True
+
+    def rank(self):
+        return base.Rank()
+
+    def run(self, job, shards, factory, report):
+        tokenizer = factory(0)
+        for shard in reversed(shards):
+            yield shard_task.encode_shard(job, shard, tokenizer, report)
+
+
+def test_executor_of_another_class(pairs, expected, tmp_path):
+    run(pairs, tmp_path / "t", Reversed())
+    assert contents(tmp_path / "t") == expected
+
+
+def test_check_executor_names_what_is_missing(pairs, tmp_path):
+    for executor in EXECUTORS.values():
+        assert base.check_executor(executor()).in_process is (executor is Local)
+    with pytest.raises(UserError, match=r"object cannot be an executor: it has no in_process, "
+                       r"rank\(\), run\(job, shards, factory, report\); add them"):  # fmt: skip
+        run(pairs, tmp_path / "t", object())
+
+
+def test_flips_of_a_registered_task_are_known_to_workers(pairs, tmp_path, monkeypatch):
+    """A task may be registered only in the process that plans the job."""
+    own = replace(tasks.get("derain"), allows_hflip=False)
+    monkeypatch.setitem(tasks._TASKS, "derain", own)
+    run(pairs, tmp_path / "a", Local(), splits=["train"])
+    run(pairs, tmp_path / "b", Processes(workers=1), splits=["train"])
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+# ---------------------------------------------------------------- prefetching
 
 
 def test_prefetch_keeps_order_and_errors():
@@ -267,14 +309,14 @@ def test_prefetch_keeps_order_and_errors():
         next(items)
 
 
-def test_parallel_map_keeps_order_and_errors(pairs, whole, tmp_path, monkeypatch):
+def test_parallel_map_keeps_order_and_errors(pairs, expected, tmp_path, monkeypatch):
     assert list(parallel_map(lambda n: n * n, iter(range(50)), 4)) == [n * n for n in range(50)]
     assert list(parallel_map(str, iter([]), 2)) == []
     with pytest.raises(UserError, match="damaged"):
         list(decode_batches(iter([[lambda: 1], [broken_image]]), 2))
     monkeypatch.setattr(shard_task, "_decode_threads", lambda tokenizer: 3)  # as on a GPU
     run(pairs, tmp_path / "t", Local())
-    assert contents(tmp_path / "t") == whole
+    assert contents(tmp_path / "t") == expected
 
 
 def broken_image():

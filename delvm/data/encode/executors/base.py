@@ -86,12 +86,12 @@ def check_executor(executor: object) -> Executor:
     Raises:
         UserError: it has not; the message names what is missing.
     """
-    wanted = {
+    members = {
         "in_process": "in_process",
         "rank": "rank()",
         "run": "run(job, shards, factory, report)",
     }
-    check_members(executor, "executor", wanted)
+    check_members(executor, "executor", members)
     return cast(Executor, executor)
 
 

@@ -69,16 +69,16 @@ class _WorkerPool:
         self.reported = 0
         self.processes: dict[Connection, BaseProcess] = {}
         for index in range(num_workers):
-            ours, theirs = context.Pipe()
+            parent_end, child_end = context.Pipe()
             process = context.Process(
                 target=_worker_main,
-                args=(theirs, job, factory, index, num_threads, self.counts),
+                args=(child_end, job, factory, index, num_threads, self.counts),
                 name=f"encode-{index}",
                 daemon=True,
             )
             process.start()
-            theirs.close()
-            self.processes[ours] = process
+            child_end.close()
+            self.processes[parent_end] = process
 
     def run(self, shards: list[ShardTask], report: Report) -> Iterator[ShardResult]:
         """Send each worker a shard, and the next one when it is done."""

@@ -75,7 +75,8 @@ def texture(rng: np.random.Generator, split: str, size: int) -> Floats:
     """Brightness of a photograph crop, normalized to 0.55 to 1: (size, size, 1) float32."""
     luma = photographs.crop(rng, split, size, smallest=0.5).mean(axis=2, keepdims=True)
     std = max(float(luma.std()), 8.0)
-    return np.clip(0.85 + 0.13 * (luma - luma.mean()) / std, 0.55, 1.0)
+    brightness: Floats = np.clip(0.85 + 0.13 * (luma - luma.mean()) / std, 0.55, 1.0)
+    return brightness
 
 
 def random_bright_color(rng: np.random.Generator, hue: float | None = None) -> Floats:
@@ -175,7 +176,7 @@ def natural_scene(
         areas = [float(rng.uniform(*bounds)) for bounds in SIZE_CLASSES[: int(rng.integers(1, 4))]]
         grain = texture(rng, split, size)
         for polygon in random_polygons(rng, areas):
-            # Dark shapes too, so that brightness does not tell what is in front.
+            # Dark shapes too, so that brightness does not reveal what is in front.
             brightness = 1.0 if rng.random() < 0.6 else 0.25
             surface = grain * random_bright_color(rng) * np.float32(brightness)
             image = paint(image, polygon_mask(polygon, size), surface)
@@ -184,4 +185,5 @@ def natural_scene(
 
 def to_image(pixels: Floats) -> ImageArray:
     """Float pixels in [0, 255] as uint8, rounded half up and clamped."""
-    return np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
+    image: ImageArray = np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
+    return image
