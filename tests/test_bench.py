@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from delvm.errors import UserError
-from experiments.bench.frame import Row, medians, merge, table
+from experiments.bench.harness import Row, medians, merge, table
 
 runner = importlib.import_module("experiments.bench.__main__")
 

@@ -8,62 +8,62 @@ from pathlib import Path
 
 from delvm.errors import UserError, did_you_mean
 from experiments import bench
-from experiments.bench.frame import Row, merge, table
+from experiments.bench.harness import Row, merge, table
 
 RESULTS = Path("outputs/bench.json")
-_FRAME = ("__main__", "frame")
+_NOT_BENCHMARKS = ("__main__", "harness")
 
 
-def subjects() -> list[str]:
-    """The names of all subjects: the modules of this folder but for the frame's own."""
-    return [m.name for m in pkgutil.iter_modules(bench.__path__) if m.name not in _FRAME]
+def list_benchmarks() -> list[str]:
+    """The names of all benchmarks: the modules of this folder except for the harness."""
+    return [m.name for m in pkgutil.iter_modules(bench.__path__) if m.name not in _NOT_BENCHMARKS]
 
 
-def chosen(words: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The subjects that the command line asks for; all when it names none.
+def select(args: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The benchmarks that the command line selects; all by default.
 
     Raises:
-        UserError: a word is not only=NAME, or there is no such subject.
+        UserError: an argument is not only=NAME, or there is no such benchmark.
     """
     names = []
-    for word in words:
-        key, _, name = word.partition("=")
+    for arg in args:
+        key, _, name = arg.partition("=")
         if key != "only":
-            raise UserError(f"unknown argument '{word}': use only=NAME")
+            raise UserError(f"unknown argument '{arg}': use only=NAME")
         if name not in known:
             raise UserError(f"unknown benchmark '{name}': {did_you_mean(name, known)}")
         names.append(name)
     return names or list(known)
 
 
-def measure(names: Sequence[str], results: Path) -> list[Row]:
-    """Run subjects one after the other; what is measured is on disk before the next begins."""
+def run_benchmarks(names: Sequence[str], results: Path) -> list[Row]:
+    """Run benchmarks one after the other; the rows of each are saved before the next one starts."""
     measured: list[Row] = []
     for number, name in enumerate(names, start=1):
         print(f"[{number}/{len(names)}] {name} ...", file=sys.stderr, flush=True)
-        found: list[Row] = importlib.import_module(f"{bench.__name__}.{name}").rows()
-        merge(results, found)
-        measured += found
+        rows: list[Row] = importlib.import_module(f"{bench.__name__}.{name}").rows()
+        merge(results, rows)
+        measured += rows
     return measured
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """How many goals were met, in words."""
+    """One line: how many goals were met, and which were missed."""
     verdicts = [row.verdict for row in rows]
     goals = len(verdicts) - verdicts.count("no goal")
     missed = [row.name for row in rows if row.verdict == "missed"]
-    end = f"; missed: {', '.join(missed)}" if missed else ""
-    return f"{goals - len(missed)} of {goals} goals met{end}"
+    suffix = f"; missed: {', '.join(missed)}" if missed else ""
+    return f"{goals - len(missed)} of {goals} goals met{suffix}"
 
 
-def main(words: Sequence[str]) -> int:
-    """Measure, print the table and say where the numbers are."""
+def main(args: Sequence[str]) -> int:
+    """Run benchmarks and print their table and the path of the results."""
     try:
-        measured = measure(chosen(words, subjects()), RESULTS)
+        measured = run_benchmarks(select(args, list_benchmarks()), RESULTS)
     except UserError as error:
         print(f"bench: {error}", file=sys.stderr)
         return UserError.exit_code
-    print(f"{table(measured)}\n\n{summary(measured)}\nnumbers: {RESULTS}")
+    print(f"{table(measured)}\n\n{summary(measured)}\nresults: {RESULTS}")
     return 0
 
 

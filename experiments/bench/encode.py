@@ -29,7 +29,7 @@ from delvm.data.sources.shapes import photographs
 from delvm.data.types import Example, split_into_chunks
 from delvm.interop.tokenizer_factory import LoadTokenizer
 from delvm.models.vqgan import VQGAN, VQGANConfig
-from experiments.bench.frame import Row, medians
+from experiments.bench.harness import Row, medians
 
 TASKS = ("deblur", "derain", "pose", "segmentation")
 PAIRS = 1024  # a task

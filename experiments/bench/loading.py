@@ -1,8 +1,8 @@
-"""Loading sentences: tokens a second, beside JSON lines in the InternLM layout, and memory.
+"""Loading sentences: tokens/s and CPU time compared with InternLM's JSON lines, and memory.
 
-A step of loading is what a worker does for a batch: find its sentences in the shuffled order, read
-their pairs, pack and cast them. The peer reads the same pairs in a shuffled order from a .bin by
-the places in its .bin.meta, as InternLM's data set does, and packs them alike.
+A loading step is what a worker does per batch: look up its sentences in the shuffled order, read
+their pairs, pack and cast them. The peer reads the same pairs in shuffled order from a .bin by the
+offsets in its .bin.meta, as InternLM's data set does, and packs them the same way.
 """
 
 import json
@@ -22,19 +22,19 @@ from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
 from delvm.data.shards import manifest, reader, writer
 from delvm.interop.token_files import write_internlm
 from delvm.models.token_space import TokenSpace
-from experiments.bench.frame import Row
+from experiments.bench.harness import Row
 
-N, V, PAIRS, BATCH = 256, 8192, 4, 16  # tokens an image, codes, pairs a sentence, sentences
-SMALL, LARGE = 16_384, 163_840  # pairs in a corpus: 8 and 84 million tokens
+N, V, PAIRS, BATCH = 256, 8192, 4, 16  # tokens per image, codes, pairs per sentence, sentences
+SMALL, LARGE = 16_384, 163_840  # pairs per corpus: 8 and 84 million tokens
 STEPS = 150
 
 
 def rows() -> list[Row]:
-    """Rate of one worker, CPU time beside JSON lines, and memory at 1x and 10x the corpus."""
-    with tempfile.TemporaryDirectory() as folder:
-        small, large, lines = (Path(folder) / name for name in ("small", "large", "train.bin"))
-        write(small, SMALL)
-        write(large, LARGE)
+    """Rate of one worker, CPU time compared with JSON lines, and memory at 1x and 10x the data."""
+    with tempfile.TemporaryDirectory() as tmp:
+        small, large, lines = (Path(tmp) / name for name in ("small", "large", "train.bin"))
+        write_shards(small, SMALL)
+        write_shards(large, LARGE)
         samples = (
             pair.reshape(-1)
             for record in reader.read_tokens(small, "train", "pose")
@@ -44,8 +44,8 @@ def rows() -> list[Row]:
         return [*rates(small, lines), memory(small, large)]
 
 
-def write(root: Path, pairs: int) -> None:
-    """A corpus of random ids."""
+def write_shards(root: Path, pairs: int) -> None:
+    """Write token shards of random ids."""
     manifest.write_codebook(root, torch.zeros(V, 2), "f" * 16)
     plan = manifest.plan_tokens(
         manifest.plan_images("train", "pose", source="s", seed=0, image_size=256),
@@ -58,14 +58,14 @@ def write(root: Path, pairs: int) -> None:
     writer.write_tokens(root, plan, ids)
 
 
-def stream(root: Path) -> SentenceDataset:
-    """The training stream of a corpus."""
+def open_dataset(root: Path) -> SentenceDataset:
+    """The training data set over these shards."""
     return SentenceDataset(SentencesConfig(path=str(root), pairs_per_sentence=PAIRS), seed=0)
 
 
 def rates(root: Path, lines: Path) -> list[Row]:
-    """Tokens a second of one worker, and CPU nanoseconds a token beside the peer's."""
-    data, order = stream(root), np.random.default_rng(0).permutation(SMALL)
+    """Tokens/s of one worker, and CPU nanoseconds per token compared with the peer's."""
+    data, order = open_dataset(root), np.random.default_rng(0).permutation(SMALL)
     tokens = BATCH * PAIRS * 2 * N
     meta = np.load(lines.with_name("train.bin.meta"))
 
@@ -73,20 +73,20 @@ def rates(root: Path, lines: Path) -> list[Row]:
         data[np.arange(step * BATCH, (step + 1) * BATCH)]
 
     def theirs(step: int) -> None:
-        wanted = order[np.arange(step * BATCH * PAIRS, (step + 1) * BATCH * PAIRS) % SMALL]
+        indices = order[np.arange(step * BATCH * PAIRS, (step + 1) * BATCH * PAIRS) % SMALL]
         with lines.open("rb") as file:
             samples = []
-            for offset, _ in meta[wanted].tolist():
+            for offset, _ in meta[indices].tolist():
                 file.seek(offset)
                 samples.append(json.loads(file.readline())["tokens"])
         torch.from_numpy(np.array(samples, np.int64).reshape(BATCH, -1))
 
-    wall, cpu = spent(ours, STEPS)
-    _, cpu_theirs = spent(theirs, STEPS // 10)
+    wall, cpu = time_per_step(ours, STEPS)
+    _, cpu_theirs = time_per_step(theirs, STEPS // 10)
     loader = iter(DataLoader(data, None, sampler=ResumableBatchSampler(0, BATCH), num_workers=1))
     next(loader)
-    piped, _ = spent(lambda step: next(loader), STEPS)
-    note = f"sentences of {PAIRS} pairs of {N}-token pictures, batches of {BATCH}"
+    piped, _ = time_per_step(lambda step: next(loader), STEPS)
+    note = f"sentences of {PAIRS} pairs of {N}-token images, batches of {BATCH}"
     return [
         Row("loading_rate", tokens / wall / 1e6, None, None, "ours >= 5", "million tokens/s",
             f"{note}, in one process, page cache warm"),
@@ -94,12 +94,12 @@ def rates(root: Path, lines: Path) -> list[Row]:
             "million tokens/s", f"{note}, through a DataLoader with one worker"),
         Row.compare("loading_cpu", cpu / tokens * 1e9, cpu_theirs / tokens * 1e9,
                     goal="ratio <= 0.1", unit="CPU ns/token",
-                    note=f"{note}, beside JSON lines read by their .meta and packed alike"),
+                    note=f"{note}, vs. JSON lines read by their .meta and packed the same way"),
     ]  # fmt: skip
 
 
-def spent(step: Callable[[int], object], steps: int) -> tuple[float, float]:
-    """(wall seconds, CPU seconds of this process) a step, after a warm-up."""
+def time_per_step(step: Callable[[int], object], steps: int) -> tuple[float, float]:
+    """(wall seconds, CPU seconds of this process) per step, after a warm-up."""
     step(0)
     wall, cpu = time.perf_counter(), time.process_time()
     for number in range(1, steps + 1):
@@ -108,33 +108,33 @@ def spent(step: Callable[[int], object], steps: int) -> tuple[float, float]:
 
 
 def memory(small: Path, large: Path) -> Row:
-    """What loading adds to a process, from both corpora."""
-    grown = {}
+    """Memory that loading adds to a process, for both corpora."""
+    added = {}
     for name, root in (("small", small), ("large", large)):
-        # A process of its own: a peak never goes down.
+        # In a new process, because a peak never goes down.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            grown[name] = pool.apply(_growth, (root,))
+            added[name] = pool.apply(_added_memory, (root,))
     return Row.compare(
         "loading_memory",
-        grown["large"],
-        grown["small"],
+        added["large"],
+        added["small"],
         goal="ratio <= 1.5",
         unit="MiB",
-        note=f"what an epoch of loading adds to the peak memory of a process, with {LARGE:,} pairs "
-        f"beside {SMALL:,}",
+        note=f"memory that an epoch of loading adds to the peak of a process, with {LARGE:,} pairs "
+        f"vs. {SMALL:,}",
     )
 
 
-def _growth(root: Path) -> float:
-    """What reading every sentence of a corpus once adds to the peak of this process, in MiB."""
+def _added_memory(root: Path) -> float:
+    """Memory that reading every sentence once adds to the peak of this process, in MiB."""
     torch.from_numpy(np.zeros(BATCH * PAIRS * 2 * N, np.int64))
-    before = _peak()
-    data = stream(root)
+    before = _peak_memory()
+    data = open_dataset(root)
     for start in range(0, data.sentences_per_epoch, BATCH):
         data[np.arange(start, start + BATCH)]
-    return _peak() - before
+    return _peak_memory() - before
 
 
-def _peak() -> float:
+def _peak_memory() -> float:
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]

@@ -1,7 +1,7 @@
-"""How long one waits: for `delvm --help`, and for the first step of a training run.
+"""Start-up time: of `delvm --help`, and of a training run of one step.
 
-The first step is all of `delvm train` with the tiny student and one step: imports, the config, its
-checks, the data, a checkpoint written and a validation pass over it.
+The training run is a complete `delvm train` with the tiny student: imports, composing and
+validating the config, the data, one step, a validation pass and a checkpoint.
 """
 
 import subprocess
@@ -14,31 +14,31 @@ import numpy as np
 import torch
 
 from delvm.data.shards import manifest, writer
-from experiments.bench.frame import Row, medians
+from experiments.bench.harness import Row, medians
 
 REPEATS = 9
-N, V, WIDTH = 64, 1024, 8  # tokens an image, codes and their width: those of conf/tokenizer
+N, V, WIDTH = 64, 1024, 8  # tokens per image, codebook size and code dim, as in conf/tokenizer
 
 
 def rows() -> list[Row]:
-    """Wall time of `delvm --help` beside an interpreter that does nothing, and of one step."""
+    """Wall time of `delvm --help` compared with `python -c pass`, and of a run of one step."""
     seconds = medians(
         {"ours": _process("-m", "delvm", "--help"), "peer": _process("-c", "pass")}, REPEATS
     )
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder, "tokens"))
-        step = _process("-m", "delvm", "train", *overrides(Path(folder)))
-        first = medians({"step": step}, 3)["step"]
+    with tempfile.TemporaryDirectory() as tmp:
+        write_shards(Path(tmp, "tokens"))
+        train = _process("-m", "delvm", "train", *train_overrides(Path(tmp)))
+        first_step = medians({"train": train}, 3)["train"]
     return [
         Row.compare("startup", seconds["ours"], seconds["peer"], goal="ours < 1", unit="s",
-                    note=f"delvm --help beside python -c pass; medians of {REPEATS}, turn about"),
-        Row("first_step", first, None, None, "ours < 15", "s",
-            "delvm train student=tiny trainer.max_steps=1, from the command to its end"),
+                    note=f"delvm --help vs. python -c pass; medians of {REPEATS}, interleaved"),
+        Row("first_step", first_step, None, None, "ours < 15", "s",
+            "delvm train student=tiny trainer.max_steps=1, from start to exit"),
     ]  # fmt: skip
 
 
-def write(root: Path) -> None:
-    """Random ids of one task, to train on and to validate with."""
+def write_shards(root: Path) -> None:
+    """Write token shards of random ids: one task, splits train and val."""
     manifest.write_codebook(root, torch.zeros(V, WIDTH), "f" * 16)
     for split in ("train", "val"):
         pairs = manifest.plan_images(split, "pose", source="s", seed=0, image_size=64)
@@ -52,15 +52,15 @@ def write(root: Path) -> None:
         writer.write_tokens(root, plan, ids)
 
 
-def overrides(folder: Path) -> list[str]:
-    """Of the run."""
+def train_overrides(root: Path) -> list[str]:
+    """Overrides of the training run, which writes below `root`."""
     return [
         "module=student", "student=tiny", "tokenizer=shapes_f8_64", "data=sentences",
-        f"data.path={folder / 'tokens'}", f"output={folder / 'run'}", "overwrite=true",
+        f"data.path={root / 'tokens'}", f"output={root / 'run'}", "overwrite=true",
         "trainer.max_steps=1",
     ]  # fmt: skip
 
 
-def _process(*words: str) -> Callable[[], object]:
-    command = [sys.executable, *words]
+def _process(*args: str) -> Callable[[], object]:
+    command = [sys.executable, *args]
     return lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

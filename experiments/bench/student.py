@@ -1,11 +1,10 @@
-"""Training a student beside transformers' LlamaForCausalLM of the same size: tokens/s and memory.
+"""Training a student and transformers' LlamaForCausalLM of the same size: tokens/s and memory.
 
-Each trains in a process of its own, as it would be used, and takes its steps in turns with the
-others: on the same ids, with the same fused AdamW under the same autocast. transformers runs
-eagerly with torch's attention; ours as `delvm train trainer.compile=true` does, so with the command
-line's setting of the allocator. "kept" is transformers with that setting as well. The share of peak
-is of a product of large matrices in the same run. The curve shows how the time of a step grows with
-tokens and with layers.
+Each trains in its own process and their steps are interleaved: the same ids, fused AdamW and
+autocast for all. transformers runs eagerly with SDPA; ours runs as `delvm train
+trainer.compile=true` does, so with glibc malloc configured to keep freed memory. "malloc" is
+transformers with that malloc setting. The fraction of peak is relative to a product of large
+matrices in the same run. The scaling rows show how step time grows with tokens and with layers.
 """
 
 import multiprocessing
@@ -29,92 +28,92 @@ from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.training.compiling import compile_blocks
 from delvm.training.losses import CrossEntropyLoss, chunked_linear_loss
 from delvm.training.strategies import clip_grads_
-from experiments.bench.frame import Row
+from experiments.bench.harness import Row
 
 DTYPE = torch.bfloat16
 
 
 @dataclass(frozen=True)
 class Size:
-    """A network and what it is trained on in one step; who is compared."""
+    """A model size, its batch (rows x length tokens), and which implementations are compared."""
 
     name: str
     config: TransformerConfig
     rows: int
     length: int
     repeats: int
-    who: Sequence[str] = ("ours", "theirs")
+    variants: Sequence[str] = ("ours", "theirs")
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
+        """Tokens per step."""
         return self.rows * self.length
 
 
 SIZES = (
     Size(
         "36m", TransformerConfig(dim=512, n_layers=8, n_heads=8, max_seq_len=512), 4, 512, 9,
-        ("ours", "theirs", "kept"),
+        ("ours", "theirs", "malloc"),
     ),
     Size("300m", TransformerConfig(), 1, 2048, 5),
 )  # fmt: skip
-# A small network in which to see how the time of a step grows: (layers, rows of 256 tokens).
-CURVE = ((2, 4), (4, 4), (8, 4), (4, 1), (4, 2), (4, 8))
+# A small model that shows how the step time grows: (layers, rows of 256 tokens).
+SCALING = ((2, 4), (4, 4), (8, 4), (4, 1), (4, 2), (4, 8))
 
 
 def rows() -> list[Row]:
-    """Speed, share of peak and memory at both sizes; the curve."""
+    """Speed, fraction of peak and memory at both sizes; growth of the step time."""
     if not has_native_bf16("cpu"):
         return []
     found: list[Row] = []
     for size in SIZES:
-        found += beside(size)
-    return [*found, *curve()]
+        found += compare(size)
+    return [*found, *scaling()]
 
 
-def beside(size: Size) -> list[Row]:
-    """Tokens a second and memory of all in turns, and ours as a share of the peak."""
-    times: dict[str, list[float]] = {name: [] for name in size.who}
+def compare(size: Size) -> list[Row]:
+    """Tokens/s and memory of every variant, interleaved, and the fraction of peak."""
+    times: dict[str, list[float]] = {name: [] for name in size.variants}
     peaks = []
-    with processes(size) as each:
+    with processes(size) as pools:
         for number in range(2 + size.repeats):
-            for name, pool in each.items():
+            for name, pool in pools.items():
                 seconds = pool.apply(_step)
-                if number >= 2:  # the first ones compile, and touch their memory
+                if number >= 2:  # the first steps compile and touch their memory
                     times[name].append(seconds)
             peaks.append(measure_peak_flops.__wrapped__(torch.device("cpu"), DTYPE, 2048))
-        used = {name: pool.apply(_used) for name, pool in each.items()}
-    rates = {name: size.tokens / statistics.median(taken) for name, taken in times.items()}
+        used = {name: pool.apply(_added_memory) for name, pool in pools.items()}
+    rates = {name: size.tokens / statistics.median(seconds) for name, seconds in times.items()}
     with torch.device("meta"):
         flops = Transformer(size.config).flops_per_token(size.length) / 1e9
     peak = statistics.median(peaks) / 1e9
     note = f"training, {size.rows} x {size.length} tokens, bfloat16 autocast, fused AdamW"
     found = [
         Row.compare(f"student_{size.name}", rates["ours"], rates["theirs"], goal="ratio >= 1.25",
-                    unit="tokens/s", note=f"{note}; beside transformers, eager with SDPA"),
+                    unit="tokens/s", note=f"{note}; vs. transformers, eager with SDPA"),
         Row.compare(f"student_{size.name}_of_peak", rates["ours"] * flops, peak,
                     goal="ratio >= 0.75", unit="GFLOP/s",
-                    note=f"{note}; beside a product of 2,048 x 2,048 matrices in the same run"),
+                    note=f"{note}; vs. a product of 2,048 x 2,048 matrices in the same run"),
         Row.compare(f"theirs_{size.name}_of_peak", rates["theirs"] * flops, peak,
-                    unit="GFLOP/s", note="the same of transformers"),
+                    unit="GFLOP/s", note="the same for transformers"),
         Row.compare(f"student_{size.name}_memory", used["ours"], used["theirs"],
                     goal="ratio <= 0.75", unit="MiB",
-                    note="what training adds to the peak memory of a process"),
+                    note="memory that training adds to the peak of a process"),
     ]  # fmt: skip
-    if "kept" in rates:
+    if "malloc" in rates:
         found.append(
-            Row.compare(f"student_{size.name}_beside_kept", rates["ours"], rates["kept"],
+            Row.compare(f"student_{size.name}_vs_malloc", rates["ours"], rates["malloc"],
                         unit="tokens/s",
-                        note="beside transformers that keeps freed memory as well")
+                        note="vs. transformers with the same malloc setting")
         )  # fmt: skip
     return found
 
 
 @contextmanager
 def processes(size: Size) -> Iterator[dict[str, Pool]]:
-    """A process for each that is compared, ready to take steps."""
+    """One process per variant, ready to take steps."""
     context = multiprocessing.get_context("spawn")
-    pools = {name: context.Pool(1, _begin, (name, size)) for name in size.who}
+    pools = {name: context.Pool(1, _setup, (name, size)) for name in size.variants}
     try:
         yield pools
     finally:
@@ -123,35 +122,36 @@ def processes(size: Size) -> Iterator[dict[str, Pool]]:
             pool.join()
 
 
-_state: dict[str, Any] = {}  # of such a process
+_state: dict[str, Any] = {}  # of a worker process
 
 
-def _begin(name: str, size: Size) -> None:
-    import torch._inductor.compile_fx  # noqa: F401  # in all of them, as LlamaForCausalLM is
+def _setup(name: str, size: Size) -> None:
+    # In all processes, like the import of LlamaForCausalLM: it counts as memory.
+    import torch._inductor.compile_fx  # noqa: F401
 
     if name != "theirs":
         configure_malloc()
-    _state["before"] = _high_water()
-    _state["step"] = step_of(ours(size) if name == "ours" else theirs(size), size)
+    _state["before"] = _peak_memory()
+    _state["step"] = training_step(ours(size) if name == "ours" else theirs(size), size)
 
 
 def _step() -> float:
     return _state["step"]()
 
 
-def _used() -> float:
-    return _high_water() - _state["before"]
+def _added_memory() -> float:
+    return _peak_memory() - _state["before"]
 
 
-def _high_water() -> float:
+def _peak_memory() -> float:
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
 
 
 def ours(size: Size, compiled: bool = True) -> Callable[[Tensor], Tensor]:
-    """loss(ids (B, T)) of our student, of each id after the first."""
-    c = size.config
-    model = Transformer(c, torch.randn(c.vocab_size, c.codebook_dim)).train()
+    """The next-token loss of our student, as a function of ids (B, T)."""
+    cfg = size.config
+    model = Transformer(cfg, torch.randn(cfg.vocab_size, cfg.codebook_dim)).train()
     if compiled:
         compile_blocks(model)
     loss_fn = CrossEntropyLoss()
@@ -173,44 +173,44 @@ def ours(size: Size, compiled: bool = True) -> Callable[[Tensor], Tensor]:
 
 
 def theirs(size: Size) -> Callable[[Tensor], Tensor]:
-    """The same of transformers' model of that size.
+    """The same for transformers' model of that size.
 
-    Its table of embeddings is frozen, as our codebook is, so that as much is trained.
+    Its embedding is frozen, as our codebook is, so that both train equally many parameters.
     """
-    c = size.config
+    cfg = size.config
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=c.resolved_ffn_dim,
-            num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads, attention_bias=True,
-            max_position_embeddings=c.max_seq_len, rms_norm_eps=c.norm_eps, use_cache=False,
+            vocab_size=cfg.vocab_size, hidden_size=cfg.dim, intermediate_size=cfg.resolved_ffn_dim,
+            num_hidden_layers=cfg.n_layers, num_attention_heads=cfg.n_heads, attention_bias=True,
+            max_position_embeddings=cfg.max_seq_len, rms_norm_eps=cfg.norm_eps, use_cache=False,
         )
     ).train()  # fmt: skip
     model.model.embed_tokens.requires_grad_(False)
 
     def loss(ids: Tensor) -> Tensor:
-        # Their own shift would compute the logits after the last id as well, and drop them.
-        after = ids[:, 1:].contiguous()
-        return model(input_ids=ids[:, :-1], labels=after, shift_labels=after).loss
+        # The model's own shift would compute the logits of the last position and drop them.
+        targets = ids[:, 1:].contiguous()
+        return model(input_ids=ids[:, :-1], labels=targets, shift_labels=targets).loss
 
     loss.model = model  # type: ignore[attr-defined]
     return loss
 
 
-def step_of(loss: Any, size: Size) -> Callable[[], float]:
-    """A step of training: forward, backward, clipping, AdamW."""
+def training_step(loss: Any, size: Size) -> Callable[[], float]:
+    """A timed training step: forward, backward, clipping, AdamW; returns its seconds."""
     model: nn.Module = loss.model
     clip = clip_grads_ if isinstance(model, Transformer) else nn.utils.clip_grad_norm_
-    learned = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
-    drawn = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, size.config.vocab_size, (size.rows, size.length + 1), generator=drawn)
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-4, fused=True)
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, size.config.vocab_size, (size.rows, size.length + 1), generator=rng)
 
     def step() -> float:
         start = time.perf_counter()
         with torch.autocast("cpu", DTYPE):
             value = loss(ids)
         value.backward()
-        clip(learned, 1.0)
+        clip(trainable, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return time.perf_counter() - start
@@ -218,25 +218,26 @@ def step_of(loss: Any, size: Size) -> Callable[[], float]:
     return step
 
 
-def curve() -> list[Row]:
-    """Seconds of a step by layers and by tokens, beside what straight growth would take."""
-    taken = {}
-    for layers, count in CURVE:
+def scaling() -> list[Row]:
+    """Growth of the step time when layers or tokens double; 2 is linear."""
+    seconds = {}
+    for layers, count in SCALING:
         config = TransformerConfig(dim=512, n_layers=layers, n_heads=8, max_seq_len=256)
-        size = Size("curve", config, count, 256, 3)
-        step = step_of(ours(size, compiled=False), size)
+        size = Size("scaling", config, count, 256, 3)
+        step = training_step(ours(size, compiled=False), size)
         step()
-        taken[layers, count] = statistics.median(step() for _ in range(5))
+        seconds[layers, count] = statistics.median(step() for _ in range(5))
     found = []
-    for name, points in (("layers", CURVE[:3]), ("tokens", (*CURVE[3:5], CURVE[1], CURVE[5]))):
-        line = ", ".join(
-            f"{layers if name == 'layers' else count * 256}: {taken[layers, count]:.3f} s"
+    by_tokens = (*SCALING[3:5], SCALING[1], SCALING[5])
+    for name, points in (("layers", SCALING[:3]), ("tokens", by_tokens)):
+        times = ", ".join(
+            f"{layers if name == 'layers' else count * 256}: {seconds[layers, count]:.3f} s"
             for layers, count in points
         )
         first, last = points[-2], points[-1]
-        growth = taken[last] / taken[first]
+        growth = seconds[last] / seconds[first]
         found.append(
             Row(f"student_growth_in_{name}", growth, None, None, "ours <= 2.1",
-                "x for twice as many", f"a step at width 512, by {name}: {line}")
+                "x per doubling", f"step time at dim 512, by {name}: {times}")
         )  # fmt: skip
     return found

@@ -26,7 +26,7 @@ from delvm.models.precision import has_native_bf16
 from delvm.models.quantizer import VectorQuantizer
 from delvm.models.vqgan import VQGAN, VQGANConfig
 from delvm.tasks.metrics import psnr
-from experiments.bench.frame import Row, medians
+from experiments.bench.harness import Row, medians
 from tests.models.naive_vqgan import contiguous_copy, naive_encode, naive_search
 
 BATCHES = (4, 16)

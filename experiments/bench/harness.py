@@ -1,7 +1,7 @@
-"""What every subject shares: a row, fair timing, the file of results and the table.
+"""Shared by all benchmarks: result rows, interleaved timing, the results file and the table.
 
-A subject is a module in this folder with `rows() -> list[Row]`. It measures ours and the peer in
-the same run and turn about, so that whatever else the machine is doing falls on both alike.
+A benchmark is a module in this folder with `rows() -> list[Row]`. It measures DeLVM and its peer in
+the same run, in alternation, so that other load on the machine affects both equally.
 """
 
 import json
@@ -23,15 +23,15 @@ _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operato
 
 @dataclass(frozen=True)
 class Row:
-    """One measured number beside its peer's.
+    """One measurement and that of the peer it is compared with.
 
     Attributes:
         name: Unique; a later measurement of the same name replaces this one.
-        ours: What was measured of this project, in `unit`.
-        peer: The same of what it is compared with; None where there is no peer.
+        ours: Measured value of this project, in `unit`.
+        peer: Measured value of the peer, in `unit`; None where there is no peer.
         ratio: ours / peer.
-        goal: "ours < 1", "ratio >= 1.5" and the like; empty where there is none.
-        unit: Of `ours` and `peer`.
+        goal: A bound such as "ours < 1" or "ratio >= 1.5"; empty where there is none.
+        unit: Unit of `ours` and `peer`.
         note: What was compared with what, and how.
     """
 
@@ -47,7 +47,7 @@ class Row:
     def compare(
         cls, name: str, ours: float, peer: float, *, goal: str = "", unit: str, note: str
     ) -> "Row":
-        """A row whose ratio is computed."""
+        """A row with a peer; computes the ratio."""
         return cls(name, ours, peer, ours / peer, goal, unit, note)
 
     @property
@@ -67,10 +67,10 @@ class Row:
 
 
 def medians(cases: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict[str, float]:
-    """Median seconds a call takes, of several calls in turns: a b c, a b c, ...
+    """Median seconds per call, with the calls interleaved: a b c, a b c, ...
 
     Args:
-        cases: what to call, by name; each is called once beforehand to warm up.
+        cases: name -> what to call; each is called once beforehand to warm up.
         repeats: timed calls of each.
     """
     for call in cases.values():
@@ -85,13 +85,13 @@ def medians(cases: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict
 
 
 def merge(path: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Put rows into the results file, in place of those of the same name; others stay.
+    """Add rows to the results file, replacing those of the same name and keeping all others.
 
     Returns:
-        what the file now holds.
+        The new content of the file.
 
     Raises:
-        UserError: the file that is there holds something else.
+        UserError: the existing file does not hold benchmark rows.
     """
     known: list[dict[str, Any]] = []
     if path.exists():
@@ -99,7 +99,7 @@ def merge(path: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
             known = json.loads(path.read_text("utf-8"))
             names = [row["name"] for row in known]
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} holds no benchmark rows ({error!r}): remove it") from None
+            raise UserError(f"{path} is not a file of benchmark rows ({error!r}): remove it") from None
     else:
         names = []
     for row in rows:
@@ -113,11 +113,11 @@ def merge(path: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text, with each goal and whether it was met; the notes below."""
+    """The rows as an aligned text table with goals and verdicts, followed by the notes."""
     head = ("name", "ours", "peer", "ratio", "unit", "goal", "")
     cells = [
-        (row.name, _short(row.ours), _short(row.peer), _short(row.ratio), row.unit, row.goal or "-",
-         row.verdict)
+        (row.name, _format(row.ours), _format(row.peer), _format(row.ratio), row.unit,
+         row.goal or "-", row.verdict)
         for row in rows
     ]  # fmt: skip
     widths = [max(len(line[i]) for line in (head, *cells)) for i in range(len(head))]
@@ -132,5 +132,5 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", *notes])
 
 
-def _short(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
