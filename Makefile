@@ -1,17 +1,17 @@
-# Every target does its own set-up: .venv, with the pins of constraints.txt.
+# Every target creates .venv first if it is missing, with the versions of constraints.txt.
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-# Two test processes of one thread each: faster on small tests than one process of two threads.
+# Test processes, of one thread each: for small tests faster than one process of two threads.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type format bench notebooks pins clean
+.PHONY: help setup demo test test-fast lint type format bench notebooks pins clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(INSTALLED) ## make .venv and install the project into it
+setup: $(INSTALLED) ## create .venv and install the project into it
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@set -e; \
@@ -24,23 +24,26 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi; \
 	version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 	if ! $$python -c 'import ensurepip, venv' 2>/dev/null; then \
-	  echo "make: $$python cannot make a virtual environment (on Debian: apt install python$$version-venv)" >&2; exit 2; \
+	  echo "make: $$python cannot create a virtual environment (on Debian: apt install python$$version-venv)" >&2; exit 2; \
 	fi; \
 	echo "setup: $(VENV) with Python $$version"; \
 	$$python -m venv $(VENV); \
-	echo "setup: torch (a few minutes on a new machine)"; \
+	echo "setup: torch (a few minutes)"; \
 	$(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt torch; \
 	echo "setup: everything else"; \
 	$(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,log,data,scale]'; \
 	touch $@; \
-	echo "setup: made $(VENV); the console script is $(VENV)/bin/delvm"
+	echo "setup: created $(VENV); the console script is $(VENV)/bin/delvm"
 
-demo: $(INSTALLED) ## the whole pipeline on the processor, to outputs/demo/report.html (about 12 minutes)
+demo: $(INSTALLED) ## run the complete pipeline on CPU, to outputs/demo/report.html (about 12 minutes)
 	@$(PYTHON) experiments/demo/run.py
 
-test: lint type ## format, lint, types and the whole test suite (.ci/run calls this)
+test: lint type ## check format, style and types, and run all tests (.ci/run calls this)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(JOBS)
-	@echo "test: format, lint, types and the test suite passed"
+	@echo "test: format, lint, types and all tests passed"
+
+test-fast: $(INSTALLED) ## run the tests that are not marked slow (under 90 s on two cores)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(JOBS) -m 'not slow'
 
 lint: $(INSTALLED) ## check format and style (ruff)
 	$(VENV)/bin/ruff format --check --quiet
@@ -49,28 +52,28 @@ lint: $(INSTALLED) ## check format and style (ruff)
 type: $(INSTALLED) ## check types (mypy)
 	$(VENV)/bin/mypy
 
-format: $(INSTALLED) ## bring the code into format, and mend what can be mended
+format: $(INSTALLED) ## format the code and apply automatic fixes (ruff)
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-bench: $(INSTALLED) ## all benchmarks, or one: make bench only=NAME; to outputs/bench.json
+bench: $(INSTALLED) ## run all benchmarks, or one (only=NAME), to outputs/bench.json
 	@$(PYTHON) -m experiments.bench $(if $(only),only=$(only))
 
 notebooks: $(INSTALLED) ## execute every notebook
 	$(PYTHON) -m pytest tests/test_notebooks.py -v
 
-pins: ## write constraints.txt anew: torch as it names it, all else the newest that fits
+pins: ## rewrite constraints.txt: the same torch, the newest versions of all else
 	@set -e; \
-	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
-	python3.11 -m venv $$folder; \
-	$$folder/bin/pip install "$$(grep '^torch==' constraints.txt)"; \
-	$$folder/bin/pip install -e '.[dev,log,data,scale]'; \
-	grep '^#' constraints.txt > $$folder/pins; \
-	$$folder/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9]*$$//' | grep -Ev '^(nvidia-|triton)' >> $$folder/pins; \
-	cp $$folder/pins constraints.txt; \
+	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	python3.11 -m venv $$tmp; \
+	$$tmp/bin/pip install "$$(grep '^torch==' constraints.txt)"; \
+	$$tmp/bin/pip install -e '.[dev,log,data,scale]'; \
+	grep '^#' constraints.txt > $$tmp/pins; \
+	$$tmp/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9]*$$//' | grep -Ev '^(nvidia-|triton)' >> $$tmp/pins; \
+	cp $$tmp/pins constraints.txt; \
 	echo "pins: wrote constraints.txt, $$(grep -c == constraints.txt) packages"
 
-clean: ## remove .venv, caches and builds; outputs/ stays
+clean: ## remove .venv, caches and builds; outputs/ is kept
 	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache
 	find delvm experiments tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
-	@echo "clean: removed .venv, caches and builds; results stay in outputs/"
+	@echo "clean: removed .venv, caches and builds; outputs/ is kept"

@@ -1,4 +1,4 @@
-"""What every test stands on."""
+"""Fixtures of all tests."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ import pytest
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The top folder of the checkout."""
+    """The root folder of the repository."""
     return Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The caller's shell and what lies in the checkout's outputs/ decide nothing."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Isolate tests from the caller's environment variables and the repository's outputs/."""
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS"):  # the launcher that started the tests
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS"):  # set by a launcher of the tests
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -1,4 +1,4 @@
-"""The frame of the benchmarks; nothing here depends on how fast anything is."""
+"""The harness of the benchmarks; nothing here depends on how fast the machine is."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ SLOW = Row("slow", 3.0, None, None, "ours < 1", "s", "")
 PLAIN = Row("plain", 12345.0, None, None, "", "records/s", "")
 
 
-def test_a_row_holds_the_seven_keys(tmp_path):
+def test_rows_are_saved_with_seven_keys(tmp_path):
     merge(tmp_path / "bench.json", [FAST])
     (row,) = json.loads((tmp_path / "bench.json").read_text())
     assert list(row) == ["name", "ours", "peer", "ratio", "goal", "unit", "note"]
@@ -32,12 +32,12 @@ def test_verdicts():
 
 
 @pytest.mark.parametrize("goal", ["under 1", "ratio < 1", "ours < x"])
-def test_a_goal_that_cannot_be_checked_is_an_error(goal):
+def test_invalid_goal_is_an_error(goal):
     with pytest.raises(ValueError, match="cannot be checked"):
         _ = Row("x", 1.0, None, None, goal, "s", "").verdict
 
 
-def test_merging_replaces_by_name_and_keeps_the_rest(tmp_path):
+def test_merge_replaces_rows_of_the_same_name(tmp_path):
     path = tmp_path / "bench.json"
     merge(path, [FAST, SLOW])
     faster = Row.compare("fast", 1.0, 8.0, unit="s", note="")
@@ -52,15 +52,15 @@ def test_merging_replaces_by_name_and_keeps_the_rest(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["not json", '{"a": 1}', "[1, 2]", '[{"ours": 1}]'])
-def test_a_file_of_something_else_is_left_alone(tmp_path, text):
+def test_merge_refuses_files_without_rows(tmp_path, text):
     path = tmp_path / "bench.json"
     path.write_text(text)
-    with pytest.raises(UserError, match="no benchmark rows"):
+    with pytest.raises(UserError, match="other data than benchmark rows"):
         merge(path, [FAST])
     assert path.read_text() == text
 
 
-def test_the_table_aligns_and_speaks():
+def test_table_shows_verdicts_and_notes():
     lines = table([FAST, SLOW, PLAIN]).splitlines()
     assert lines[0].split() == ["name", "ours", "peer", "ratio", "unit", "goal"]
     assert lines[1].endswith("met") and lines[2].endswith("missed") and lines[3].endswith("no goal")
@@ -69,29 +69,29 @@ def test_the_table_aligns_and_speaks():
     assert runner.summary([FAST, SLOW, PLAIN]) == "1 of 2 goals met; missed: slow"
 
 
-def test_calls_take_turns():
+def test_timed_calls_are_interleaved():
     calls: list[str] = []
-    found = medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
+    result = medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
     assert calls == ["a", "b"] * 4  # once to warm up, three times timed
-    assert set(found) == {"a", "b"} and all(seconds >= 0 for seconds in found.values())
+    assert set(result) == {"a", "b"} and all(seconds >= 0 for seconds in result.values())
 
 
-def test_subjects_are_found_and_chosen():
-    known = runner.subjects()
-    assert "startup" in known and "frame" not in known and "__main__" not in known
-    assert runner.chosen([], known) == known
-    assert runner.chosen(["only=startup"], known) == ["startup"]
+def test_benchmarks_are_listed_and_selected():
+    known = runner.list_benchmarks()
+    assert "startup" in known and "harness" not in known and "__main__" not in known
+    assert runner.select([], known) == known
+    assert runner.select(["only=startup"], known) == ["startup"]
     with pytest.raises(UserError, match="unknown benchmark 'startpu': did you mean 'startup'"):
-        runner.chosen(["only=startpu"], known)
+        runner.select(["only=startpu"], known)
     with pytest.raises(UserError, match="only=NAME"):
-        runner.chosen(["startup"], known)
+        runner.select(["startup"], known)
 
 
-def test_a_run_of_a_fake_subject(tmp_path, monkeypatch, capsys):
+def test_run_of_a_fake_benchmark(tmp_path, monkeypatch, capsys):
     fake = ModuleType("experiments.bench.fake")
     fake.rows = lambda: [FAST, PLAIN]
     monkeypatch.setitem(sys.modules, "experiments.bench.fake", fake)
-    monkeypatch.setattr(runner, "subjects", lambda: ["fake"])
+    monkeypatch.setattr(runner, "list_benchmarks", lambda: ["fake"])
     monkeypatch.setattr(runner, "RESULTS", tmp_path / "bench.json")
     assert runner.main(["only=fake"]) == 0
     out = capsys.readouterr().out
@@ -101,20 +101,20 @@ def test_a_run_of_a_fake_subject(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_every_subject_offers_rows():
-    for name in runner.subjects():
+def test_every_benchmark_has_rows():
+    for name in runner.list_benchmarks():
         assert callable(importlib.import_module(f"experiments.bench.{name}").rows)
 
 
-def test_encoding_is_measured_on_shards_that_are_written(tmp_path):
+def test_encode_benchmark_writes_shards(tmp_path):
     from experiments.bench import encode
     from tests.data.corpus_makers import FakeTokenizer
 
     tokenizer = FakeTokenizer(size=16)
-    job = encode.corpus(tmp_path, tokenizer, pairs=5, batch_size=2)
+    job = encode.make_job(tmp_path, tokenizer, pairs=5, batch_size=2)
     threads = torch.get_num_threads()
     row = encode.overhead("x", "fake", job, tokenizer, repeats=1, pin=True)
-    assert row.unit == "images/s" and "10 pictures of 16 px" in row.note and row.goal == ""
+    assert row.unit == "images/s" and "10 images of 16 px" in row.note and row.goal == ""
     assert torch.get_num_threads() == threads
     assert [path.name for path in (tmp_path / "t/train/deblur").iterdir()] == ["000000.tar"]
-    assert tokenizer.batches[:6] == [4, 4, 2] * 2  # a shard's pictures, and as many bare
+    assert tokenizer.batches[:6] == [4, 4, 2] * 2  # a shard's images, then the same count bare

@@ -1,1 +1,1 @@
-"""Benchmarks: one module per subject, each with `rows()`; `python -m experiments.bench` runs them."""
+"""Benchmarks: one module each, with `rows()`; `python -m experiments.bench` runs them."""

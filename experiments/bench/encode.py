@@ -1,8 +1,8 @@
-"""`delvm encode` beside the bare tokenizer, and executors beside each other: images a second.
+"""`delvm encode` compared with the bare tokenizer, and executors with each other, in images/s.
 
-Reading the tars, decoding PNG, stacking, packing and writing are what encode adds. It is measured
-with one thread of torch twice: where a second core takes the reading, and pinned to one core, where
-nothing is hidden, as when there are as many workers as cores.
+What encode adds is reading tars, decoding PNG, stacking, packing and writing. It is measured twice
+with one torch thread: with a second core that does the reading, and pinned to one core, where
+nothing overlaps, as with one worker per core.
 """
 
 import itertools
@@ -32,45 +32,45 @@ from delvm.models.vqgan import VQGAN, VQGANConfig
 from experiments.bench.harness import Row, medians
 
 TASKS = ("deblur", "derain", "pose", "segmentation")
-PAIRS = 1024  # a task
-DISTINCT = 64  # pairs; the rest are these again
+PAIRS = 1024  # per task
+DISTINCT = 64  # pairs, which are repeated
 REPEATS = 5
-SHARE = "ratio >= 0.9"  # of the bare tokenizer's rate
+GOAL = "ratio >= 0.9"  # of the bare tokenizer's rate
 
 
 def rows() -> list[Row]:
-    """Overhead with both tokenizers, then one worker, two workers, and one of two threads."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    """Overhead with both tokenizers; one and two workers compared with one of two threads."""
+    with tempfile.TemporaryDirectory() as tmp:
+        root = Path(tmp)
         shipped = delvm.load_tokenizer("shapes")
-        large = VQGAN(VQGANConfig()).eval()  # of random weights: as fast as a trained one
-        small_job = corpus(root / "64", shipped, PAIRS, batch_size=64)
-        large_job = corpus(root / "256", large, 4, batch_size=2)
+        large = VQGAN(VQGANConfig()).eval()  # random weights are as fast as trained ones
+        small_job = make_job(root / "64", shipped, PAIRS, batch_size=64)
+        large_job = make_job(root / "256", large, 4, batch_size=2)
         return [
             overhead("encode_overhead", "shapes", small_job, shipped, REPEATS),
             overhead("encode_overhead_one_core", "shapes", small_job, shipped, REPEATS, pin=True),
-            overhead("encode_overhead_f16", "f16_8192 of random weights", large_job, large, 2),
+            overhead("encode_overhead_f16", "f16_8192 with random weights", large_job, large, 2),
             *executors(small_job, LoadTokenizer("shapes", "cpu", False)),
         ]
 
 
-def corpus(root: Path, tokenizer: VQGAN, pairs: int, batch_size: int) -> EncodeJob:
-    """A job over crops of photographs, a shard a task, of the tokenizer's size."""
+def make_job(root: Path, tokenizer: VQGAN, pairs: int, batch_size: int) -> EncodeJob:
+    """An encode job over crops of photographs in the tokenizer's size, one shard per task."""
     side, rng = tokenizer.config.resolution, np.random.default_rng(0)
     crops = [photographs.crop(rng, "train", side).round().astype(np.uint8) for _ in range(DISTINCT)]
     for task in TASKS:
         plan = plan_images(
             "train", task, source="bench", seed=0, image_size=side, shard_size=max(1, pairs)
         )
-        parts = split_into_chunks(pairs, pairs)
-        start_chunks(root / "pairs", plan, parts)
-        drawn = zip(itertools.cycle(crops), itertools.cycle(crops[::-1]))
-        made = (
-            Example(f"{i:06d}", task, pictures)
-            for i, pictures in enumerate(itertools.islice(drawn, pairs))
+        chunks = split_into_chunks(pairs, pairs)
+        start_chunks(root / "pairs", plan, chunks)
+        repeated = zip(itertools.cycle(crops), itertools.cycle(crops[::-1]))
+        examples = (
+            Example(f"{i:06d}", task, images)
+            for i, images in enumerate(itertools.islice(repeated, pairs))
         )
-        write_chunk(root / "pairs", plan, parts[0], made)
-        finish_chunks(root / "pairs", plan, parts)
+        write_chunk(root / "pairs", plan, chunks[0], examples)
+        finish_chunks(root / "pairs", plan, chunks)
     return plan_job(
         root / "pairs", root / "t", tokenizer, "bench", BalanceConfig(), ["train"], batch_size, 0
     )
@@ -78,7 +78,7 @@ def corpus(root: Path, tokenizer: VQGAN, pairs: int, batch_size: int) -> EncodeJ
 
 @contextmanager
 def one_thread(pin: bool) -> Iterator[None]:
-    """One thread of torch for a while, and no core but one for it and its helpers."""
+    """Run with one torch thread, and pin the process with its helper threads to one core."""
     threads = torch.get_num_threads()
     cores = os.sched_getaffinity(0) if pin else None
     torch.set_num_threads(1)
@@ -93,9 +93,9 @@ def one_thread(pin: bool) -> Iterator[None]:
 
 
 def overhead(
-    name: str, called: str, job: EncodeJob, tokenizer: VQGAN, repeats: int, pin: bool = False
+    name: str, label: str, job: EncodeJob, tokenizer: VQGAN, repeats: int, pin: bool = False
 ) -> Row:
-    """A shard by `encode_shard` beside the same batches that are in memory as pixels."""
+    """`encode_shard` compared with encoding batches of the same size from memory."""
     shard = ShardTask(0, 0)
     plan, images = (
         job.token_manifests[0],
@@ -110,28 +110,29 @@ def overhead(
         for start in range(0, images, batch):
             tokenizer.encode(pixels[: images - start])
 
-    def whole() -> None:
+    def shard_to_shard() -> None:
         file.unlink(missing_ok=True)
         encode_shard(job, shard, tokenizer)
 
     with one_thread(pin), torch.inference_mode():
-        seconds = medians({"whole": whole, "bare": bare}, repeats)
+        seconds = medians({"encode": shard_to_shard, "bare": bare}, repeats)
     return Row.compare(
         name,
-        images / seconds["whole"],
+        images / seconds["encode"],
         images / seconds["bare"],
-        goal="" if pin else SHARE,
+        goal="" if pin else GOAL,
         unit="images/s",
-        note=f"encode of {images:,} pictures of {side} px beside the bare tokenizer, {called}, in "
+        note=f"encode of {images:,} images of {side} px vs. the bare tokenizer, {label}, in "
         f"batches of {batch}, {'pinned to one core' if pin else 'one thread, one that reads'}; "
-        f"medians of {repeats}, turn about",
+        f"medians of {repeats}, interleaved",
     )
 
 
 def executors(job: EncodeJob, factory: TokenizerFactory) -> list[Row]:
-    """Workers of one thread beside one process of two threads."""
-    rates = {ways: rate(job, factory, *ways) for ways in ((1, 1), (2, 1), (1, 2))}
-    note = "executor=processes, the tokenizer that ships, first to last batch; the peer is"
+    """Workers of one thread compared with one process of two threads."""
+    layouts = ((1, 1), (2, 1), (1, 2))  # (workers, threads)
+    rates = {layout: rate(job, factory, *layout) for layout in layouts}
+    note = "executor=processes, the shipped tokenizer, first to last batch; the peer is"
     return [
         Row.compare(
             f"encode_{workers}_workers",
@@ -145,17 +146,17 @@ def executors(job: EncodeJob, factory: TokenizerFactory) -> list[Row]:
 
 
 def rate(job: EncodeJob, factory: TokenizerFactory, workers: int, threads: int) -> float:
-    """Images a second of all workers together, without their start."""
+    """Images/s of all workers together, without their start-up."""
     shards = [ShardTask(number, 0) for number in range(len(job.token_manifests))]
     for plan in job.token_manifests:
         file = Path(str(job.output_dir)) / plan.split / plan.task / plan.shards[0]["file"]
         file.unlink(missing_ok=True)
-    told: list[tuple[float, int]] = []
+    reports: list[tuple[float, int]] = []
 
     def report(count: int) -> None:
-        told.append((time.perf_counter(), count))
+        reports.append((time.perf_counter(), count))
 
     for _ in Processes(workers=workers, threads=threads).run(job, shards, factory, report):
         pass
-    images = sum(count for _, count in told[1:]) * job.token_manifests[0].images_per_example
-    return images / (told[-1][0] - told[0][0])
+    images = sum(count for _, count in reports[1:]) * job.token_manifests[0].images_per_example
+    return images / (reports[-1][0] - reports[0][0])

@@ -99,7 +99,9 @@ def merge(path: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
             known = json.loads(path.read_text("utf-8"))
             names = [row["name"] for row in known]
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is not a file of benchmark rows ({error!r}): remove it") from None
+            raise UserError(
+                f"{path} holds other data than benchmark rows ({error!r}): remove it"
+            ) from None
     else:
         names = []
     for row in rows:

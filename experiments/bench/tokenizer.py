@@ -1,10 +1,10 @@
-"""Encoding with the f16 tokenizer of 8,192 codes at 256 px: images a second, share of peak, memory.
+"""Encoding with the f16 tokenizer of 8,192 codes at 256 px: images/s, fraction of peak, memory.
 
-The peer is the plain path (fp32, NCHW, distance matrix, one-hot product) of the tests' oracle.
-Ours is measured exact (fp32, ids must be the same) and fast (bfloat16). Float32 rounds otherwise in
-another order of memory, so a tie in the last digits may fall to the other code: the row says how
-near a tie it was. Weights are random; the
-codes are features of training photographs, so that the search is as ambiguous as a real one.
+The peer is the naive implementation (fp32, NCHW, distance matrix, one-hot product) of the tests.
+Ours is measured in fp32, where ids must be equal, and in bfloat16. Another memory format sums fp32
+in another order, so a near tie between two codes may be decided differently: the row reports how
+near. Weights are random; the codes are features of training photographs, so that the nearest-code
+search is as ambiguous as with a trained codebook.
 """
 
 import multiprocessing
@@ -35,7 +35,7 @@ GOALS = {"exact": "ratio >= 1.3", "fast": "ratio >= 2.4"}
 
 
 def rows() -> list[Row]:
-    """Speed at both batch sizes, share of the peak, memory of the search."""
+    """Speed at both batch sizes, fraction of peak, memory of the nearest-code search."""
     with torch.inference_mode():
         tokenizer = f16_8192()
         plain = contiguous_copy(tokenizer)
@@ -48,33 +48,33 @@ def rows() -> list[Row]:
         for batch in BATCHES:
             seconds = measure(tokenizer, plain, pixels[:batch], REPEATS[batch])
             rates |= {(name, batch): batch / each for name, each in seconds.items()}
-            found += speeds(batch, rates)
+            found += speed(batch, rates)
         found += agreement(tokenizer, plain, pixels)
-        found += shares(rates, gflop)
+        found += fraction_of_peak(rates, gflop)
     return [*found, memory()]
 
 
 def crops(split: str, count: int, side: int) -> Tensor:
     """Pixels (count, 3, side, side) of photographs of a split."""
     rng = np.random.default_rng(0)
-    drawn = [photographs.crop(rng, split, side).round().astype(np.uint8) for _ in range(count)]
-    return to_tensor(drawn)
+    images = [photographs.crop(rng, split, side).round().astype(np.uint8) for _ in range(count)]
+    return to_tensor(images)
 
 
 def f16_8192() -> VQGAN:
-    """The reference's size, with codes within reach of its features."""
+    """DeLVM's architecture with random weights; the codebook consists of its own features."""
     torch.manual_seed(0)
     tokenizer = VQGAN(VQGANConfig()).eval()
     features = [
-        tokenizer.encode_features(part).flatten(0, 1) for part in crops("train", 32, 256).split(4)
+        tokenizer.encode_features(batch).flatten(0, 1) for batch in crops("train", 32, 256).split(4)
     ]
     tokenizer.quantize.embedding.weight.copy_(torch.cat(features))
     return tokenizer
 
 
 @contextmanager
-def fast(tokenizer: VQGAN) -> Iterator[None]:
-    """The fast mode, for a while."""
+def bf16(tokenizer: VQGAN) -> Iterator[None]:
+    """Compute in bfloat16 within the context."""
     tokenizer.bf16 = True
     try:
         yield
@@ -82,25 +82,25 @@ def fast(tokenizer: VQGAN) -> Iterator[None]:
         tokenizer.bf16 = False
 
 
-def fast_encode(tokenizer: VQGAN, pixels: Tensor) -> Tensor:
-    """Ids (B, N) in the fast mode."""
-    with fast(tokenizer):
+def bf16_encode(tokenizer: VQGAN, pixels: Tensor) -> Tensor:
+    """Ids (B, N), computed in bfloat16."""
+    with bf16(tokenizer):
         return tokenizer.encode(pixels)
 
 
 def measure(tokenizer: VQGAN, plain: VQGAN, pixels: Tensor, repeats: int) -> dict[str, float]:
-    """Median seconds of each way, turn about."""
+    """Median seconds of each variant, interleaved."""
     cases: dict[str, Callable[[], object]] = {
         "plain": lambda: naive_encode(plain, pixels),
         "exact": lambda: tokenizer.encode(pixels),
     }
     if has_native_bf16("cpu"):
-        cases["fast"] = lambda: fast_encode(tokenizer, pixels)
+        cases["fast"] = lambda: bf16_encode(tokenizer, pixels)
     return medians(cases, repeats)
 
 
-def speeds(batch: int, rates: dict[tuple[str, int], float]) -> list[Row]:
-    """Images a second of each mode beside the plain path."""
+def speed(batch: int, rates: dict[tuple[str, int], float]) -> list[Row]:
+    """Images/s of each mode compared with the naive implementation."""
     threads = torch.get_num_threads()
     return [
         Row.compare(
@@ -109,7 +109,7 @@ def speeds(batch: int, rates: dict[tuple[str, int], float]) -> list[Row]:
             rates["plain", batch],
             goal=GOALS[name],
             unit="images/s",
-            note=f"encode, f16_8192 at 256 px, {threads} threads, beside the plain path",
+            note=f"encode, f16_8192 at 256 px, {threads} threads, vs. the naive implementation",
         )
         for name in GOALS
         if (name, batch) in rates
@@ -117,49 +117,49 @@ def speeds(batch: int, rates: dict[tuple[str, int], float]) -> list[Row]:
 
 
 def agreement(tokenizer: VQGAN, plain: VQGAN, pixels: Tensor) -> list[Row]:
-    """Which ids each mode changes, and what the fast one costs in likeness."""
-    wanted, _ = naive_encode(plain, pixels)
+    """How many ids each mode changes, and how much PSNR bfloat16 costs."""
+    expected, _ = naive_encode(plain, pixels)
     ours = tokenizer.encode(pixels)
-    odd = int((ours != wanted).sum())
-    said = f"of {wanted.numel():,} ids, those that are not the plain path's"
-    tied = said + ties(plain, pixels, ours, wanted)
-    found = [Row("tokenizer_exact_ids", odd, None, None, "ours <= 0", "ids", tied)]
+    differ = int((ours != expected).sum())
+    note = f"how many of {expected.numel():,} ids differ from the naive implementation's"
+    note_ties = note + ties(plain, pixels, ours, expected)
+    found = [Row("tokenizer_exact_ids", differ, None, None, "ours <= 0", "ids", note_ties)]
     if has_native_bf16("cpu"):
-        differ = int((fast_encode(tokenizer, pixels) != wanted).sum())
+        differ = int((bf16_encode(tokenizer, pixels) != expected).sum())
         shipped = delvm.load_tokenizer("shapes")
         small = crops("test", 256, 64)
         exact = psnr(shipped.decode(shipped.encode(small)), small).mean().item()
-        with fast(shipped):
-            quick = psnr(shipped.decode(shipped.encode(small)), small).mean().item()
+        with bf16(shipped):
+            rounded = psnr(shipped.decode(shipped.encode(small)), small).mean().item()
         found += [
-            Row("tokenizer_fast_ids", differ, None, None, "", "ids", said),
+            Row("tokenizer_fast_ids", differ, None, None, "", "ids", note),
             Row(
                 "tokenizer_fast_psnr",
-                abs(quick - exact),
+                abs(rounded - exact),
                 None,
                 None,
                 "ours < 0.1",
                 "dB",
-                f"change of the round trip of 256 held-out photographs, {exact:.2f} dB exactly, "
-                f"{quick:.2f} dB fast, with the tokenizer that ships: one that is trained",
+                f"change of the reconstruction PSNR of 256 held-out photographs, {exact:.2f} dB in "
+                f"fp32, {rounded:.2f} dB in bfloat16, with the shipped (trained) tokenizer",
             ),
         ]
     return found
 
 
-def ties(plain: VQGAN, pixels: Tensor, ours: Tensor, wanted: Tensor) -> str:
-    """How near, in float64, the codes are between which two ways decide otherwise; or nothing."""
+def ties(plain: VQGAN, pixels: Tensor, ours: Tensor, expected: Tensor) -> str:
+    """Suffix of the note: how near, in float64, the two codes are where the ids differ."""
     exact, gaps = contiguous_copy(plain).double(), []
-    for picture, place in (ours != wanted).nonzero().tolist():
-        z = exact.encode_features(pixels[picture, None].double())[0, place]
-        pair = exact.codebook[torch.stack((ours[picture, place], wanted[picture, place]))]
-        near, far = (z - pair).square().sum(1).sort().values.tolist()
+    for image, position in (ours != expected).nonzero().tolist():
+        z = exact.encode_features(pixels[image, None].double())[0, position]
+        codes = exact.codebook[torch.stack((ours[image, position], expected[image, position]))]
+        near, far = (z - codes).square().sum(1).sort().values.tolist()
         gaps.append((far - near) / near)
-    return f"; their distances differ by at most {max(gaps):.1e} of themselves" if gaps else ""
+    return f"; their distances differ by at most {max(gaps):.1e} (relative)" if gaps else ""
 
 
-def shares(rates: dict[tuple[str, int], float], gflop: float) -> list[Row]:
-    """GFLOP a second of each mode beside the best that this machine reached in the same run."""
+def fraction_of_peak(rates: dict[tuple[str, int], float], gflop: float) -> list[Row]:
+    """GFLOP/s of each mode compared with the best that this machine reached in the same run."""
     found = []
     for name, dtype in (
         ("plain", torch.float32),
@@ -175,7 +175,7 @@ def shares(rates: dict[tuple[str, int], float], gflop: float) -> list[Row]:
                 best,
                 peak(dtype),
                 unit="GFLOP/s",
-                note=f"{gflop:.1f} GFLOP an image; the peer is the faster of a matrix product and "
+                note=f"{gflop:.1f} GFLOP per image; the peer is the faster of a matrix product and "
                 f"a convolution in {str(dtype).removeprefix('torch.')}",
             )
         )
@@ -183,19 +183,22 @@ def shares(rates: dict[tuple[str, int], float], gflop: float) -> list[Row]:
 
 
 def peak(dtype: torch.dtype) -> float:
-    """GFLOP/s of a product of 4096 x 4096 matrices or of a 3 x 3 convolution, the faster."""
+    """GFLOP/s of a 4096 x 4096 matrix product or of a 3 x 3 convolution, whichever is faster."""
     a = torch.randn(4096, 4096, dtype=dtype)
     x = torch.randn(4, 256, 128, 128, dtype=dtype).contiguous(memory_format=torch.channels_last)
     w = torch.randn(256, 256, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
     seconds = medians({"gemm": lambda: a @ a, "conv": lambda: F.conv2d(x, w, padding=1)}, 5)
-    work = {"gemm": 2 * 4096**3, "conv": 2 * 4 * 128**2 * 256**2 * 9}
-    return max(work[name] / each for name, each in seconds.items()) / 1e9
+    flop = {"gemm": 2 * 4096**3, "conv": 2 * 4 * 128**2 * 256**2 * 9}
+    return max(flop[name] / each for name, each in seconds.items()) / 1e9
 
 
 def memory() -> Row:
-    """What the search of 16 pictures adds to the peak, with a codebook eight times as large."""
+    """Peak memory of the nearest-code search for 16 images, with a codebook 8 times as large."""
     vectors, codes = 16 * 256, 65_536
-    ours, plain = (_apart(way, vectors, codes) - _apart(way, 8, codes) for way in ("ours", "plain"))
+    ours, plain = (
+        _in_new_process(variant, vectors, codes) - _in_new_process(variant, 8, codes)
+        for variant in ("ours", "plain")
+    )
     return Row.compare(
         "tokenizer_search_memory",
         max(ours, 0.0),
@@ -207,17 +210,17 @@ def memory() -> Row:
     )
 
 
-def _apart(way: str, vectors: int, codes: int) -> float:
-    """`_peak_of_search` in a process of its own, since a peak never goes down."""
+def _in_new_process(variant: str, vectors: int, codes: int) -> float:
+    """`_search_peak_memory` in a new process, since a peak never goes down."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_of_search, (way, vectors, codes))
+        return pool.apply(_search_peak_memory, (variant, vectors, codes))
 
 
-def _peak_of_search(way: str, vectors: int, codes: int) -> float:
+def _search_peak_memory(variant: str, vectors: int, codes: int) -> float:
     """Peak memory of a process that searches once, in MiB."""
     quantizer, z = VectorQuantizer(codes, 256), torch.randn(4096, 256)[:vectors]
     with torch.inference_mode():
-        if way == "ours":
+        if variant == "ours":
             quantizer.nearest_code_indices(z)
         else:
             naive_search(z, quantizer.codebook)

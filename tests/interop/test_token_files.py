@@ -102,7 +102,7 @@ def test_wrong_meta_is_refused_missing_meta_is_fine(tmp_path):
     write_internlm(path, [np.array([1, 2]), np.array([3])], SPACE)
     for rows, message in (
         ([[0, 2], [19, 2]], r"line 2: offset and tokens \(19, 1\) != \(19, 2\) \(x.bin.meta\)"),
-        ([[0, 2]], "line 2: .* != None \(x.bin.meta\)"),
+        ([[0, 2]], r"line 2: .* != None \(x.bin.meta\)"),
         ([[0, 2], [19, 1], [34, 1]], "has 2 lines, x.bin.meta has 3"),
         ([0, 2], r"holds int64 \(2,\)"),
     ):
