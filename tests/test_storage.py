@@ -30,7 +30,7 @@ from delvm.storage import (
     write_json,
     write_text,
 )
-from tests.data.corpus_makers import FakeSource, FakeTokenizer, Makes, contents
+from tests.data.corpus_makers import FakeFactory, FakeSource, FakeTokenizer, contents
 from tests.data.prepare.test_prepare import Damaged
 
 _names = itertools.count()
@@ -198,7 +198,7 @@ def test_memory_store_is_refused_for_several_processes(store):
     prepare(FakeSource(), store / "pairs", ["val"])
     with pytest.raises(UserError, match=r"memory://.* in the memory of one process: set executor"):
         encode(store / "pairs", store / "t", FakeTokenizer(), "abc", splits=["val"],
-               executor=Processes(workers=1), factory=Makes())  # fmt: skip
+               executor=Processes(workers=1), factory=FakeFactory())  # fmt: skip
 
 
 def test_the_verbs_take_urls(store, capsys):

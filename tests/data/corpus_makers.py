@@ -1,4 +1,4 @@
-"""A source and a tokenizer made for tests of preparing and encoding, importable in any process."""
+"""A fake source and a fake tokenizer for tests, importable in any process."""
 
 import errno
 import itertools
@@ -28,7 +28,7 @@ class FakeSource:
     name: str = "fake"
     size: int = 16
     seed: int = 0
-    asked: list = field(default_factory=list)
+    read_items: list = field(default_factory=list)
     fail_at: int | None = None
 
     def settings(self, split, task):
@@ -45,18 +45,18 @@ class FakeSource:
             yield self.pair(split, task, index)
 
     def pair(self, split, task, index):
-        if len(self.asked) == self.fail_at:
+        if len(self.read_items) == self.fail_at:
             raise KeyboardInterrupt
-        self.asked.append((split, task, index))
+        self.read_items.append((split, task, index))
         seeds = [self.seed, len(split), *task.encode(), index]
         image = np.random.default_rng(seeds).integers(0, 256, (self.size,) * 2 + (3,), np.uint8)
         return Example(f"{index:06d}", task, (image, 255 - image))
 
 
 class FakeTokenizer:
-    """Four tokens a image: the mean brightness of each quarter, as one of 256 codes.
+    """Four tokens per image: the mean brightness of each quarter, as one of 256 codes.
 
-    With more `tokens` than four they repeat, so that shards hold few pairs.
+    With more `tokens` than four they repeat, so that shards have few pairs.
     """
 
     bf16 = False
@@ -79,14 +79,14 @@ class FakeTokenizer:
 
 
 @dataclass(frozen=True)
-class Makes:
-    """A factory of tokenizers for workers, some of which go wrong.
+class FakeFactory:
+    """A factory of fake tokenizers for workers, some of which fail.
 
     Attributes:
-        kill_once: a file; the process that makes it kills itself at its second batch.
-        refuse: what loading ends with.
-        full: whether the disk is full wherever a shard is written.
-        seconds: of each batch.
+        kill_once: a file; the process that creates it kills itself at its second batch.
+        refuse: the error of loading.
+        full: whether writing a shard fails with a full disk.
+        seconds: duration of each batch.
     """
 
     tokens: int = 4
@@ -101,14 +101,14 @@ class Makes:
             raise UserError(self.refuse)
         if self.full:
             writer.write_records = no_space
-        return Deadly(self.kill_once, self.tokens) if self.kill_once else self.plain()
+        return KillsItself(self.kill_once, self.tokens) if self.kill_once else self.plain()
 
     def plain(self):
         return FakeTokenizer(tokens=self.tokens, seconds=self.seconds)
 
 
-class Deadly(FakeTokenizer):
-    """Takes its process with it, once."""
+class KillsItself(FakeTokenizer):
+    """Kills its process, once."""
 
     def __init__(self, flag, tokens):
         super().__init__(tokens=tokens)

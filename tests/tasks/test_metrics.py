@@ -60,9 +60,9 @@ def test_ssim_per_image(images):
 def test_batch_scores_equal_single_scores(images):
     prediction, truth = images
     for metric in (metrics.psnr, metrics.ssim):
-        whole = metric(prediction, truth)
+        batch = metric(prediction, truth)
         alone = torch.cat([metric(prediction[i : i + 1], truth[i : i + 1]) for i in range(3)])
-        torch.testing.assert_close(whole, alone)
+        torch.testing.assert_close(batch, alone)
 
 
 def test_to_uint8_rounds_half_up_and_clamps():
@@ -77,7 +77,7 @@ def test_to_uint8_rounds_half_up_and_clamps():
 def test_ms_ssim_scales(side, scales):
     assert metrics.ms_ssim_scales(side) == scales
     truth = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    drawn = truth.clone()
-    drawn[1] = (truth[1] + 0.2 * truth[0]).clamp(0, 1)
-    same, other = metrics.ms_ssim(drawn, truth).tolist()
+    prediction = truth.clone()
+    prediction[1] = (truth[1] + 0.2 * truth[0]).clamp(0, 1)
+    same, other = metrics.ms_ssim(prediction, truth).tolist()
     assert same == pytest.approx(1, abs=1e-6) and 0.3 < other < 0.999

@@ -25,8 +25,8 @@ def crowd(seed: int, scales: tuple[float, ...]) -> np.ndarray:
 
 def test_single_full_size_figure_equals_pose():
     points = people.random_keypoints(np.random.default_rng(0))
-    drawn = poses.render(points[None], np.array([1.0]), SIZE)
-    assert (drawn == pose.render(points, SIZE)).all()
+    rendered = poses.render(points[None], np.array([1.0]), SIZE)
+    assert (rendered == pose.render(points, SIZE)).all()
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 0.45), (0.4, 0.3, 0.3)])
@@ -35,9 +35,9 @@ def test_parse_finds_every_figure(scales):
         figures = crowd(seed, scales)
         found = poses.parse(poses.render(figures, np.array(scales), SIZE))
         for keypoint in (4, 7, 10, 13):  # hands and feet lie apart from all else
-            places = found[keypoint]
-            away = np.linalg.norm(places[:, None] - figures[None, :, keypoint], axis=2)
-            assert len(places) == len(scales) and away.min(axis=0).max() < 0.03
+            points_found = found[keypoint]
+            distance = np.linalg.norm(points_found[:, None] - figures[None, :, keypoint], axis=2)
+            assert len(points_found) == len(scales) and distance.min(axis=0).max() < 0.03
         assert not any(len(found[keypoint]) for keypoint in range(pose.NUM_BODY_KEYPOINTS, 18))
 
 

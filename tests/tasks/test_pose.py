@@ -14,8 +14,8 @@ def poses(count: int) -> list[np.ndarray]:
 
 def errors(found: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Distances of the body's keypoints; infinite where one is missing."""
-    away = np.linalg.norm(found - true, axis=1)[: pose.NUM_BODY_KEYPOINTS]
-    return np.where(np.isnan(away), np.inf, away)
+    distance = np.linalg.norm(found - true, axis=1)[: pose.NUM_BODY_KEYPOINTS]
+    return np.where(np.isnan(distance), np.inf, distance)
 
 
 def test_keypoint_table_is_openpose():

@@ -19,57 +19,59 @@ def columns(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def random_masks(seed: int, count: int, height: int = 90, width: int = 128) -> np.ndarray:
     """Ellipses anywhere, large and small, (count, H, W)."""
     rng = np.random.default_rng(seed)
-    rows, places = np.mgrid[:height, :width]
+    rows, cols = np.mgrid[:height, :width]
     found = []
     for _ in range(count):
         y, x, tall, wide = rng.random(4) * (height, width, height / 3, width / 3) + (0, 0, 3, 3)
-        found.append(((rows - y) / tall) ** 2 + ((places - x) / wide) ** 2 < 1)
+        found.append(((rows - y) / tall) ** 2 + ((cols - x) / wide) ** 2 < 1)
     return np.stack(found)
 
 
 def target(seed: int, count: int = 40) -> np.ndarray:
-    drawn = random_masks(seed, count)
-    height, width = drawn.shape[1:]
-    labels = masks.label_map_from_runs(map(columns, drawn), height, width, count)
+    samples = random_masks(seed, count)
+    height, width = samples.shape[1:]
+    labels = masks.label_map_from_runs(map(columns, samples), height, width, count)
     return masks.random_palette(count, np.random.default_rng(seed))[labels]
 
 
 def test_palette_distinct_far_apart_and_not_black():
     table = np.asarray(((0, 0, 0), *masks.PALETTE), float)
-    away = np.linalg.norm(table[:, None] - table[None], axis=2)
-    assert away[np.triu_indices(len(table), 1)].min() > 2 * masks.TOLERANCE
+    distance = np.linalg.norm(table[:, None] - table[None], axis=2)
+    assert distance[np.triu_indices(len(table), 1)].min() > 2 * masks.TOLERANCE
     assert len(masks.PALETTE) == MAX_LABEL_COLORS - 1
     for seed in (0, 1):
-        drawn = masks.random_palette(len(masks.PALETTE), np.random.default_rng(seed))
-        assert drawn.dtype == np.uint8 and not drawn[0].any()
-        assert {tuple(map(int, color)) for color in drawn[1:]} == set(masks.PALETTE)
+        samples = masks.random_palette(len(masks.PALETTE), np.random.default_rng(seed))
+        assert samples.dtype == np.uint8 and not samples[0].any()
+        assert {tuple(map(int, color)) for color in samples[1:]} == set(masks.PALETTE)
     one, same, other = (masks.random_palette(9, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert (one == same).all() and not (one == other).all()
 
 
-@pytest.mark.parametrize("most", [5, 40])
-def test_label_map_from_runs_equals_painting_masks(most):
-    drawn = random_masks(3, 40)
-    by_size = sorted(drawn, key=lambda mask: -int(coco.area(coco.encode(np.asfortranarray(mask)))))
-    slow = np.zeros(drawn.shape[1:], np.uint8)
-    for label, mask in enumerate(by_size[:most], 1):
+@pytest.mark.parametrize("max_masks", [5, 40])
+def test_label_map_from_runs_equals_painting_masks(max_masks):
+    samples = random_masks(3, 40)
+    by_size = sorted(
+        samples, key=lambda mask: -int(coco.area(coco.encode(np.asfortranarray(mask))))
+    )
+    slow = np.zeros(samples.shape[1:], np.uint8)
+    for label, mask in enumerate(by_size[:max_masks], 1):
         slow[mask] = label
-    fast = masks.label_map_from_runs(map(columns, drawn), *slow.shape, max_masks=most)
+    fast = masks.label_map_from_runs(map(columns, samples), *slow.shape, max_masks=max_masks)
     assert fast.dtype == np.uint8 and (fast == slow).all()
 
 
 def test_parse_inverts_label_map():
     for seed in range(5):
-        drawn = random_masks(seed, 60)
-        labels = masks.label_map_from_runs(map(columns, drawn), *drawn.shape[1:3], max_masks=60)
+        samples = random_masks(seed, 60)
+        labels = masks.label_map_from_runs(map(columns, samples), *samples.shape[1:3], max_masks=60)
         for label in range(1, 61):  # specks are not read back, and that is by intent
             islands, _ = ndimage.label(labels == label)
             small = np.bincount(islands.ravel()) < masks.MIN_AREA * labels.size
             labels[small[islands] & (labels == label)] = 0
         colors = masks.random_palette(60, np.random.default_rng(seed))
         found = masks.parse(colors[labels])
-        wanted = np.array([0, *(1 + masks.PALETTE.index(tuple(map(int, c))) for c in colors[1:])])
-        assert (found == wanted[labels]).all()
+        expected = np.array([0, *(1 + masks.PALETTE.index(tuple(map(int, c))) for c in colors[1:])])
+        assert (found == expected[labels]).all()
 
 
 def test_score_values():

@@ -1,4 +1,4 @@
-"""Encoding a small corpus, with a source and a tokenizer made for the test."""
+"""Encoding a small corpus from a fake source with a fake tokenizer."""
 
 import numpy as np
 import pytest
@@ -28,8 +28,8 @@ def test_encode_stores_tokens_of_every_example_in_order(pairs, tmp_path, batch_s
     assert max(tokenizer.batches) <= 2 * batch_size
     assert len(manifests) == 8
     for manifest in manifests:
-        wanted = tokens_of(read_examples(pairs, manifest.split, manifest.task))
-        assert np.array_equal(stored(tmp_path / "t", manifest.split, manifest.task), wanted)
+        expected = tokens_of(read_examples(pairs, manifest.split, manifest.task))
+        assert np.array_equal(stored(tmp_path / "t", manifest.split, manifest.task), expected)
         assert (manifest.fingerprint, manifest.vocab_size) == ("abc", 256)
         assert (manifest.source, manifest.seed, manifest.balance) == ("fake", 0, None)
     codebook, fingerprint = read_codebook(tmp_path / "t")
@@ -54,9 +54,9 @@ def test_augment_item_depends_on_example_and_copy(pairs, tmp_path, task, flip):
     originals = list(read_examples(pairs, "train", task))
     count = len(originals)
     items = [augment(originals[i % count], 5, i // count, flip=flip) for i in range(17)]
-    wanted = tokens_of(items)
-    assert np.array_equal(stored(tmp_path / "t", "train", task), wanted)
-    assert len(np.unique(wanted.reshape(17, -1), axis=0)) == 17
+    expected = tokens_of(items)
+    assert np.array_equal(stored(tmp_path / "t", "train", task), expected)
+    assert len(np.unique(expected.reshape(17, -1), axis=0)) == 17
 
 
 def test_task_above_target_keeps_all_examples(pairs, tmp_path, capsys):
@@ -71,13 +71,13 @@ def test_encode_resume_after_kill_same_bytes(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr("delvm.data.shards.manifest.TOKENS_PER_RECORD", 8)
     monkeypatch.setattr("delvm.data.shards.manifest.RECORDS_PER_SHARD", 2)  # so 2 pairs a shard
     settings = {"balance": AUGMENT, "batch_size": 8}
-    encode(pairs, tmp_path / "whole", FakeTokenizer(), "abc", **settings)
+    encode(pairs, tmp_path / "expected", FakeTokenizer(), "abc", **settings)
     with pytest.raises(KeyboardInterrupt):
         encode(pairs, tmp_path / "killed", FakeTokenizer(fail_at=6), "abc", **settings)
     tokenizer = FakeTokenizer()
     encode(pairs, tmp_path / "killed", tokenizer, "abc", **settings)
     assert len(tokenizer.batches) == 8 + 6 - 6  # shards of train and of the rest, less those done
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "expected")
 
 
 def test_encode_again_keeps_shards_and_refuses_other_settings(pairs, tmp_path):

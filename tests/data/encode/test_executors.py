@@ -23,10 +23,10 @@ from delvm.data.prepare.prepare import prepare
 from delvm.data.shards import writer
 from delvm.data.shards.manifest import load_manifests
 from delvm.errors import UserError
-from tests.data.corpus_makers import FakeSource, FakeTokenizer, Makes, contents, no_space
+from tests.data.corpus_makers import FakeFactory, FakeSource, FakeTokenizer, contents, no_space
 
 # 16,384 tokens per image: 32 pairs per shard.
-WIDE = Makes(tokens=1 << 14)
+WIDE = FakeFactory(tokens=1 << 14)
 SETTINGS = {"balance": BalanceConfig(BalanceMode.augment, examples_per_task=70), "batch_size": 8}
 
 
@@ -196,7 +196,7 @@ def test_terminated_workers_leave_no_partial_files(pairs, expected, tmp_path):
 
 def test_bug_in_worker_keeps_its_traceback(pairs, tmp_path):
     with pytest.raises(RuntimeError, match=r"in encode-0:\nTraceback"):
-        run(pairs, tmp_path / "t", Processes(workers=1), Makes(tokens=6))
+        run(pairs, tmp_path / "t", Processes(workers=1), FakeFactory(tokens=6))
 
 
 # ---------------------------------------------------------------- ranks of torchrun

@@ -127,7 +127,7 @@ def test_killed_prepare_of_a_former_version_is_continued(tmp_path):
     (folder / "parts/000000.json").write_text(json.dumps(result))
     again = FakeSource()
     prepare(again, tmp_path / "killed", ["train"], shard_size=2)
-    assert again.asked[0] == ("train", "derain", 4)
+    assert again.read_items[0] == ("train", "derain", 4)
     assert contents(tmp_path / "killed") == contents(tmp_path / "expected")
 
 

@@ -1,4 +1,4 @@
-"""Preparing a small corpus, with a source made for the test."""
+"""Preparing a small corpus from a fake source."""
 
 from dataclasses import dataclass, replace
 
@@ -35,14 +35,14 @@ def test_prepare_writes_every_pair_of_every_split(tmp_path):
         *(("val", task, 2) for task in ("derain", "pose", "edges")),
         *(("test", task, 2) for task in ("derain", "pose", "edges")),
     ]
-    assert len(source.asked) == len(set(source.asked)) == 22
+    assert len(source.read_items) == len(set(source.read_items)) == 22
     for manifest in manifests:
         found = list(read_examples(tmp_path, manifest.split, manifest.task))
         assert len(found) == manifest.count
         for index, pair in enumerate(found):
-            wanted = FakeSource().pair(manifest.split, manifest.task, index)
-            assert np.array_equal(pair.input, wanted.input)
-            assert np.array_equal(pair.target, wanted.target)
+            expected = FakeSource().pair(manifest.split, manifest.task, index)
+            assert np.array_equal(pair.input, expected.input)
+            assert np.array_equal(pair.target, expected.target)
 
 
 def test_contact_sheet_shows_every_task(pairs):
@@ -54,18 +54,18 @@ def test_prepare_again_keeps_existing_shards(tmp_path, capsys):
     prepare(FakeSource(), tmp_path)
     before, source = contents(tmp_path), FakeSource()
     prepare(source, tmp_path)
-    assert source.asked == [] and contents(tmp_path) == before
+    assert source.read_items == [] and contents(tmp_path) == before
     assert "kept in" in capsys.readouterr().err
 
 
 def test_prepare_resume_after_kill_same_bytes(tmp_path, capsys):
-    prepare(FakeSource(), tmp_path / "whole", shard_size=2)
+    prepare(FakeSource(), tmp_path / "expected", shard_size=2)
     with pytest.raises(KeyboardInterrupt):
         prepare(FakeSource(fail_at=5), tmp_path / "killed", shard_size=2)
     source = FakeSource()
     prepare(source, tmp_path / "killed", shard_size=2)
-    assert source.asked[0] == ("train", "derain", 4)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert source.read_items[0] == ("train", "derain", 4)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "expected")
     assert "train/derain, 1 of 2 chunks exist already" in capsys.readouterr().err
 
 
@@ -74,12 +74,12 @@ def test_grown_source_adds_new_chunks(tmp_path, capsys):
         def chunks(self, split):
             return {task: parts[:1] for task, parts in super().chunks(split).items()}
 
-    prepare(FakeSource(), tmp_path / "whole", ["train"], shard_size=4)
+    prepare(FakeSource(), tmp_path / "expected", ["train"], shard_size=4)
     prepare(Smaller(), tmp_path / "grown", ["train"], shard_size=4)
     source = FakeSource()
     prepare(source, tmp_path / "grown", ["train"], shard_size=4)
-    assert source.asked == [("train", "derain", index) for index in (4, 5, 6)]
-    assert contents(tmp_path / "grown") == contents(tmp_path / "whole")
+    assert source.read_items == [("train", "derain", index) for index in (4, 5, 6)]
+    assert contents(tmp_path / "grown") == contents(tmp_path / "expected")
     with pytest.raises(UserError, match="has chunk 000001 of 3 examples, which is missing now"):
         prepare(Smaller(), tmp_path / "grown", ["train"], shard_size=4)
 
@@ -107,13 +107,13 @@ class Damaged(FakeSource):
 
 
 def test_rejects_listed_and_counted(tmp_path, capsys):
-    whole = tmp_path / "whole"
-    manifests = prepare(Damaged(), whole, ["train"], shard_size=4, max_reject_fraction=0.5)
+    expected_dir = tmp_path / "expected"
+    manifests = prepare(Damaged(), expected_dir, ["train"], shard_size=4, max_reject_fraction=0.5)
     assert [(m.task, m.count, m.rejected) for m in manifests] == [("derain", 5, 2), ("pose", 2, 1)]
-    rejects = read_rejects(whole / "train/derain")
+    rejects = read_rejects(expected_dir / "train/derain")
     assert rejects == [RejectedItem(f"raw/00000{n}.jpg", "truncated") for n in (1, 4)]
     assert "train/derain: 2 of 7 raw items rejected (28.6%)" in capsys.readouterr().err
-    assert len(list(read_examples(whole, "train", "derain"))) == 5
+    assert len(list(read_examples(expected_dir, "train", "derain"))) == 5
     with pytest.raises(KeyboardInterrupt):
         prepare(
             Damaged(fail_at=5),
@@ -123,7 +123,7 @@ def test_rejects_listed_and_counted(tmp_path, capsys):
             max_reject_fraction=0.5,
         )
     prepare(Damaged(), tmp_path / "killed", ["train"], shard_size=4, max_reject_fraction=0.5)
-    assert contents(tmp_path / "killed") == contents(whole)
+    assert contents(tmp_path / "killed") == contents(expected_dir)
 
 
 def test_too_many_rejects_stop_the_job(tmp_path):
@@ -146,13 +146,13 @@ def test_examples_of_three_images(tmp_path):
     (derain, _) = prepare(Clips(), tmp_path / "clips", ["train"])
     assert derain.images_per_example == 3
     found = list(read_examples(tmp_path / "clips", "train", "derain"))
-    wanted = Clips().pair("train", "derain", 6)
-    assert all(map(np.array_equal, found[6].images, wanted.images))
+    expected = Clips().pair("train", "derain", 6)
+    assert all(map(np.array_equal, found[6].images, expected.images))
     encode(tmp_path / "clips", tmp_path / "t", FakeTokenizer(), "abc", splits=["train"])
     ids = stored(tmp_path / "t", "train", "derain")
     assert ids.shape == (7, 3, 4)
     with torch.inference_mode():
-        tokens = FakeTokenizer().encode(to_tensor(list(wanted.images)))
+        tokens = FakeTokenizer().encode(to_tensor(list(expected.images)))
     assert np.array_equal(ids[6], tokens)
 
 
@@ -160,9 +160,9 @@ def test_prepare_with_other_settings_refused(pairs):
     before, source = contents(pairs), FakeSource(seed=1)
     with pytest.raises(UserError, match="seed=0, requested is seed=1: set overwrite=true"):
         prepare(source, pairs, shard_size=4)
-    assert source.asked == [] and contents(pairs) == before
+    assert source.read_items == [] and contents(pairs) == before
     prepare(source, pairs, shard_size=4, overwrite=True)
-    assert len(source.asked) == 22
+    assert len(source.read_items) == 22
 
 
 def test_unknown_split_and_shard_size_errors(tmp_path):

@@ -76,13 +76,13 @@ BAD = {
 
 
 def cmyk(path: Path) -> np.ndarray:
-    """Writes a CMYK JPEG; returns what is to be read of it."""
+    """Writes a CMYK JPEG; returns the expected image."""
     Image.fromarray(np.full((24, 24, 4), (0, 255, 255, 0), np.uint8), "CMYK").save(path, quality=95)
     return np.full((24, 24, 3), (255, 0, 0), np.uint8)
 
 
 def sixteen_bit(path: Path) -> np.ndarray:
-    """Writes a gray 16-bit PNG; returns what is to be read of it."""
+    """Writes a gray 16-bit PNG; returns the expected image."""
     values = np.linspace(0, 65535, 24 * 24).reshape(24, 24)
     Image.fromarray(values.astype(np.uint16)).save(path)
     gray = (values.astype(np.uint16) * (255 / 65535) + 0.5).astype(np.uint8)
@@ -90,7 +90,7 @@ def sixteen_bit(path: Path) -> np.ndarray:
 
 
 def palette_alpha(path: Path) -> np.ndarray:
-    """Writes a palette PNG whose right half is transparent; returns what is to be read of it."""
+    """Writes a palette PNG whose right half is transparent; returns the expected image."""
     indices = np.zeros((24, 24), np.uint8)
     indices[:, 12:] = 1
     image = Image.fromarray(indices, "P")
@@ -102,7 +102,7 @@ def palette_alpha(path: Path) -> np.ndarray:
 
 
 def exif_rotated(path: Path) -> np.ndarray:
-    """Writes a JPEG that asks to be turned a quarter; returns what is to be read of it."""
+    """Writes a JPEG that asks to be turned a quarter; returns the expected image."""
     image = smooth(24, 24, seed=5)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise when shown
@@ -142,13 +142,13 @@ def write_good(folder: Path) -> dict[str, np.ndarray]:
 
 
 def missing_target(root: Path) -> str:
-    """An input without a target; returns its place below the root."""
+    """An input without a target; returns its path below the root."""
     save(root / "input" / "lonely.png", smooth(24, 24))
     return "input/lonely.png"
 
 
 def other_size(root: Path) -> str:
-    """An input and a target of different sizes; returns the input's place below the root."""
+    """An input and a target of different sizes; returns the input's path below the root."""
     save(root / "input" / "unlike.png", smooth(24, 24))
     save(root / "target" / "unlike.png", smooth(24, 32))
     return "input/unlike.png"
@@ -194,7 +194,7 @@ def symlink_member(path: Path) -> str:
 
 
 def broken_rle(path: Path) -> str:
-    """A tar of SA-1B with a good image and one with a cut mask; returns the bad one's place."""
+    """A tar of SA-1B with a good image and one with a cut mask; returns the path of the bad one."""
     image, mask = smooth(), np.zeros((32, 32), bool)
     mask[4:20, 4:20] = True
     good, bad = (sa1b_json(name, [mask]) for name in ("sa_1", "sa_2"))
@@ -222,17 +222,17 @@ def write_mp4(path: Path, shown: Sequence[np.ndarray], header_first: bool = Fals
     return path.read_bytes()
 
 
-def place_of(path: Path, number: int) -> tuple[int, int]:
-    """Where a frame lies in a video file, and how long it is, in bytes."""
+def frame_position(path: Path, number: int) -> tuple[int, int]:
+    """Offset and size of a frame in a video file, in bytes."""
     with av.open(str(path), "r") as container:
         packet = [each for each in container.demux(video=0) if each.size][number]
         return packet.pos or 0, packet.size
 
 
 def corrupt_mp4(path: Path, shown: Sequence[np.ndarray]) -> None:
-    """A video whose fifth frame, which others are drawn on, is spoilt."""
+    """A video whose fifth frame, from which others are predicted, is corrupted."""
     data = bytearray(write_mp4(path, shown))
-    start, size = place_of(path, 4)
+    start, size = frame_position(path, 4)
     middle, stop = start + size // 3, start + size // 2
     rng = np.random.default_rng(0)
     data[middle:stop] = rng.integers(0, 256, stop - middle, dtype=np.uint8).tobytes()
@@ -248,7 +248,7 @@ def truncated_mp4(path: Path, shown: Sequence[np.ndarray]) -> None:
 def ending_mp4(path: Path, shown: Sequence[np.ndarray], frames: int) -> None:
     """A video with its header first, cut after some frames: ffmpeg reads these and is silent."""
     data = write_mp4(path, shown, header_first=True)
-    path.write_bytes(data[: place_of(path, frames)[0]])
+    path.write_bytes(data[: frame_position(path, frames)[0]])
 
 
 def playlist(path: Path, other: Path) -> None:

@@ -1,4 +1,4 @@
-"""What every reader of raw data must hold to."""
+"""What every source must satisfy."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from delvm.data.types import SPLITS, Example, RejectedItem
 
 
 def read_all(source, split):
-    """Task -> what its parts give, in order."""
+    """Task -> what its chunks yield, in order."""
     return {
-        task: [each for part in parts for each in source.read(split, task, part)]
-        for task, parts in source.chunks(split).items()
+        task: [each for chunk in chunks for each in source.read(split, task, chunk)]
+        for task, chunks in source.chunks(split).items()
     }
 
 
@@ -37,7 +37,7 @@ def same(one, other):
 
 
 def prepared(source, output: Path, splits=SPLITS):
-    """Runs the whole job; checks that the shards hold what the reader gives."""
+    """Runs `prepare`; checks that the shards contain what the source yields."""
     manifests = prepare(source, output, splits, max_reject_fraction=1.0)
     assert (output / "contact_sheet.png").stat().st_size > 0
     for manifest in manifests:

@@ -18,8 +18,8 @@ from tests.data.sources.bad_files import BAD, GOOD, encoded, smooth
 SIZE = 24
 
 
-def run(source, output, most=1.0):
-    (manifest,) = prepare(source, output, ["train"], max_reject_fraction=most)
+def run(source, output, limit=1.0):
+    (manifest,) = prepare(source, output, ["train"], max_reject_fraction=limit)
     folder = output / "train" / manifest.task
     rejects = {each.key: each.reason for each in read_rejects(folder)}
     assert manifest.rejected == len(read_rejects(folder)) == len(rejects)
@@ -29,14 +29,14 @@ def run(source, output, most=1.0):
 
 
 def check_reasons(rejects, prefix):
-    for name, (_, said) in BAD.items():
+    for name, (_, message) in BAD.items():
         reason = rejects.pop(f"{prefix}{name}")
-        assert said in reason and name not in reason and "\n" not in reason
+        assert message in reason and name not in reason and "\n" not in reason
 
 
 def near(image, truth):
-    away = np.abs(image.astype(int) - truth)
-    return away.mean() < 3 and away.max() < 50  # JPEG, its corners
+    distance = np.abs(image.astype(int) - truth)
+    return distance.mean() < 3 and distance.max() < 50  # JPEG, its corners
 
 
 def test_images(tmp_path):
@@ -82,9 +82,9 @@ def test_laion(tmp_path):
     root, files = tmp_path / "raw", tmp_path / "files"
     bad_files.write_bad(files)
     truths = bad_files.write_good(files)
-    held = {name: (files / name).read_bytes() for name in (*BAD, *GOOD)}
-    beside = {"cmyk.json": b"{}", "cmyk.txt": b"a red square", "strange.exe": b"MZ"}
-    bad_files.write_members(root / "00000.tar", held | beside)
+    files_in_tar = {name: (files / name).read_bytes() for name in (*BAD, *GOOD)}
+    sidecars = {"cmyk.json": b"{}", "cmyk.txt": b"a red square", "strange.exe": b"MZ"}
+    bad_files.write_members(root / "00000.tar", files_in_tar | sidecars)
     images = {f"{n:09d}.jpg": encoded(smooth(seed=n), "jpg") for n in range(3)}
     bad_files.truncated_tar(root / "00001.tar", images)
     climbing = bad_files.climbing_member(root / "00002.tar")
@@ -139,4 +139,4 @@ def test_too_many_rejects_raise_check_failed_and_keep_shards(tmp_path):
     examples = list(read_examples(tmp_path / "out", "train", "images"))
     assert len(examples) == len(truths)
     assert len(read_rejects(tmp_path / "out" / "train" / "images")) == len(BAD)
-    run(source, tmp_path / "out", most=0.45)  # nothing is made anew
+    run(source, tmp_path / "out", limit=0.45)  # nothing is written again

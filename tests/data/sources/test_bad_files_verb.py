@@ -19,7 +19,7 @@ class Case(NamedTuple):
 
     Attributes:
         source: as in conf/verbs/source.
-        write: writes it; its place in the list of rejects, or the key of its example.
+        write: writes it; returns its key in the list of rejects, or of its example.
         reason: why it is rejected; None where it is read.
     """
 
@@ -102,8 +102,8 @@ WORDS = {
 @pytest.mark.parametrize("source", WORDS)
 def test_bad_files_are_rejected_and_job_continues(tmp_path, capsys, source):
     root, output = tmp_path / "raw", tmp_path / "out"
-    mine = {name: case for name, case in CASES.items() if case.source == source}
-    places = {name: case.write(root) for name, case in mine.items()}
+    cases = {name: case for name, case in CASES.items() if case.source == source}
+    keys = {name: case.write(root) for name, case in cases.items()}
     if source == "paired":
         for side in ("input", "target"):
             save(root / side / "fine.png", smooth())
@@ -112,17 +112,17 @@ def test_bad_files_are_rejected_and_job_continues(tmp_path, capsys, source):
     assert cli.main([*words, "max_reject_fraction=1"]) == 0
     (folder,) = (output / "train").iterdir()
     reasons = {each.key: each.reason for each in read_rejects(folder)}
-    made = {each.key for each in read_examples(output, "train", folder.name)}
-    assert made
-    for name, case in mine.items():
+    read = {each.key for each in read_examples(output, "train", folder.name)}
+    assert read
+    for name, case in cases.items():
         if case.reason is None:
-            assert Path(places[name]).stem in made, name
+            assert Path(keys[name]).stem in read, name
         else:
-            assert case.reason in reasons.pop(places[name]), name
+            assert case.reason in reasons.pop(keys[name]), name
     assert not set(reasons) - {"cut.tar/2.jpg"}
-    said = capsys.readouterr().err
-    rejected = any(case.reason for case in mine.values())
-    assert ("raw items rejected" in said) == rejected and "Traceback" not in said
+    err = capsys.readouterr().err
+    rejected = any(case.reason for case in cases.values())
+    assert ("raw items rejected" in err) == rejected and "Traceback" not in err
     # With the usual limit, so many rejects are exit code 3; what is written is kept.
     assert cli.main(words) == 3
 

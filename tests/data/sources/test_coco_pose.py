@@ -21,7 +21,7 @@ WIDE, HIGH = 280, 160
 
 
 def person(seed, left, height=120):
-    """A whole body, without eyes and ears, in pixels."""
+    """A complete body, without eyes and ears, in pixels."""
     points = people.random_keypoints(np.random.default_rng(seed))
     low, high = np.nanmin(points, axis=0), np.nanmax(points, axis=0)
     return (points - low) / (high - low).max() * height + (left, 20)
@@ -49,10 +49,10 @@ def test_coco_keypoint_order():
 
 
 def test_coco_to_openpose_keypoints(tmp_path):
-    items, held = raw(tmp_path, count=1)
+    items, content = raw(tmp_path, count=1)
     (truth, _) = items["000000000001.jpg"][1]
-    held["annotations"][0]["keypoints"][3 * COCO_KEYPOINTS.index("left_wrist") + 2] = 0
-    write_annotations(tmp_path, "train", held)
+    content["annotations"][0]["keypoints"][3 * COCO_KEYPOINTS.index("left_wrist") + 2] = 0
+    write_annotations(tmp_path, "train", content)
     path = tmp_path / "annotations/person_keypoints_train2017.json"
     ((photo),) = coco.read_annotations(path, 0)
     points = photo.people[0].points
@@ -66,9 +66,9 @@ def test_coco_to_openpose_keypoints(tmp_path):
 
 
 def test_neck_needs_both_shoulders(tmp_path):
-    _, held = raw(tmp_path, count=1)
-    held["annotations"][0]["keypoints"][3 * COCO_KEYPOINTS.index("left_shoulder") + 2] = 0
-    write_annotations(tmp_path, "train", held)
+    _, content = raw(tmp_path, count=1)
+    content["annotations"][0]["keypoints"][3 * COCO_KEYPOINTS.index("left_shoulder") + 2] = 0
+    write_annotations(tmp_path, "train", content)
     path = tmp_path / "annotations/person_keypoints_train2017.json"
     (photo,) = coco.read_annotations(path, 1)
     assert np.isnan(photo.people[0].points[pose.KEYPOINTS.index("neck")]).all()
@@ -84,10 +84,10 @@ def test_single_person_crops(tmp_path):
     for each, (number, left) in zip(made, [(n, s) for n in (1, 2, 3) for s in (0, 1)], strict=True):
         truth = items[f"{number:012d}.jpg"][1][left]
         box = square_crop(_box(truth), 0.15, WIDE, HIGH)
-        wanted = (np.floor(truth) + 0.5 - box[:2]) / (box[2] - box[0])
-        assert np.nanmin(wanted) >= 0 and np.nanmax(wanted) <= 1
+        expected = (np.floor(truth) + 0.5 - box[:2]) / (box[2] - box[0])
+        assert np.nanmin(expected) >= 0 and np.nanmax(expected) <= 1
         found = pose.parse(each.target)
-        assert np.linalg.norm(found - wanted, axis=1)[: pose.NUM_BODY_KEYPOINTS].max() < 0.04
+        assert np.linalg.norm(found - expected, axis=1)[: pose.NUM_BODY_KEYPOINTS].max() < 0.04
         assert pose.pck(each.target, each.target) == 1
 
 
@@ -107,11 +107,11 @@ def test_all_people_in_whole_image(tmp_path):
     for number, each in enumerate(made, 1):
         found = poses.parse(each.target)
         for truth in items[f"{number:012d}.jpg"][1]:
-            wanted = (truth - box) / HIGH
+            expected = (truth - box) / HIGH
             for keypoint in range(pose.NUM_BODY_KEYPOINTS):
-                if 0.03 < wanted[keypoint, 0] < 0.97 and keypoint in (2, 5, 8, 11):
-                    away = np.linalg.norm(found[keypoint] - wanted[keypoint], axis=1)
-                    assert away.min() < 0.05
+                if 0.03 < expected[keypoint, 0] < 0.97 and keypoint in (2, 5, 8, 11):
+                    distance = np.linalg.norm(found[keypoint] - expected[keypoint], axis=1)
+                    assert distance.min() < 0.05
         assert poses.f1(each.target, each.target) == 1
 
 
@@ -132,12 +132,12 @@ def test_square_crop(box, margin, size, square):
 
 
 def test_which_people_are_taken(tmp_path):
-    _, held = raw(tmp_path, count=2)
-    first, second, third, fourth = held["annotations"]
+    _, content = raw(tmp_path, count=2)
+    first, second, third, fourth = content["annotations"]
     first["iscrowd"], first["keypoints"] = 1, []
     second["keypoints"] = [0] * 51
     third["keypoints"] = third["keypoints"][: 3 * 9] + [0] * (3 * 8)  # nose, shoulders, elbows
-    write_annotations(tmp_path, "train", held)
+    write_annotations(tmp_path, "train", content)
     every = {"min_keypoints": 1, "min_side": 0}
     assert keys(source(tmp_path, **every), "train", "pose") == [
         "000000000002-3", "000000000002-4",
@@ -159,9 +159,9 @@ def test_whole_image_needs_a_person_in_its_center(tmp_path):
 
 
 def test_image_size_differs_from_annotations(tmp_path):
-    _, held = raw(tmp_path, count=2)
-    held["images"][1]["width"] += 1
-    write_annotations(tmp_path, "train", held)
+    _, content = raw(tmp_path, count=2)
+    content["images"][1]["width"] += 1
+    write_annotations(tmp_path, "train", content)
     found = rejects(source(tmp_path), "train", "pose")
     assert found == {"train2017/000000000002.jpg": "of (280, 160) pixels, annotated as (281, 160)"}
 
@@ -178,14 +178,16 @@ def test_splits_disjoint(tmp_path):
     assert same(*(read_all(source(tmp_path, val_fraction=0.3), "val")["pose"] for _ in range(2)))
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_prepare(tmp_path, whole):
+@pytest.mark.parametrize("whole_image", [False, True])
+def test_prepare(tmp_path, whole_image):
     raw(tmp_path / "raw", "train", 8)
     raw(tmp_path / "raw", "val", 2)
-    made = prepared(source(tmp_path / "raw", val_fraction=0.3, whole_image=whole), tmp_path / "out")
-    task = "poses" if whole else "pose"
+    made = prepared(
+        source(tmp_path / "raw", val_fraction=0.3, whole_image=whole_image), tmp_path / "out"
+    )
+    task = "poses" if whole_image else "pose"
     assert made.keys() == {(split, task) for split in ("train", "val", "test")}
-    assert sum(manifest.count for manifest in made.values()) == (10 if whole else 20)
+    assert sum(manifest.count for manifest in made.values()) == (10 if whole_image else 20)
 
 
 def test_annotations_read_once(tmp_path, monkeypatch):
@@ -201,8 +203,8 @@ def test_annotations_read_once(tmp_path, monkeypatch):
 
 
 def test_broken_items_rejected_others_read(tmp_path):
-    _, held = raw(tmp_path, count=5)
-    images, notes = held["images"], held["annotations"]
+    _, content = raw(tmp_path, count=5)
+    images, notes = content["images"], content["annotations"]
     (tmp_path / "train2017" / images[0]["file_name"]).unlink()
     bad_files.truncated_jpeg(tmp_path / "train2017" / images[1]["file_name"])
     notes[4]["keypoints"] = notes[4]["keypoints"][:-1]
@@ -212,13 +214,13 @@ def test_broken_items_rejected_others_read(tmp_path):
     notes[8]["keypoints"] = "many"
     extra = [7, {"id": 99}, {**notes[9], "id": 50, "image_id": 123}, dict(notes[9])]
     images += [{**images[0], "id": 70, "file_name": "../x.jpg"}, {"id": "a"}, dict(images[4])]
-    held["annotations"] = notes + extra
-    write_annotations(tmp_path, "train", held)
+    content["annotations"] = notes + extra
+    write_annotations(tmp_path, "train", content)
     reader = source(tmp_path, min_side=0)
     assert keys(reader, "train", "pose") == ["000000000005-10"]
     found = rejects(reader, "train", "pose")
     file = "person_keypoints_train2017.json"
-    wanted = {
+    expected = {
         "train2017/000000000001.jpg": "image not found",
         "train2017/000000000002.jpg": "truncated",
         "train2017/000000000004.jpg": "is outside its 280 x 160",
@@ -234,9 +236,9 @@ def test_broken_items_rejected_others_read(tmp_path):
         f"{file} image 6": "without id, file_name, width and height",
         f"{file} image 7": "duplicate id",
     }
-    assert found.keys() == wanted.keys()
-    for key, said in wanted.items():
-        assert said in found[key], key
+    assert found.keys() == expected.keys()
+    for key, message in expected.items():
+        assert message in found[key], key
 
 
 def test_coco_errors(tmp_path):
@@ -244,7 +246,7 @@ def test_coco_errors(tmp_path):
         source(tmp_path).chunks("train")
     path = tmp_path / "annotations/person_keypoints_train2017.json"
     path.parent.mkdir()
-    for text, said in (
+    for text, message in (
         ("{", "cannot be read"),
         ("[" * 100_000, "cannot be read"),
         ("[]", "not an object with lists"),
@@ -252,11 +254,11 @@ def test_coco_errors(tmp_path):
     ):
         path.write_text(text)
         coco.read_annotations.cache_clear()
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             source(tmp_path).chunks("train")
-    for change, said in (
+    for change, message in (
         ({"min_keypoints": 0}, "source.min_keypoints=0 is not in 1..17"),
         ({"margin": -1}, "source.margin=-1 is not in"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             source(tmp_path, **change).chunks("train")

@@ -138,7 +138,7 @@ def test_categories(tmp_path):
     for each in read_all(source, "train")["categories"]:
         if getattr(each, "task", "") and each.key.startswith("dog"):
             numbers += [n for p in each.images for n in range(9) if (p == fitted(n)).all()]
-    assert sorted(numbers) == list(range(9)) != numbers  # each once, in a drawn order
+    assert sorted(numbers) == list(range(9)) != numbers  # each once, in random order
     made = prepared(source, tmp_path / "out", ["train"])
     assert made["train", "categories"].images_per_example == 3
     (tmp_path / "raw/stray.png").write_bytes(b"")
@@ -188,13 +188,13 @@ def test_derived_tasks_of_images(tmp_path, kind):
                 assert (shown[1] == image).all() and hole.any()
                 assert (shown[0][hole] == 0).all()
             else:
-                wanted = {
+                expected = {
                     "colorization": (gray, image),
                     "edges": (image, edges),
                     "tuple": (image, gray, edges),
                 }[task]
-                assert len(wanted) == len(shown)
-                assert all((a == b).all() for a, b in zip(wanted, shown, strict=True))
+                assert len(expected) == len(shown)
+                assert all((a == b).all() for a, b in zip(expected, shown, strict=True))
     made = prepared(source, tmp_path / "out")
     assert made["train", "tuple"].images_per_example == 3 and len(made) == 12
 
@@ -220,7 +220,7 @@ def test_hole_size_and_seed(tmp_path):
 
 
 def test_derived_settings_errors(tmp_path):
-    for change, said in (
+    for change, message in (
         ({"tasks": ["edge"]}, "source.tasks has 'edge': did you mean 'edges'"),
         ({"tasks": []}, "make nothing"),
         ({"tasks": ["edges", "edges"]}, "has a duplicate"),
@@ -230,11 +230,11 @@ def test_derived_settings_errors(tmp_path):
         ),
         ({"hole_size": [0.6, 0.5]}, "source.hole_size=.0.6, 0.5. is not a range"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             Derived(path=str(tmp_path), **change).chunks("train")
 
 
-@pytest.mark.parametrize("kind, said", [(Images, "contains no images"), (Laion, "no .tar")])
-def test_empty_folder_error(tmp_path, kind, said):
-    with pytest.raises(UserError, match=said):
+@pytest.mark.parametrize("kind, message", [(Images, "contains no images"), (Laion, "no .tar")])
+def test_empty_folder_error(tmp_path, kind, message):
+    with pytest.raises(UserError, match=message):
         kind(path=str(tmp_path)).chunks("train")

@@ -29,15 +29,15 @@ def raw_gopro(root, scenes=12, frames=2):
         for scene in range(count):
             for side in ("blur", "sharp", "blur_gamma"):
                 for frame in range(frames):
-                    place = root / split / f"GOPR{scene:04d}_{split}" / side / f"{frame:06d}.png"
-                    save(place, pair(10 * scene + frame, side))
+                    folder = root / split / f"GOPR{scene:04d}_{split}" / side / f"{frame:06d}.png"
+                    save(folder, pair(10 * scene + frame, side))
     return root
 
 
-def flat(root, place, count):
+def flat(root, folder, count):
     for side in ("input", "target"):
         for number in range(count):
-            save(root / place / side / f"{number}.png", pair(number, side))
+            save(root / folder / side / f"{number}.png", pair(number, side))
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def test_gopro_reject_key_has_scene(gopro, tmp_path):
     scene = keys(gopro, "val", "deblur")[0].partition("-")[0]
     (tmp_path / "raw/train" / scene / "sharp/000001.png").unlink()
     fresh = GoPro(path=gopro.path, size=SIZE, val_fraction=0.3)
-    said = {f"train/{scene}/blur/000001.png": "missing target"}
-    assert rejects(fresh, "val", "deblur") == said and not rejects(fresh, "train", "deblur")
+    message = {f"train/{scene}/blur/000001.png": "missing target"}
+    assert rejects(fresh, "val", "deblur") == message and not rejects(fresh, "train", "deblur")
 
 
 def test_gopro_flat(tmp_path):
@@ -94,15 +94,15 @@ def test_crops_same_square_of_input_and_target(tmp_path):
     examples = list(source.read("test", "deblur", part))
     assert part.count == 6 == len(examples)
     assert [e.key for e in examples][:3] == ["a-c0", "a-c1", "a-c2"]
-    whole = smooth(40, 30)
-    places = [
+    full = smooth(40, 30)
+    corners = [
         (top, left)
         for each in examples[:3]
         for top in range(15)
         for left in range(25)
-        if (whole[top : top + SIZE, left : left + SIZE] == each.input).all()
+        if (full[top : top + SIZE, left : left + SIZE] == each.input).all()
     ]
-    assert len(places) == 3 == len(set(places))
+    assert len(corners) == 3 == len(set(corners))
     for each in examples[:3]:
         assert (each.input == 255 - each.target).all()
     assert examples[3].input.shape == (SIZE, SIZE, 3)  # of an 8-pixel square
@@ -112,16 +112,16 @@ def test_crops_same_square_of_input_and_target(tmp_path):
 
 def test_chunk_size(tmp_path, monkeypatch):
     flat(tmp_path, "test", 7)
-    whole = read_all(GoPro(path=str(tmp_path), size=SIZE, num_crops=2), "test")["deblur"]
+    full = read_all(GoPro(path=str(tmp_path), size=SIZE, num_crops=2), "test")["deblur"]
     monkeypatch.setattr("delvm.data.sources.base.FILES_PER_CHUNK", 3)
     source = GoPro(path=str(tmp_path), size=SIZE, num_crops=2)
     assert [part.count for part in source.chunks("test")["deblur"]] == [6, 6, 2]
-    assert same(read_all(source, "test")["deblur"], whole)
+    assert same(read_all(source, "test")["deblur"], full)
 
 
 def test_resume_after_kill_same_bytes(gopro, tmp_path, monkeypatch):
     monkeypatch.setattr("delvm.data.sources.base.FILES_PER_CHUNK", 3)
-    prepare(gopro, tmp_path / "whole")
+    prepare(gopro, tmp_path / "expected")
     write, written = corpus.write_chunk, []
 
     def dies(*args):
@@ -135,7 +135,7 @@ def test_resume_after_kill_same_bytes(gopro, tmp_path, monkeypatch):
         prepare(gopro, tmp_path / "killed")
     monkeypatch.setattr(corpus, "write_chunk", write)
     prepare(GoPro(path=gopro.path, size=SIZE, val_fraction=0.3), tmp_path / "killed")
-    assert files_below(tmp_path / "killed") == files_below(tmp_path / "whole")
+    assert files_below(tmp_path / "killed") == files_below(tmp_path / "expected")
 
 
 def test_other_layouts_error(tmp_path):
@@ -289,12 +289,12 @@ def test_equal_keys_get_a_digest(tmp_path):
 def test_paired_settings_errors(tmp_path):
     flat(tmp_path, ".", 1)
     settings = {"path": str(tmp_path), "task": "mend"}
-    for change, said in (
+    for change, message in (
         ({"task": "../x"}, "invalid task name '../x'"),
         ({"inputs": "inputs"}, "source.inputs=inputs is not a directory"),
         ({"targets": "{id}_gt.png"}, "source.targets={id}_gt.png matches no image"),
         ({"targets": "input"}, "are the same"),
         ({"num_crops": -1}, "source.num_crops=-1 is below 0"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             Paired(**settings | change).chunks("train")

@@ -59,14 +59,14 @@ def test_rle_matches_pycocotools():
             mask = np.full_like(mask, trial % 40 == 0)
         made = rle(mask)
         starts, stops = decode_runs(made["counts"], *mask.shape)
-        places = np.zeros(mask.size, bool)
+        decoded = np.zeros(mask.size, bool)
         for start, stop in zip(starts, stops, strict=True):
-            places[start:stop] = True
-        assert np.array_equal(places.reshape(mask.shape[::-1]).T, coco.decode(made))
+            decoded[start:stop] = True
+        assert np.array_equal(decoded.reshape(mask.shape[::-1]).T, coco.decode(made))
 
 
 @pytest.mark.parametrize(
-    "counts, said",
+    "counts, message",
     [
         ("", "empty"),
         ("é", "outside ASCII"),
@@ -80,29 +80,29 @@ def test_rle_matches_pycocotools():
         ("".join(["0ooooooooo?"] * 40), "runs out of range"),
     ],
 )
-def test_broken_rle_error(counts, said):
-    with pytest.raises(UserError, match=said):
+def test_broken_rle_error(counts, message):
+    with pytest.raises(UserError, match=message):
         decode_runs(counts, 2, 3)
 
 
 def test_corrupt_rle_rejected_or_in_range():
     counts = rle(boxes().any(0))["counts"]
     rng = np.random.default_rng(0)
-    spoilt = [counts[:stop] for stop in range(len(counts))]
+    corrupted = [counts[:stop] for stop in range(len(counts))]
     for _ in range(300):
         letters = list(counts)
-        for place in rng.integers(0, len(letters), 2):
-            letters[place] = chr(rng.integers(48, 112))
-        spoilt.append("".join(letters))
+        for position in rng.integers(0, len(letters), 2):
+            letters[position] = chr(rng.integers(48, 112))
+        corrupted.append("".join(letters))
     refused = 0
-    for each in spoilt:
+    for each in corrupted:
         try:
             starts, stops = decode_runs(each, HIGH, WIDE)
         except UserError:
             refused += 1
         else:
             assert (starts <= stops).all() and (stops <= HIGH * WIDE).all()
-    assert refused > 0.9 * len(spoilt)
+    assert refused > 0.9 * len(corrupted)
 
 
 def test_crops_are_corners_and_middles(tmp_path):
@@ -117,13 +117,15 @@ def test_crops_are_corners_and_middles(tmp_path):
 
 def test_image_and_masks_cropped_alike(tmp_path):
     """A image painted as its masks: off the smoothed seams, a paint is a color."""
-    drawn = boxes()
+    original_masks = boxes()
     paints = np.zeros((HIGH, WIDE, 3), np.uint8)
-    for mask, paint in zip(drawn, ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255,) * 3), strict=True):
+    for mask, paint in zip(
+        original_masks, ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255,) * 3), strict=True
+    ):
         paints[mask] = paint
     files = {
         "sa_1.jpg": bad_files.encoded(paints, "png"),  # decoders go by what a file holds
-        "sa_1.json": json.dumps(sa1b_json("sa_1", drawn)).encode(),
+        "sa_1.json": json.dumps(sa1b_json("sa_1", original_masks)).encode(),
     }
     write_tar(tmp_path / "sa_000000.tar", files)
     for crops in (6, 0):
@@ -170,9 +172,9 @@ def test_images_smaller_than_crop_side(tmp_path):
     tar(tmp_path / "sa_000001.tar", ["sa_2"], HIGH, HIGH)
     found = keys(source(tmp_path, crop_side=800), "train", "masks")
     assert found == [*(f"sa_000000-sa_1-c{n}" for n in range(3)), "sa_000001-sa_2-c0"]
-    (whole,) = read_all(source(tmp_path, num_crops=0), "train")["masks"][1:]
+    (data,) = read_all(source(tmp_path, num_crops=0), "train")["masks"][1:]
     decoded = open_image(jpeg(smooth(HIGH, HIGH, seed=0)))
-    assert (whole.input == np.asarray(resize_center_crop(decoded, SIZE))).all()
+    assert (data.input == np.asarray(resize_center_crop(decoded, SIZE))).all()
 
 
 def test_prepare_one_shard_per_tar(tmp_path):
@@ -228,8 +230,8 @@ def test_broken_items_rejected_others_read(tmp_path):
     reader = source(tmp_path, num_crops=0)
     assert keys(reader, "train", "masks") == ["a-fine"]
     found = rejects(reader, "train", "masks")
-    for name, (_, said) in files.items():
-        assert re.search(said, found.pop(f"a.tar/{name}.json")), name
+    for name, (_, message) in files.items():
+        assert re.search(message, found.pop(f"a.tar/{name}.json")), name
     assert found == {
         "a.tar/lonely.jpg": "missing json",
         "a.tar/bare.json": "missing jpg",
@@ -241,8 +243,8 @@ def test_broken_items_rejected_others_read(tmp_path):
 
 def test_damaged_tars(tmp_path):
     tar(tmp_path / "a.tar", ["sa_1", "sa_2"])
-    whole = (tmp_path / "a.tar").read_bytes()
-    (tmp_path / "a.tar").write_bytes(whole[: -len(whole) // 3])
+    data = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(data[: -len(data) // 3])
     bad_files.html(tmp_path / "b.tar")
     bad_files.zero_bytes(tmp_path / "c.tar")
     reader = source(tmp_path, num_crops=0)
@@ -254,14 +256,14 @@ def test_damaged_tars(tmp_path):
 
 def test_sa1b_settings_errors(tmp_path):
     tar(tmp_path / "a.tar", ["sa_1"])
-    for change, said in (
+    for change, message in (
         ({"num_crops": 4}, "source.num_crops=4 is neither 6 .* nor 0"),
         ({"max_masks": 64}, "source.max_masks=64 is not in 1..63"),
         ({"max_masks": 0}, "source.max_masks=0 is not in 1..63"),
         ({"crop_side": 0}, "source.crop_side=0 is below 1"),
         ({"path": str(tmp_path / "none")}, "does not exist"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             source(tmp_path, **change).chunks("train")
     (tmp_path / "a.tar").unlink()
     with pytest.raises(UserError, match="contains no .tar"):

@@ -55,7 +55,7 @@ def write(path, shown):
 
 
 @pytest.fixture(params=["a.mp4", "a.mkv", "a"])
-def place(request, tmp_path):
+def path(request, tmp_path):
     return tmp_path / "raw" / request.param
 
 
@@ -70,12 +70,12 @@ def place(request, tmp_path):
         (12, 2, 2, [0, 4]),
     ],
 )
-def test_clips(place, count, stride, overlap, starts):
+def test_clips(path, count, stride, overlap, starts):
     shown = moving(count)
-    write(place, shown)
-    made = read_all(source(place.parent, stride=stride, overlap=overlap), "train")["video"]
-    assert [each.key for each in made] == [f"a-{start:06d}" for start in starts]
-    for each, start in zip(made, starts, strict=True):
+    write(path, shown)
+    clips = read_all(source(path.parent, stride=stride, overlap=overlap), "train")["video"]
+    assert [each.key for each in clips] == [f"a-{start:06d}" for start in starts]
+    for each, start in zip(clips, starts, strict=True):
         assert len(each.images) == 4
         for number, image in enumerate(each.images):
             assert near(image, fitted(shown[start + number * stride]))
@@ -84,25 +84,25 @@ def test_clips(place, count, stride, overlap, starts):
 def test_frames_sorted_by_number(tmp_path):
     shown = [np.full((HIGH, WIDE, 3), 4 * number, np.uint8) for number in range(12)]
     write_frames(tmp_path / "a", shown)
-    made = read_all(source(tmp_path), "train")["video"]
-    levels = [int(image[0, 0, 0]) for each in made for image in each.images]
+    clips = read_all(source(tmp_path), "train")["video"]
+    levels = [int(image[0, 0, 0]) for each in clips for image in each.images]
     assert levels == [4 * number for number in range(12)]
 
 
-def test_clips_do_not_span_cuts(place):
+def test_clips_do_not_span_cuts(path):
     lengths = (6, 3, 9)
     shown = [frame for n, scene in zip(lengths, SCENES, strict=False) for frame in moving(n, scene)]
-    write(place, shown)
-    assert keys(source(place.parent), "train", "video") == ["a-000000", "a-000009", "a-000013"]
-    every = keys(source(place.parent, scene_cut_threshold=0), "train", "video")
+    write(path, shown)
+    assert keys(source(path.parent), "train", "video") == ["a-000000", "a-000009", "a-000013"]
+    every = keys(source(path.parent, scene_cut_threshold=0), "train", "video")
     assert every == [f"a-{start:06d}" for start in (0, 4, 8, 12)]
 
 
-def test_video_with_too_many_cuts_rejected(place):
-    write(place, [frame for scene in SCENES for frame in moving(3, scene)])
-    reader = source(place.parent)
+def test_video_with_too_many_cuts_rejected(path):
+    write(path, [frame for scene in SCENES for frame in moving(3, scene)])
+    reader = source(path.parent)
     assert rejects(reader, "train", "video") == {
-        place.name: "too short: 12 frames and 3 cuts between them, a clip has 4"
+        path.name: "too short: 12 frames and 3 cuts between them, a clip has 4"
     }
 
 
@@ -133,8 +133,8 @@ def test_rotated_video_is_upright(tmp_path):
     shown = moving(4)
     turned = [np.ascontiguousarray(np.rot90(frame, -1)) for frame in shown]
     write_video(tmp_path / "a.mp4", turned, rotation=90)
-    (made,) = read_all(source(tmp_path), "train")["video"]
-    assert all(near(p, fitted(f)) for p, f in zip(made.images, shown, strict=True))
+    (clips,) = read_all(source(tmp_path), "train")["video"]
+    assert all(near(p, fitted(f)) for p, f in zip(clips.images, shown, strict=True))
 
 
 def test_memory_independent_of_video_length():
@@ -168,11 +168,11 @@ def test_broken_items_rejected_others_read(tmp_path):
     bad_files.truncated_jpeg(tmp_path / "folder" / "5.png")
     bad_files.html(tmp_path / "folder" / "6.png")
     reader = source(tmp_path)
-    made = keys(reader, "train", "video")
-    assert {key.partition("-")[0] for key in made} == {"good", "folder", "corrupt"}
-    assert [key for key in made if "folder" in key] == ["folder-000000", "folder-000007"]
+    clips = keys(reader, "train", "video")
+    assert {key.partition("-")[0] for key in clips} == {"good", "folder", "corrupt"}
+    assert [key for key in clips if "folder" in key] == ["folder-000000", "folder-000007"]
     found = rejects(reader, "train", "video")
-    wanted = {
+    expected = {
         "corrupt.mp4": "frame 4: damaged frames",
         "cut.mp4": "Invalid data",
         "list.mp4": "Invalid data",
@@ -182,20 +182,20 @@ def test_broken_items_rejected_others_read(tmp_path):
         "short.mp4": "too short: 3 frames, a clip has 4",
         "folder": "frame 5: 5.png cannot be read as an image",
     }
-    assert found.keys() == wanted.keys()
-    for name, said in wanted.items():
-        assert said in found[name] and "\n" not in found[name], name
+    assert found.keys() == expected.keys()
+    for name, message in expected.items():
+        assert message in found[name] and "\n" not in found[name], name
 
 
 def test_random_corruption_never_raises(tmp_path):
     path, rng = tmp_path / "a.mp4", np.random.default_rng(0)
-    whole = bad_files.write_mp4(path, moving(12))
+    original = bad_files.write_mp4(path, moving(12))
     reader = source(tmp_path)
     found = set()
     for _ in range(60):
-        data = bytearray(whole)
-        for place in rng.integers(0, len(data), 6):
-            data[place] = rng.integers(0, 256)
+        data = bytearray(original)
+        for offset in rng.integers(0, len(data), 6):
+            data[offset] = rng.integers(0, 256)
         path.write_bytes(bytes(data))
         found |= set(rejects(reader, "train", "video").values())
     assert len(found) > 3 and all("\n" not in reason for reason in found)
@@ -221,16 +221,16 @@ def test_prepare(tmp_path, kind):
     root, count = tmp_path / "raw", 24
     for number in range(count):
         name = f"id-{number // 2}"
-        place = root / "video_clips" / name / f"{name}.{number % 2}.mp4"
+        path = root / "video_clips" / name / f"{name}.{number % 2}.mp4"
         if number < 2:
-            write_video(place, moving(9))
+            write_video(path, moving(9))
         else:
-            place.parent.mkdir(exist_ok=True)
-            shutil.copy(root / "video_clips/id-0" / f"id-0.{number % 2}.mp4", place)
+            path.parent.mkdir(exist_ok=True)
+            shutil.copy(root / "video_clips/id-0" / f"id-0.{number % 2}.mp4", path)
     reader = source(root, kind, val_fraction=0.3, test_fraction=0.2)
-    made = prepared(reader, tmp_path / "out")
-    assert sum(manifest.count for manifest in made.values()) == 2 * count
-    assert {manifest.images_per_example for manifest in made.values()} == {4}
+    clips = prepared(reader, tmp_path / "out")
+    assert sum(manifest.count for manifest in clips.values()) == 2 * count
+    assert {manifest.images_per_example for manifest in clips.values()} == {4}
     found = {split: {key.rpartition("_")[0] for key in keys(reader, split, "video")}
              for split in ("train", "val", "test")}  # fmt: skip
     assert all(found.values())
@@ -275,7 +275,7 @@ def test_names_differing_only_in_extension(tmp_path):
 
 
 def test_video_settings_errors(tmp_path):
-    for change, said in (
+    for change, message in (
         ({"clip_length": 1}, "source.clip_length=1 is below 2"),
         ({"stride": 0}, "source.stride=0 is below 1"),
         ({"overlap": -1}, "source.overlap=-1 is below 0"),
@@ -283,7 +283,7 @@ def test_video_settings_errors(tmp_path):
         ({"scene_cut_threshold": 2}, "source.scene_cut_threshold=2 is not in"),
         ({}, "contains neither videos nor directories of frames"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             source(tmp_path, **change).chunks("train")
     with pytest.raises(UserError, match="contains no video_clips/ID/ID.N.mp4"):
         source(tmp_path, HdVila).chunks("train")
