@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from delvm.cli import VERBS
+from delvm.commands import VERBS
 from experiments.demo import run as demo
 
 

@@ -23,6 +23,7 @@ from delvm.interop.save import config_dict
 from delvm.models.precision import resolve_precision
 from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
+from delvm.training.checkpoint_io import AtomicCheckpointIO
 from delvm.training.distillation import check_ids
 from delvm.training.fit import filter_warnings, fit
 from delvm.training.resume import (
@@ -31,7 +32,6 @@ from delvm.training.resume import (
     resolve_resume,
     validate_resume,
 )
-from delvm.training.strategies import AtomicCheckpointIO
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ def build_trainer(
         changed["overfit_batches"] = 0
     if not module.automatic_optimization:  # clips by itself: Lightning refuses to
         changed["gradient_clip_val"] = None
-    return build(settings, "trainer", **changed)
+    trainer: L.Trainer = build(settings, "trainer", **changed)
+    return trainer
 
 
 def _defer_init(cfg: DictConfig) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import delvm as package
-from delvm.cli import VERBS
-from delvm.commands import app, prepare
+from delvm.commands import VERBS, app, prepare
 from delvm.configs.store import config_dir, config_root
 from delvm.errors import UserError
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from delvm.cli import VERBS
+from delvm.commands import VERBS
 from delvm.commands.app import compose
 from delvm.commands.help import groups, options, page
 from delvm.commands.instantiate import build

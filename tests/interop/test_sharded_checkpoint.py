@@ -16,7 +16,7 @@ from delvm.interop import sharded_checkpoint as sharded
 from delvm.interop.load import load_student, read_metadata
 from delvm.interop.save import config_dict
 from delvm.models.transformer import Init, Transformer, TransformerConfig
-from delvm.training.strategies import AtomicCheckpointIO
+from delvm.training.checkpoint_io import AtomicCheckpointIO
 
 
 @pytest.fixture
