@@ -31,7 +31,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	echo "setup: torch (a few minutes)"; \
 	$(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt torch; \
 	echo "setup: everything else"; \
-	$(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,log,data,scale]'; \
+	$(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,log,data,scale,optim]'; \
 	touch $@; \
 	echo "setup: created $(VENV); the console script is $(VENV)/bin/delvm"
 
@@ -67,7 +67,7 @@ pins: ## rewrite constraints.txt: the same torch, the newest versions of all els
 	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	python3.11 -m venv $$tmp; \
 	$$tmp/bin/pip install "$$(grep '^torch==' constraints.txt)"; \
-	$$tmp/bin/pip install -e '.[dev,log,data,scale]'; \
+	$$tmp/bin/pip install -e '.[dev,log,data,scale,optim]'; \
 	grep '^#' constraints.txt > $$tmp/pins; \
 	$$tmp/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9]*$$//' | grep -Ev '^(nvidia-|triton)' >> $$tmp/pins; \
 	cp $$tmp/pins constraints.txt; \

@@ -31,5 +31,5 @@ def build(node: Any, name: str = "", **kwargs: Any) -> Any:
             raise cause from None
         if cause is not None and not isinstance(cause, ValueError | TypeError | ImportError):
             raise  # a bug in the class, which needs its traceback
-        reason = str(cause) if cause is not None else str(error).splitlines()[0]
+        reason = " ".join(str(error if cause is None else cause).split())
         raise UserError(f"{name}: {reason}" if name else reason) from error

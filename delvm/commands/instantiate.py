@@ -12,11 +12,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig, OmegaConf
 
+from delvm.commands.build import build
 from delvm.errors import UserError
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import config_dict
@@ -88,30 +87,6 @@ def build_run(cfg: DictConfig) -> Run:
     if resume is not None:
         validate_resume(resume, trainer, module)
     return Run(trainer, module, data, output_dir, resume)
-
-
-def build(node: Any, name: str, **kwargs: Any) -> Any:
-    """Build one object, or None of an empty node.
-
-    Raises:
-        UserError: what it was built with is not valid.
-    """
-    if node is None or not node:
-        return None
-    try:
-        return instantiate(node, _convert_="object", **kwargs)
-    except InstantiationException as error:
-        cause = error.__cause__
-        while isinstance(cause, InstantiationException):
-            cause = cause.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        if cause is None or isinstance(cause, ValueError | TypeError | ImportError):
-            # A plugin's constructor refused its arguments, or its class cannot be imported.
-            reason = str(cause) if cause is not None else str(error).splitlines()[0]
-            key = str(error.full_key or "") if hasattr(error, "full_key") else ""
-            raise UserError(f"{'.'.join(filter(None, (name, key)))}: {reason}") from error
-        raise
 
 
 def build_all(nodes: Any, name: str) -> list[Any]:

@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 
 from delvm.commands import VERBS
 from delvm.commands.app import compose
+from delvm.commands.build import build
 from delvm.commands.help import groups, options, page
-from delvm.commands.instantiate import build
 from delvm.configs.store import config_dir, config_root
 from delvm.configs.validate import config_errors
 from delvm.configs.verbs import ROOTS

@@ -63,4 +63,4 @@ def test_only_training_and_encoding_configure_malloc():
         for path in package.rglob("*.py")
         if "configure_malloc()" in path.read_text("utf-8") and path.name != "malloc.py"
     }
-    assert callers == {"commands/encode.py", "commands/train.py"}
+    assert callers == {"interop/tokenizer_factory.py", "commands/train.py"}
