@@ -168,18 +168,6 @@ def store(verb: str, root: type, groups: Groups) -> None:
             known.store(group=f"schema/{group}", name=name, node=node, provider="delvm")
 
 
-def register(verb: str) -> None:
-    """Make the schemas of a verb known to Hydra; to repeat it does no harm."""
-    if verb == "train":  # imports torch and Lightning
-        from delvm.configs.train import SCHEMAS
-
-        store(verb, *SCHEMAS[verb])
-    else:
-        from delvm.configs import verbs
-
-        store(verb, verbs.ROOTS[verb], verbs.groups(verb))
-
-
 def _open_dicts(schema: type) -> DictConfig:
     """The schema as a config whose plain dictionaries take new keys from the command line."""
     node: DictConfig = OmegaConf.structured(schema)

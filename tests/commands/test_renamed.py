@@ -7,9 +7,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from delvm.commands.help import groups, options
+from delvm.configs.register import register
 from delvm.configs.renamed import RENAMED
 from delvm.configs.renamed import VERBS as RENAMED_VERBS
-from delvm.configs.store import config_root, register
+from delvm.configs.store import config_root
 
 ROWS = [(verb, old, new) for verb, table in RENAMED.items() for old, new in table.items()]
 
