@@ -40,11 +40,11 @@ def test_table_states_its_units(capsys):
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [("rat=1", "did you mean 'rate'"), ("rate=x", "is not a number"), ("days=0", "days=0 is not")],
 )
-def test_wrong_arguments(word, said, capsys):
-    assert main([word]) == 2 and said in capsys.readouterr().err
+def test_wrong_arguments(word, message, capsys):
+    assert main([word]) == 2 and message in capsys.readouterr().err
 
 
 def test_a_rate_must_be_one():

@@ -52,7 +52,7 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Transf
     """The student (or teacher) at ``path``, in evaluation mode and float32.
 
     Its ``tokenizer_fingerprint`` names the tokenizer it was trained with, where that is known, and
-    its token space tells which ids are codes of the tokenizer.
+    its token space states which ids are codes of the tokenizer.
 
     Args:
         path: a folder of DeLVM; of InternLM or Llama in the format of transformers (LVM); a

@@ -89,12 +89,12 @@ def read(folder: Path, prefix: str = "") -> dict[str, Any]:
         UserError: the folder is damaged, or holds anything but tensors and plain values.
     """
     index = _index(folder)
-    wanted = {k: v for k, v in index.state_dict_metadata.items() if k.startswith(prefix)}
+    entries = {k: v for k, v in index.state_dict_metadata.items() if k.startswith(prefix)}
     flat: dict[str, Any] = {
         name: torch.empty(each.size, dtype=each.properties.dtype)
         if isinstance(each, TensorStorageMetadata)
         else None
-        for name, each in wanted.items()
+        for name, each in entries.items()
     }
     load(flat, folder)
     nested: dict[str, Any] = {}

@@ -26,7 +26,7 @@ WEIGHT_FILES = (
 
 
 class _Placeholder:
-    """Takes the place of a class that a checkpoint names and that nothing here needs."""
+    """Stands in for a class that a checkpoint names and that nothing here needs."""
 
 
 # Classes a pickle may name, and what is built instead: the other project's class is never imported.
@@ -60,8 +60,8 @@ def read_pickle(path: Path, lazy: bool = False) -> Any:
 
 def describe_error(error: Exception) -> str:
     """Why a file cannot be read, without torch's advice to read it unsafely."""
-    if wanted := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it asks for {wanted[1]}, which is neither"
+    if match := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it asks for {match[1]}, which is neither"
     if "zip archive" in str(error):
         return "it is damaged or incomplete"
     return "it is not a checkpoint"

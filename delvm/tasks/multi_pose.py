@@ -19,12 +19,12 @@ _MIN_RESPONSE = 0.5  # of the response to a complete disc; a limb has 0.36
 
 
 def render(
-    figures: npt.NDArray[np.float64], scales: npt.NDArray[np.float64], size: int
+    skeletons: npt.NDArray[np.float64], scales: npt.NDArray[np.float64], size: int
 ) -> ImageArray:
     """Render stick figures, the later ones on top.
 
     Args:
-        figures: (n, 18, 2) x and y, in [0, 1] inside the image, NaN where not visible.
+        skeletons: (n, 18, 2) x and y, in [0, 1] inside the image, NaN where not visible.
         scales: (n,) size of each person as a fraction of the image's side.
         size: Side of the image.
 
@@ -34,7 +34,7 @@ def render(
     side = size * pose.SUPERSAMPLE
     canvas = Image.new("RGB", (side, side))
     draw = ImageDraw.Draw(canvas)
-    for points, scale in zip(figures, scales, strict=True):
+    for points, scale in zip(skeletons, scales, strict=True):
         pose.draw_figure(draw, points * side, float(np.clip(scale, MIN_SCALE, 1)) * side)
     return np.asarray(canvas.reduce(pose.SUPERSAMPLE))
 

@@ -50,7 +50,7 @@ def motion_blur(clean: ImageArray, rng: np.random.Generator) -> ImageArray:
 
     The exposure starts at the clean image and follows a slightly curved path, staying longer near
     its end, so the result is both blurred and displaced. The drift is always toward the same
-    quadrant: a motion and its reverse blur alike, and only the direction tells them apart.
+    quadrant: a motion and its reverse blur alike, and they differ only in direction.
 
     Args:
         clean: Image (H, W, 3) uint8; it is padded by reflection.

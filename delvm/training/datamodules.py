@@ -68,10 +68,10 @@ def check_data(data: object, protocol: type, module: str) -> None:
     """
     missing = [name for name in required_members(protocol) if not hasattr(data, name)]
     if missing:
-        wanted, options = protocol.__name__, {"SentenceData": "sentences", "ImageData": "images"}
+        name, options = protocol.__name__, {"SentenceData": "sentences", "ImageData": "images"}
         raise UserError(
             f"data {type(data).__name__} has no {', '.join(missing)}, which {module} reads "
-            f"(delvm.training.datamodules.{wanted}): set data={options[wanted]}"
+            f"(delvm.training.datamodules.{name}): set data={options[name]}"
         )
 
 
@@ -279,7 +279,7 @@ class ImageDataModule(StreamDataModule):
 def _worker_generator() -> torch.Generator:
     """A loader's own generator: each loader draws a seed for its workers, which use none.
 
-    Drawn from torch's global generator, it would change what a resumed run draws next.
+    From torch's global generator, that seed would change the random numbers of a resumed run.
     """
     return torch.Generator()
 

@@ -109,8 +109,8 @@ def _check_weight_averaging(path: str, found: dict[str, Any], trainer: L.Trainer
     """Refuse to read averaged weights as weights, or to start averaging midway."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     saved = "current_model_state" in found
-    wanted = any(isinstance(each, WeightAveraging) for each in callbacks)
-    if saved != wanted:
+    expected = any(isinstance(each, WeightAveraging) for each in callbacks)
+    if saved != expected:
         has, asks = ("an average", "none") if saved else ("no average", "one")
         remedy = "callbacks=[default,weight_ema]" if saved else "callbacks=default"
         raise UserError(

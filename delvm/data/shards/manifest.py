@@ -1,7 +1,7 @@
 """What a root of shards holds: a manifest for each split and task, and the codebook of its ids.
 
 All output is planned before any of it is written (`plan_images`, `plan_tokens`), so a finished
-directory can be told apart from one made with other settings, and a killed job continues at the
+directory can be distinguished from one made with other settings, and a killed job continues at the
 first shard that is missing. How many images a directory will hold is known only after its source
 has been read; for tokens the plan lists every shard.
 """

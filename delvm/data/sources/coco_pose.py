@@ -121,9 +121,9 @@ class CocoPose(RawSource):
     ) -> tuple[ImageArray, ImageArray]:
         box = center_square(*image.size)
         by_size = sorted(people, key=lambda person: person.side)  # usually the nearest on top
-        figures = np.stack([_relative_to(box, person.points) for person in by_size])
+        skeletons = np.stack([_relative_to(box, person.points) for person in by_size])
         scales = np.array([person.side for person in by_size]) / (box[2] - box[0])
-        target = multi_pose.render(figures, scales, self.size)
+        target = multi_pose.render(skeletons, scales, self.size)
         return self.resize(image.crop(box)), target
 
     def _task(self) -> Task:

@@ -210,7 +210,7 @@ class AtomicCheckpoint(Checkpoint):
 
 
 def _sync(path: Path) -> None:
-    """Flush a file to disk before its name says that it is complete."""
+    """Flush a file to disk before its final name marks it as complete."""
     if path.is_file():
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -203,12 +203,12 @@ def test_validation_is_fixed_and_finite(root):
 
 def test_ranks_validate_each_sentence_once(root):
     ranks = [module(root, rank, 3, num_val_examples=9) for rank in range(3)]
-    shares = [list(rank.val_dataloader()) for rank in ranks]
-    assert len({sum(len(batch["input_ids"]) for batch in share) for share in shares}) == 1
+    rank_batches = [list(rank.val_dataloader()) for rank in ranks]
+    assert len({sum(len(batch["input_ids"]) for batch in batches) for batches in rank_batches}) == 1
     counted = [
         tuple(ids)
-        for share in shares
-        for batch in share
+        for batches in rank_batches
+        for batch in batches
         for ids, task in zip(batch["input_ids"].tolist(), batch["task"].tolist(), strict=True)
         if task >= 0
     ]

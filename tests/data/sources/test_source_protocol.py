@@ -39,7 +39,7 @@ class Constant:
 @pytest.mark.parametrize("source", SOURCES)
 def test_shipped_sources_have_the_protocol(source):
     made = SOURCES[source](**({} if source == "shapes" else {"path": "x"}) | (
-        {"task": "mend"} if source == "paired" else {}
+        {"task": "repair"} if source == "paired" else {}
     ))  # fmt: skip
     assert check_source(made) is made and isinstance(made, Source)
     assert made.validate() == [] and SOURCES[source].name == source

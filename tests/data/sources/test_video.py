@@ -206,7 +206,7 @@ def test_truncated_video_rejected(tmp_path):
     reader = source(tmp_path)
     assert keys(reader, "train", "video") == ["a-000000", "a-000004"]
     (reason,) = rejects(reader, "train", "video").values()
-    assert "frame 9: truncated or damaged" in reason and "fewer than the header says" in reason
+    assert "frame 9: truncated or damaged" in reason and "fewer than the header states" in reason
 
 
 def test_too_large_frames_rejected(tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def _apply_rotation(decoded: Any) -> Image.Image:
 
 
 def _truncation_error(file: BinaryIO) -> str | None:
-    """An error if an MP4 or MOV is shorter than its header says; ffmpeg would not report it."""
+    """An error if an MP4 or MOV is shorter than its header states; ffmpeg would not report it."""
     length = file.seek(0, 2)
     offset = 0
     while offset + 16 <= length:
@@ -135,7 +135,7 @@ def _truncation_error(file: BinaryIO) -> str | None:
             break
         if size < 8 or offset + size > length:
             file.seek(0)
-            return f"truncated or damaged: its {length:,} bytes are fewer than the header says"
+            return f"truncated or damaged: its {length:,} bytes are fewer than the header states"
         offset += size
     file.seek(0)
     return None

@@ -80,7 +80,7 @@ def texture(rng: np.random.Generator, split: str, size: int) -> Floats:
 
 
 def random_bright_color(rng: np.random.Generator, hue: float | None = None) -> Floats:
-    """A bright color of low saturation, of this hue (in turns) or any: (3,) float32 in [0, 255].
+    """A bright color, (3,) float32 in [0, 255], of low saturation.
 
     It is never as saturated as the colors of masks and stick figures: an input must not look like
     a target.
