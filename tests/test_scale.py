@@ -16,7 +16,7 @@ def test_estimate_of_the_papers_mixtures():
     assert made.workers == 7  # 6.02 days of one
     assert estimate(PAPER, rate=1000, days=6.1).workers == 1
     lvm = estimate(LVM, rate=1000)
-    assert lvm.tokens == pytest.approx(420e9, rel=0.01)  # as LVM says of its own
+    assert lvm.tokens == pytest.approx(420e9, rel=0.01)  # as LVM reports
     assert lvm.image_bytes == 164 * 10**12
 
 

@@ -57,7 +57,7 @@ def test_schema_of_a_dataclass_keeps_types_and_validate():
         with pytest.raises(ValidationError):
             node[key] = value
     with pytest.raises(ConfigKeyError):
-        node["colour"] = "red"
+        node["colors"] = "red"
     assert OmegaConf.to_object(node).validate() == ["path=x"]
 
 

@@ -23,32 +23,32 @@ def crowd(seed: int, scales: tuple[float, ...]) -> np.ndarray:
     return np.stack(found)
 
 
-def test_single_full_size_figure_equals_pose():
+def test_single_person_equals_pose():
     points = people.random_keypoints(np.random.default_rng(0))
     rendered = poses.render(points[None], np.array([1.0]), SIZE)
     assert (rendered == pose.render(points, SIZE)).all()
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 0.45), (0.4, 0.3, 0.3)])
-def test_parse_finds_every_figure(scales):
+def test_parse_finds_every_person(scales):
     for seed in range(5):
-        figures = crowd(seed, scales)
-        found = poses.parse(poses.render(figures, np.array(scales), SIZE))
-        for keypoint in (4, 7, 10, 13):  # hands and feet lie apart from all else
+        skeletons = crowd(seed, scales)
+        found = poses.parse(poses.render(skeletons, np.array(scales), SIZE))
+        for keypoint in (4, 7, 10, 13):  # hands and feet are far from other keypoints
             points_found = found[keypoint]
-            distance = np.linalg.norm(points_found[:, None] - figures[None, :, keypoint], axis=2)
+            distance = np.linalg.norm(points_found[:, None] - skeletons[None, :, keypoint], axis=2)
             assert len(points_found) == len(scales) and distance.min(axis=0).max() < 0.03
         assert not any(len(found[keypoint]) for keypoint in range(pose.NUM_BODY_KEYPOINTS, 18))
 
 
 def test_score_values():
-    figures, scales = crowd(0, (0.45, 0.45)), np.array([0.45, 0.45])
-    truth = poses.render(figures, scales, SIZE)
+    skeletons, scales = crowd(0, (0.45, 0.45)), np.array([0.45, 0.45])
+    truth = poses.render(skeletons, scales, SIZE)
     assert poses.f1(truth, truth) == 1
     assert poses.f1(np.zeros_like(truth), truth) == 0
     assert np.isnan(poses.f1(truth, np.zeros_like(truth)))
     assert poses.f1(truth[:, ::-1], truth) < 0.5  # left is not right
-    one = poses.render(figures[:1], scales[:1], SIZE)
+    one = poses.render(skeletons[:1], scales[:1], SIZE)
     # All that is found is true, half of what is true is found; and the other way round.
     assert poses.f1(one, truth) == pytest.approx(2 / 3, abs=0.03)
     assert poses.f1(truth, one) == pytest.approx(2 / 3, abs=0.03)

@@ -63,7 +63,7 @@ def test_paired(tmp_path):
     bad_files.zero_bytes(root / "target" / "fine.png")
     lonely, unlike = bad_files.missing_target(root), bad_files.other_size(root)
     bad_files.save(root / "target" / "late.png", smooth())
-    source = Paired(path=str(root), task="mend", size=SIZE, val_fraction=0, test_fraction=0)
+    source = Paired(path=str(root), task="repair", size=SIZE, val_fraction=0, test_fraction=0)
     examples, rejects = run(source, tmp_path / "out")
     assert examples.keys() == truths.keys()
     for stem, truth in truths.items():

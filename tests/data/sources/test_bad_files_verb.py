@@ -92,7 +92,7 @@ CASES = {
 }
 WORDS = {
     "images": [],
-    "paired": ["source.task=mend"],
+    "paired": ["source.task=repair"],
     "sa1b": ["source.num_crops=0"],
     "video": ["source.clip_length=4", "source.stride=1", "source.scene_cut_threshold=0"],
     "laion": [],

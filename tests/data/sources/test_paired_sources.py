@@ -265,10 +265,10 @@ def test_paired_patterns(tmp_path):
         save(tmp_path / f"s{number}" / "x.png", pair(number, "input"))
         save(tmp_path / f"s{number}" / "x_gt.png", pair(number, "target"))
     source = Paired(
-        path=str(tmp_path), task="mend", inputs="{id}.png", targets="{id}_gt.png", size=SIZE,
+        path=str(tmp_path), task="repair", inputs="{id}.png", targets="{id}_gt.png", size=SIZE,
         val_fraction=0, test_fraction=0,
     )  # fmt: skip
-    examples = read_all(source, "train")["mend"]
+    examples = read_all(source, "train")["repair"]
     assert [each.key for each in examples] == ["s0-x", "s1-x", "s2-x"]
     for number, each in enumerate(examples):
         assert (each.input == fitted(pair(number, "input"))).all()
@@ -280,15 +280,15 @@ def test_equal_keys_get_a_digest(tmp_path):
         for name in ("a b.png", "a_b.png", "c.png"):
             save(tmp_path / side / name, pair(0, side))
     save(tmp_path / "input" / "c.jpg", pair(0, "input"))
-    source = Paired(path=str(tmp_path), task="mend", size=SIZE, val_fraction=0, test_fraction=0)
-    found = keys(source, "train", "mend")
+    source = Paired(path=str(tmp_path), task="repair", size=SIZE, val_fraction=0, test_fraction=0)
+    found = keys(source, "train", "repair")
     assert len(set(found)) == 3 and "c" in found
-    assert rejects(source, "train", "mend") == {"input/c.png": "its name is that of input/c.jpg"}
+    assert rejects(source, "train", "repair") == {"input/c.png": "its name is that of input/c.jpg"}
 
 
 def test_paired_settings_errors(tmp_path):
     flat(tmp_path, ".", 1)
-    settings = {"path": str(tmp_path), "task": "mend"}
+    settings = {"path": str(tmp_path), "task": "repair"}
     for change, message in (
         ({"task": "../x"}, "invalid task name '../x'"),
         ({"inputs": "inputs"}, "source.inputs=inputs is not a directory"),

@@ -14,11 +14,11 @@ import delvm
 PROBE = """
 import resource, statistics
 import torch
-def faults():
+def page_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     held = [torch.ones(16 << 20) for _ in range(BLOCKS)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(int(statistics.median([faults() for _ in range(24)][-8:])))
+print(int(statistics.median([page_faults() for _ in range(24)][-8:])))
 """
 KEEP = "from delvm.models.cpu.malloc import configure_malloc; kept = configure_malloc()\n"
 CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
@@ -63,4 +63,4 @@ def test_only_training_and_encoding_configure_malloc():
         for path in package.rglob("*.py")
         if "configure_malloc()" in path.read_text("utf-8") and path.name != "malloc.py"
     }
-    assert callers == {"interop/tokenizer_factory.py", "commands/train.py"}
+    assert callers == {"commands/train.py", "interop/tokenizer_factory.py"}
