@@ -119,7 +119,7 @@ def _dispatch(words: list[str], argv: list[str], full_error: str | None) -> None
 def _run_verb(verb: str, words: list[str], argv: list[str], full_error: str | None) -> None:
     from delvm.commands import app, arguments, help
 
-    overrides, flags = arguments.split(verb, words)
+    overrides, flags = arguments.split(words)
     if "--help" in flags or "-h" in flags:
         print(help.page(verb, flags.get("--config-dir", flags.get("-cd"))), end="")
         return

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from delvm.commands.explain import explained, missing_values, unknown_key
 from delvm.configs.register import register
-from delvm.configs.store import config_root
+from delvm.configs.store import config_root, walk
 from delvm.configs.validate import check
 from delvm.errors import Diverged, UserError
 from delvm.progress import log
@@ -120,36 +120,19 @@ def checked(verb: str, cfg: DictConfig) -> Any:
     Raises:
         UserError: a key is not in the schema, or has no value.
     """
-    _forbid_extra_keys(verb, cfg)
-    if missing := set(_missing_keys(cfg)):
+    missing = []
+    for path, node in walk(cfg):
+        schema: Any = OmegaConf.get_type(node)
+        for key in map(str, node):
+            # ``+key=value`` adds keys also where the schema has no such field
+            if is_dataclass(schema) and key not in schema.__dataclass_fields__:
+                known = OmegaConf.masked_copy(node, list(schema.__dataclass_fields__))
+                raise UserError(unknown_key(verb, f"{path}{key}", known))
+            if OmegaConf.is_missing(node, key):
+                missing.append(f"{path}{key}")
+    if missing:
         raise UserError(missing_values(missing))
     return cfg if verb == "train" else OmegaConf.to_object(cfg)
-
-
-def _forbid_extra_keys(verb: str, node: DictConfig, lead: str = "") -> None:
-    """Refuse keys that ``+key=value`` added to a node whose schema has no such field."""
-    schema: Any = OmegaConf.get_type(node)
-    for key in map(str, node):
-        if is_dataclass(schema) and key not in schema.__dataclass_fields__:
-            known = OmegaConf.masked_copy(node, list(schema.__dataclass_fields__))
-            raise UserError(unknown_key(f"{lead}{key}", known, verb))
-        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
-            continue
-        if isinstance(value := node[key], DictConfig):
-            _forbid_extra_keys(verb, value, f"{lead}{key}.")
-
-
-def _missing_keys(node: DictConfig, lead: str = "") -> Iterator[str]:
-    """Mandatory keys without a value. Interpolations are not followed: a part that is not built may
-    refer to keys that a foreign part lacks."""
-    for key in map(str, node):
-        if OmegaConf.is_missing(node, key):
-            yield f"{lead}{key}"
-            continue
-        if OmegaConf.is_interpolation(node, key):
-            continue
-        if isinstance(value := node[key], DictConfig):
-            yield from _missing_keys(value, f"{lead}{key}.")
 
 
 def in_sweep() -> bool:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from delvm.commands.explain import check_override
 from delvm.commands.help import FLAGS
 from delvm.errors import UserError, did_you_mean
 
@@ -19,7 +18,7 @@ FLAG_NAMES = [name for name in _VALUES if name.startswith("--")]
 _EXCLUDED = "hydra.job.config.override_dirname.exclude_keys"
 
 
-def split(verb: str, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def split(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The overrides, and each flag with its value.
 
     Raises:
@@ -31,7 +30,9 @@ def split(verb: str, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     while rest:
         word = rest.pop(0)
         if not word.startswith("-"):
-            check_override(verb, word)
+            key, equals, _ = word.partition("=")
+            if not key.lstrip("+") or not (equals or word.startswith("~")):
+                raise UserError(f"'{word}' is not an override: write key=value, or group=option")
             overrides.append(word)
             continue
         name, equals, value = word.partition("=")

@@ -14,7 +14,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from delvm.commands import help
-from delvm.configs.renamed import RENAMED_FIELDS, new_name
+from delvm.configs.renamed import new_name
+from delvm.configs.store import walk
 from delvm.errors import UserError, closest_match, did_you_mean, to_user_error
 
 EXAMPLES = {"prompt": "DIR", "query": "IMAGE", "teacher.checkpoint": "PATH"}
@@ -73,50 +74,26 @@ def _reason(error: Exception) -> str:
     return (ends or text.splitlines() or [type(error).__name__])[-1 if ends else 0][:300]
 
 
-def check_override(verb: str, override: str) -> None:
-    """Refuse an argument that is not an override, or that names something by its old name.
-
-    Raises:
-        UserError: in one line.
-    """
-    key, equals, value = override.partition("=")
-    name = key.lstrip("+~")
-    if not name or not (equals or override.startswith("~")):
-        raise UserError(f"'{override}' is not an override: write key=value, or group=option")
-    if new := new_name(verb, name, value):
-        old = override if "=" in new else key
-        raise UserError(f"unknown '{old}': it is now called {new}")
-
-
-def unknown_key(name: str, node: Any, verb: str) -> str:
+def unknown_key(verb: str, name: str, node: Any) -> str:
     """The line for a key that does not exist.
 
     Args:
         name: the key in full, dots and all.
         node: the config node that lacks it.
     """
-    if new := new_name(verb, name) or RENAMED_FIELDS.get(name):
+    if new := new_name(verb, name):
         return f"unknown key '{name}': it is now called {new}"
+    if not isinstance(node, DictConfig):
+        return f"unknown key '{name}'"
     parent, _, leaf = name.rpartition(".")
     lead = f"{parent}." if parent else ""
     if option := help.option_with(verb, parent.replace(".", "/"), leaf):
         return f"unknown key '{name}': it is a key of {option}"
-    below = [key for key in _keys_below(node) if key.endswith(f".{leaf}")]
+    below = [f"{path}{leaf}" for path, each in walk(node) if path and leaf in map(str, each)]
     siblings = [key for key in map(str, node) if key != "hydra" and not key.startswith("_")]
     close = closest_match(leaf, siblings) or (below[0] if below else None)
     hint = f"did you mean '{lead}{close}'?" if close else did_you_mean(leaf, siblings)
     return f"unknown key '{name}': {hint}"
-
-
-def _keys_below(node: Any, lead: str = "") -> list[str]:
-    keys: list[str] = []
-    for key in map(str, node):
-        keys.append(f"{lead}{key}")
-        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
-            continue
-        if isinstance(node[key], DictConfig) and f"{lead}{key}" != "hydra":
-            keys += _keys_below(node[key], f"{lead}{key}.")
-    return keys
 
 
 def missing_values(keys: Iterable[str]) -> str:
@@ -145,17 +122,21 @@ def _one_line(error: Exception, verb: str) -> str:
     file = text.split("'")[1] if text.startswith("In '") else ""
     where = f"{file}.yaml: " if "/" in file and file != "hydra/config" else ""
     if isinstance(error, MissingConfigException):
-        return where + _unknown_option(error)
+        return where + _unknown_option(error, verb)
     # Hydra wraps OmegaConf's errors: a bad override as cause, a bad config file as context.
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, OmegaConfBaseException):
         inner = inner.__cause__ or inner.__context__
     if isinstance(inner, ConfigAttributeError | ConfigKeyError):
-        return where + unknown_key(str(inner.full_key or inner.key), inner.parent_node or {}, verb)
+        name = str(inner.full_key or inner.key)
+        key, _, value = text.partition(" use +")[2].partition("\n")[0].partition("=")
+        if key.startswith(name) and (new := new_name(verb, key, value)):
+            return f"unknown key '{key}': it is now called {new}"
+        return where + unknown_key(verb, name, inner.parent_node)
     if isinstance(inner, OmegaConfBaseException):
         start = "Error merging override "
         override = text.removeprefix(start).splitlines()[0] if text.startswith(start) else ""
-        return where + _type_error(inner, override)
+        return where + _type_error(inner, override, verb)
     if isinstance(error, YAMLError):
         return f"a config file is not valid YAML: {' '.join(text.split())}"
     return where + _composition_error(text, verb)
@@ -171,16 +152,18 @@ def _parse_error(error: OverrideParseException) -> str:
     )
 
 
-def _unknown_option(error: MissingConfigException) -> str:
+def _unknown_option(error: MissingConfigException, verb: str) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if not group or error.options is None:
         return " ".join(str(error).split("\nConfig search path")[0].split())
     if package := _PLUGINS.get(f"{group}={option}"):
         return f"{group}={option} needs {package}: run `pip install 'delvm[scale]'`"
-    return f"unknown option {group}={option}: {did_you_mean(option, error.options)}"
+    new = new_name(verb, group, option)
+    hint = f"it is now called {new}" if new else did_you_mean(option, error.options)
+    return f"unknown option {group}={option}: {hint}"
 
 
-def _type_error(error: OmegaConfBaseException, override: str) -> str:
+def _type_error(error: OmegaConfBaseException, override: str, verb: str) -> str:
     """A value of the wrong type: the schema's own field says what is wanted."""
     name = str(error.full_key or error.key or "").strip()
     node = error.parent_node
@@ -190,10 +173,11 @@ def _type_error(error: OmegaConfBaseException, override: str) -> str:
     value = override.partition("=")[2]
     for each in get_args(kind) or (kind,):
         if isinstance(each, type) and issubclass(each, Enum) and value:
-            meant = _ALIASES.get(value, value)
-            return (
-                f"{override} is not {type_in_words(kind)}: {did_you_mean(meant, each.__members__)}"
-            )
+            close = closest_match(_ALIASES.get(value, value), each.__members__)
+            hint = f": did you mean '{close}'?" if close else ""
+            if new := new_name(verb, name, value):
+                hint = f": it is now called {new}"
+            return f"{override} is not {type_in_words(kind)}{hint}"
     if kind is not None and override:
         return f"{override} does not fit: {name} takes {type_in_words(kind)}"
     shown, reason = override or name, str(error).splitlines()[0].rstrip(".")

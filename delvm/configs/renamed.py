@@ -1,4 +1,7 @@
-"""Names that overrides had before, and their names now: one table per verb."""
+"""Names that overrides had before, and their names now: one table per verb.
+
+A row counts only where the old name is unknown: a class of another package may have such a key.
+"""
 
 # "KEY" (with all keys below it), or "GROUP=OPTION" -> what to type instead.
 _SAMPLING = {
@@ -8,7 +11,22 @@ _SAMPLING = {
 }
 VERBS = {"gather": "runs"}
 RENAMED: dict[str, dict[str, str]] = {
-    "prepare": {"output": "output_dir"},
+    "prepare": {
+        "output": "output_dir",
+        # source=shapes has had counts under these two names.
+        "source.val": "source.val_fraction or source.num_val",
+        "source.test": "source.test_fraction or source.num_test",
+        "source.crops": "source.num_crops",
+        "source.cut": "source.scene_cut_threshold",
+        "source.frames": "source.clip_length",
+        "source.hole": "source.hole_size",
+        "source.keypoints": "source.min_keypoints",
+        "source.masks": "source.max_masks",
+        "source.pictures": "source.group_size",
+        "source.tars": "source.from_tars",
+        "source.tuples": "source.annotations",
+        "source.whole": "source.whole_image",
+    },
     "encode": {
         "input": "input_dir",
         "output": "output_dir",
@@ -106,23 +124,6 @@ RENAMED: dict[str, dict[str, str]] = {
     "inspect": {"input": "input_dir", "output": "output_dir", "pictures": "num_images"},
     "convert": {"output": "output_dir", "to": "output_format", "codes": "codebook_size"},
     "export": {"output": "output_dir"},
-}
-
-# Keys that are old only where they are unknown: a class of another package may have such keys.
-RENAMED_FIELDS: dict[str, str] = {
-    # source=shapes has had counts under these two names.
-    "source.val": "source.val_fraction or source.num_val",
-    "source.test": "source.test_fraction or source.num_test",
-    "source.crops": "source.num_crops",
-    "source.cut": "source.scene_cut_threshold",
-    "source.frames": "source.clip_length",
-    "source.hole": "source.hole_size",
-    "source.keypoints": "source.min_keypoints",
-    "source.masks": "source.max_masks",
-    "source.pictures": "source.group_size",
-    "source.tars": "source.from_tars",
-    "source.tuples": "source.annotations",
-    "source.whole": "source.whole_image",
 }
 
 

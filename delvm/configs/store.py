@@ -6,8 +6,7 @@ The file of a plugin needs none: its node is `Any` in the verb's schema, and `_t
 
 import inspect
 import sys
-from collections.abc import Callable, Collection
-from dataclasses import MISSING as NO_DEFAULT
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,7 +17,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 import delvm
 
 Groups = dict[str, dict[str, type]]  # group ("source", "module/loss") -> option -> schema
-SchemaField = tuple[str, Any, Any]  # name, annotation, dataclasses.field
 
 
 def config_dir() -> Path:
@@ -59,61 +57,51 @@ def schema_of(
         omit: arguments that code passes, such as the parameters of a model to its optimizer.
         defaults: replace the target's own; further names (`_partial_=True`) become fields.
     """
+    inherits = isinstance(target, type) and is_dataclass(target)
     path = target_path or f"{target.__module__}.{target.__qualname__}"
-    arguments = _fields(target, defaults) if is_dataclass(target) else _arguments(target, defaults)
-    own = {key for key, *_ in arguments}
-    arguments = [("_target_", str, field(default=path)), *arguments]
-    arguments += [
-        (key, Any if each is None else type(each), _field(each))
-        for key, each in defaults.items()
-        if key not in own
-    ]
-    inherits = is_dataclass(target) and isinstance(target, type)
-    # Of another class only its check of settings, which reads attributes of the same names.
-    # (Lightning's Trainer has a method `validate` that takes a model.)
-    validate = getattr(target, "validate", None)
-    is_check = validate is not None and list(inspect.signature(validate).parameters) == ["self"]
-    check = {"validate": validate} if is_check and not inherits else {}
+    found: dict[str, tuple[Any, Any]] = {"_target_": (str, field(default=path))}
+    found |= _changed_fields(target, defaults) if inherits else _arguments(target, defaults)
+    for key, value in defaults.items():
+        found.setdefault(key, (Any if value is None else type(value), _field(value)))
+    # Of a class that is not a dataclass only its check of settings, which reads attributes of the
+    # same names. (Lightning's Trainer has a method `validate` that takes a model.)
+    check = getattr(target, "validate", None)
+    keeps = not inherits and check and list(inspect.signature(check).parameters) == ["self"]
     return make_dataclass(
         name or target.__name__,
-        [each for each in arguments if each[0] not in omit],
+        [(key, *each) for key, each in found.items() if key not in omit],
         bases=(target,) if isinstance(target, type) and inherits else (),
-        namespace=check,
+        namespace={"validate": check} if keeps else {},
+        kw_only=True,
     )
 
 
-def _fields(target: Any, defaults: dict[str, Any]) -> list[SchemaField]:
-    hints = get_type_hints(target)
-    found = []
+def _changed_fields(target: Any, defaults: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields of a dataclass with another default, or an annotation of which OmegaConf fails."""
+    hints, found = get_type_hints(target), {}
     for each in fields(target):
-        if each.name in defaults:
-            default = _field(defaults[each.name])
-        elif each.default_factory is not NO_DEFAULT:
-            default = field(default_factory=each.default_factory)
-        else:
-            default = _field(MISSING if each.default is NO_DEFAULT else each.default)
-        if each.init:
-            found.append((each.name, _annotation(hints[each.name]), default))
+        kept = field(default=each.default, default_factory=each.default_factory)
+        if each.name in defaults or not _fits(hints[each.name], MISSING):
+            default = _field(defaults[each.name]) if each.name in defaults else kept
+            found[each.name] = (_annotation(hints[each.name]), default)
     return found
 
 
-def _arguments(target: Callable[..., Any], defaults: dict[str, Any]) -> list[SchemaField]:
+def _arguments(target: Callable[..., Any], defaults: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     called: Any = target  # mypy warns of __init__ of an instance
     try:
         hints = get_type_hints(called.__init__ if isinstance(target, type) else target)
     except NameError:  # names of a package that is not installed (wandb)
         hints = {}
-    found = []
+    found = {}
     for each in inspect.signature(target).parameters.values():
-        if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
+        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
             continue
-        own = MISSING if each.default is each.empty else each.default
-        default = defaults.get(each.name, own)
-        annotation = _annotation(hints.get(each.name, Any))
-        if _fits(annotation, default):
-            found.append((each.name, annotation, _field(default)))
-        elif _fits(Any, default):
-            found.append((each.name, Any, _field(default)))
+        default = defaults.get(each.name, MISSING if each.default is each.empty else each.default)
+        for annotation in (_annotation(hints.get(each.name, Any)), Any):
+            if _fits(annotation, default):
+                found[each.name] = (annotation, _field(default))
+                break
     return found
 
 
@@ -171,18 +159,20 @@ def store(verb: str, root: type, groups: Groups) -> None:
 def _open_dicts(schema: type) -> DictConfig:
     """The schema as a config whose plain dictionaries take new keys from the command line."""
     node: DictConfig = OmegaConf.structured(schema)
-    _open(node)
+    for _, each in walk(node):
+        if OmegaConf.get_type(each) is dict:
+            OmegaConf.set_struct(each, False)
     return node
 
 
-def _open(node: DictConfig) -> None:
-    for key in node:
-        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, str(key)):
+def walk(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """A node and all nodes below it, each with its path ("" or "student.net.").
+
+    Interpolations are not followed: ``module.model: ${student.net}`` is visited where it is.
+    """
+    yield path, node
+    for key in map(str, node):
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             continue
-        value = node[key]
-        if not isinstance(value, DictConfig):
-            continue
-        if OmegaConf.get_type(value) is dict:
-            OmegaConf.set_struct(value, False)
-        else:
-            _open(value)
+        if isinstance(value := node[key], DictConfig):
+            yield from walk(value, f"{path}{key}.")

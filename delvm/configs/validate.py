@@ -3,12 +3,12 @@
 Parts of foreign classes have no schema and are skipped: what they take is theirs to check.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
+from delvm.configs.store import walk
 from delvm.errors import UserError
 
 
@@ -18,11 +18,7 @@ def check(verb: str, cfg: DictConfig) -> None:
     Raises:
         UserError: with every error; each names both values and the override to type.
     """
-    raise_errors(config_errors(verb, cfg))
-
-
-def raise_errors(errors: list[str]) -> None:
-    """Raise one UserError of all, if there are any."""
+    errors = config_errors(verb, cfg)
     if len(errors) == 1:
         raise UserError(errors[0])
     if errors:
@@ -36,28 +32,16 @@ def config_errors(verb: str, cfg: DictConfig) -> list[str]:
     is put in front ("optimizer.lr=-1 is ...").
     """
     errors = []
-    for path, node in _typed_nodes(cfg):
+    for path, node in walk(cfg):
         if not hasattr(OmegaConf.get_type(node), "validate"):
             continue
         try:
             part: Any = OmegaConf.to_object(node)
         except InterpolationKeyError:
             continue  # refers to keys that a foreign part lacks; an error only if it is built
-        errors += [f"{path}.{error}" if path else error for error in part.validate()]
+        errors += [f"{path}{error}" for error in part.validate()]
     if verb == "train":
         from delvm.configs.validate_train import train_errors
 
         errors += train_errors(cfg)
     return errors
-
-
-def _typed_nodes(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]:
-    """Each node that has a schema, outermost first."""
-    if OmegaConf.get_type(node) is not dict:
-        yield path, node
-    for key in map(str, node):
-        # An interpolated part (module.model: ${student.net}) is visited where it stands.
-        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
-            continue
-        if isinstance(value := node[key], DictConfig):
-            yield from _typed_nodes(value, f"{path}.{key}" if path else key)

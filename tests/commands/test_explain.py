@@ -22,7 +22,7 @@ LINES = {
     "train data.foo=2": "unknown key 'data.foo': choose from: batch_size, images_per_sentence, "
     "num_val_examples, num_workers, pairs_per_sentence, path, seed, shuffle_window_shards, "
     "task_weights",
-    "train module.kd_weight=2": "unknown 'module.kd_weight=2': it is now called "
+    "train module.kd_weight=2": "unknown key 'module.kd_weight': it is now called "
     "module=distillation module.loss.kd_weight",
     "train module.loss.kd_weight=2": "unknown key 'module.loss.kd_weight': it is a key of "
     "module=distillation",
