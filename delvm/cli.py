@@ -11,6 +11,7 @@ from contextlib import redirect_stdout, suppress
 
 import delvm
 from delvm.commands import VERBS
+from delvm.configs import config_root
 from delvm.errors import UserError, did_you_mean
 
 _HELP = """DeLVM: visual sentences. A student continues a prompt of example pairs.
@@ -120,16 +121,15 @@ def _run_verb(verb: str, words: list[str], argv: list[str], full_error: str | No
     from delvm.commands import app, arguments, help
 
     overrides, flags = arguments.split(words)
-    if "--help" in flags or "-h" in flags:
-        print(help.page(verb, flags.get("--config-dir", flags.get("-cd"))), end="")
+    if {"--help", "-h"} & set(flags):
+        found = [i for i, flag in enumerate(flags[:-1]) if flag in ("--config-dir", "-cd")]
+        print(help.page(verb, flags[found[0] + 1] if found else None), end="")
         return
-    if not {"-c", "--cfg", "-i", "--info", "-sc", "--shell-completion"} & flags.keys():
+    if not {"-c", "--cfg", "-i", "--info", "-sc", "--shell-completion"} & set(flags):
         overrides += arguments.name_by_what_varies(overrides)
     app.started_as = argv, full_error
     try:
-        app.run_hydra(
-            verb, [*overrides, *(word for pair in flags.items() for word in pair if word)]
-        )
+        app.run_hydra(verb, [*overrides, *flags])
     finally:
         app.started_as = None
 
@@ -154,9 +154,9 @@ def _complete(words: list[str]) -> None:
     if not given:
         print("\n".join(each for each in [*VERBS, "--help", "--version"] if each.startswith(word)))
     elif word.startswith("-"):
-        from delvm.commands.arguments import FLAG_NAMES
+        from delvm.commands.arguments import VALUES
 
-        print("\n".join(each for each in FLAG_NAMES if each.startswith(word)))
+        print("\n".join(flag for flag in VALUES if flag.startswith(word) and flag[:2] == "--"))
     elif given[0] in VERBS:
         from delvm.commands.app import run_hydra
 
@@ -169,8 +169,9 @@ def _complete(words: list[str]) -> None:
 
 
 def help_page() -> str:
-    """The page of ``delvm --help``."""
-    width = max(map(len, VERBS))
+    """The page of ``delvm --help``: the first line of each verb's config says what it does."""
+    files = {verb: config_root(verb) / f"{verb}.yaml" for verb in VERBS}
+    about = {verb: file.read_text("utf-8").splitlines()[0] for verb, file in files.items()}
     return _HELP.format(
-        verbs="\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+        verbs="\n".join(f"  {verb:<8}  {line.lstrip('# ')}" for verb, line in about.items())
     )

@@ -20,8 +20,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from delvm.commands.explain import explained, missing_values, unknown_key
+from delvm.configs import config_root
 from delvm.configs.register import register
-from delvm.configs.store import config_root, walk
+from delvm.configs.store import walk
 from delvm.configs.validate import check
 from delvm.errors import Diverged, UserError
 from delvm.progress import log

@@ -9,7 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from delvm.commands.app import run_job
-from delvm.configs.store import config_root
+from delvm.configs import config_root
 from delvm.configs.verbs import ConvertConfig
 from delvm.data.shards import token_files as shards
 from delvm.errors import UserError
@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> float | None:
 
 def run(cfg: ConvertConfig) -> None:
     """Convert, and print what was written."""
-    source, output, target = Path(cfg.input), Path(cfg.output_dir), cfg.output_format.value
+    source, output, target = Path(cfg.input), Path(cfg.output_dir), cfg.output_format
     space = TokenSpace(cfg.codebook_size, cfg.bos, cfg.eos)
     kind = shards.detect_format(source, SUFFIXES)
     if kind == target == "shards":

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from delvm.commands.app import run_job
 from delvm.commands.build import build
-from delvm.configs.store import config_root
+from delvm.configs import config_root
 from delvm.configs.verbs import EncodeConfig
 from delvm.data.encode.encode import PreloadedTokenizer, encode
 from delvm.data.encode.executors.base import TokenizerFactory, check_executor

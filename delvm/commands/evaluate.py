@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from delvm.commands.app import run_job
-from delvm.configs.store import config_root
+from delvm.configs import config_root
 from delvm.configs.verbs import EvaluateConfig, EvaluationMode
 from delvm.storage import as_path
 

@@ -3,13 +3,11 @@
 import os
 import re
 import traceback
-import types
-from collections.abc import Iterable
-from enum import Enum
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from collections.abc import Collection
+from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -29,14 +27,12 @@ _PLUGINS = {
     "hydra/sweeper=optuna": "hydra-optuna-sweeper",
     "hydra/sweeper/sampler=tpe": "hydra-optuna-sweeper",
 }
-_PACKAGES = ("hydra", "hydra_plugins", "submitit", "joblib", "sqlalchemy", "optuna")
-_TYPES = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    list: "a list, as [a,b]",
-    dict: "a dictionary, as {a: 1}",
+# What raises an error outside of a job -> what to set.
+_PACKAGES = {
+    "submitit": "resume=auto to continue what is not done, or hydra/launcher=basic to run here",
+    "joblib": "resume=auto to continue what is not done, or hydra/launcher=basic to run here",
+    "sqlalchemy": "hydra.sweeper.storage to sqlite:///FILE in an existing directory",
+    "optuna": "hydra.sweeper.storage to sqlite:///FILE in an existing directory",
 }
 
 
@@ -44,27 +40,14 @@ def explained(error: Exception, verb: str) -> Exception:
     """A UserError in one line for what the user can fix, else the error itself."""
     if isinstance(error, UserError):
         return error
-    package = _raising_package(error)
-    config_error = isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
-    if config_error or (isinstance(error, ValueError) and package.startswith("hydra")):
-        return UserError(_one_line(error, verb))
-    if package in ("submitit", "joblib"):
-        return UserError(
-            f"{package} failed: {_reason(error)}: finished jobs are kept; set resume=auto to "
-            "continue the others, or hydra/launcher=basic to run them here"
-        )
-    if package in ("sqlalchemy", "optuna"):
-        return UserError(
-            f"hydra.sweeper.storage cannot be used: {_reason(error)}: set it to sqlite:///FILE in "
-            "an existing directory"
-        )
-    return to_user_error(error) if isinstance(error, OSError) else error
-
-
-def _raising_package(error: Exception) -> str:
-    """Which of Hydra and the packages behind its plugins raised an error, or nothing."""
     file = traceback.extract_tb(error.__traceback__)[-1].filename if error.__traceback__ else ""
-    return next((each for each in _PACKAGES if f"{os.sep}{each}{os.sep}" in file), "")
+    of_hydra = isinstance(error, ValueError) and f"{os.sep}hydra{os.sep}" in file
+    if of_hydra or isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
+        return UserError(_one_line(error, verb))
+    for package, fix in _PACKAGES.items():
+        if f"{os.sep}{package}{os.sep}" in file:
+            return UserError(f"{package} failed: {_reason(error)}: set {fix}")
+    return to_user_error(error) if isinstance(error, OSError) else error
 
 
 def _reason(error: Exception) -> str:
@@ -96,33 +79,26 @@ def unknown_key(verb: str, name: str, node: Any) -> str:
     return f"unknown key '{name}': {hint}"
 
 
-def missing_values(keys: Iterable[str]) -> str:
+def missing_values(keys: Collection[str]) -> str:
     """The line for mandatory keys without a value."""
-    names = sorted(keys)
-    example = " ".join(f"{name}={EXAMPLES.get(name, 'VALUE')}" for name in names)
-    return f"missing value{'s'[: len(names) > 1]} for {', '.join(names)}: set {example}"
-
-
-def type_in_words(kind: Any) -> str:
-    """What a key of this type takes."""
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        parts = [type_in_words(part) for part in get_args(kind) if part is not type(None)]
-        return " or ".join([*parts, *["null"][: type(None) in get_args(kind)]])
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return f"one of {', '.join(kind.__members__)}"
-    return _TYPES.get(origin or kind, "keys of its own, as GROUP.KEY=VALUE")
+    example = " ".join(f"{key}={EXAMPLES.get(key, 'VALUE')}" for key in sorted(keys))
+    return f"missing value{'s'[: len(keys) > 1]} for {', '.join(sorted(keys))}: set {example}"
 
 
 def _one_line(error: Exception, verb: str) -> str:
+    text = str(error).split("\nConfig search path")[0]
     if isinstance(error, OverrideParseException):
-        return _parse_error(error)
-    # A file that an error is in; Hydra's own name what the command line or another file overrides.
-    text = str(error)
+        said = [line for line in text.splitlines() if not line.startswith(("Error ", "See "))]
+        reason = " ".join(said).rstrip(".")
+        return (
+            f"cannot read the override {error.override} ({reason}): write KEY=VALUE, and quote a "
+            "value with special characters"
+        )
+    # A file that an error is in. (Hydra's own file names what is overridden elsewhere.)
     file = text.split("'")[1] if text.startswith("In '") else ""
     where = f"{file}.yaml: " if "/" in file and file != "hydra/config" else ""
-    if isinstance(error, MissingConfigException):
-        return where + _unknown_option(error, verb)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        return where + _unknown_option(error.missing_cfg_file or "", error.options, verb)
     # Hydra wraps OmegaConf's errors: a bad override as cause, a bad config file as context.
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, OmegaConfBaseException):
@@ -134,67 +110,38 @@ def _one_line(error: Exception, verb: str) -> str:
             return f"unknown key '{key}': it is now called {new}"
         return where + unknown_key(verb, name, inner.parent_node)
     if isinstance(inner, OmegaConfBaseException):
-        start = "Error merging override "
-        override = text.removeprefix(start).splitlines()[0] if text.startswith(start) else ""
-        return where + _type_error(inner, override, verb)
-    if isinstance(error, YAMLError):
-        return f"a config file is not valid YAML: {' '.join(text.split())}"
-    return where + _composition_error(text, verb)
+        return where + _bad_value(inner, text, verb)
+    line = " ".join(text.split())
+    if match := re.search(r"Ambiguous value for argument '(([^=]*)=(.*?))' 1\.", line):
+        return f"{match[1]} is several values: add -m to sweep, or write {match[2]}=[{match[3]}]"
+    if line.startswith("Config group override must be"):
+        return f"{line}: write GROUP=OPTION, see delvm {verb} --help"
+    if match := re.search(r"Could not override '([^']*)'\.? No match in the defaults list", line):
+        group = match[1].partition("@")[0]
+        return (
+            f"{where}delvm {verb} has no group '{group}': {did_you_mean(group, help.groups(verb))}"
+        )
+    return f"a config file is not valid YAML: {line}" if isinstance(error, YAMLError) else line
 
 
-def _parse_error(error: OverrideParseException) -> str:
-    key, _, value = error.override.partition("=")
-    reason = str(error).splitlines()[0].rstrip(".")
-    quoted = value.replace("'", "\\'")
-    return (
-        f"cannot read the override {error.override} ({reason}): quote its value, "
-        f"as \"{key}='{quoted}'\""
-    )
-
-
-def _unknown_option(error: MissingConfigException, verb: str) -> str:
-    group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    if not group or error.options is None:
-        return " ".join(str(error).split("\nConfig search path")[0].split())
+def _unknown_option(file: str, options: Collection[str], verb: str) -> str:
+    group, _, option = file.rpartition("/")
     if package := _PLUGINS.get(f"{group}={option}"):
         return f"{group}={option} needs {package}: run `pip install 'delvm[scale]'`"
     new = new_name(verb, group, option)
-    hint = f"it is now called {new}" if new else did_you_mean(option, error.options)
+    hint = f"it is now called {new}" if new else did_you_mean(option, options)
     return f"unknown option {group}={option}: {hint}"
 
 
-def _type_error(error: OmegaConfBaseException, override: str, verb: str) -> str:
-    """A value of the wrong type: the schema's own field says what is wanted."""
-    name = str(error.full_key or error.key or "").strip()
-    node = error.parent_node
-    schema = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
-    hints = get_type_hints(schema) if isinstance(schema, type) else {}
-    kind = hints.get(name.rpartition(".")[2])
+def _bad_value(error: OmegaConfBaseException, text: str, verb: str) -> str:
+    name, reason = str(error.full_key or error.key or ""), str(error).splitlines()[0].rstrip(".")
+    start = "Error merging override "
+    override = text.removeprefix(start).splitlines()[0] if text.startswith(start) else name
     value = override.partition("=")[2]
-    for each in get_args(kind) or (kind,):
-        if isinstance(each, type) and issubclass(each, Enum) and value:
-            close = closest_match(_ALIASES.get(value, value), each.__members__)
-            hint = f": did you mean '{close}'?" if close else ""
-            if new := new_name(verb, name, value):
-                hint = f": it is now called {new}"
-            return f"{override} is not {type_in_words(kind)}{hint}"
-    if kind is not None and override:
-        return f"{override} does not fit: {name} takes {type_in_words(kind)}"
-    shown, reason = override or name, str(error).splitlines()[0].rstrip(".")
-    return f"{shown}: {reason}" if shown else reason
-
-
-def _composition_error(text: str, verb: str) -> str:
-    first = text.splitlines()[0] if text else "the config cannot be composed"
-    if first.startswith("Ambiguous value"):
-        override = first.split("'")[1]
-        key, _, value = override.partition("=")
-        return f"{override} is several values: add -m to sweep over them, or write {key}=[{value}]"
-    if "requires --multirun" in first:
-        return f"{first.split(chr(39))[1]} is a sweep: add -m"
-    if "No match in the defaults list" in text and "Could not override '" in text:
-        group = text.split("Could not override '")[1].split("'")[0]
-        return f"delvm {verb} has no group '{group}': {did_you_mean(group, help.groups(verb))}"
-    if first.startswith("Config group override must be"):
-        return f"a group takes the name of an option, as GROUP=OPTION: see delvm {verb} --help"
-    return " ".join(text.split("\nConfig search path")[0].split())
+    hint = ""
+    if new := new_name(verb, name, value):
+        hint = f": it is now called {new}"
+    elif match := re.search(r"expected one of \[(.*)\]", reason):
+        close = closest_match(_ALIASES.get(value, value), match[1].split(", "))
+        hint = f": did you mean '{close}'?" if close else ""
+    return f"{override}: {reason}{hint}" if override else reason

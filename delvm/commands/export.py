@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from delvm.commands.app import run_job
-from delvm.configs.store import config_root
+from delvm.configs import config_root
 from delvm.configs.verbs import ExportConfig
 from delvm.errors import UserError
 
@@ -25,9 +25,9 @@ def run(cfg: ExportConfig) -> None:
     from delvm.interop.formats import FORMATS, import_writable_format
     from delvm.interop.load import load_student, load_tokenizer, resolve
 
-    kind = FORMATS[cfg.format.value].exports or ""
-    layout = import_writable_format(cfg.format.value)
-    output, dtype = Path(cfg.output_dir), getattr(torch, cfg.dtype.value)
+    kind = FORMATS[cfg.format].exports or ""
+    layout = import_writable_format(cfg.format)
+    output, dtype = Path(cfg.output_dir), getattr(torch, cfg.dtype)
     source = resolve(cfg.checkpoint, kind)
     if source.resolve().is_relative_to(output.resolve()):  # the directory is replaced
         raise UserError(
@@ -42,4 +42,4 @@ def run(cfg: ExportConfig) -> None:
         tokenizer = load_tokenizer(source)
         layout.write(tokenizer, output, dtype)
         what = f"{tokenizer.config.num_embeddings:,} codes"
-    print(f"{source}: {kind} of {what} to {output} ({cfg.format.value}, {cfg.dtype.value})")
+    print(f"{source}: {kind} of {what} to {output} ({cfg.format}, {cfg.dtype})")

@@ -4,7 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from delvm.commands.app import run_job
-from delvm.configs.store import config_root
+from delvm.configs import config_root
 from delvm.configs.verbs import GenerateConfig
 from delvm.data.image_io import open_image, resize_center_crop
 from delvm.inference.answer_files import plan_outputs, write_answers

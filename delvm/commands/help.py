@@ -5,8 +5,7 @@ from typing import Any
 
 import yaml
 
-from delvm.commands import VERBS
-from delvm.configs.store import config_root
+from delvm.configs import config_root
 from delvm.errors import UserError
 
 # Hydra's flags. A capital or | stands for the value that a flag takes.
@@ -96,6 +95,13 @@ def option_with(verb: str, group: str, key: str) -> str | None:
     return None
 
 
+def about(verb: str) -> tuple[str, list[str]]:
+    """What a verb does, and examples: the comments that its primary config begins with."""
+    lines = (config_root(verb) / f"{verb}.yaml").read_text("utf-8").split("\ndefaults:")[0]
+    first, *others = (line.lstrip("#").strip() for line in lines.splitlines())
+    return first, [line for line in others if line]
+
+
 def _columns(rows: list[tuple[str, str]]) -> list[str]:
     width = max(len(left) for left, _ in rows)
     return [f"  {left:<{width}}  {right}".rstrip() for left, right in rows]
@@ -103,11 +109,11 @@ def _columns(rows: list[tuple[str, str]]) -> list[str]:
 
 def page(verb: str, config_dir: str | None = None) -> str:
     """The help page of a verb."""
-    about = VERBS[verb]
+    what, examples = about(verb)
     text = (config_root(verb) / f"{verb}.yaml").read_text("utf-8")
     body = text.split("\n\n", 1)[1].split("\nhydra:", 1)[0]
     keys = [line.partition(" # ")[::2] for line in body.splitlines() if line.strip()]
-    lines = [f"delvm {verb}: {about.help}", "", f"usage: delvm {verb} [key=value ...] [flags]"]
+    lines = [f"delvm {verb}: {what}", "", f"usage: delvm {verb} [key=value ...] [flags]"]
     lines += ["", "keys (key=value; ??? must be given):", *_columns(keys)]
     listed = {
         group: (default, options(verb, group, config_dir))
@@ -128,5 +134,5 @@ def page(verb: str, config_dir: str | None = None) -> str:
         )
         lines.append(f"  keys inside a group: delvm {verb} --cfg job; set as GROUP.KEY=VALUE")
     lines += ["", "flags:", *_columns(list(FLAGS.items()))]
-    lines += ["", "examples:", *(f"  {example}" for example in about.examples)]
+    lines += ["", "examples:", *(f"  {example}" for example in examples)]
     return "\n".join(lines) + "\n"

@@ -5,7 +5,7 @@ from omegaconf import DictConfig
 
 from delvm.commands.app import run_job
 from delvm.commands.build import build
-from delvm.configs.store import config_root
+from delvm.configs import config_root
 from delvm.configs.verbs import PrepareConfig
 from delvm.data.prepare.prepare import prepare
 from delvm.storage import as_path

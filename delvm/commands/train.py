@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 from delvm.commands.app import run_job, save_config
-from delvm.configs.store import config_root
+from delvm.configs import config_root
 
 if TYPE_CHECKING:
     from delvm.commands.instantiate import Run

@@ -8,31 +8,12 @@ import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import field, fields, is_dataclass, make_dataclass
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-import delvm
-
 Groups = dict[str, dict[str, type]]  # group ("source", "module/loss") -> option -> schema
-
-
-def config_dir() -> Path:
-    """conf/ of the checkout the package is run from, else the copy inside the installed package."""
-    package = Path(delvm.__file__).resolve().parent
-    checkout = package.parent / "conf"
-    return checkout if (checkout / "train.yaml").is_file() else package / "conf"
-
-
-def config_root(verb: str) -> Path:
-    """The folder of a verb's primary config and of its groups.
-
-    Hydra takes ``tokenizer=PATH`` for the choice of a group wherever the folder has a subfolder of
-    that name. So the verbs that have such plain keys do not share a folder with `delvm train`.
-    """
-    return config_dir() if verb == "train" else config_dir() / "verbs"
 
 
 def schema_of(

@@ -1,6 +1,7 @@
-"""The typed schemas of all verbs but `delvm train`, each with the errors of its own settings.
+"""The typed schemas of all verbs but `delvm train`.
 
-What each key means is said in conf/verbs/VERB.yaml, which the help pages show.
+The comments of conf/verbs/VERB.yaml explain each key. `validate` returns the errors of the
+settings, one line each.
 """
 
 from dataclasses import dataclass, field
@@ -16,44 +17,11 @@ from delvm.errors import UserError, did_you_mean
 from delvm.inference.decoding import Decoding, resolve_decoding
 from delvm.storage import as_path
 
-
-class Device(StrEnum):
-    """Where models run; auto is the first GPU, or else the CPU."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class EvaluationMode(Enum):
-    """What is evaluated."""
-
-    students = "students"
-    tokenizer = "tokenizer"
-
-
-class TokenFormat(Enum):
-    """Token shards, or the token files of another project."""
-
-    shards = "shards"
-    internlm_bin = "internlm_bin"
-    lvm_jsonl = "lvm_jsonl"
-
-
-class ExportFormat(Enum):
-    """What other projects read: the first two are of students, open_muse of tokenizers."""
-
-    llama = "llama"
-    internlm_hf = "internlm_hf"
-    open_muse = "open_muse"
-
-
-class DType(Enum):
-    """Of exported weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+Device = StrEnum("Device", ["auto", "cpu", "cuda"])  # auto: the first GPU, or else the CPU
+EvaluationMode = Enum("EvaluationMode", ["students", "tokenizer"])
+TokenFormat = StrEnum("TokenFormat", ["shards", "internlm_bin", "lvm_jsonl"])
+ExportFormat = StrEnum("ExportFormat", ["llama", "internlm_hf", "open_muse"])
+DType = StrEnum("DType", ["float32", "bfloat16", "float16"])  # of exported weights
 
 
 def require_min(least: float, **values: float | None) -> list[str]:
@@ -80,8 +48,6 @@ def _input_errors(input_dir: str, verb: str) -> list[str]:
 
 @dataclass
 class PrepareConfig:
-    """`delvm prepare`; see conf/verbs/prepare.yaml."""
-
     source: Any = MISSING
     output_dir: str = "outputs/shapes/pairs"
     splits: list[str] = field(default_factory=lambda: ["train", "val", "test"])
@@ -90,14 +56,11 @@ class PrepareConfig:
     overwrite: bool = False
 
     def validate(self) -> list[str]:
-        """Errors of the settings, one line each."""
         return _split_errors(self.splits) + require_min(1, shard_size=self.shard_size)
 
 
 @dataclass
 class EncodeConfig:
-    """`delvm encode`; see conf/verbs/encode.yaml."""
-
     input_dir: str = "outputs/shapes/pairs"
     output_dir: str = "outputs/shapes/tokens"
     tokenizer: str = "shapes"
@@ -111,7 +74,6 @@ class EncodeConfig:
     overwrite: bool = False
 
     def validate(self) -> list[str]:
-        """Errors of the settings, one line each."""
         errors = _split_errors(self.splits) + require_min(1, batch_size=self.batch_size)
         errors += _input_errors(self.input_dir, "prepare")
         if not errors and as_path(self.input_dir).resolve() == as_path(self.output_dir).resolve():
@@ -124,13 +86,10 @@ class EncodeConfig:
 
 @dataclass
 class RunsConfig:
-    """`delvm runs`; see conf/verbs/runs.yaml."""
-
     input_dir: str = MISSING
     output: str = MISSING
 
     def validate(self) -> list[str]:
-        """Errors of the settings, one line each."""
         from delvm.evaluation.run_table import is_run_table
 
         errors, output = [], Path(self.output)
@@ -145,8 +104,6 @@ class RunsConfig:
 
 @dataclass
 class GenerateConfig:
-    """`delvm generate`; see conf/verbs/generate.yaml."""
-
     prompt: str = MISSING
     query: str = MISSING
     output: str = "outputs/generate"
@@ -161,14 +118,11 @@ class GenerateConfig:
     device: Device = Device.auto
 
     def validate(self) -> list[str]:
-        """Errors of the settings, one line each."""
         return _sampling_errors(self)
 
 
 @dataclass
 class EvaluateConfig:
-    """`delvm evaluate`; see conf/verbs/evaluate.yaml."""
-
     input_dir: str = "outputs/shapes/pairs"
     output_dir: str = "outputs/evaluate"
     tokenizer: str = "shapes"
@@ -188,7 +142,6 @@ class EvaluateConfig:
     device: Device = Device.auto
 
     def validate(self) -> list[str]:
-        """Errors of the settings, one line each."""
         from delvm import tasks
 
         errors = _sampling_errors(self)
@@ -243,8 +196,6 @@ def _sampling_errors(cfg: GenerateConfig | EvaluateConfig) -> list[str]:
 
 @dataclass
 class InspectConfig:
-    """`delvm inspect`; see conf/verbs/inspect.yaml."""
-
     input_dir: str = "outputs/shapes/tokens"
     output_dir: str = "outputs/inspect"
     tokenizer: str = "shapes"
@@ -253,14 +204,11 @@ class InspectConfig:
     device: Device = Device.auto
 
     def validate(self) -> list[str]:
-        """Errors of the settings, one line each."""
         return require_min(1, num_images=self.num_images) + _input_errors(self.input_dir, "encode")
 
 
 @dataclass
 class ConvertConfig:
-    """`delvm convert`; see conf/verbs/convert.yaml."""
-
     input: str = MISSING
     output_dir: str = MISSING
     output_format: TokenFormat = TokenFormat.shards
@@ -273,7 +221,6 @@ class ConvertConfig:
     overwrite: bool = False
 
     def validate(self) -> list[str]:
-        """Errors of the settings, one line each."""
         errors = require_min(1, codebook_size=self.codebook_size)
         if self.split is not None:
             errors += _split_errors([self.split])
@@ -286,8 +233,6 @@ class ConvertConfig:
 
 @dataclass
 class ExportConfig:
-    """`delvm export`; see conf/verbs/export.yaml."""
-
     checkpoint: str = MISSING
     format: ExportFormat = MISSING
     output_dir: str = MISSING
@@ -295,7 +240,6 @@ class ExportConfig:
     overwrite: bool = False
 
     def validate(self) -> list[str]:
-        """Errors of the settings, one line each."""
         output = Path(self.output_dir)
         if output.is_file():
             return [f"output_dir={output} is a file: set output_dir to a directory"]

@@ -10,7 +10,8 @@ import pytest
 
 import delvm as package
 from delvm.commands import VERBS, app, prepare
-from delvm.configs.store import config_dir, config_root
+from delvm.commands.help import about
+from delvm.configs import config_dir, config_root
 from delvm.errors import UserError
 
 
@@ -60,8 +61,10 @@ def test_help_of_a_verb_shows_groups_and_defaults(delvm):
 
 
 def test_the_examples_of_the_help_compose():
-    for verb, about in VERBS.items():
-        for example in about.examples:
+    for verb in VERBS:
+        _, examples = about(verb)
+        assert examples
+        for example in examples:
             words = example.split()
             assert words[:2] == ["delvm", verb]
             if "-m" not in words:

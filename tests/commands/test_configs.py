@@ -11,7 +11,7 @@ from delvm.commands import VERBS
 from delvm.commands.app import compose
 from delvm.commands.build import build
 from delvm.commands.help import groups, options, page
-from delvm.configs.store import config_dir, config_root
+from delvm.configs import config_dir, config_root
 from delvm.configs.validate import config_errors
 from delvm.configs.verbs import ROOTS
 from delvm.data.augment import BalanceConfig, BalanceMode

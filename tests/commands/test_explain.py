@@ -13,12 +13,12 @@ LINES = {
     "train student.n_layers=4": "unknown key 'student.n_layers': did you mean "
     "'student.net.n_layers'?",
     "train data.batchsize=4": "unknown key 'data.batchsize': did you mean 'data.batch_size'?",
-    "train module.loss.label_smothing=0": "unknown key 'module.loss.label_smothing': did you mean "
-    "'module.loss.label_smoothing'?",
+    "train module.loss.label_smothing=0": "unknown key 'module.loss.label_smothing': did you "
+    "mean 'module.loss.label_smoothing'?",
     "train trainer.limit_val_batch=2": "unknown key 'trainer.limit_val_batch': did you mean "
     "'trainer.limit_val_batches'?",
-    "train data=images data.pairs_per_sentence=2": "unknown key 'data.pairs_per_sentence': it is a "
-    "key of data=sentences",
+    "train data=images data.pairs_per_sentence=2": "unknown key 'data.pairs_per_sentence': it "
+    "is a key of data=sentences",
     "train data.foo=2": "unknown key 'data.foo': choose from: batch_size, images_per_sentence, "
     "num_val_examples, num_workers, pairs_per_sentence, path, seed, shuffle_window_shards, "
     "task_weights",
@@ -33,36 +33,38 @@ LINES = {
     # a plus does not smuggle them in
     "train +student.net.n_layesr=4": "unknown key 'student.net.n_layesr': did you mean "
     "'student.net.n_layers'?",
-    "train +data.foo=4": "unknown key 'data.foo': choose from: batch_size, "
-    "images_per_sentence, num_val_examples, num_workers, pairs_per_sentence, path, seed, "
-    "shuffle_window_shards, task_weights",
+    "train +data.foo=4": "unknown key 'data.foo': choose from: batch_size, images_per_sentence, "
+    "num_val_examples, num_workers, pairs_per_sentence, path, seed, shuffle_window_shards, "
+    "task_weights",
     "generate ++sed=4": "unknown key 'sed': did you mean 'seed'?",
     # group options
     "train student=tny": "unknown option student=tny: did you mean 'tiny'?",
     "train experiment=studnt_shapes_64": "unknown option experiment=studnt_shapes_64: did you "
     "mean 'student_shapes_64'?",
     "encode balance=agument": "unknown option balance=agument: did you mean 'augment'?",
-    "train student=null": "a group takes the name of an option, as GROUP=OPTION: see delvm train "
-    "--help",
+    "train student=null": "Config group override must be a string or a list. Got NoneType: "
+    "write GROUP=OPTION, see delvm train --help",
     # values of the wrong type
-    "train data.batch_size=abc": "data.batch_size=abc does not fit: data.batch_size takes an "
-    "integer",
-    "train data.batch_size=1.5": "data.batch_size=1.5 does not fit: data.batch_size takes an "
-    "integer",
-    "train optimizer.lr=fast": "optimizer.lr=fast does not fit: optimizer.lr takes a number",
-    "train trainer.gradient_clip_val=x": "trainer.gradient_clip_val=x does not fit: "
-    "trainer.gradient_clip_val takes an integer or a number or null",
-    "train optimizer.betas=3": "optimizer.betas=3 does not fit: optimizer.betas takes a list, as "
-    "[a,b]",
-    "train module.compile=7.5": "module.compile=7.5 does not fit: module.compile takes true or "
-    "false",
-    "train student.net=5": "student.net=5 does not fit: student.net takes keys of its own, as "
-    "GROUP.KEY=VALUE",
-    "train module=distillation module.loss.direction=forwrad": "module.loss.direction=forwrad is "
-    "not one of forward, reverse, inverse: did you mean 'forward'?",
-    "generate device=gpu": "device=gpu is not one of auto, cpu, cuda: did you mean 'cuda'?",
-    "prepare source.size=null": "source.size=null does not fit: source.size takes an integer",
-    "evaluate students=3": "students=3 does not fit: students takes a dictionary, as {a: 1}",
+    "train data.batch_size=abc": "data.batch_size=abc: Value 'abc' of type 'str' could not be "
+    "converted to Integer",
+    "train data.batch_size=1.5": "data.batch_size=1.5: Value '1.5' of type 'float' could not be "
+    "converted to Integer",
+    "train optimizer.lr=fast": "optimizer.lr=fast: Value 'fast' of type 'str' could not be "
+    "converted to Float",
+    "train trainer.gradient_clip_val=x": "trainer.gradient_clip_val=x: Value 'x' of type 'str' "
+    "is incompatible with type hint 'Optional[Union[int, float]]'",
+    "train optimizer.betas=3": "optimizer.betas=3: Invalid value assigned: int is not a "
+    "ListConfig, list or tuple",
+    "train module.compile=7.5": "module.compile=7.5: Value '7.5' is not a valid bool (type float)",
+    "train student.net=5": "student.net=5: Invalid type assigned: int is not a subclass of "
+    "student_student_net. value: 5",
+    "train module=distillation module.loss.direction=forwrad": "module.loss.direction=forwrad: "
+    "Invalid value 'forwrad', expected one of [forward, reverse, inverse]: did you mean "
+    "'forward'?",
+    "generate device=gpu": "device=gpu: Invalid value 'gpu', expected one of [auto, cpu, cuda]: "
+    "did you mean 'cuda'?",
+    "prepare source.size=null": "source.size=null: field 'source.size' is not Optional",
+    "evaluate students=3": "students=3: Cannot assign int to Dict[str, str]",
     "prepare source.train.pose=x": "source.train.pose=x: Value 'x' of type 'str' could not be "
     "converted to Integer",
     # missing values
@@ -70,21 +72,19 @@ LINES = {
     "generate prompt=x": "missing value for query: set query=IMAGE",
     "train teacher=checkpoint": "missing value for teacher.checkpoint: set teacher.checkpoint=PATH",
     # not overrides at all
-    "train foo": "'foo' is not an override: write key=value, or group=option",
-    "train =3": "'=3' is not an override: write key=value, or group=option",
+    "train foo": "cannot read the override foo (missing EQUAL at '<EOF>'): write KEY=VALUE, and "
+    "quote a value with special characters",
     "generate query=a(1).png": "cannot read the override query=a(1).png (mismatched input '.' "
-    "expecting <EOF>): quote its value, as \"query='a(1).png'\"",
-    "train seed=1,2": "seed=1,2 is several values: add -m to sweep over them, or write seed=[1,2]",
-    "train seed=range(3)": "seed=range(3) is a sweep: add -m",
+    "expecting <EOF>): write KEY=VALUE, and quote a value with special characters",
+    "train seed=1,2": "seed=1,2 is several values: add -m to sweep, or write seed=[1,2]",
+    "train seed=range(3)": "Sweep parameters 'seed=range(3)' requires --multirun",
     "train init_from=${nope}": "init_from: Interpolation key 'nope' not found",
     "prepare balance=none": "delvm prepare has no group 'balance': choose from: source",
     # flags
-    "train --cfg jb": "--cfg takes job|hydra|all, not 'jb'",
-    "train --cfg": "--cfg takes a value: job|hydra|all",
     "train --multrun": "unknown flag '--multrun': did you mean '--multirun'?",
-    "train -m --cfg job": "Only one of --run, --multirun, --cfg, --info and --shell_completion can "
-    "be specified",
-    "train --resolve": "--resolve and --package go with --cfg job",
+    "train -m --cfg job": "Only one of --run, --multirun, --cfg, --info and --shell_completion "
+    "can be specified",
+    "train --resolve": "The --resolve flag can only be used in conjunction with --cfg or --help",
 }
 
 
@@ -155,3 +155,8 @@ def test_cfg_prints_and_does_nothing_else(delvm, monkeypatch, tmp_path):
     assert (code, out) == (0, "outputs/student\n")
     assert "hydra:" in delvm("train", "--cfg", "hydra")[1]
     assert list(Path().iterdir()) == []
+
+
+def test_hydras_parser_refuses_values_of_flags(delvm):
+    code, out, err = delvm("train", "--cfg", "jb")
+    assert (code, out) == (2, "") and "invalid choice: 'jb'" in err.splitlines()[-1]

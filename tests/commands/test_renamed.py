@@ -6,13 +6,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from delvm.commands import VERBS
 from delvm.commands.help import groups, options
+from delvm.configs import config_root
 from delvm.configs.register import register
-from delvm.configs.renamed import RENAMED
 from delvm.configs.renamed import VERBS as RENAMED_VERBS
-from delvm.configs.store import config_root
+from delvm.configs.renamed import table
 
-ROWS = [(verb, old, new) for verb, table in RENAMED.items() for old, new in table.items()]
+ROWS = [(verb, old, new) for verb in VERBS for old, new in table(verb).items()]
 
 
 @cache

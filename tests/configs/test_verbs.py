@@ -3,8 +3,8 @@
 import pytest
 from hydra import compose, initialize_config_dir
 
+from delvm.configs import config_root
 from delvm.configs.register import register
-from delvm.configs.store import config_root
 from delvm.configs.validate import check
 from delvm.errors import UserError
 
