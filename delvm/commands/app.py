@@ -176,8 +176,7 @@ def short_name(target: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
-# For hydra.sweep.subdir and output_dir. Workers know them too, as they import this module.
-OmegaConf.register_new_resolver("job_name", job_name, replace=True)
+# For output_dir. Workers know it too, as they import this module.
 OmegaConf.register_new_resolver("short_name", short_name, replace=True)
 
 
