@@ -88,8 +88,8 @@ def missing_values(keys: Collection[str]) -> str:
 def _one_line(error: Exception, verb: str) -> str:
     text = str(error).split("\nConfig search path")[0]
     if isinstance(error, OverrideParseException):
-        said = [line for line in text.splitlines() if not line.startswith(("Error ", "See "))]
-        reason = " ".join(said).rstrip(".")
+        lines = [line for line in text.splitlines() if not line.startswith(("Error ", "See "))]
+        reason = " ".join(lines).rstrip(".")
         return (
             f"cannot read the override {error.override} ({reason}): write KEY=VALUE, and quote a "
             "value with special characters"
