@@ -159,12 +159,15 @@ def _complete(words: list[str]) -> None:
         print("\n".join(flag for flag in VALUES if flag.startswith(word) and flag[:2] == "--"))
     elif given[0] in VERBS:
         from delvm.commands.app import run_hydra
+        from delvm.commands.help import groups
 
+        # The options of a group are files: those of train need not wait for torch.
+        is_option = "=" in word and word.partition("=")[0] in groups(given[0])
         os.environ["COMP_LINE"] = " ".join([program, *given[1:], word])
         answer = io.StringIO()
         # A line that cannot be composed yet has no completions.
         with suppress(Exception), redirect_stdout(answer):
-            run_hydra(given[0], ["-sc", *words])
+            run_hydra(given[0], ["-sc", *words], schemas=not is_option)
         print("\n".join(each for each in answer.getvalue().split() if each[:6] != "schema"))
 
 

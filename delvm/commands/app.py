@@ -31,9 +31,14 @@ from delvm.progress import log
 started_as: tuple[list[str], str | None] | None = None
 
 
-def run_hydra(verb: str, argv: list[str]) -> None:
-    """Call a verb's `main`, which is a Hydra app and reads its arguments from sys.argv."""
-    register(verb)
+def run_hydra(verb: str, argv: list[str], schemas: bool = True) -> None:
+    """Call a verb's `main`, which is a Hydra app and reads its arguments from sys.argv.
+
+    Args:
+        schemas: whether the config is composed, for which its schemas must be known.
+    """
+    if schemas:
+        register(verb)
     sys.argv = ["delvm", *argv]
     import_module(f"delvm.commands.{verb}").main()
 
