@@ -28,6 +28,7 @@ def test_stage_reports_time_and_memory():
     assert 0 < result.seconds < 60 and 1 < result.peak_mib < 1000
 
 
+@pytest.mark.slow
 def test_failing_stage_stops_the_demo(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(
         demo, "STAGES", (("first", "prepare source.sise=32"), ("second", "--version"))

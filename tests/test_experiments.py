@@ -15,6 +15,7 @@ from experiments.sources.source_overview import IMAGES_PER_ROW, ROWS, row_images
 from experiments.tokenizer import compare
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", compare.SETTINGS)
 def test_each_stage_of_a_setting_composes(name):
     setting = compare.SETTINGS[name]
@@ -68,6 +69,7 @@ def test_source_settings_in_docs_and_overview(source):
     assert not {name for name in own if name not in listed}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.source}-{row.tasks[0]}")
 def test_overview_row_composes(row):
     words = [f"source={row.source}", *row.overrides, *(["source.path=x"] if row.raw else [])]

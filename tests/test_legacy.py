@@ -258,6 +258,7 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "lines", "expected"),
     [
@@ -289,6 +290,7 @@ def test_student_run_resumes(runs, run, lines, expected):
     assert (runs / run / "metrics.csv").read_text().count("\n") == lines
 
 
+@pytest.mark.slow
 def test_tokenizer_run_resumes(runs):
     """Stopped at step 4, two more steps end as in the old version: codebook and average too."""
     words = [*TINY_TOKENIZER, *TRAINER, "module=tokenizer", "data=images", "data.path=pairs"]

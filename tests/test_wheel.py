@@ -31,6 +31,7 @@ def test_the_wheel_holds_code_configs_and_data_and_no_more(wheel, root):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"delvm"}
 
 
+@pytest.mark.slow
 def test_a_verb_composes_in_an_empty_folder(wheel, tmp_path):
     place, empty = tmp_path / "site", tmp_path / "empty"
     zipfile.ZipFile(wheel).extractall(place)

@@ -50,6 +50,7 @@ def test_config_is_saved_for_the_table_of_runs(delvm, monkeypatch, record, tmp_p
     assert {path.parent for path in files} == {tmp_path / "runs/a/.hydra"}  # and no log files
 
 
+@pytest.mark.slow
 def test_each_job_of_a_sweep_has_its_own_output(delvm, record):
     seen = record(evaluate)
     shared = ("output_dir=runs", "num_queries=3")
@@ -66,6 +67,7 @@ def test_each_job_of_a_sweep_has_its_own_output(delvm, record):
     assert len(err.splitlines()) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("output", "expected"),
     [
@@ -111,6 +113,7 @@ def test_two_jobs_with_one_output_are_refused(delvm, record):
     assert err == "delvm: seed=1,1 names a value twice: leave one out\n"
 
 
+@pytest.mark.slow
 def test_a_sweep_from_a_file(delvm, record):
     seen = record(train, "train")
     assert delvm("train", "sweep=seeds")[0] == 0

@@ -57,6 +57,7 @@ ALONE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", ALONE)
 def test_each_error_alone(override):
     assert train_errors(override) == [ALONE[override]]
@@ -167,6 +168,7 @@ MANY_DEVICES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", MANY_DEVICES)
 def test_each_error_of_a_run_on_many_devices_alone(override):
     words = ["trainer.devices=4", "strategy=fsdp2"]
@@ -200,6 +202,7 @@ def test_started_processes_must_match_the_trainer(launcher, env, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_sweep_does_not_start_processes(delvm, monkeypatch):
     words = ["train", "-m", "seed=0,1", "strategy=ddp", "trainer.devices=2", "data.path=none"]
     code, _, err = delvm(*words)

@@ -60,6 +60,7 @@ def test_help_of_a_verb_shows_groups_and_defaults(delvm):
     assert "/schema" not in out and "override" not in out.split("keys")[1].split("flags")[0]
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_help_compose():
     for verb in VERBS:
         _, examples = about(verb)
@@ -115,6 +116,7 @@ def test_help_imports_nothing_heavy():
     assert done.stderr == "[]\n"
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_a_process_with_one_line_and_2(tmp_path):
     done = process("generate", "promt=x", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
@@ -122,6 +124,7 @@ def test_a_mistake_ends_a_process_with_one_line_and_2(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_success_ends_a_process_with_0(tmp_path):
     done = process("generate", "--cfg", "job", "prompt=a", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -129,6 +132,7 @@ def test_success_ends_a_process_with_0(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_info(tmp_path):
     done = process("prepare", "--info", "defaults", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -191,6 +195,7 @@ def test_a_path_that_cannot_be_written_is_2(delvm, monkeypatch, tmp_path):
     assert err.splitlines()[-1].startswith("delvm: Not a directory: file/below")
 
 
+@pytest.mark.slow
 def test_a_package_that_carries_its_own_configs(tmp_path):
     """As a wheel lays it out: no checkout around it, run in an empty folder."""
     installed, empty = tmp_path / "site-packages", tmp_path / "empty"

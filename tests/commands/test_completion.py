@@ -22,6 +22,7 @@ def complete(delvm, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line, words",
     [

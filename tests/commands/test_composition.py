@@ -34,6 +34,7 @@ def args(tokens: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_trainer_takes_lightnings_arguments(delvm, args, tmp_path):
     code, out, err = delvm(
         "train", *args, "trainer.limit_val_batches=2", "trainer.fast_dev_run=true"
@@ -52,6 +53,7 @@ def test_mistyped_trainer_argument_names_the_nearest(delvm, args):
     assert "did you mean 'trainer.limit_val_batches'?" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("debug", ["fast", "overfit", "profile"])
 def test_debug_options_run(delvm, args, debug):
     without_steps = [each for each in args if not each.startswith("output_dir")]
@@ -117,6 +119,7 @@ def test_schedulers(tokens, tmp_path, scheduler):
     assert len(set(rates)) == {"warmup_cosine": 3, "cosine": 4, "none": 0}[scheduler]
 
 
+@pytest.mark.slow
 def test_each_module_option_builds_its_class(tokens, images, tmp_path):
     teacher = train(student_config(tokens, 1), tmp_path / "teacher")
     output = f"output_dir={tmp_path / 'run'}"

@@ -47,6 +47,7 @@ def test_defaults_compose(verb):
     assert isinstance(compose(verb, GIVEN.get(verb, [])), schema)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb, group, option", OPTIONS)
 def test_every_option_composes(verb, group, option):
     extra = ["teacher.checkpoint=x"] if option == "checkpoint" else []
@@ -65,6 +66,7 @@ def test_every_file_says_what_it_is(path: Path):
         assert any(line.startswith("  - /schema/") for line in lines), f"{path} names no schema"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", options("train", "experiment"))
 def test_experiments_fit_together(name):
     found = config_errors("train", compose("train", [f"experiment={name}"]))
@@ -84,6 +86,7 @@ def test_values_have_the_types_of_the_schemas():
     assert cfg.balance == BalanceConfig(BalanceMode.augment, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", options("train", "student"))
 def test_help_names_the_parameters_of_every_student(name):
     comment = options("train", "student")[name]
@@ -106,6 +109,7 @@ def test_largest_students_are_those_of_the_paper(name, dim, heads):
     assert net.init is Init.reference and net.max_seq_len == 2048
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, side, tokens, codes",
     [("f16_8192", 256, 256, 8192), ("shapes_f8_64", 64, 64, 1024), ("shapes_f8_32", 32, 16, 512)],

@@ -50,6 +50,7 @@ def test_internlm_to_shards_and_back(delvm, tokenizer):
         assert Path("back/derain", name).read_bytes() == (GOLDEN / "derain" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_lvm_to_shards_and_round_all_formats(delvm, tokenizer):
     path = GOLDEN / "dataset.jsonl"
     code, _, err = delvm("convert", f"input={path}", "output_dir=tokens", tokenizer)
@@ -83,6 +84,7 @@ def test_from_one_project_to_the_other(delvm):
     assert code == 2 and "exists: set overwrite=true" in err
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told(delvm, tokenizer):
     path = GOLDEN / "derain/train.bin"
     for words, message in (

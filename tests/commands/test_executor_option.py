@@ -24,6 +24,7 @@ def words(tmp_path, weights, monkeypatch, root):
     return ["encode", "input_dir=pairs", "splits=[test]", f"tokenizer={weights / 'tokenizer'}"]
 
 
+@pytest.mark.slow
 def test_processes_write_what_one_process_writes(delvm, words, tmp_path):
     assert delvm(*words, "output_dir=a")[0] == 0
     code, out, err = delvm(*words, "output_dir=b", "executor=processes", "executor.workers=1")
@@ -32,6 +33,7 @@ def test_processes_write_what_one_process_writes(delvm, words, tmp_path):
     assert "encode: test/pose/000000.tar: 6 examples in" in err and "12/12 examples" in err
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_one_line_and_code_2(delvm, words, tmp_path):
     (tmp_path / "pairs/test/pose/000000.tar").write_bytes(b"x" * 700)
     code, out, err = delvm(*words, "output_dir=b", "executor=processes", "executor.workers=1")

@@ -88,6 +88,7 @@ LINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", LINES)
 def test_one_line(delvm, words, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -116,6 +117,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", FILES)
 def test_mistakes_in_a_users_own_file(delvm, text, monkeypatch, tmp_path):
     own = tmp_path / "it's mine" / "experiment"

@@ -49,6 +49,7 @@ def test_a_tokenizer(delvm, tmp_path):
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_what_stands_there_stays(delvm, weights):
     student = f"checkpoint={weights}/student"
     kept = {path: path.read_bytes() for path in weights.rglob("*") if path.is_file()}

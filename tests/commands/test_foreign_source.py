@@ -46,6 +46,7 @@ def test_a_foreign_source_needs_only_a_target(delvm, mine):
     assert "squares of one color" in delvm("prepare", "-cd", "conf", "--help")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text, message",
     [

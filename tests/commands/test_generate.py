@@ -125,6 +125,7 @@ def bad_inputs(tmp_path, prompt, weights):
     }
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_2_and_nothing_is_lost(generate, tmp_path, prompt, weights):
     cases = bad_inputs(tmp_path, prompt, weights)
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

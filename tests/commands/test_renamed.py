@@ -40,6 +40,7 @@ def exists(verb: str, name: str) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb, old, new", ROWS, ids=[f"{verb} {old}" for verb, old, _ in ROWS])
 def test_old_name_is_refused_with_the_new_one(delvm, verb, old, new):
     assert not exists(verb, old) or "=" in old, f"{old} is a name of today"

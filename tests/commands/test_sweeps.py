@@ -38,6 +38,7 @@ def elsewhere(monkeypatch, root):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+@pytest.mark.slow
 def test_joblib_trains_to_the_end_next_to_a_job_that_fails(delvm, elsewhere, tmp_path):
     write_ids(tmp_path / "tokens")
     words = ("train", "-m", "sweep=joblib", *TINY, "output_dir=runs", "optimizer.lr=1e-3,-1")
@@ -55,6 +56,7 @@ def test_joblib_trains_to_the_end_next_to_a_job_that_fails(delvm, elsewhere, tmp
     ]
 
 
+@pytest.mark.slow
 def test_submitit_jobs_run_and_fail_like_any(delvm, elsewhere, tmp_path):
     words = ("prepare", "-m", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep")
     words += ("source.size=16", "source.num_test=1", "source.seed=7", "splits=[test]")
@@ -104,6 +106,7 @@ def searched(monkeypatch, outcomes):
     return seen
 
 
+@pytest.mark.slow
 def test_a_search_goes_by_the_lowest_validation_loss(delvm, monkeypatch, tmp_path):
     diverged = Diverged("the gradient was not finite")
     seen = searched(monkeypatch, [2.5, diverged, math.inf, 2.25])
@@ -126,6 +129,7 @@ def test_a_search_goes_by_the_lowest_validation_loss(delvm, monkeypatch, tmp_pat
     assert OmegaConf.load("runs/optimization_results.yaml").best_value == 2.25
 
 
+@pytest.mark.slow
 def test_mistakes_of_a_search_end_it_in_one_line(delvm, monkeypatch):
     words = ("train", "sweep=optuna", "output_dir=runs")
 
@@ -144,6 +148,7 @@ def test_mistakes_of_a_search_end_it_in_one_line(delvm, monkeypatch):
     assert code == 2 and "delvm inspect returned no objective" in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "group, option, package",
     [

@@ -23,6 +23,7 @@ def pairs(tmp_path: Path) -> Path:
     return tmp_path / "pairs"
 
 
+@pytest.mark.slow
 def test_pairs_then_tokens(delvm, weights, pairs):
     code, out, _ = delvm("inspect", f"input_dir={pairs}", "output_dir=look")
     assert (code, out.splitlines()[0]) == (0, "test/derain: 6 examples in 1 shards")

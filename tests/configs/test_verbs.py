@@ -56,6 +56,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ERRORS)
 def test_each_error_alone(line):
     with pytest.raises(UserError) as caught:

@@ -59,6 +59,7 @@ def test_own_module(plugin, monkeypatch):
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_own_student_net(plugin, monkeypatch):
     from plugin.rope_2d import Rope2DTransformer
 
@@ -73,6 +74,7 @@ def test_own_student_net(plugin, monkeypatch):
         delvm.load_student("run/checkpoints/last.ckpt")
 
 
+@pytest.mark.slow
 def test_own_source_then_own_tokenizer_net(plugin, monkeypatch):
     from plugin.fsq import FSQTokenizer
     from plugin.stripes import Stripes
@@ -100,6 +102,7 @@ def test_help_lists_options_of_the_config_dir(plugin, capsys):
     assert "rope_2d" in out and "a tiny student with 2-D rotary positions" in out
 
 
+@pytest.mark.slow
 def test_outside_process_from_an_empty_directory(root, plugin, tmp_path):
     """As a user runs it: the command in an empty directory, a package on PYTHONPATH."""
     words = ["train", "--config-dir", str(plugin), *STUDENT, *TINY, "module/loss=focal"]

@@ -81,6 +81,7 @@ def unbroken(tokens, tmp_path_factory):
     return Run(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_run_ends_as_an_uninterrupted_one(tokens, tmp_path, unbroken, workers):
     """Killed at three random steps, it ends with bit-identical weights."""
@@ -129,6 +130,7 @@ def test_torn_checkpoint_is_skipped(tokens, tmp_path, caplog, unbroken):
     assert unbroken.equals(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_and_names_how_to_resume(tokens, tmp_path, monkeypatch, unbroken, number):
     config = random_config(tokens)
@@ -151,6 +153,7 @@ def test_signal_saves_and_names_how_to_resume(tokens, tmp_path, monkeypatch, unb
     assert unbroken.equals(tmp_path)
 
 
+@pytest.mark.slow
 def test_signal_within_a_step_of_two_batches_lets_the_step_end(tokens, tmp_path, monkeypatch):
     """Saved in the middle, the second half of the step would be lost."""
 
@@ -248,6 +251,7 @@ def test_tokenizer_keeps_its_codes_through_a_nonfinite_step(images, tmp_path, mo
     assert max(curve(tmp_path, "train/skipped")) == 1
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_last_checkpoint(tokens, tmp_path, monkeypatch):
     config = random_config(tokens)
     original = L.Trainer.save_checkpoint
@@ -265,6 +269,7 @@ def test_full_disk_keeps_the_last_checkpoint(tokens, tmp_path, monkeypatch):
     assert latest_valid_checkpoint(tmp_path).name == "step=000005.ckpt"
 
 
+@pytest.mark.slow
 def test_overfitting_one_batch(tokens, tmp_path):
     overfit = ("trainer.overfit_batches=1", "module.input_weight=1.0")
     train(student_config(tokens, 120, *overfit), tmp_path)
@@ -281,6 +286,7 @@ def test_logged_metrics_of_a_run(tokens, tmp_path):
     assert len(curve(tmp_path, "train/grad_norm")) == len(curve(tmp_path, "train/lr/pg1")) == STEPS
 
 
+@pytest.mark.slow
 def test_weight_ema_is_exact_over_two_jobs(images, tmp_path):
     exported = []
     for name, stops in {"one": [None], "two": [3, None]}.items():

@@ -15,6 +15,7 @@ from delvm.training.datamodules import ImageDataModule
 from tests.training.runs import TOKENIZER, N, V, curve, student_config, tokenizer_config, train
 
 
+@pytest.mark.slow
 def test_student_learns_and_is_exported(tokens, tmp_path):
     made = train(student_config(tokens, 150), tmp_path)
     assert made == tmp_path / "student"
@@ -58,6 +59,7 @@ def test_single_images_are_packed_as_documents(tmp_path):
     assert curve(tmp_path / "run", "val/images/acc")[-1] > 0.95
 
 
+@pytest.mark.slow
 def test_distillation_does_not_change_its_teacher(tokens, tmp_path):
     teacher = train(student_config(tokens), tmp_path / "teacher")
     before = (teacher / "model.safetensors").read_bytes()
@@ -81,6 +83,7 @@ def test_distillation_from_itself_costs_nothing(tokens, tmp_path):
     assert loss.item() == pytest.approx(metrics["train/loss"].item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fingerprint", "scale", "refused"),
     [
@@ -112,6 +115,7 @@ def test_loss_of_a_step_is_over_all_its_batches(tokens, tmp_path):
     assert len(found) == 4 and found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -140,6 +144,7 @@ def test_tokenizer_learns(images, tmp_path, overrides):
     ]
 
 
+@pytest.mark.slow
 def test_loggers_get_the_images_and_each_run_is_its_own(images, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     for name in ("a", "b"):  # as in a sweep, which trains one after another

@@ -90,6 +90,7 @@ def test_chunked_loss_of_no_rows_is_zero():
     assert loss == 0 and weight.grad.count_nonzero() == 0 and hidden.grad.shape == (0, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("max_bytes", [1, 4 * 7 * 11, 10**9])
 @pytest.mark.parametrize("chunk_elements", [1 << 20, 2 * 11])

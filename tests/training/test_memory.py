@@ -101,6 +101,7 @@ def test_memory_of_a_step(precision, recompute):
     assert 0.99 * peak < estimate.total < (1 + TENTH) * peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -24,6 +24,7 @@ def test_resume_continues_the_step_count(tokens, tmp_path):
     assert len(curve(tmp_path, "train/loss")) == 5  # the first job's rows stay in the table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_run_continues_its_data(tokens, tmp_path, workers):
     """Eight steps in one job and in two: bit-identical weights."""
@@ -37,6 +38,7 @@ def test_resumed_run_continues_its_data(tokens, tmp_path, workers):
     assert all(torch.equal(one[key], resumed[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_resumed_tokenizer_run_continues_its_data(images, tmp_path):
     seen = {}
     for name, stops in {"one": [None], "two": [3, None]}.items():
@@ -56,6 +58,7 @@ def test_another_data_order_is_refused(tokens, tmp_path):
         train(student_config(tokens, 4, "resume=auto", "seed=1"), tmp_path)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_other_runs_are_refused(tokens, tmp_path):
     train(student_config(tokens, 2), tmp_path / "run")
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
@@ -81,6 +84,7 @@ def test_checkpoints_of_other_runs_are_refused(tokens, tmp_path):
     train(student_config(tokens, 3, f"resume={last}"), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_discriminator_cannot_be_added_to_a_run(images, tmp_path):
     train(tokenizer_config(images, 2), tmp_path)
     disc = ("module.disc_weight=0.5", "module.disc_num_layers=1")
@@ -97,6 +101,7 @@ def test_run_starts_from_pretrained_weights(tokens, tmp_path):
     assert all(torch.allclose(a[key], b[key], atol=1e-9) for key in a)
 
 
+@pytest.mark.slow
 def test_tokenizer_from_pretrained_weights_keeps_its_codes(images, tmp_path):
     first = train(tokenizer_config(images), tmp_path / "first")
     frozen = ("optimizer.lr=1e-12", "optimizer.weight_decay=0.0", f"init_from={first}")
@@ -116,6 +121,7 @@ def test_resumed_run_ignores_init_from(tokens, tmp_path):
     train(student_config(tokens, 3, "resume=auto", "init_from=nowhere"), tmp_path)
 
 
+@pytest.mark.slow
 def test_pretrained_weights_must_fit(tokens, tmp_path):
     first = train(student_config(tokens), tmp_path / "first")
     run = f"output_dir={tmp_path / 'run'}"

@@ -75,6 +75,7 @@ def last_steps(folder: Path, name: str, steps: int) -> list[float]:
     return curve(folder, name)[-steps:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", SHARDED)
 @pytest.mark.parametrize(
     "metric", ["train/loss", "train/grad_norm", "val/loss", "val/clips/target_acc", "val/pose/ppl"]
@@ -128,6 +129,7 @@ def test_each_process_holds_its_shard_and_no_more(runs, mixture):
             assert gradients == pytest.approx(estimate.gradients, rel=0.01)
 
 
+@pytest.mark.slow
 def test_no_process_builds_the_complete_student(mixture):
     for name, strategy in {"single": SINGLE, **SHARDED}.items():
         run = build_run(config(mixture, strategy, 1 if name == "single" else 2))
@@ -166,6 +168,7 @@ def test_sharded_checkpoint_loads_as_a_student(runs):
     assert all(torch.equal(read.state_dict()[key], exported[key]) for key in exported)
 
 
+@pytest.mark.slow
 def test_train_command_under_torchrun(mixture, tmp_path, root):
     words = ["--standalone", "--nproc-per-node", "2", "-m", "delvm", "train", "module=student",
              "student=tiny", "tokenizer=shapes_f8_32", "data=sentences", f"data.path={mixture}",
@@ -183,6 +186,7 @@ def test_train_command_under_torchrun(mixture, tmp_path, root):
     assert load_student(tmp_path / "run").config.n_layers == 1
 
 
+@pytest.mark.slow
 def test_exit_process_flushes_and_keeps_the_exit_code(tmp_path):
     script = """
 import sys

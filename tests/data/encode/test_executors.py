@@ -69,6 +69,7 @@ def executor_of(name, tmp_path, workers=1):
 # ---------------------------------------------------------------- the same bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["processes", "submitit"])
 def test_two_workers_same_bytes_as_one_process(name, pairs, expected, tmp_path, capsys):
     manifests = run(pairs, tmp_path / "t", executor_of(name, tmp_path, 2))
@@ -80,6 +81,7 @@ def test_two_workers_same_bytes_as_one_process(name, pairs, expected, tmp_path, 
     assert "encode: 152/152 examples" in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_dead_worker_error_and_resume_by_other_executor(pairs, expected, tmp_path, capsys):
     deadly = replace(WIDE, kill_once=str(tmp_path / "flag"))
     with pytest.raises(UserError, match=r"worker encode-0 died with code -9 .*run the same again"):
@@ -102,12 +104,14 @@ def ray(root):
         ray.shutdown()
 
 
+@pytest.mark.slow
 def test_ray_survives_dead_worker(ray, pairs, expected, tmp_path):
     deadly = replace(WIDE, kill_once=str(tmp_path / "flag"))
     run(pairs, tmp_path / "t", RayActors(workers=2, max_restarts=0), deadly)
     assert (tmp_path / "flag").exists() and contents(tmp_path / "t") == expected
 
 
+@pytest.mark.slow
 def test_ray_all_workers_dead_error(ray, pairs, expected, tmp_path):
     deadly = replace(WIDE, kill_once=str(tmp_path / "flag"))
     with pytest.raises(UserError, match="all of Ray's workers died"):
@@ -143,6 +147,7 @@ def test_slurm_not_installed_error(pairs, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- errors cross processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["processes", "ray", "submitit"])
 def test_user_error_is_one_line_from_every_executor(name, pairs, tmp_path, request):
     if name == "ray":
@@ -178,6 +183,7 @@ class StopReporting(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_terminated_workers_leave_no_partial_files(pairs, expected, tmp_path):
     """As after Ctrl-C, or after the error of another worker."""
     executor = Processes(workers=2, threads=1)
@@ -194,6 +200,7 @@ def test_terminated_workers_leave_no_partial_files(pairs, expected, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_bug_in_worker_keeps_its_traceback(pairs, tmp_path):
     with pytest.raises(RuntimeError, match=r"in encode-0:\nTraceback"):
         run(pairs, tmp_path / "t", Processes(workers=1), FakeFactory(tokens=6))
@@ -283,6 +290,7 @@ def test_check_executor_names_what_is_missing(pairs, tmp_path):
         run(pairs, tmp_path / "t", object())
 
 
+@pytest.mark.slow
 def test_flips_of_a_registered_task_are_known_to_workers(pairs, tmp_path, monkeypatch):
     """A task may be registered only in the process that plans the job."""
     own = replace(tasks.get("derain"), allows_hflip=False)
@@ -323,6 +331,7 @@ def broken_image():
     raise UserError("damaged")
 
 
+@pytest.mark.slow
 def test_prefetch_stops_when_closed():
     before, made = threading.active_count(), []
     items = prefetch(made.append(n) or n for n in range(1000))

@@ -99,6 +99,7 @@ WORDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", WORDS)
 def test_bad_files_are_rejected_and_job_continues(tmp_path, capsys, source):
     root, output = tmp_path / "raw", tmp_path / "out"

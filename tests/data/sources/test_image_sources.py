@@ -169,6 +169,7 @@ def test_unreadable_image_rejects_its_group(tmp_path):
 # ------------------------------------------------------------ derived
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "tars"])
 def test_derived_tasks_of_images(tmp_path, kind):
     path = (folder if kind == "folder" else tars)(tmp_path / "raw")

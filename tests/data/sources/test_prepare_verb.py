@@ -71,6 +71,7 @@ def raw_of(source, root):
         layouts.write_frames(root / "b", moving)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source, words, made",
     [

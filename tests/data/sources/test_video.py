@@ -187,6 +187,7 @@ def test_broken_items_rejected_others_read(tmp_path):
         assert message in found[name] and "\n" not in found[name], name
 
 
+@pytest.mark.slow
 def test_random_corruption_never_raises(tmp_path):
     path, rng = tmp_path / "a.mp4", np.random.default_rng(0)
     original = bad_files.write_mp4(path, moving(12))
@@ -216,6 +217,7 @@ def test_too_large_frames_rejected(tmp_path, monkeypatch):
     assert f"{WIDE} x {HIGH} pixels, the limit is" in reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Video, HdVila])
 def test_prepare(tmp_path, kind):
     root, count = tmp_path / "raw", 24

@@ -152,6 +152,7 @@ def test_unsupported_tensors_are_refused():
             cpu_flash_attention(q, q, q, wrong)
 
 
+@pytest.mark.slow
 @needs_bf16
 def test_operators_pass_opcheck():
     """torch's own checks of the declared shapes, aliases and gradients."""
@@ -165,6 +166,7 @@ def test_operators_pass_opcheck():
         torch.library.opcheck(attention._backward, inputs)
 
 
+@pytest.mark.slow
 @needs_bf16
 def test_gradients_of_bf16_student_equal_sdpa():
     """With torch's attention, with the kernel, and with the kernel in compiled blocks."""

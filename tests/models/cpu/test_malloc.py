@@ -41,10 +41,12 @@ def probe(request) -> str:
     return script
 
 
+@pytest.mark.slow
 def test_freed_memory_is_reused(probe):
     assert int(run(KEEP + probe)[0]) < 100
 
 
+@pytest.mark.slow
 def test_settings_apply_to_child_processes(probe):
     assert int(run(KEEP + CHILD, probe)[0]) < 100
 
