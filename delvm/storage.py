@@ -194,6 +194,11 @@ def as_path(where: str | StoragePath) -> StoragePath:
     return RemotePath(where) if _URL.match(where) else Path(where)
 
 
+def is_url(where: str) -> bool:
+    """Whether a path is written as a URL, one of a local file (file://) included."""
+    return bool(_URL.match(where))
+
+
 def absolute_path(where: StoragePath) -> StoragePath:
     """The same path for a process with another working directory."""
     return where if isinstance(where, RemotePath) else where.absolute()

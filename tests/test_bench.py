@@ -8,7 +8,10 @@ from types import ModuleType
 import pytest
 import torch
 
+from delvm.commands.app import compose
+from delvm.configs.validate import config_errors
 from delvm.errors import UserError
+from experiments.bench import startup
 from experiments.bench.harness import Row, medians, merge, table
 
 runner = importlib.import_module("experiments.bench.__main__")
@@ -118,3 +121,8 @@ def test_encode_benchmark_writes_shards(tmp_path):
     assert torch.get_num_threads() == threads
     assert [path.name for path in (tmp_path / "t/train/deblur").iterdir()] == ["000000.tar"]
     assert tokenizer.batches[:6] == [4, 4, 2] * 2  # a shard's images, then the same count bare
+
+
+def test_the_training_run_that_is_timed_fits_together(tmp_path):
+    startup.write_shards(tmp_path / "tokens")
+    assert config_errors("train", compose("train", startup.train_overrides(tmp_path))) == []

@@ -25,6 +25,7 @@ from delvm.models.vqgan import VQGAN
 from delvm.training.checkpoint_io import AtomicCheckpointIO
 from delvm.training.distillation import check_ids
 from delvm.training.fit import filter_warnings, fit
+from delvm.training.output_dir import check_output_dir
 from delvm.training.resume import (
     config_mismatches,
     format_override,
@@ -81,6 +82,9 @@ def build_run(cfg: DictConfig) -> Run:
     module = build(cfg.module, "module")
     if hasattr(module, "connect_data"):
         module.connect_data(data)
+    if not dry_run:
+        replaces = cfg.overwrite or resume is not None
+        check_output_dir(output_dir, getattr(module, "model", None), replaces)
     if cfg.init_from and not resume:  # a resumed run has its own weights
         load_init_weights(module, cfg.init_from, data)
     trainer = build_trainer(cfg, module, data, strategy)

@@ -1,6 +1,8 @@
 """`delvm train`: train a tokenizer or a student, or distill a teacher into a student."""
 
 import math
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -30,21 +32,23 @@ def train(cfg: DictConfig) -> float | None:
     from delvm.commands.instantiate import build_run
     from delvm.models.cpu.malloc import configure_malloc
     from delvm.training.launch import uses_gpu
+    from delvm.training.output_dir import lock_output_dir
     from delvm.training.strategies import is_rank_zero
 
     if not uses_gpu(cfg.trainer.accelerator):
         configure_malloc()
-    run = build_run(cfg)
-    dry_run = bool(run.trainer.fast_dev_run)  # type: ignore[attr-defined]
-    if run.trainer.is_global_zero and not dry_run:
-        save_config(cfg, run.output_dir)
-    try:
-        weights = run.fit()
-    except SystemExit as stop:
-        # Lightning saves what it must at Ctrl-C, then exits with a code of its own.
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
+    dry_run = bool(cfg.trainer.get("fast_dev_run"))
+    with nullcontext() if dry_run else lock_output_dir(Path(cfg.output_dir)):
+        run = build_run(cfg)
+        if run.trainer.is_global_zero and not dry_run:
+            save_config(cfg, run.output_dir)
+        try:
+            weights = run.fit()
+        except SystemExit as stop:
+            # Lightning saves what it must at Ctrl-C, then exits with a code of its own.
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
     if is_rank_zero():
         if dry_run:
             print("dry run: nothing was written")

@@ -10,6 +10,15 @@ from omegaconf.errors import InterpolationKeyError
 
 from delvm.configs.store import walk
 from delvm.errors import UserError
+from delvm.storage import is_url
+
+# Paths that may be URLs; all other inputs and outputs are local.
+_TAKES_URLS = {
+    "prepare": ("output_dir",),
+    "encode": ("input_dir", "output_dir"),
+    "evaluate": ("input_dir",),
+    "inspect": ("input_dir",),
+}
 
 
 def check(verb: str, cfg: DictConfig) -> None:
@@ -31,7 +40,11 @@ def config_errors(verb: str, cfg: DictConfig) -> list[str]:
     A part's `validate` names its keys from the part on ("lr=-1 is ..."); here the path of the part
     is put in front ("optimizer.lr=-1 is ...").
     """
-    errors = []
+    errors = [
+        f"{key}={cfg[key]} is a URL, and delvm {verb} needs a local path: set {key}=PATH"
+        for key in ("input", "input_dir", "output", "output_dir")
+        if key in cfg and is_url(str(cfg[key])) and key not in _TAKES_URLS.get(verb, ())
+    ]
     for path, node in walk(cfg):
         if not hasattr(OmegaConf.get_type(node), "validate"):
             continue

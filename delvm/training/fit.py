@@ -1,7 +1,6 @@
 """One training run of built objects, from the first step to exported weights."""
 
 import logging
-import shutil
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from delvm.models.transformer import Transformer
-from delvm.models.vqgan import VQGAN
 from delvm.training import strategies
 from delvm.training.callbacks.graceful_shutdown import GracefulShutdown
+from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
 from delvm.training.loggers import finish_loggers, restore_csv
+from delvm.training.output_dir import export_path, remove_earlier_run
 
 
 def fit(
@@ -40,7 +39,7 @@ def fit(
 
     Raises:
         Interrupted: a signal stopped the run before its end; a checkpoint is written.
-        Diverged: the gradient was not finite for too many steps.
+        Diverged: the gradient was not finite for too many steps, or in the last ones.
         UserError: a checkpoint cannot be written, or data and module do not fit together.
     """
     shutdown = find_callback(trainer, GracefulShutdown)
@@ -48,7 +47,7 @@ def fit(
     if resume is not None:
         restore_csv(trainer.loggers, resume)
     elif not dry_run:
-        _remove_earlier_run(output_dir)
+        remove_earlier_run(output_dir)
     failed = True
     try:
         with nullcontext() if shutdown is None else shutdown.install_handlers():
@@ -60,6 +59,8 @@ def fit(
         return None
     if shutdown is not None:
         shutdown.raise_if_stopped(output_dir, trainer.global_step, trainer.max_steps)
+    if (guard := find_callback(trainer, SkipNonFiniteGrad)) is not None:
+        guard.raise_if_diverged(trainer)
     return _export(trainer, module, output_dir)
 
 
@@ -70,23 +71,11 @@ def find_callback(trainer: L.Trainer, kind: type[Any]) -> Any | None:
 
 
 def _export(trainer: L.Trainer, module: L.LightningModule, output_dir: Path) -> Path | None:
-    """Export the trained network.
-
-    One of another class, a subclass of ours included, has no config of ours that would rebuild it:
-    its weights stay in the checkpoints.
-    """
+    """Export the trained network, if it has a format of ours."""
     model: Any = getattr(module, "model", None)
-    if strategies.network_class(model) not in (VQGAN, Transformer):
-        return None
-    path = output_dir / ("tokenizer" if isinstance(model, VQGAN) else "student")
-    strategies.export(trainer, model, path)
+    if (path := export_path(output_dir, model)) is not None:
+        strategies.export(trainer, model, path)
     return path
-
-
-def _remove_earlier_run(output_dir: Path) -> None:
-    """Remove the checkpoints of a run that this one replaces (``overwrite=true``)."""
-    shutil.rmtree(output_dir / "checkpoints", ignore_errors=True)
-    (output_dir / "skipped.jsonl").unlink(missing_ok=True)
 
 
 def filter_warnings() -> None:

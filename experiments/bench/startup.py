@@ -56,7 +56,7 @@ def train_overrides(root: Path) -> list[str]:
     """Overrides of the training run, which writes below `root`."""
     return [
         "module=student", "student=tiny", "tokenizer=shapes_f8_64", "data=sentences",
-        f"data.path={root / 'tokens'}", f"output={root / 'run'}", "overwrite=true",
+        f"data.path={root / 'tokens'}", f"output_dir={root / 'run'}", "overwrite=true",
         "trainer.max_steps=1",
     ]  # fmt: skip
 

@@ -43,6 +43,8 @@ ALONE = {
     "module=tokenizer": "module=tokenizer learns from images, data is sentences: set data=images",
     "resume=nowhere.ckpt": "checkpoint not found: nowhere.ckpt (set resume=PATH, auto or null)",
     "data.batch_size=0": "data.batch_size=0 is below 1: set it to 1 or more",
+    "output_dir=s3://bucket/run": "output_dir=s3://bucket/run is a URL, and delvm train needs a "
+    "local path: set output_dir=PATH",
     "num_threads=0": "num_threads=0 is below 1: set num_threads=1 or more",
     "data.num_workers=-1": "data.num_workers=-1 is below 0: set it to 0 or more",
     "optimizer.lr=0": "optimizer.lr=0.0 is not above 0: set it to 1.5e-4",

@@ -51,6 +51,10 @@ ERRORS = {
     "output_dir=nowhere`",
     "inspect input_dir=. num_images=0": "num_images=0 is below 1: set num_images=1 or more",
     "convert input=a output_dir=b split=tset": "unknown split 'tset': did you mean 'test'?",
+    "generate prompt=a query=b output=gs://b/answers": "output=gs://b/answers is a URL, and delvm "
+    "generate needs a local path: set output=PATH",
+    "export checkpoint=x format=llama output_dir=file:///x": "output_dir=file:///x is a URL, and "
+    "delvm export needs a local path: set output_dir=PATH",
     "runs input_dir=none output=a.csv": "input_dir=none is not a directory: set it to one with "
     "runs",
 }

@@ -14,7 +14,7 @@ import torch
 
 from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
 from delvm.data.shards import manifest
-from delvm.errors import Interrupted, UserError
+from delvm.errors import Diverged, Interrupted, UserError
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.training.callbacks import checkpoint as checkpoints
 from delvm.training.callbacks.checkpoint import latest_valid_checkpoint, list_checkpoints
@@ -221,8 +221,10 @@ def test_skipped_step_changes_nothing(tokens, tmp_path, monkeypatch):
     monkeypatch.setattr("delvm.training.optim.warmup_cosine", lambda step, *rest: 1.0)
     train(student_config(tokens, 3), tmp_path / "short")
     make_nonfinite(monkeypatch, range(3, 6))
-    train(student_config(tokens, 6), tmp_path / "long")
-    short, long = (load_student(tmp_path / name).state_dict() for name in ("short", "long"))
+    with pytest.raises(Diverged, match="the last 3 steps"):
+        train(student_config(tokens, 6), tmp_path / "long")
+    last = tmp_path / "long" / "checkpoints" / "step=000006.ckpt"
+    short, long = (load_student(path).state_dict() for path in (tmp_path / "short", last))
     assert all(torch.equal(short[key], long[key]) for key in short)
 
 

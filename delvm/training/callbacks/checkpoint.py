@@ -132,7 +132,9 @@ class AtomicCheckpoint(Checkpoint):
         batch_idx: int,
     ) -> None:
         every = self.every_n_train_steps
-        if every is not None and trainer.global_step % every == 0:
+        due = every is not None and trainer.global_step % every == 0
+        # Lightning validates once more before it stops, for which a signal may leave no time.
+        if trainer.should_stop or (due and not _validates_after(trainer, batch_idx)):
             self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -141,7 +143,8 @@ class AtomicCheckpoint(Checkpoint):
         improved = self._is_best(trainer.callback_metrics.get(self.monitor))
         if improved:
             self.best = float(trainer.callback_metrics[self.monitor]), trainer.global_step
-        if improved or self.every_n_train_steps is None:
+        every = self.every_n_train_steps
+        if improved or every is None or trainer.global_step % every == 0:
             self.save(trainer, overwrite=improved)
 
     def _is_best(self, value: Tensor | None) -> bool:
@@ -207,6 +210,19 @@ class AtomicCheckpoint(Checkpoint):
         for path in existing:
             if path not in keep:
                 remove(path)
+
+
+def _validates_after(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether a batch is followed by validation, after which the checkpoint is written.
+
+    One that was written before it, by a run that is then killed, would never be validated.
+    """
+    interval = trainer.val_check_batch
+    if not trainer.enable_validation or not isinstance(interval, int):
+        return False
+    if trainer.check_val_every_n_epoch is None:
+        batch_idx = trainer.fit_loop.total_batch_idx
+    return (batch_idx + 1) % interval == 0
 
 
 def _sync(path: Path) -> None:

@@ -107,6 +107,24 @@ class SkipNonFiniteGrad(L.Callback):
             )
         return False
 
+    def raise_if_diverged(self, trainer: L.Trainer) -> None:
+        """Raise if the last steps of a run were not finite.
+
+        Overflow in a single step is ordinary under float16, so one step counts only with a loss
+        that is not finite either.
+
+        Raises:
+            Diverged: names how many steps.
+        """
+        last = max(self._consecutive.values(), default=0)
+        loss = trainer.callback_metrics.get("train/loss")
+        if last > 1 or (last == 1 and loss is not None and not bool(torch.isfinite(loss))):
+            raise Diverged(
+                f"the gradient of the last {last} steps, up to step {trainer.global_step}, was not "
+                "finite: no weights are exported; lower optimizer.lr, or set "
+                "trainer.precision=32-true, and start again with overwrite=true"
+            )
+
     def _write_report(self, norm: Tensor, pl_module: L.LightningModule) -> Path:
         trainer = self._trainer or pl_module.trainer
         report = Path(trainer.default_root_dir) / "skipped.jsonl"
