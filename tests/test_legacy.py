@@ -182,6 +182,16 @@ def test_token_manifests_have_the_fingerprint_of_their_tokenizer():
     assert load_student(LEGACY / "student").tokenizer_fingerprint == expected
 
 
+def test_shards_of_sources_record_how_images_were_made_square():
+    """Before `resize` was a setting, every source but `shapes` rounded."""
+    old = {"shard_size": 5, "val": 0.1}
+    assert legacy.upgrade_source_settings("gopro", old)["resize"] == "rounded"
+    assert legacy.upgrade_source_settings("gopro", old | {"resize": "pad"})["resize"] == "pad"
+    assert "resize" not in legacy.upgrade_source_settings("shapes", {"shard_size": 5})
+    manifests = map(Manifest.load, (LEGACY / "tokens").rglob("manifest.json"))
+    assert {manifest.resize for manifest in manifests} == {""}
+
+
 def test_token_shards_load():
     config = SentencesConfig(path=str(LEGACY / "tokens"), pairs_per_sentence=2)
     batch = SentenceDataset(config, seed=1)[np.arange(16, 32)]

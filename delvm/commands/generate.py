@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 from delvm.commands.app import run_job
 from delvm.configs import config_root
 from delvm.configs.verbs import GenerateConfig
-from delvm.data.image_io import open_image, resize_center_crop
+from delvm.data.image_io import open_image
 from delvm.inference.answer_files import plan_outputs, write_answers
 from delvm.inference.prompt_folder import read_prompt
 
@@ -27,10 +27,10 @@ def run(cfg: GenerateConfig) -> None:
     from delvm.models.precision import resolve_device
 
     device = resolve_device(cfg.device)
-    prompter = Prompter(load_tokenizer(cfg.tokenizer, device), load_student(cfg.student, device))
+    tokenizer, student = load_tokenizer(cfg.tokenizer, device), load_student(cfg.student, device)
+    prompter = Prompter(tokenizer, student, resize=cfg.resize)
     prompter.check_context_length(len(pairs))
-    size = prompter.tokenizer.resolution
-    queries = [resize_center_crop(open_image(path), size) for path in files.queries]
+    queries = [prompter.to_squares([open_image(path)])[0] for path in files.queries]
     answers = prompter.complete(
         pairs,
         queries,
@@ -41,7 +41,7 @@ def run(cfg: GenerateConfig) -> None:
         seed=cfg.seed,
         batch_size=cfg.batch_size,
     )
-    prompt = [resize_center_crop(image, size) for pair in pairs for image in pair]
+    prompt = prompter.to_squares([image for pair in pairs for image in pair])
     write_answers(files, prompt, queries, answers)
     one = len(answers) == 1
     print(f"answer: {files.answers[0]}" if one else f"answers: {len(answers)} in {cfg.output}")

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from delvm.configs.store import Groups, schema_of
+from delvm.data.resizing import ResizeMode
 from delvm.data.types import SPLITS
 from delvm.errors import UserError, did_you_mean
 from delvm.inference.decoding import Decoding, resolve_decoding
@@ -109,6 +110,7 @@ class GenerateConfig:
     output: str = "outputs/generate"
     tokenizer: str = "shapes"
     student: str = "shapes"
+    resize: ResizeMode | None = None
     decoding: Decoding = Decoding.mean_embedding
     temperature: float = 0.0
     top_k: int | None = None

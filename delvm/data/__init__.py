@@ -10,6 +10,7 @@ __all__ = [
     "ImagesConfig",
     "Manifest",
     "RejectedItem",
+    "ResizeMode",
     "SentenceDataset",
     "SentencesConfig",
     "Source",
@@ -20,6 +21,7 @@ __all__ = [
     "read_tokens",
     "resize_center_crop",
     "to_pil",
+    "to_square",
     "to_tensor",
 ]
 
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from delvm.data.augment import BalanceConfig
     from delvm.data.datasets.images import ImageDataset, ImagesConfig
     from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
-    from delvm.data.image_io import open_image, resize_center_crop, to_pil, to_tensor
+    from delvm.data.image_io import open_image, to_pil, to_tensor
+    from delvm.data.resizing import ResizeMode, resize_center_crop, to_square
     from delvm.data.shards.manifest import Manifest, load_manifests
     from delvm.data.shards.reader import read_examples, read_tokens
     from delvm.data.sources.base import Source
@@ -41,6 +44,7 @@ _LAZY = {
     "ImagesConfig": "delvm.data.datasets.images",
     "Manifest": "delvm.data.shards.manifest",
     "RejectedItem": "delvm.data.types",
+    "ResizeMode": "delvm.data.resizing",
     "SentenceDataset": "delvm.data.datasets.sentences",
     "SentencesConfig": "delvm.data.datasets.sentences",
     "Source": "delvm.data.sources.base",
@@ -49,8 +53,9 @@ _LAZY = {
     "open_image": "delvm.data.image_io",
     "read_examples": "delvm.data.shards.reader",
     "read_tokens": "delvm.data.shards.reader",
-    "resize_center_crop": "delvm.data.image_io",
+    "resize_center_crop": "delvm.data.resizing",
     "to_pil": "delvm.data.image_io",
+    "to_square": "delvm.data.resizing",
     "to_tensor": "delvm.data.image_io",
 }
 

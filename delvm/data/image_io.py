@@ -1,4 +1,4 @@
-"""Images in and out: opening untrusted files, resizing and cropping, conversion to tensors."""
+"""Images in and out: opening untrusted files, conversion to tensors and back."""
 
 import io
 import warnings
@@ -19,9 +19,6 @@ from delvm.errors import UserError
 # decoding threads would interfere with each other.
 MAX_PIXELS = 80_000_000
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# An image longer than this many times its short side is cropped before it is resized: resizing the
-# short side of a thin strip to `size` would need memory without bound.
-MAX_ASPECT = 16
 
 
 def open_image(file: str | Path | bytes, name: str = "") -> Image.Image:
@@ -84,26 +81,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
     return image.convert("RGB")
-
-
-def resize_center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Resize the short side to `size` (bilinear, antialiased) and crop the center.
-
-    This is DeLVM's preprocessing (arXiv 2402.04841).
-
-    Returns:
-        An image of size x size pixels.
-    """
-    short = min(image.size)
-    if max(image.size) > MAX_ASPECT * short:
-        image = _center_crop(image, *(min(side, MAX_ASPECT * short) for side in image.size))
-    width, height = (max(size, round(side * size / short)) for side in image.size)
-    return _center_crop(image.resize((width, height), Image.Resampling.BILINEAR), size, size)
-
-
-def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
 
 
 def to_tensor(images: Sequence[Image.Image | ImageArray]) -> Tensor:

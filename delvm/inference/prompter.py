@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from delvm.data.image_io import resize_center_crop, to_pil, to_tensor
+from delvm.data.image_io import to_pil, to_tensor
+from delvm.data.resizing import ResizeMode, parse_resize_mode, to_square
 from delvm.errors import UserError
 from delvm.inference.decoding import Decoding, resolve_decoding
 from delvm.inference.sampling import generate, num_image_tokens
@@ -16,20 +17,31 @@ from delvm.models.protocols import StudentNet, TokenizerNet
 
 
 class Prompter:
-    """A tokenizer and a student trained on its tokens, ready to be prompted."""
+    """A tokenizer and a student trained on its tokens, ready to be prompted.
 
-    def __init__(self, tokenizer: TokenizerNet, student: StudentNet) -> None:
+    Attributes:
+        resize: how images of other shapes are made square.
+    """
+
+    def __init__(
+        self, tokenizer: TokenizerNet, student: StudentNet, *, resize: str | None = None
+    ) -> None:
         """Put both models in evaluation mode.
 
         Args:
             tokenizer: the one whose tokens the student was trained on.
             student: its weights stay on the device where they are.
+            resize: how images of other shapes are made square, a `ResizeMode`. None: as those that
+                the student was trained on, or short_side where it does not record that.
 
         Raises:
-            UserError: the student was trained on another tokenizer's tokens.
+            UserError: the student was trained on another tokenizer's tokens, or the mode is
+                unknown.
         """
         check_tokenizer_match(tokenizer, student)
         self.tokenizer, self.student = tokenizer, student
+        trained_on = str(getattr(student, "resize", ""))  # students of other packages have none
+        self.resize = parse_resize_mode(resize or trained_on or ResizeMode.short_side)
         set_eval_mode(tokenizer, student)
 
     def complete(
@@ -47,8 +59,8 @@ class Prompter:
         """Answer each query in the way that the pairs demonstrate.
 
         Args:
-            pairs: (input, target) examples of any size; each is resized by its short side and
-                center-cropped to the tokenizer's resolution.
+            pairs: (input, target) examples of any size; each is made a square of the tokenizer's
+                resolution, as in `resize`.
             queries: images to answer, of any size.
             decoding: "mean_embedding" (the code nearest to the mean embedding, closest in pixels),
                 "greedy" (the most likely token) or "sample". None: "sample" above temperature 0,
@@ -103,10 +115,12 @@ class Prompter:
         tokenizer, device = self.tokenizer, self.tokenizer.codebook.device
         if not images:
             return torch.empty(0, tokenizer.tokens_per_image, dtype=torch.int64, device=device)
-        pixels = to_tensor(
-            [resize_center_crop(image.convert("RGB"), tokenizer.resolution) for image in images]
-        )
-        return tokenizer.encode(pixels.to(device))
+        return tokenizer.encode(to_tensor(self.to_squares(images)).to(device))
+
+    def to_squares(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        """Images of any size as the tokenizer sees them: RGB squares of its resolution."""
+        size = self.tokenizer.resolution
+        return [to_square(image.convert("RGB"), size, self.resize) for image in images]
 
 
 def set_eval_mode(*models: TokenizerNet | StudentNet) -> None:

@@ -186,6 +186,7 @@ def _build(metadata: dict[str, Any], path: Path) -> VQGAN | Transformer:
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: invalid {kind} config: {error}") from None
     student.tokenizer_fingerprint = str(metadata.get("tokenizer_fingerprint", ""))
+    student.resize = str(metadata.get("resize", ""))
     if (space := metadata.get("space")) is not None:
         student.token_space = _parse_token_space(space, student.config.vocab_size, path)
     return student

@@ -39,7 +39,7 @@ def config_dict(model: VQGAN | Transformer) -> dict[str, Any]:
         "config": config,
         "tokenizer_fingerprint": model.tokenizer_fingerprint,
         "space": asdict(model.token_space),
-    }
+    } | ({"resize": model.resize} if model.resize else {})
 
 
 def save_model(

@@ -170,6 +170,7 @@ class Transformer(nn.Module):
 
     Attributes:
         tokenizer_fingerprint: of the tokenizer whose ids the model was trained on; "" = unknown.
+        resize: how the images it was trained on were made square, a `ResizeMode`; "" = unknown.
         token_space: which ids are image tokens and which are special tokens.
         seed: of the initial weights.
     """
@@ -194,7 +195,7 @@ class Transformer(nn.Module):
         raise_errors([*config.validate(), *_codebook_errors(config, codebook)])
         self.config = cfg = config
         self.seed = int(torch.randint(2**62, (), device="cpu"))
-        self.tokenizer_fingerprint = ""
+        self.tokenizer_fingerprint = self.resize = ""
         self.token_space = TokenSpace(cfg.vocab_size)
         self.embed: nn.Module = (
             CodebookEmbedding(cfg.vocab_size, cfg.codebook_dim, cfg.dim)

@@ -329,7 +329,7 @@ class VQGAN(nn.Module):
             raise ValueError(
                 f"pixels {tuple(pixels.shape)} are not (B, {', '.join(map(str, shape))}): resize "
                 "each image with "
-                f"delvm.data.image_io.resize_center_crop(image, {cfg.resolution})"
+                f"delvm.data.resizing.resize_center_crop(image, {cfg.resolution})"
             )
         if not pixels.numel():
             return

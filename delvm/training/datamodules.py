@@ -207,6 +207,15 @@ class SentenceDataModule(StreamDataModule):
         """Fingerprint of that tokenizer."""
         return self._codebook[1]
 
+    @property
+    def resize(self) -> str:
+        """How the images were made square; "" if no source did, if it is unknown, or they differ.
+
+        A student records it, so that its prompts are made square in the same way.
+        """
+        modes = {manifest.resize for manifest in self.train.manifests.values()} - {""}
+        return modes.pop() if len(modes) == 1 else ""
+
     def val_dataloader(self) -> DataLoader[Any]:
         """The same keys as in training; each rank gets its part, as many batches as the others."""
         val, (rank, world_size) = self.val, self._rank()

@@ -99,6 +99,8 @@ class StudentModule(L.LightningModule):
             self.model.load_codebook(data.codebook, data.tokenizer_fingerprint)
         except ValueError as error:
             raise UserError(f"student.net and data.path do not fit together: {error}") from None
+        # Neither networks nor data modules of other packages need to know of it.
+        self.model.resize = str(getattr(data, "resize", ""))
         self.data = data
 
     def setup(self, stage: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from skimage.segmentation import felzenszwalb
 
-from delvm.data.image_io import resize_center_crop
+from delvm.data.resizing import resize_center_crop
 from delvm.data.sources.shapes import people, photographs
 from delvm.data.types import ImageArray
 from delvm.tasks import pose, restoration

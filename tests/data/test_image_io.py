@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from delvm.data import image_io
-from delvm.data.image_io import open_image, resize_center_crop, to_pil, to_tensor
+from delvm.data.image_io import open_image, to_pil, to_tensor
 from delvm.errors import UserError
 
 
@@ -157,22 +157,6 @@ def test_the_pixel_limit_is_exact(monkeypatch):
     monkeypatch.setattr(image_io, "MAX_PIXELS", 23)
     with pytest.raises(UserError, match="6 x 4 pixels"):
         open_image(buffer.getvalue())
-
-
-def test_resize_center_crop_keeps_a_matching_size_and_crops_the_center():
-    square = noise((8, 8))
-    assert np.array_equal(np.asarray(resize_center_crop(square, 8)), np.asarray(square))
-    wide = noise((12, 8))
-    assert np.array_equal(np.asarray(resize_center_crop(wide, 8)), np.asarray(wide)[:, 2:10])
-    tall = noise((16, 30))
-    halved = tall.resize((8, 15), Image.Resampling.BILINEAR)
-    assert np.array_equal(np.asarray(resize_center_crop(tall, 8)), np.asarray(halved)[3:11])
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (100_000, 1), (7, 13)])
-def test_resize_center_crop_of_any_shape(size):
-    assert resize_center_crop(Image.new("RGB", size, (9, 8, 7)), 16).size == (16, 16)
-    assert resize_center_crop(Image.new("RGB", size, (9, 8, 7)), 16).getpixel((8, 8)) == (9, 8, 7)
 
 
 def test_to_tensor_and_to_pil_round_trip_exactly():

@@ -81,6 +81,12 @@ class Manifest:
         """Number of raw items that no example could be made of."""
         return sum(chunk["rejected"] for chunk in self.chunks)
 
+    @property
+    def resize(self) -> str:
+        """How the source made images square, a `ResizeMode`; "" if it did not, or is unknown."""
+        value = self.settings.get("resize", "")
+        return value if isinstance(value, str) else ""
+
     def save(self, path: StoragePath) -> None:
         """Write it as JSON, atomically."""
         write_json(path, asdict(self))

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from delvm.data.image_io import open_image, resize_center_crop
+from delvm.data.image_io import open_image
+from delvm.data.resizing import ResizeMode, to_square_array
 from delvm.data.types import (
     SPLITS,
     Example,
@@ -94,6 +95,7 @@ class RawSource:
         path: its root directory.
         size: side of the images to make, in pixels.
         seed: of everything random, such as the split.
+        resize: how an image of another shape becomes a square: `delvm.data.resizing`.
         val_fraction, test_fraction: fraction of the items that goes to a split which the data set
             itself does not have. The split of an item depends on the seed and its key alone.
     """
@@ -102,6 +104,7 @@ class RawSource:
     path: str
     size: int = 256
     seed: int = 0
+    resize: ResizeMode = ResizeMode.short_side
     val_fraction: float = 0.01
     test_fraction: float = 0.01
 
@@ -110,6 +113,9 @@ class RawSource:
         errors = []
         if self.size < 1:
             errors.append(f"size={self.size} is below 1: set source.size=256")
+        if self.resize not in list(ResizeMode):
+            valid = did_you_mean(self.resize, list(ResizeMode))
+            errors.append(f"resize={self.resize} is unknown: {valid}")
         for key in ("val_fraction", "test_fraction"):
             if not 0 <= (value := getattr(self, key)) <= 1:
                 errors.append(f"{key}={value} is not in [0, 1]: set source.{key}=0.01")
@@ -185,23 +191,21 @@ class RawSource:
         return "train"
 
     def load_image(self, file: Path | bytes, name: str = "") -> ImageArray:
-        """An image (size, size, 3), resized and center-cropped.
+        """An image (size, size, 3), made a square as in `resize`.
 
         Raises:
             UserError: it cannot be opened.
         """
-        return self.resize(open_image(file, name))
+        return self.to_square(open_image(file, name))
 
-    def resize(self, image: Image.Image) -> ImageArray:
-        """The image as (size, size, 3), resized and center-cropped."""
-        return np.asarray(resize_center_crop(image, self.size))
+    def to_square(self, image: Image.Image, *, labels: bool = False) -> ImageArray:
+        """An RGB image as (size, size, 3), made a square as in `resize`.
 
-
-def center_square(width: int, height: int) -> Box:
-    """The largest square in the center of an image."""
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
+        Args:
+            image: of any shape.
+            labels: whether its colors stand for labels, which must not be mixed.
+        """
+        return to_square_array(image, self.size, ResizeMode(self.resize), labels=labels)
 
 
 def to_bytes(text: str) -> bytes:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from delvm.data.image_io import open_image
+from delvm.data.resizing import ResizeMode, place_points
 from delvm.data.sources._io.coco_json import (
     COCO_KEYPOINTS,
     COCO_TO_OPENPOSE,
@@ -21,7 +22,6 @@ from delvm.data.sources._io.coco_json import (
 from delvm.data.sources.base import (
     Box,
     RawSource,
-    center_square,
     chunks_of,
     items_of,
     to_reject,
@@ -114,17 +114,22 @@ class CocoPose(RawSource):
     def _single_person(self, image: Image.Image, person: Person) -> tuple[ImageArray, ImageArray]:
         box = square_crop(person.box, self.margin, *image.size)
         figure = pose.render(_relative_to(box, person.points), self.size)
-        return self.resize(image.crop(box)), figure
+        return self.to_square(image.crop(box)), figure
 
     def _all_people(
         self, image: Image.Image, people: list[Person]
     ) -> tuple[ImageArray, ImageArray]:
-        box = center_square(*image.size)
         by_size = sorted(people, key=lambda person: person.side)  # usually the nearest on top
-        skeletons = np.stack([_relative_to(box, person.points) for person in by_size])
-        scales = np.array([person.side for person in by_size]) / (box[2] - box[0])
+        skeletons = np.stack([self._placed(image.size, person.points) for person in by_size])
+        sides = np.array([person.side for person in by_size])
+        unit = self._placed(image.size, np.array([[0.0, 0.0], [1.0, 1.0]]))
+        scales = sides * float((unit[1] - unit[0]).mean())  # a squashed image has two scales
         target = multi_pose.render(skeletons, scales, self.size)
-        return self.resize(image.crop(box)), target
+        return self.to_square(image), target
+
+    def _placed(self, size: tuple[int, int], points: pose.Points) -> pose.Points:
+        """Points (..., 2) of an image, as fractions of the square that is made of it."""
+        return place_points(points, *size, self.size, ResizeMode(self.resize))
 
     def _task(self) -> Task:
         return multi_pose.TASK if self.whole_image else pose.TASK
@@ -163,8 +168,8 @@ class CocoPose(RawSource):
             return
         stem = Path(image.file).with_suffix("").as_posix()
         if self.whole_image:
-            box = center_square(*image.size)
-            counts = (count_keypoints_in(box, person.points) for person in image.people)
+            placed = (self._placed(image.size, person.points) for person in image.people)
+            counts = map(count_keypoints_inside, placed)
             if max(counts, default=0) >= self.min_keypoints:
                 yield _Item(stem, native, index, None)
             return
@@ -210,11 +215,10 @@ def square_crop(
     return x, y, x + side, y + side
 
 
-def count_keypoints_in(box: Box, points: pose.Points) -> int:
-    """How many of COCO's keypoints, of points (18, 2) in pixels, are labeled and inside a box."""
-    left, top, right, bottom = box
-    x, y = points[COCO_TO_OPENPOSE].T
-    return int(((x >= left) & (x < right) & (y >= top) & (y < bottom)).sum())
+def count_keypoints_inside(points: pose.Points) -> int:
+    """How many of COCO's keypoints, of points (18, 2) in a square of side 1, are inside it."""
+    keypoints = points[COCO_TO_OPENPOSE]  # NaN where not labeled
+    return int(((keypoints >= 0) & (keypoints < 1)).all(axis=1).sum())
 
 
 def _relative_to(box: Box, points: pose.Points) -> pose.Points:

@@ -100,6 +100,7 @@ class Derived(RawSource):
             path=self.path,
             size=self.size,
             seed=self.seed,
+            resize=self.resize,
             val_fraction=self.val_fraction,
             test_fraction=self.test_fraction,
         )

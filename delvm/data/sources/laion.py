@@ -64,7 +64,7 @@ class Laion(RawSource):
         if min(image.size) < self.min_side:
             width, height = image.size
             raise UserError(f"{width} x {height} pixels, below min_side={self.min_side}")
-        return self.resize(image)
+        return self.to_square(image)
 
     @cached_property
     def _tars(self) -> dict[str, Path]:

@@ -50,7 +50,7 @@ class PairSource(RawSource):
 
     Attributes:
         num_crops: random squares cut from each pair, of `size` pixels, or of the short side of a
-            smaller image; 0 takes the image itself, resized and center-cropped.
+            smaller image; 0 takes the image itself.
     """
 
     num_crops: int = 0
@@ -147,14 +147,14 @@ class PairSource(RawSource):
     ) -> Iterator[tuple[str, tuple[ImageArray, ...]]]:
         """The pair as it is, or crops: the same square of the input and of the target."""
         if not self.num_crops:
-            yield key, tuple(map(self.resize, images))
+            yield key, tuple(map(self.to_square, images))
         width, height = images[0].size
         side = min(self.size, width, height)
         for number in range(self.num_crops):
             rng = self.rng("crop", pair.name, number)
             left, top = (int(rng.integers(0, room - side + 1)) for room in (width, height))
             box = (left, top, left + side, top + side)
-            yield f"{key}-c{number}", tuple(self.resize(each.crop(box)) for each in images)
+            yield f"{key}-c{number}", tuple(self.to_square(each.crop(box)) for each in images)
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, FileRef]]:

@@ -8,11 +8,10 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-import numpy as np
 from PIL import Image
 
 from delvm import legacy
-from delvm.data.image_io import open_image, resize_center_crop
+from delvm.data.image_io import open_image
 from delvm.data.sources._io.rle import Runs, decode_runs
 from delvm.data.sources._io.tar import (
     TAR_ERRORS,
@@ -21,7 +20,7 @@ from delvm.data.sources._io.tar import (
     read_member,
     scan_members,
 )
-from delvm.data.sources.base import Box, RawSource, center_square, to_reject, unique_keys
+from delvm.data.sources.base import Box, RawSource, to_reject, unique_keys
 from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
 from delvm.tasks import sam_masks
@@ -42,7 +41,7 @@ class SA1B(RawSource):
 
     Attributes:
         num_crops: squares cut from each image: 6 (the four corners and the two at the middle of
-            the long side), or 0 for the image itself, resized and center-cropped.
+            the long side), or 0 for the image itself.
         crop_side: side of those squares in pixels, or the short side of a smaller image; identical
             squares are taken once.
         max_masks: the largest masks of an image are painted, up to this number; the rest is
@@ -111,10 +110,9 @@ class SA1B(RawSource):
             return
         colors = sam_masks.random_palette(self.max_masks, self.rng(legacy.seed_word("colors"), key))
         for number, box in enumerate(self._boxes(*image.size)):
-            crop = resize_center_crop(image.crop(box), self.size)
             # Nearest, since a mixture of two colors would be the color of a third mask.
-            crop_labels = labels.crop(box).resize(crop.size, Image.Resampling.NEAREST)
-            pair = np.asarray(crop), colors[np.asarray(crop_labels)]
+            crop_labels = self.to_square(labels.crop(box), labels=True)
+            pair = self.to_square(image.crop(box)), colors[crop_labels]
             crop_key = f"{key}-c{number}" if self.num_crops else key
             yield Example(crop_key, sam_masks.TASK.name, pair)
 
@@ -129,9 +127,9 @@ class SA1B(RawSource):
         return Image.fromarray(labels)
 
     def _boxes(self, width: int, height: int) -> list[Box]:
-        """The distinct squares to cut from an image."""
+        """The distinct squares to cut from an image, or the image itself."""
         if not self.num_crops:
-            return [center_square(width, height)]
+            return [(0, 0, width, height)]
         side = min(self.crop_side, width, height)
         columns, rows = ((0, room - side) for room in (width, height))
         corners = [(x, y) for y in rows for x in columns]

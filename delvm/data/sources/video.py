@@ -100,7 +100,7 @@ class Video(RawSource):
     def _clips(self, path: Path) -> Iterator[Clip | str]:
         frames = (read_frame_folder if path.is_dir() else read_video)(path, self.stride)
         return split_into_clips(
-            frames, self.size, self.clip_length, self.overlap, self.scene_cut_threshold
+            frames, self.to_square, self.clip_length, self.overlap, self.scene_cut_threshold
         )
 
     def _chunks(self, split: str) -> dict[str, list[tuple[str, _VideoItem]]]:

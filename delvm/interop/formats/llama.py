@@ -80,6 +80,7 @@ def write(student: Transformer, output_dir: str | Path, dtype: torch.dtype = tor
         "delvm": {
             "space": asdict(student.token_space),
             "tokenizer_fingerprint": student.tokenizer_fingerprint,
-        },
+        }
+        | ({"resize": student.resize} if student.resize else {}),
     }
     write_model_dir(output_dir, hf_decoder.export_weights(student, dtype), config)

@@ -89,6 +89,7 @@ def test_former_source_settings_are_the_same_settings(tmp_path):
     for number in range(3):
         save(raw / f"{number}.png", smooth(seed=number))
     settings = {"path": str(raw), "size": 16, "val_fraction": 0, "test_fraction": 0}
+    settings["resize"] = "rounded"  # what it was before it was a setting
     tasks = {"tasks": ["colorization"], "annotations": ["grayscale", "edges"]}
     prepare(Derived(**settings, **tasks), out, ["train"])
     former = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delvm.data.image_io import resize_center_crop
+from delvm.data.resizing import resize_center_crop
 from delvm.data.sources.derived import Derived
 from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delvm.data.image_io import resize_center_crop
 from delvm.data.prepare import prepare as corpus
 from delvm.data.prepare.prepare import prepare
+from delvm.data.resizing import resize_center_crop
 from delvm.data.sources.gopro import GoPro
 from delvm.data.sources.paired_folders import Paired
 from delvm.data.sources.rain13k import Rain13K, store_keys

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from delvm.data.image_io import open_image, resize_center_crop
+from delvm.data.image_io import open_image
+from delvm.data.resizing import resize_center_crop
 from delvm.data.sources._io.rle import decode_runs
 from delvm.data.sources.sa1b import SA1B
 from delvm.errors import UserError

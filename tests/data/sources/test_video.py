@@ -2,12 +2,13 @@
 
 import shutil
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from delvm.data.image_io import resize_center_crop
+from delvm.data.resizing import ResizeMode, resize_center_crop, to_square_array
 from delvm.data.sources._io import video as frames
 from delvm.data.sources._io.video import Clip, scene_distance, split_into_clips
 from delvm.data.sources.shapes import photographs
@@ -145,10 +146,9 @@ def test_memory_independent_of_video_length():
     peaks = []
     for count in (64, 512):
         tracemalloc.start()
-        assert (
-            sum(isinstance(each, Clip) for each in split_into_clips(endless(count), 256, 8))
-            == count // 8
-        )
+        square = partial(to_square_array, size=256, mode=ResizeMode.short_side)
+        clips = split_into_clips(endless(count), square, 8)
+        assert sum(isinstance(each, Clip) for each in clips) == count // 8
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]

@@ -4,14 +4,14 @@ A frame is kept only until its clip is complete, however long the video is.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from delvm.data.image_io import MAX_PIXELS, open_image, resize_center_crop
+from delvm.data.image_io import MAX_PIXELS, open_image
 from delvm.data.sources.base import IMAGE_SUFFIXES
 from delvm.data.types import ImageArray
 from delvm.errors import UserError
@@ -169,7 +169,7 @@ def scene_distance(first: ImageArray, second: ImageArray) -> float:
 
 def split_into_clips(
     frames: Iterable[Frame],
-    size: int,
+    to_square: Callable[[Image.Image], ImageArray],
     length: int,
     overlap: int = 0,
     scene_cut_threshold: float = 0.0,
@@ -178,7 +178,7 @@ def split_into_clips(
 
     Args:
         frames: Of one video; of consecutive errors only the first is yielded.
-        size: Side of the images to make.
+        to_square: Makes an image (size, size, 3) of a frame.
         length: Frames per clip.
         overlap: Last frames of a clip that are also the first of the next.
         scene_cut_threshold: Scene distance above which a clip ends; 0 ignores cuts.
@@ -196,7 +196,7 @@ def split_into_clips(
             continue
         broken = False
         num_frames += 1
-        image = np.asarray(resize_center_crop(frame, size))
+        image = to_square(frame)
         threshold = scene_cut_threshold if kept else 0
         if threshold and scene_distance(kept[-1][1], image) > threshold:
             num_cuts += 1
