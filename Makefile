@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint type format bench notebooks pins clean
+.PHONY: help setup demo test test-fast fuzz lint type format bench notebooks pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ type: $(INSTALLED) ## check types (mypy)
 format: $(INSTALLED) ## format the code and apply automatic fixes (ruff)
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
+
+fuzz: $(INSTALLED) ## read damaged files of every kind, 10,000 by default (mutants=N)
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.fuzz.run $(or $(mutants),10000)
 
 bench: $(INSTALLED) ## run all benchmarks, or one (only=NAME), to outputs/bench.json
 	@$(PYTHON) -m experiments.bench $(if $(only),only=$(only))

@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,9 @@ _FIXABLE = {
 }
 
 
+MAX_LINE = 1_500  # characters of a line of a message
+
+
 class UserError(Exception):
     """A mistake that the user can fix: shown as its own text, without a traceback, exit code 2.
 
@@ -20,6 +24,23 @@ class UserError(Exception):
     """
 
     exit_code = 2
+
+    def __init__(self, text: str = "", *rest: Any) -> None:
+        # What it quotes may come from a file that is not trusted.
+        super().__init__(_one_line_each(text), *rest)
+
+
+def _one_line_each(text: str) -> str:
+    """Text of at most `MAX_LINE` characters a line; only list items ("  - ") begin new lines."""
+    lines = re.split(r"\n(?=  - )", text)
+    return "\n".join(_shorten(" ".join(each.splitlines())) for each in lines)
+
+
+def _shorten(line: str) -> str:
+    if len(line) <= MAX_LINE:
+        return line
+    head, tail = line[: MAX_LINE * 2 // 3], line[-MAX_LINE // 4 :]
+    return f"{head} [... {len(line) - len(head) - len(tail):,} characters ...] {tail}"
 
 
 class CheckFailed(UserError):

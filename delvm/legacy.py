@@ -224,7 +224,10 @@ def upgrade_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
         upgraded["settings"] = rename_keys(settings, METRICS_SETTINGS)
     for group in ("tasks", "students"):
         if isinstance(results := metrics.get(group), Mapping):
-            upgraded[group] = {name: _upgrade_result(result) for name, result in results.items()}
+            upgraded[group] = {
+                name: _upgrade_result(result) if isinstance(result, Mapping) else result
+                for name, result in results.items()
+            }
     if isinstance(summary := metrics.get("all"), Mapping):
         upgraded["all"] = _upgrade_usage(summary)
     return upgraded

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from delvm.errors import UserError
+from delvm.untrusted import Schema, parse_json
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^:]+)*://")
 # Stores in which a file cannot be seen before it is complete; elsewhere it is moved into place.
@@ -303,24 +304,24 @@ def write_json(path: str | StoragePath, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: str | StoragePath, what: str) -> dict[str, Any]:
+def read_json(path: str | StoragePath, what: str, schema: Schema = dict) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
         path: The file.
         what: What the file should be, for messages ("tokenizer config").
+        schema: Of the object, see `delvm.untrusted`; by default any.
 
     Raises:
-        UserError: The file is missing, is not JSON, or is not an object.
+        UserError: The file is missing, is not JSON, or does not fit the schema.
     """
     try:
-        value = json.loads(as_path(path).read_text(encoding="utf-8"))
+        text = as_path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{what} not found: {path}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{what} {path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{what} {path} holds a {type(value).__name__}, not an object")
+    value: dict[str, Any] = parse_json(text, f"{what} {path}", schema)
     return value
 
 

@@ -24,10 +24,11 @@ SOURCES = [
 ]
 
 # room (a folder or top-level module of delvm) -> the rooms it may import
-BASE = {"errors", "storage", "progress", "legacy"}
+BASE = {"errors", "untrusted", "storage", "progress", "legacy"}
 ALLOWED = {
     "errors": set(),
-    "storage": {"errors"},
+    "untrusted": {"errors"},
+    "storage": {"errors", "untrusted"},
     "progress": set(),
     "legacy": set(),
     "viz": set(),

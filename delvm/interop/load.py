@@ -10,7 +10,8 @@ in which each process wrote its shard (`sharded_checkpoint`). Other projects' fo
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,15 @@ from delvm.models.attention import AttentionBackend
 from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
+from delvm.untrusted import schema_error
 
+# Sizes that no weight has, and the largest that is believed.
+_LIMITS = {"max_seq_len": 2**20, "resolution": 2**14, "attn_resolutions": 2**14, "rope_base": 2**40}
+
+SCHEMAS: dict[str, type[VQGANConfig | TransformerConfig]] = {
+    "tokenizer": VQGANConfig,
+    "student": TransformerConfig,
+}
 SHIPPED_DIR = Path(__file__).parent.parent / "weights"
 
 
@@ -74,6 +83,7 @@ def _load(path: str | Path, kind: str, device: str | torch.device) -> VQGAN | Tr
     metadata, state = _read(source, kind)
     if metadata.get("kind") != kind:
         raise UserError(f"{path} holds a {metadata.get('kind')}, not a {kind}: set {kind}=PATH")
+    check_sizes(metadata, state, source)
     model = _build(metadata, source)
     _load_state(model, state, source)
     return model.to(device).eval()
@@ -163,12 +173,34 @@ def read_metadata(path: Path) -> Any:
     return legacy.upgrade_checkpoint(metadata | {"state_dict": state})
 
 
+def check_sizes(metadata: dict[str, Any], state: dict[str, Tensor], path: Path) -> None:
+    """Refuse a config that asks for more memory than its weights bear out, before it is built.
+
+    Raises:
+        UserError: a size in it is larger than all that is in the weights, or out of range.
+    """
+    config, schema = metadata.get("config"), SCHEMAS[metadata["kind"]]
+    if not isinstance(config, dict):
+        return  # refused when it is built
+    defaults = {field.name: field.default for field in fields(schema)}
+    tensors = [each for each in state.values() if isinstance(each, Tensor)]
+    sides = [side for tensor in tensors for side in tensor.shape]
+    largest = max([len(state), *sides])
+    for name, value in config.items():
+        default = defaults.get(name)  # of parts that this network lacks
+        limit = max(_LIMITS.get(name, largest), default if isinstance(default, int) else 0)
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, int) and each > limit:
+                raise UserError(
+                    f"{path}: {name} {each} in the config does not fit the weights, in which no "
+                    f"size is above {limit:,}"
+                )
+
+
 def _build(metadata: dict[str, Any], path: Path) -> VQGAN | Transformer:
     """A model with fresh weights, as its metadata describes it."""
     kind = metadata["kind"]
-    schema: type[VQGANConfig | TransformerConfig] = (
-        VQGANConfig if kind == "tokenizer" else TransformerConfig
-    )
+    schema = SCHEMAS[kind]
     values = metadata.get("config")
     if not isinstance(values, dict):
         raise UserError(f"{path}: the {kind} config is missing or not an object")
@@ -176,6 +208,9 @@ def _build(metadata: dict[str, Any], path: Path) -> VQGAN | Transformer:
     known = {field.name for field in fields(schema)}
     if unknown := sorted(map(str, set(values) - known)):
         raise UserError(f"{path}: unknown keys in the {kind} config: {', '.join(unknown)}")
+    hints = get_type_hints(schema)
+    if wrong := schema_error(values, {f"{key}?": _plain_schema(hints[key]) for key in known}):
+        raise UserError(f"{path}: invalid {kind} config: {wrong}")
     if "attention" in values:  # the backend used in training may not work here
         values["attention"] = AttentionBackend.auto
     try:
@@ -190,6 +225,14 @@ def _build(metadata: dict[str, Any], path: Path) -> VQGAN | Transformer:
     if (space := metadata.get("space")) is not None:
         student.token_space = _parse_token_space(space, student.config.vocab_size, path)
     return student
+
+
+def _plain_schema(hint: Any) -> Any:
+    """The schema of a config's field in JSON: an enum is its plain value."""
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return str
+    options = tuple(None if each is NoneType else each for each in get_args(hint))
+    return [options[0]] if get_origin(hint) is list else options or hint
 
 
 def _parse_enums(schema: type, values: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +254,10 @@ def _parse_token_space(values: Any, vocab_size: int, path: Path) -> TokenSpace:
         upper = vocab_size + (name == "codebook_size")
         if type(value) is not int or not 0 <= value < upper:
             raise UserError(f"{path}: {name} {value!r} is not one of {vocab_size} ids (vocab_size)")
-    return TokenSpace(**given)
+    try:
+        return TokenSpace(**given)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -161,7 +161,9 @@ def _index(folder: Path) -> Metadata:
         raise
     except Exception as error:  # whatever a broken or hostile pickle makes Python raise
         raise UserError(f"checkpoint {path} cannot be read: {error}") from None
-    if not isinstance(found, Metadata):
+    if not isinstance(found, Metadata) or not isinstance(
+        getattr(found, "state_dict_metadata", None), dict
+    ):
         raise UserError(f"checkpoint {path} is not the index of a checkpoint")
     for info in (found.storage_data or {}).values():
         if Path(info.relative_path).name != info.relative_path:  # it must not reach outside

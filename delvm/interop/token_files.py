@@ -22,6 +22,7 @@ import numpy.typing as npt
 from delvm.errors import UserError
 from delvm.models.token_space import TokenSpace
 from delvm.storage import atomic_path
+from delvm.untrusted import parse_npy
 
 # 16 MiB, over a million tokens: a longer line is not a sample of any of these projects.
 MAX_LINE_BYTES = 1 << 24
@@ -124,9 +125,8 @@ def _read_meta(path: Path) -> npt.NDArray[Any] | None:
     if not meta.exists():
         return None
     try:
-        with meta.open("rb") as file:
-            array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+        array = parse_npy(meta.read_bytes())
+    except (ValueError, OSError) as error:
         raise UserError(f"{meta} cannot be read: {error}") from None
     if array.ndim != 2 or array.shape[1] != 2 or not np.issubdtype(array.dtype, np.integer):
         raise UserError(f"{meta} holds {array.dtype} {array.shape}, not int64 (lines, 2)")

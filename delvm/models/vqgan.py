@@ -108,6 +108,7 @@ class VQGANConfig:
                 f"resolution {self.resolution} is not a multiple of the downsample factor "
                 f"{self.downsample_factor}"
             )
+        errors += [f"channel_mult {m} is below 1" for m in self.channel_mult if m < 1]
         errors += [
             f"hidden_channels {self.hidden_channels} x channel_mult {m} is not a multiple of 32"
             for m in self.channel_mult

@@ -41,8 +41,16 @@ from delvm.storage import (
     write_json,
     write_text,
 )
+from delvm.untrusted import parse_json, schema_error
 
 RESULTS, REJECTS = "chunks", "rejects.jsonl"
+_REJECT = {"key": str, "reason": str}
+_RESULT = {
+    "expected": (int, None),
+    "shards": [{"file": str, "count": int}],
+    "rejects": [_REJECT],
+    "images_per_example": (int, None),
+}
 
 
 def pending_chunks(
@@ -292,8 +300,11 @@ def _result_path(folder: StoragePath, name: str) -> StoragePath:
 
 
 def _result(folder: StoragePath, name: str) -> dict[str, Any]:
-    result = read_json(_result_path(folder, name), "result of a chunk")
-    return legacy.rename_keys(result, legacy.CHUNK_RESULT)
+    path, what = _result_path(folder, name), "result of a chunk"
+    result = legacy.rename_keys(read_json(path, what), legacy.CHUNK_RESULT)
+    if error := schema_error(result, _RESULT):
+        raise UserError(f"{what} {path}: {error}: delete it to read the chunk again")
+    return result
 
 
 def read_rejects(folder: StoragePath) -> list[RejectedItem]:
@@ -301,5 +312,9 @@ def read_rejects(folder: StoragePath) -> list[RejectedItem]:
     path = folder / REJECTS
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [RejectedItem(**json.loads(line)) for line in lines]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    numbered = enumerate(lines, start=1)
+    return [RejectedItem(**parse_json(line, f"{path} line {n}", _REJECT)) for n, line in numbered]

@@ -124,7 +124,7 @@ class Manifest:
         )
         expected |= dict.fromkeys(("task", "split", "source"), str)
         expected |= {"shards": list, "bf16": bool, "settings": dict, "chunks": list}
-        if self.kind not in COMMAND_FOR:
+        if self.kind not in list(COMMAND_FOR):
             return f"kind is {self.kind!r}, not one of {sorted(COMMAND_FOR)}"
         if self.kind == "tokens":
             expected |= {"tokens_per_image": int, "vocab_size": int, "fingerprint": str}

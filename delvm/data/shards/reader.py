@@ -1,6 +1,6 @@
 """Read shards from front to back. Tars may come from elsewhere: all that is read is checked."""
 
-import io
+import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator
@@ -22,6 +22,7 @@ from delvm.data.shards.manifest import (
 from delvm.data.types import Example
 from delvm.errors import UserError
 from delvm.storage import StoragePath, as_path, local_copy
+from delvm.untrusted import parse_npy
 
 
 def read_examples(
@@ -93,8 +94,8 @@ def read_tokens(
         count = 0
         for key, files in _read_records(path, {"ids.npy"}):
             try:
-                array = np.lib.format.read_array(io.BytesIO(files["ids.npy"]), allow_pickle=False)
-            except (ValueError, EOFError, MemoryError) as error:
+                array = parse_npy(files["ids.npy"])
+            except ValueError as error:
                 raise UserError(f"{path}: {key}.ids.npy cannot be read: {error}") from None
             wrong = ids_error(array, manifest)
             if array.dtype != np.uint16:
@@ -148,11 +149,14 @@ def members(path: StoragePath) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInf
         UserError: The shard is missing or damaged, or a member is not a plain file of such a name.
     """
     with shard_errors(path), tarfile.open(local_copy(path), "r:") as tar:
+        end = os.path.getsize(str(tar.name))
         for info in tar:
             parts = re.fullmatch(r"([\w-]+)\.([a-z0-9]+\.[a-z]+)", info.name)
             # A sparse member may claim a size that no disk holds.
             if not parts or not info.isreg() or info.issparse():
                 raise UserError(f"{path}: unexpected member {info.name!r}")
+            if not 0 <= info.size <= end - info.offset_data:
+                raise EOFError(f"{info.name} claims {info.size:,} bytes")
             yield tar, info, parts[1], parts[2]
 
 
