@@ -89,7 +89,11 @@ SOURCE_SETTINGS: dict[str, str] = {
 SOURCE_WORDS: dict[str, str] = {"colourisation": "colorization", "grey": "grayscale"}
 
 # Settings of our own sources that such a manifest does not have, and what they did without it.
-SOURCE_DEFAULTS: dict[str, str] = {"resize": "rounded"}
+# Those under "" are settings of each source.
+SOURCE_DEFAULT_VALUES: dict[str, dict[str, Any]] = {
+    "": {"resize": "rounded"},
+    "paired": {"label_targets": None},
+}
 
 # NAME.json of a finished chunk, and the directory it is in while `delvm prepare` is unfinished.
 CHUNK_RESULT: dict[str, str] = {"pictures": "images_per_example"}
@@ -165,7 +169,8 @@ def upgrade_source_settings(source: str, settings: Mapping[str, Any]) -> dict[st
     ours = ("coco_pose", "derived", "gopro", "hdvila", "images", "laion", "paired", "rain13k")
     if source not in (*ours, "sa1b", "video"):
         return dict(settings)
-    return SOURCE_DEFAULTS | {
+    defaults = SOURCE_DEFAULT_VALUES[""] | SOURCE_DEFAULT_VALUES.get(source, {})
+    return defaults | {
         key: [SOURCE_WORDS.get(each, each) for each in value] if isinstance(value, list) else value
         for key, value in rename_keys(settings, SOURCE_SETTINGS).items()
     }

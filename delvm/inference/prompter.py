@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from delvm.data.image_io import to_pil, to_tensor
+from delvm.data.image_io import to_pil, to_rgb, to_tensor
 from delvm.data.resizing import ResizeMode, parse_resize_mode, to_square
 from delvm.errors import UserError
 from delvm.inference.decoding import Decoding, resolve_decoding
@@ -120,7 +120,15 @@ class Prompter:
     def to_squares(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Images of any size as the tokenizer sees them: RGB squares of its resolution."""
         size = self.tokenizer.resolution
-        return [to_square(image.convert("RGB"), size, self.resize) for image in images]
+        return [to_square(_rgb(image), size, self.resize) for image in images]
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """An image as the command line sees it."""
+    try:
+        return to_rgb(image)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{image!r} cannot be read as an image: {error}") from None
 
 
 def set_eval_mode(*models: TokenizerNet | StudentNet) -> None:

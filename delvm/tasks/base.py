@@ -1,6 +1,6 @@
 """A task: its name, and how a prediction is scored against the ground truth."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -25,6 +25,8 @@ class Task:
         description: One line for people.
         metric_fns: Metrics of this task alone, by name, which interpret the images.
         primary_metric: The metric that reports rank by.
+        label_palette: Colors that stand for labels, if the targets consist of them; black is the
+            background. Such targets are resized without smoothing.
         allows_hflip: Whether a horizontally flipped example is still a valid one of this task.
     """
 
@@ -33,6 +35,7 @@ class Task:
     metric_fns: Mapping[str, MetricFn] = field(default_factory=dict)
     primary_metric: str = "psnr"
     allows_hflip: bool = True
+    label_palette: Sequence[tuple[int, int, int]] | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:

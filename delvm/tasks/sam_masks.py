@@ -97,4 +97,5 @@ TASK = Task(
     description="all masks of an image on black, each in its own color",
     metric_fns={"miou": miou},
     primary_metric="miou",
+    label_palette=PALETTE,
 )

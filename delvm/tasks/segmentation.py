@@ -137,4 +137,5 @@ TASK = Task(
     description="instances as masks on black, colored by rank of size",
     metric_fns={"miou": miou},
     primary_metric="miou",
+    label_palette=PALETTE,
 )

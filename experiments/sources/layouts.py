@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -167,13 +168,22 @@ def write_annotations(root: Path, split: str, content: Any) -> None:
 # ------------------------------------------------------------ videos
 
 
-def write_video(path: Path, frames: Iterable[ImageArray], rotation: float = 0) -> None:
+def write_video(
+    path: Path,
+    frames: Iterable[ImageArray],
+    rotation: float = 0,
+    *,
+    mirror: bool = False,
+    pixel_aspect: Fraction = Fraction(1),
+) -> None:
     """Write frames (H, W, 3) uint8, of even sides, as a video with H.264.
 
     Args:
         path: Of an .mp4, or of another container that has H.264.
         frames: At least one.
         rotation: Degrees to rotate counterclockwise when shown, as phones write it.
+        mirror: Whether to mirror it horizontally when shown, after the rotation.
+        pixel_aspect: Width of a pixel by its height.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -183,8 +193,9 @@ def write_video(path: Path, frames: Iterable[ImageArray], rotation: float = 0) -
                 stream = container.add_stream("libx264", rate=10, options={"crf": "12"})
                 stream.height, stream.width = frame.shape[:2]
                 stream.pix_fmt = "yuv420p"
-                if rotation:
-                    stream.set_display_rotation(rotation)
+                stream.codec_context.sample_aspect_ratio = pixel_aspect
+                if rotation or mirror:
+                    stream.set_display_rotation(rotation, hflip=mirror)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         assert stream is not None
         container.mux(stream.encode())

@@ -7,10 +7,10 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
 from delvm.data import image_io
-from delvm.data.image_io import open_image, to_pil, to_tensor
+from delvm.data.image_io import open_image, open_stored, to_pil, to_rgb, to_tensor
 from delvm.errors import UserError
 
 
@@ -94,6 +94,39 @@ def test_exif_rotation_is_applied(tmp_path):
     assert np.array_equal(np.asarray(opened), np.rot90(np.asarray(image), -1))
 
 
+def turned(image, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return {"exif": exif.tobytes()}
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_stored_pixels_and_their_turn(tmp_path, orientation, suffix):
+    image = noise((6, 4))
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = save(tmp_path / f"a.{suffix}", image, **turned(image, orientation), **options)
+    stored = open_stored(path)
+    assert np.array_equal(np.asarray(stored.pixels), np.asarray(image))
+    assert stored.orientation == orientation
+    with Image.open(path) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened))
+    assert np.array_equal(np.asarray(stored.upright()), expected)
+    assert np.array_equal(np.asarray(open_image(path)), expected)
+    with Image.open(path) as opened:
+        once = to_rgb(opened)
+    assert np.array_equal(np.asarray(once), expected)
+    assert np.array_equal(np.asarray(to_rgb(once)), expected)  # not turned twice
+
+
+def test_annotations_find_the_image_of_their_size(tmp_path):
+    image = noise((6, 4))
+    stored = open_stored(save(tmp_path / "a.png", image, **turned(image, 6)))
+    assert stored.of_size((6, 4)).tobytes() == image.tobytes()
+    assert stored.of_size((4, 6)).tobytes() == stored.upright().tobytes()
+    assert stored.of_size((5, 5)) is None
+
+
 def test_first_frame_of_an_animation(tmp_path):
     frames = [solid("RGB", color) for color in ((255, 0, 0), (0, 255, 0))]
     path = save(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
@@ -113,6 +146,60 @@ def test_files_that_are_not_images_are_refused(tmp_path, content, reason):
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"a.jpg cannot be read as an image: {reason}"):
         open_image(path)
+
+
+def swapped_profile():
+    """An ICC profile like sRGB's in which red and green are exchanged."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    names = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ"}
+    count = int.from_bytes(data[128:132], "big")
+    tags = [data[132 + 12 * n : 144 + 12 * n] for n in range(count)]
+    table = b"".join(names.get(tag[:4], tag[:4]) + tag[4:] for tag in tags)
+    data = data[:132] + table + data[132 + 12 * count :]
+    return data.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+
+
+def test_colors_are_converted_by_the_icc_profile(tmp_path):
+    image = solid("RGB", (250, 20, 30))
+    opened = open_image(save(tmp_path / "a.png", image, icc_profile=swapped_profile()))
+    assert np.abs(np.asarray(opened)[0, 0].astype(int) - [20, 250, 30]).max() <= 2
+    clear = solid("RGBA", (250, 20, 30, 255))
+    opened = open_image(save(tmp_path / "b.png", clear, icc_profile=swapped_profile()))
+    assert np.abs(np.asarray(opened)[0, 0].astype(int) - [20, 250, 30]).max() <= 2
+
+
+def test_profiles_of_srgb_damaged_ones_and_those_of_other_colors_change_nothing(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (srgb, b"damaged", swapped_profile()[:200]):
+        opened = open_image(save(tmp_path / "a.png", noise(), icc_profile=profile))
+        assert np.array_equal(np.asarray(opened), np.asarray(noise()))
+    gray = save(tmp_path / "b.png", solid("L", 77), icc_profile=swapped_profile())
+    assert open_image(gray).getpixel((0, 0)) == (77, 77, 77)
+
+
+def test_ids_in_16_bits_are_not_taken_for_a_black_image(tmp_path):
+    ids = np.array([[0, 3, 20]], np.uint16)
+    with pytest.raises(UserError, match=r"values 0..20 .*would all be black.*label_targets=true"):
+        open_image(save(tmp_path / "a.png", Image.fromarray(ids)))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "git-lfs pointer.*lfs pull",
+        ),
+        (b"\x1f\x8b\x08\x00", "compressed with gzip"),
+        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", "HEIC.*pip install pillow-heif"),
+        (b"\x00\x00\x00\x0cJXL \r\n", "JPEG XL"),
+    ],
+)
+def test_files_of_other_kinds_are_named(tmp_path, content, reason):
+    (tmp_path / "a.jpg").write_bytes(content)
+    for file in (tmp_path / "a.jpg", content):
+        with pytest.raises(UserError, match=f"cannot be read as an image: .*{reason}"):
+            open_image(file, "a.jpg")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tif", "webp", "bmp"])

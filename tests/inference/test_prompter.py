@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from delvm.data.image_io import open_image
 from delvm.data.resizing import ResizeMode, to_square
 from delvm.errors import UserError
 from delvm.inference.prompter import Prompter
@@ -45,3 +46,31 @@ def test_resize_of_the_student_is_overridden(models):
     assert Prompter(*models, resize="pad").resize is ResizeMode.pad
     with pytest.raises(UserError, match="resize=stretch is unknown"):
         Prompter(*models, resize="stretch")
+
+
+def bad_for_naive_readers(folder):
+    """Files whose pixels `Image.open(...).convert("RGB")` shows otherwise than they are meant."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise((60, 40)).save(folder / "turned.png", exif=exif)
+    depth = np.arange(64 * 48, dtype=np.uint16).reshape(48, 64) * 21
+    Image.fromarray(depth).save(folder / "depth.png")
+    clear = noise((60, 40))
+    clear.putalpha(Image.linear_gradient("L").resize((60, 40)))
+    clear.save(folder / "clear.png")
+    return sorted(folder.iterdir())
+
+
+def test_opened_images_are_those_of_the_command_line(models, tmp_path):
+    prompter = Prompter(*models)
+    for path in bad_for_naive_readers(tmp_path):
+        with Image.open(path) as opened:
+            naive = to_square(opened.convert("RGB"), 64)
+            [given] = prompter.to_squares([opened])
+        [read] = prompter.to_squares([open_image(path)])
+        assert given.tobytes() == read.tobytes() != naive.tobytes(), path.name
+
+
+def test_an_image_of_unknown_range_is_refused(models):
+    with pytest.raises(UserError, match=r"outside 0\.\.1"):
+        Prompter(*models).encode([Image.fromarray(np.full((8, 8), 7, np.float32))])

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from PIL import Image
 
-from delvm.data.image_io import open_image
+from delvm.data.image_io import open_stored
 from delvm.data.resizing import ResizeMode, place_points
 from delvm.data.sources._io.coco_json import (
     COCO_KEYPOINTS,
@@ -99,9 +99,9 @@ class CocoPose(RawSource):
                 continue
             name = f"{item.native_split}2017/{entry.file}"
             try:
-                image = open_image(self.root() / name, name)
-                if image.size != entry.size:
-                    raise UserError(f"of {image.size} pixels, annotated as {entry.size}")
+                stored = open_stored(self.root() / name, name)
+                if (image := stored.of_size(entry.size)) is None:
+                    raise UserError(f"of {stored.pixels.size} pixels, annotated as {entry.size}")
                 if item.person is None:
                     pair = self._all_people(image, entry.people)
                 else:

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
-from delvm.data.image_io import open_image
+from delvm.data.image_io import StoredImage, open_stored
+from delvm.data.sources._io.label_images import Palette, labels_to_rgb
 from delvm.data.sources.base import (
     RawSource,
     chunks_of,
@@ -65,6 +66,10 @@ class PairSource(RawSource):
     def task_name(self) -> str:
         """Name of its only task."""
         raise NotImplementedError
+
+    def label_palette(self) -> Palette | None:
+        """Colors of the labels that targets consist of; None if they may be smoothed."""
+        return None
 
     def pairs(self) -> Iterator[tuple[str, Pair | RejectedItem]]:
         """Every pair of the data set in order, and each file without a partner.
@@ -129,32 +134,51 @@ class PairSource(RawSource):
                 yield Example(crop_key, task, crops)
 
     def _open(self, pair: Pair) -> tuple[Image.Image, ...] | RejectedItem:
-        images = []
-        for file in (pair.input, pair.target):
+        stored = []
+        palette = self.label_palette()
+        labels_only = None if palette is None else partial(labels_to_rgb, palette=palette)
+        for file, convert in ((pair.input, None), (pair.target, labels_only)):
             label = self.label(file)
             try:
-                images.append(open_image(self.load(file), label))
+                stored.append(open_stored(self.load(file), label, convert))
             except UserError as error:
                 return to_reject(label, error)
+        images = aligned(*stored)
         try:
             require_same_size(images)
         except UserError as error:
             return RejectedItem(self.label(pair.input), str(error))
-        return tuple(images)
+        return images
 
     def _crops(
         self, key: str, pair: Pair, images: tuple[Image.Image, ...]
     ) -> Iterator[tuple[str, tuple[ImageArray, ...]]]:
         """The pair as it is, or crops: the same square of the input and of the target."""
         if not self.num_crops:
-            yield key, tuple(map(self.to_square, images))
+            yield key, self._squares(images)
         width, height = images[0].size
         side = min(self.size, width, height)
         for number in range(self.num_crops):
             rng = self.rng("crop", pair.name, number)
             left, top = (int(rng.integers(0, room - side + 1)) for room in (width, height))
             box = (left, top, left + side, top + side)
-            yield f"{key}-c{number}", tuple(self.to_square(each.crop(box)) for each in images)
+            yield f"{key}-c{number}", self._squares(tuple(each.crop(box) for each in images))
+
+    def _squares(self, images: tuple[Image.Image, ...]) -> tuple[ImageArray, ...]:
+        labels = self.label_palette() is not None
+        return self.to_square(images[0]), self.to_square(images[1], labels=labels)
+
+
+def aligned(first: StoredImage, second: StoredImage) -> tuple[Image.Image, Image.Image]:
+    """The images of a pair, of which both are turned as EXIF asks for, or neither.
+
+    Where only one has the tag, the other was usually made from its stored pixels, or for them, by a
+    tool that dropped the tag; the sizes decide where they can.
+    """
+    stored, upright = (first.pixels, second.pixels), (first.upright(), second.upright())
+    if first.orientation == second.orientation or stored[0].size != stored[1].size:
+        return upright
+    return stored
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, FileRef]]:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from delvm import tasks
+from delvm.data.sources._io.label_images import Palette
 from delvm.data.sources.base import image_files
 from delvm.data.sources.paired_base import FileRef, Pair, PairSource, files_below, match_pairs
 from delvm.data.types import RejectedItem
 from delvm.errors import UserError
+from delvm.tasks import sam_masks
 
 _ID = "{id}"
 
@@ -23,12 +25,15 @@ class Paired(PairSource):
         inputs, targets: a directory, whose files are matched by their paths without the extension,
             or a pattern such as `{id}_in.png`, where {id} stands for the same text on both sides
             and may contain directories.
+        label_targets: whether the targets consist of colors or ids of labels, which are resized
+            without smoothing; None: if the task's do, as those of `masks` and `segmentation`.
     """
 
     name: ClassVar[str] = "paired"
     task: str = field(kw_only=True)
     inputs: str = "input"
     targets: str = "target"
+    label_targets: bool | None = None
 
     def task_name(self) -> str:
         """The configured name.
@@ -37,6 +42,13 @@ class Paired(PairSource):
             UserError: it has other characters.
         """
         return tasks.get_or_default(self.task).name
+
+    def label_palette(self) -> Palette | None:
+        """The task's own colors; those of `masks` for a task without."""
+        own = tasks.get_or_default(self.task).label_palette
+        if self.label_targets is None:
+            return own
+        return (own or sam_masks.PALETTE) if self.label_targets else None
 
     def pairs(self) -> Iterator[tuple[str, Pair | RejectedItem]]:
         """Pairs in the order of their ids.

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from delvm import legacy
-from delvm.data.image_io import open_image
+from delvm.data.image_io import open_stored
 from delvm.data.sources._io.rle import Runs, decode_runs
 from delvm.data.sources._io.tar import (
     TAR_ERRORS,
@@ -102,9 +102,12 @@ class SA1B(RawSource):
                 return
         name = names[".jpg"]
         try:
-            image = open_image(_read(tar, files[".jpg"]), name)
+            stored = open_stored(_read(tar, files[".jpg"]), name)
             name = names[".json"]
-            labels = self._label_map(_read(tar, files[".json"]), image)
+            annotations = _annotations(_read(tar, files[".json"]))
+            # Masks refer to the stored pixels, unless their size is that of the turned image.
+            image = stored.of_size(_mask_size(annotations[0])) or stored.pixels
+            labels = self._label_map(annotations, image)
         except UserError as error:
             yield to_reject(name, error)
             return
@@ -116,12 +119,12 @@ class SA1B(RawSource):
             crop_key = f"{key}-c{number}" if self.num_crops else key
             yield Example(crop_key, sam_masks.TASK.name, pair)
 
-    def _label_map(self, data: bytes, image: Image.Image) -> Image.Image:
+    def _label_map(self, annotations: list[Any], image: Image.Image) -> Image.Image:
         """The masks of an image, painted at its full size once for all crops."""
         width, height = image.size
         runs = [
             _runs_of(number, annotation, height, width)
-            for number, annotation in enumerate(_annotations(data))
+            for number, annotation in enumerate(annotations)
         ]
         labels = sam_masks.label_map_from_runs(runs, height, width, self.max_masks)
         return Image.fromarray(labels)
@@ -187,6 +190,14 @@ def _annotations(data: bytes) -> list[Any]:
     if not annotations:
         raise UserError("no masks")
     return annotations
+
+
+def _mask_size(annotation: Any) -> tuple[int, int]:
+    """Width and height that a mask states; (0, 0) if it states none, which is refused later."""
+    match annotation:
+        case {"segmentation": {"size": [int(height), int(width)]}}:
+            return width, height
+    return 0, 0
 
 
 def _runs_of(number: int, annotation: Any, height: int, width: int) -> Runs:

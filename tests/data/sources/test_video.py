@@ -2,6 +2,7 @@
 
 import shutil
 import tracemalloc
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -136,6 +137,28 @@ def test_rotated_video_is_upright(tmp_path):
     write_video(tmp_path / "a.mp4", turned, rotation=90)
     (clips,) = read_all(source(tmp_path), "train")["video"]
     assert all(near(p, fitted(f)) for p, f in zip(clips.images, shown, strict=True))
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_display_matrix_turns_and_mirrors(tmp_path, rotation, mirror):
+    stored = moving(4, width=48)
+    write_video(tmp_path / "a.mp4", stored, rotation, mirror=mirror)
+    (clips,) = read_all(source(tmp_path), "train")["video"]
+    for made, frame in zip(clips.images, stored, strict=True):
+        shown = np.rot90(frame, rotation // 90)
+        assert near(made, fitted(np.ascontiguousarray(shown[:, ::-1] if mirror else shown)))
+
+
+@pytest.mark.parametrize("pixel_aspect", [Fraction(2), Fraction(1, 2), Fraction(16, 15)])
+def test_pixels_that_are_not_square_are_shown_in_their_shape(tmp_path, pixel_aspect):
+    stored = moving(4, width=48)
+    write_video(tmp_path / "a.mp4", stored, pixel_aspect=pixel_aspect)
+    (clips,) = read_all(source(tmp_path), "train")["video"]
+    height, width = stored[0].shape[:2]
+    for made, frame in zip(clips.images, stored, strict=True):
+        shown = Image.fromarray(frame).resize((round(width * pixel_aspect * 2), height * 2))
+        assert near(made, fitted(np.asarray(shown)))
 
 
 def test_memory_independent_of_video_length():

@@ -83,12 +83,13 @@ def read_video(path: Path, stride: int) -> Iterator[Frame]:
             with av.open(
                 file, "r", container_options=allowed, metadata_errors="replace"
             ) as container:
-                for decoded in container.decode(_video_stream(container)):
+                stream = _video_stream(container)
+                for decoded in container.decode(stream):
                     # Frames after a damaged one are predicted from it, until the next key frame.
                     damaged = decoded.is_corrupt or (damaged and not decoded.key_frame)
                     _check_size(decoded)
                     if number % stride == 0:
-                        yield number, "damaged frames" if damaged else _apply_rotation(decoded)
+                        yield number, "damaged frames" if damaged else _displayed(decoded, stream)
                     number += 1
     except Exception as error:  # decoders raise nearly anything on a damaged file
         reason = f"cannot be read as a video: {getattr(error, 'strerror', None) or error}"
@@ -113,10 +114,47 @@ def _check_size(frame: Any) -> None:
         )
 
 
-def _apply_rotation(decoded: Any) -> Image.Image:
-    """A decoded frame as RGB, rotated as the file's metadata asks for."""
-    pixels = decoded.to_ndarray(format="rgb24")
-    return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, round(decoded.rotation / 90))))
+def _displayed(decoded: Any, stream: Any) -> Image.Image:
+    """A decoded frame as a player shows it: RGB with square pixels, turned and mirrored.
+
+    Raises:
+        ValueError: its pixels are so wide or high that it would be too large.
+    """
+    image = Image.fromarray(decoded.to_ndarray(format="rgb24"))
+    aspect = float(stream.sample_aspect_ratio or 1) or 1.0  # width of a pixel by its height
+    if aspect != 1:
+        width, height = image.width * max(1.0, aspect), image.height * max(1.0, 1 / aspect)
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"pixels {aspect:g} times as wide as high")
+        image = image.resize((round(width), round(height)), Image.Resampling.BICUBIC)
+    for data in decoded.side_data:
+        if data.type.name == "DISPLAYMATRIX" and (method := _transpose_of(bytes(data))) is not None:
+            image = image.transpose(method)
+    return image
+
+
+def _transpose_of(matrix: bytes) -> Image.Transpose | None:
+    """The turn, to a multiple of 90 degrees, and mirroring of a display matrix; None is neither.
+
+    Args:
+        matrix: 9 integers of 32 bits, a b u, c d v, x y w: a pixel (x, y) is displayed at
+            (a x + c y, b x + d y), with y downwards.
+    """
+    if len(matrix) < 36:
+        return None
+    a, b, _, c, d = np.frombuffer(matrix[:20], np.int32).tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return {
+            (True, False): Image.Transpose.FLIP_LEFT_RIGHT,
+            (False, True): Image.Transpose.FLIP_TOP_BOTTOM,
+            (True, True): Image.Transpose.ROTATE_180,
+        }.get((a < 0, d < 0))
+    return {
+        (False, False): Image.Transpose.TRANSPOSE,
+        (True, False): Image.Transpose.ROTATE_270,
+        (False, True): Image.Transpose.ROTATE_90,
+        (True, True): Image.Transpose.TRANSVERSE,
+    }[(c < 0, b < 0)]
 
 
 def _truncation_error(file: BinaryIO) -> str | None:

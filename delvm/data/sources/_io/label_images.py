@@ -1,0 +1,45 @@
+"""Images whose values are labels, such as masks: their colors are exact, and never mixed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from delvm.data.image_io import convert_to_rgb
+
+Palette = Sequence[tuple[int, int, int]]
+
+
+def labels_to_rgb(image: Image.Image, palette: Palette) -> Image.Image:
+    """A label image of any mode as RGB, not turned.
+
+    Images in color, in 8-bit gray and with a palette keep their colors, which an ICC profile does
+    not change. Integers of 16 and 32 bits are ids, and become colors: 0 is black, and id i is color
+    i - 1 of the palette. If an id is above the number of colors, as ids of instances are, the ids
+    of the image are numbered in their order first.
+
+    Raises:
+        ValueError: negative or fractional values, or more different ids than colors.
+    """
+    if image.mode == "F":
+        raise ValueError("its values are fractions, not labels")
+    if image.mode.startswith("I"):
+        return _ids_to_rgb(np.asarray(image).astype(np.int64), palette)
+    if "icc_profile" in image.info:
+        image = image.copy()
+        del image.info["icc_profile"]
+    return convert_to_rgb(image)
+
+
+def _ids_to_rgb(ids: npt.NDArray[np.int64], palette: Palette) -> Image.Image:
+    values = np.unique(ids)
+    if values[0] < 0:
+        raise ValueError(f"label {values[0]} is negative")
+    if values[-1] > len(palette):
+        values = values[values > 0]
+        if len(values) > len(palette):
+            raise ValueError(f"{len(values)} labels, and the task has {len(palette)} colors")
+        ids = np.where(ids > 0, np.searchsorted(values, ids) + 1, 0)
+    colors = np.asarray([(0, 0, 0), *palette], np.uint8)
+    return Image.fromarray(colors[ids])
