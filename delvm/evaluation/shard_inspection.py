@@ -19,8 +19,9 @@ from torch import Tensor
 from delvm.data.codebook_usage import CodebookUsage
 from delvm.data.datasets.sampler import seeded_rng
 from delvm.data.image_io import to_pil
-from delvm.data.shards.manifest import MANIFEST, Manifest, load_manifests
+from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.data.shards.reader import read_examples, read_tokens
+from delvm.data.shards.replacement import MANIFEST
 from delvm.errors import UserError
 from delvm.evaluation.query_set import decode
 from delvm.interop.fingerprint import fingerprint

@@ -136,6 +136,11 @@ def _read_meta(path: Path) -> npt.NDArray[Any] | None:
 # ---------------------------------------------------------------- writing
 
 
+def is_complete(path: Path) -> bool:
+    """Whether a file is there, and the .meta of a .bin file."""
+    return path.exists() and (path.suffix != ".bin" or path.with_name(path.name + ".meta").exists())
+
+
 def write_internlm(
     path: Path, samples: Iterable[npt.NDArray[np.integer]], space: TokenSpace
 ) -> int:
@@ -153,6 +158,8 @@ def write_internlm(
                 offset += len(line)
         with meta_tmp.open("wb") as file:
             np.save(file, np.array(rows, np.int64).reshape(-1, 2), allow_pickle=False)
+        # Of an earlier file: with it, a job killed after the next line would leave a wrong one.
+        meta.unlink(missing_ok=True)
     return len(rows)
 
 

@@ -14,18 +14,13 @@ from delvm.data.encode.executors.base import Executor, Rank, TokenizerFactory, c
 from delvm.data.encode.executors.local import Local
 from delvm.data.encode.shard_task import EncodeJob, ShardResult, ShardTask, Tokenizer
 from delvm.data.shards.former_tasks import rename_former_task
-from delvm.data.shards.manifest import (
-    MANIFEST,
-    Manifest,
-    load_manifests,
-    pending_shards,
-    plan_tokens,
-    write_codebook,
-)
+from delvm.data.shards.manifest import Manifest, load_manifests, plan_tokens, write_codebook
+from delvm.data.shards.replacement import MANIFEST, finish_replacing, put_in_place
 from delvm.data.shards.writer import (
     finalize_tokens,
     is_in_progress,
     missing_shards,
+    pending_shards,
     start_tokens,
 )
 from delvm.data.types import SPLITS, check_splits
@@ -114,10 +109,11 @@ def _start(
     if rank.rank != 0:
         _wait_for_start(job, rank)
         return
+    finish_replacing(job.output_dir)
     for manifest in job.token_manifests:
         rename_former_task(job.output_dir, manifest.split, manifest.task)
     _log_found(job, overwrite)
-    write_codebook(job.output_dir, tokenizer.codebook, fingerprint, overwrite)
+    write_codebook(job.output_dir, tokenizer.codebook, fingerprint, overwrite, in_place=False)
     for manifest in job.token_manifests:
         start_tokens(job.output_dir, manifest, overwrite)
 
@@ -132,6 +128,8 @@ def _finished(job: EncodeJob, rank: Rank) -> list[Manifest]:
             f"still at work on {len(manifests) - len(finished)} of {len(manifests)} directories; "
             "if none of them finishes, run the same again"
         )
+    else:
+        put_in_place(job.output_dir, [(each.split, each.task) for each in manifests])
     return finished
 
 
@@ -158,7 +156,7 @@ def _run(
 def _finish(job: EncodeJob, number: int) -> None:
     manifest = job.token_manifests[number]
     if not missing_shards(job.output_dir, manifest):
-        finalize_tokens(job.output_dir, manifest)
+        finalize_tokens(job.output_dir, manifest, in_place=False)
 
 
 def summary(job: EncodeJob, result: ShardResult) -> str:

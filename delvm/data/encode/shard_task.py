@@ -23,6 +23,7 @@ from delvm.data.augment import BalanceMode, Jitter, augment
 from delvm.data.image_io import to_tensor
 from delvm.data.shards.manifest import Manifest
 from delvm.data.shards.reader import iter_lazy
+from delvm.data.shards.replacement import build_dir
 from delvm.data.shards.writer import write_token_shard
 from delvm.data.types import Example
 from delvm.storage import StoragePath
@@ -131,7 +132,8 @@ def encode_shard(
     start = time.perf_counter()
     manifest, images = job.token_manifests[shard.manifest], job.image_manifests[shard.manifest]
     file = manifest.shards[shard.index]["file"]
-    if (job.output_dir / manifest.split / manifest.task / file).exists():
+    folder = build_dir(job.output_dir / manifest.split / manifest.task)
+    if (folder / file).exists():
         report(job.count(shard))
         return ShardResult(shard, time.perf_counter() - start)
 

@@ -13,9 +13,12 @@ and when all chunks are done, their results become the manifest and
 import io
 import itertools
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +26,19 @@ from PIL import Image
 
 from delvm import legacy
 from delvm.data.shards.manifest import (
-    INCOMPLETE,
-    MANIFEST,
     Manifest,
     describe_difference,
+    is_building,
     member_names,
+)
+from delvm.data.shards.replacement import (
+    INCOMPLETE,
+    MANIFEST,
+    build_dir,
+    discard_replacement,
+    put_in_place,
+    replacement_dir,
+    sweep,
 )
 from delvm.data.shards.writer import Record, write_records
 from delvm.data.types import Example, RejectedItem, SourceChunk
@@ -67,33 +78,31 @@ def pending_chunks(
     Raises:
         UserError: The directory is finished and was made with other settings.
     """
-    folder = as_path(root) / plan.split / plan.task
-    if (folder / MANIFEST).exists():
-        if overwrite:
-            return chunks
-        found = Manifest.load(folder / MANIFEST)
-        _check_same(folder, found, plan, chunks)
-        done = set(_finished_chunks(folder, found))
-    elif (folder / INCOMPLETE).exists() and Manifest.load(folder / INCOMPLETE) == plan:
-        done = {
-            chunk.name
-            for chunk in chunks
-            if _result_path(folder, chunk.name).exists()
-            and _result(folder, chunk.name)["expected"] == chunk.count  # else the source changed
-        }
-    else:
-        return chunks
+    folder = _folder(root, plan)
+    new, finished = replacement_dir(folder), (folder / MANIFEST).exists()
+    done: set[str] = set()
+    if finished and not overwrite:
+        done = _finished_chunks(folder, plan, chunks)
+        if len(done) == len(chunks):
+            return []
+    if new is not None and is_building(new, plan):
+        done = _written_chunks(new, chunks)
+    elif not finished and is_building(folder, plan):
+        done = _written_chunks(folder, chunks)
     return [chunk for chunk in chunks if chunk.name not in done]
 
 
-def _check_same(
-    folder: StoragePath, found: Manifest, plan: Manifest, chunks: list[SourceChunk]
-) -> None:
-    """Refuse a finished directory made with other settings; new chunks are accepted.
+def _folder(root: StoragePath, plan: Manifest) -> StoragePath:
+    return as_path(root) / plan.split / plan.task
+
+
+def _finished_chunks(folder: StoragePath, plan: Manifest, chunks: list[SourceChunk]) -> set[str]:
+    """Names of the chunks of a finished directory whose shards all exist.
 
     Raises:
-        UserError: the settings differ, or a chunk has changed or is missing.
+        UserError: the settings differ, or a chunk has changed or is missing in the source.
     """
+    found = Manifest.load(folder / MANIFEST)
     current = {chunk.name: chunk.count for chunk in chunks}
     written = {chunk["name"]: chunk["expected"] for chunk in found.chunks}
     changed = [name for name in written if current.get(name) != written[name]]
@@ -107,45 +116,72 @@ def _check_same(
             now = f"now {current[name]:,}" if name in current else "which is missing now"
             reason = f"has chunk {name} of {written[name]:,} examples, {now}"
         raise UserError(f"{folder} {reason}: set overwrite=true to replace it")
-
-
-def _finished_chunks(folder: StoragePath, found: Manifest) -> Iterator[str]:
-    """Names of the chunks of a finished directory whose shards all exist."""
-    shards = iter(found.shards)
+    shards, there = iter(found.shards), set()
     for chunk in found.chunks:
         files = [folder / next(shards)["file"] for _ in range(chunk["shards"])]
         if all(file.exists() for file in files):
-            yield chunk["name"]
+            there.add(chunk["name"])
+    return there
+
+
+def _written_chunks(folder: StoragePath, chunks: list[SourceChunk]) -> set[str]:
+    """Names of the chunks of a directory being built that are written."""
+    if (folder / MANIFEST).exists():  # killed just before it was put in place
+        names = {chunk["name"] for chunk in Manifest.load(folder / MANIFEST).chunks}
+        return names if all(chunk.name in names for chunk in chunks) else set()
+    return {
+        chunk.name
+        for chunk in chunks
+        if _result_path(folder, chunk.name).exists()
+        and _result(folder, chunk.name)["expected"] == chunk.count  # else the source changed
+    }
 
 
 def start_chunks(
     root: StoragePath, plan: Manifest, chunks: list[SourceChunk], overwrite: bool = False
 ) -> None:
     """Prepare a directory for `write_chunk`: files that do not belong to the plan are removed."""
-    folder = as_path(root) / plan.split / plan.task
+    folder = _folder(root, plan)
     todo = {chunk.name for chunk in pending_chunks(root, plan, chunks, overwrite)}
     done = [chunk.name for chunk in chunks if chunk.name not in todo]
-    if (folder / MANIFEST).exists() and done:
-        _restore_results(folder, done)
+    new, finished = replacement_dir(folder), (folder / MANIFEST).exists()
+    if finished and not overwrite and len(_finished_chunks(folder, plan, chunks)) == len(chunks):
+        discard_replacement(folder)
+        return
+    place, continues = folder, not finished and is_building(folder, plan)
+    if new is not None and is_building(new, plan):
+        place, continues = new, True
+    else:
+        discard_replacement(folder)
+        if new is not None and not continues and (finished or overwrite):
+            place = new
+    if finished and done and not continues:
+        _keep_chunks(folder, place, done)
+    if todo or not continues:
+        _clean(place, plan, done)
+
+
+def _clean(place: StoragePath, plan: Manifest, done: list[str]) -> None:
+    """Remove what does not belong to the chunks that are done, and declare the plan."""
     # In this order a job killed here never mistakes old shards for those of the new plan.
-    (folder / MANIFEST).unlink(missing_ok=True)
-    (folder / INCOMPLETE).unlink(missing_ok=True)
+    (place / MANIFEST).unlink(missing_ok=True)
+    (place / INCOMPLETE).unlink(missing_ok=True)
     keep = set()
     for name in done:
-        keep |= {shard["file"] for shard in _result(folder, name)["shards"]}
-    results = _results_dir(folder)
+        keep |= {shard["file"] for shard in _result(place, name)["shards"]}
+    results = _results_dir(place)
     results.mkdir(parents=True, exist_ok=True)
     for path in results.iterdir():
         if path.stem not in done:
             path.unlink()
-    for path in {*folder.glob("*.tar"), *folder.glob(".*.part*"), folder / REJECTS}:
+    for path in {*place.glob("*.tar"), *place.glob(".*.part*"), place / REJECTS}:
         if path.name not in keep:
             path.unlink(missing_ok=True)
-    plan.save(folder / INCOMPLETE)
+    plan.save(place / INCOMPLETE)
 
 
-def _restore_results(folder: StoragePath, done: list[str]) -> None:
-    """Write the results of the chunks of a finished directory again, to add others to them."""
+def _keep_chunks(folder: StoragePath, place: StoragePath, done: list[str]) -> None:
+    """Take over chunks of a finished directory, to add others to them."""
     manifest = Manifest.load(folder / MANIFEST)
     shards, rejects = iter(manifest.shards), iter(read_rejects(folder))
     for chunk in manifest.chunks:
@@ -153,13 +189,27 @@ def _restore_results(folder: StoragePath, done: list[str]) -> None:
         chunk_shards = [next(shards) for _ in range(chunk["shards"])]
         chunk_rejects = [asdict(next(rejects)) for _ in range(chunk["rejected"])]
         if chunk["name"] in done:
+            for shard in chunk_shards:
+                _link(folder / shard["file"], place / shard["file"])
             result = {
                 "expected": chunk["expected"],
                 "shards": chunk_shards,
                 "rejects": chunk_rejects,
                 "images_per_example": manifest.images_per_example,
             }
-            write_json(_result_path(folder, chunk["name"]), result)
+            write_json(_result_path(place, chunk["name"]), result)
+
+
+def _link(old: StoragePath, new: StoragePath) -> None:
+    """The same file at a second place, where the file system can without a copy."""
+    if old == new or not isinstance(old, Path) or not isinstance(new, Path):
+        return
+    new.parent.mkdir(parents=True, exist_ok=True)
+    new.unlink(missing_ok=True)
+    try:
+        os.link(old, new)
+    except OSError:
+        shutil.copyfile(old, new)
 
 
 def write_chunk(
@@ -178,7 +228,7 @@ def write_chunk(
         ValueError: An example has another task, size or number of images, or a key that cannot be
             a file name or is a duplicate.
     """
-    folder = as_path(root) / plan.split / plan.task
+    folder = build_dir(_folder(root, plan))
     folder.mkdir(parents=True, exist_ok=True)
     validator = _ExampleValidator(plan, examples)
     stream = iter(validator)
@@ -251,15 +301,33 @@ def _record(example: Example) -> Record:
     return record
 
 
-def finish_chunks(root: StoragePath, plan: Manifest, chunks: list[SourceChunk]) -> Manifest:
+def finish_chunks(
+    root: StoragePath, plan: Manifest, chunks: list[SourceChunk], in_place: bool = True
+) -> Manifest:
     """Turn the results of all the chunks into the directory's manifest.
+
+    Args:
+        root, plan, chunks: As for `start_chunks`.
+        in_place: Whether a replacement is put in place; else `put_in_place` has to follow.
 
     Raises:
         ValueError: The examples of two chunks have different numbers of images.
     """
-    folder = as_path(root) / plan.split / plan.task
-    if (folder / MANIFEST).exists():
-        return Manifest.load(folder / MANIFEST)
+    folder = _folder(root, plan)
+    place = build_dir(folder)
+    if not (place / MANIFEST).exists():
+        _write_manifest(place, plan, chunks)
+    manifest = Manifest.load(place / MANIFEST)
+    remove_tree(_results_dir(place))
+    sweep(place)
+    if place == folder:
+        (folder / INCOMPLETE).unlink(missing_ok=True)
+    elif in_place:
+        put_in_place(root, [(plan.split, plan.task)])
+    return manifest
+
+
+def _write_manifest(folder: StoragePath, plan: Manifest, chunks: list[SourceChunk]) -> None:
     results = [_result(folder, chunk.name) for chunk in chunks]
     counts = {result["images_per_example"] for result in results if result["images_per_example"]}
     if len(counts) > 1:
@@ -284,9 +352,6 @@ def finish_chunks(root: StoragePath, plan: Manifest, chunks: list[SourceChunk]) 
         ],
     )
     manifest.save(folder / MANIFEST)
-    (folder / INCOMPLETE).unlink(missing_ok=True)
-    remove_tree(_results_dir(folder))
-    return manifest
 
 
 def _results_dir(folder: StoragePath) -> StoragePath:

@@ -15,6 +15,7 @@ from delvm.data.prepare.chunks import (
 from delvm.data.shards.former_tasks import rename_former_task
 from delvm.data.shards.manifest import Manifest, load_manifests, plan_images
 from delvm.data.shards.reader import read_examples
+from delvm.data.shards.replacement import finish_replacing, put_in_place
 from delvm.data.sources.base import Source, check_source, source_name
 from delvm.data.types import SPLITS, Example, RejectedItem, SourceChunk, check_splits
 from delvm.errors import CheckFailed, UserError
@@ -61,23 +62,32 @@ def prepare(
     ]
     if not jobs:
         raise UserError(f"source {source_name(source)} is empty for splits=[{','.join(splits)}]")
+    finish_replacing(output_dir)
     for plan, _ in jobs:
         rename_former_task(output_dir, plan.split, plan.task)
     todo = [pending_chunks(output_dir, plan, chunks, overwrite) for plan, chunks in jobs]
     manifests = []
     with _progress(output_dir, jobs, todo) as progress:
         for (plan, chunks), pending in zip(jobs, todo, strict=True):
-            if pending:
-                start_chunks(output_dir, plan, chunks, overwrite)
+            start_chunks(output_dir, plan, chunks, overwrite)
             for chunk in pending:
                 examples = source.read(plan.split, plan.task, chunk)
                 write_chunk(output_dir, plan, chunk, _with_progress(examples, progress, plan))
-            manifests.append(finish_chunks(output_dir, plan, chunks))
-            _enforce_reject_limit(output_dir, manifests[-1], max_reject_fraction)
+            manifests.append(finish_chunks(output_dir, plan, chunks, in_place=False))
+            try:
+                _enforce_reject_limit(output_dir, manifests[-1], max_reject_fraction)
+            except CheckFailed:  # what has been written is kept
+                _put_in_place(output_dir, manifests)
+                raise
+    _put_in_place(output_dir, manifests)
     # A data set may have no test split, or an empty one.
     filled = [manifest.split for manifest in manifests if manifest.count] or [manifests[-1].split]
     write_contact_sheet(output_dir, "test" if "test" in filled else filled[-1])
     return manifests
+
+
+def _put_in_place(output_dir: StoragePath, manifests: list[Manifest]) -> None:
+    put_in_place(output_dir, [(manifest.split, manifest.task) for manifest in manifests])
 
 
 def _plan(source: Source, split: str, task: str, shard_size: int) -> Manifest:

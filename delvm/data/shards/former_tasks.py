@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from delvm import legacy
-from delvm.data.shards.manifest import INCOMPLETE, MANIFEST
+from delvm.data.shards.replacement import INCOMPLETE, MANIFEST
 from delvm.errors import UserError
 from delvm.storage import StoragePath, read_json, write_json
 

@@ -17,12 +17,26 @@ from safetensors.torch import save
 from torch import Tensor
 
 from delvm import legacy
+from delvm.data.shards.replacement import (
+    CODEBOOK,
+    INCOMPLETE,
+    MANIFEST,
+    NEW_CODEBOOK,
+    finish_replacing,
+)
 from delvm.errors import UserError
-from delvm.storage import StoragePath, as_path, atomic_path, local_copy, read_json, write_json
+from delvm.storage import (
+    RemotePath,
+    StoragePath,
+    as_path,
+    atomic_path,
+    local_copy,
+    read_json,
+    write_json,
+)
 
 TokenIds: TypeAlias = npt.NDArray[np.uint16]  # (n, k, N): examples, images per example, tokens
 
-MANIFEST, INCOMPLETE = "manifest.json", "unfinished.json"
 TOKENS_PER_RECORD = 65_536
 RECORDS_PER_SHARD = 16
 # Values of keys that manifests of earlier versions do not have.
@@ -248,26 +262,12 @@ def ids_error(array: npt.NDArray[Any], manifest: Manifest) -> str | None:
     return None
 
 
-def pending_shards(
-    root: StoragePath, plan: Manifest, overwrite: bool = False
-) -> list[dict[str, Any]]:
-    """The shards of a plan still to be written: all, those a killed job left, or none.
-
-    Raises:
-        UserError: The directory is finished but was made with other settings.
-    """
-    folder = as_path(root) / plan.split / plan.task
-    if (folder / MANIFEST).exists():
-        if overwrite:
-            return plan.shards
-        found = Manifest.load(folder / MANIFEST)
-        if found != plan:
-            raise UserError(
-                f"{folder} {describe_difference(found, plan)}: set overwrite=true to replace it"
-            )
-    elif not (folder / INCOMPLETE).exists() or Manifest.load(folder / INCOMPLETE) != plan:
-        return plan.shards
-    return [shard for shard in plan.shards if not (folder / shard["file"]).exists()]
+def is_building(folder: StoragePath, plan: Manifest) -> bool:
+    """Whether a directory is being built, or was when its job was killed, by this plan."""
+    try:
+        return (folder / INCOMPLETE).exists() and Manifest.load(folder / INCOMPLETE) == plan
+    except UserError:  # another process is starting or finishing it at this moment
+        return False
 
 
 def describe_difference(found: Manifest, plan: Manifest) -> str:
@@ -298,6 +298,7 @@ def load_manifests(root: StoragePath, split: str, kind: str) -> dict[str, Manife
         UserError: There are none (the message names the command to run), shards are of the other
             kind, or token shards disagree with each other or with the codebook.
     """
+    finish_replacing(root)
     folder = as_path(root) / split
     command = COMMAND_FOR[kind].format(root)
     manifests: dict[str, Manifest] = {}
@@ -332,14 +333,27 @@ def load_manifests(root: StoragePath, split: str, kind: str) -> dict[str, Manife
 
 
 def write_codebook(
-    root: StoragePath, codebook: Tensor, fingerprint: str, overwrite: bool = False
+    root: StoragePath,
+    codebook: Tensor,
+    fingerprint: str,
+    overwrite: bool = False,
+    in_place: bool = True,
 ) -> None:
     """Store the codebook (V, d) that ids refer to, so that a student can be trained on ids alone.
+
+    Args:
+        root: Root of the token shards.
+        codebook, fingerprint: Of the tokenizer.
+        overwrite: Replace another tokenizer's codebook.
+        in_place: Whether at once; else `put_in_place` does, with the tokens that refer to it.
 
     Raises:
         UserError: The root holds another tokenizer's codebook.
     """
-    path = as_path(root) / "codebook.safetensors"
+    finish_replacing(root)
+    path, new = as_path(root) / CODEBOOK, as_path(root) / NEW_CODEBOOK
+    if not isinstance(new, RemotePath):
+        new.unlink(missing_ok=True)  # left by a killed job
     if path.exists():
         found = read_codebook(root)[1]
         if found == fingerprint:
@@ -349,6 +363,8 @@ def write_codebook(
                 f"{root} holds tokens of tokenizer {found}, this one is {fingerprint}: "
                 "set overwrite=true to replace them, or another output"
             )
+        if not in_place and not isinstance(new, RemotePath):
+            path = new
     codebook = codebook.detach().float().cpu().contiguous()
     with atomic_path(path) as tmp:
         # Not save_file, which would make a file that other users cannot read.
@@ -361,7 +377,7 @@ def read_codebook(root: StoragePath) -> tuple[Tensor, str]:
     Raises:
         UserError: The file is missing, or not a codebook.
     """
-    path = as_path(root) / "codebook.safetensors"
+    path = as_path(root) / CODEBOOK
     if not path.exists():
         raise UserError(f"codebook not found: {path}: run `{COMMAND_FOR['tokens'].format(root)}`")
     try:

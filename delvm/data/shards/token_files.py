@@ -14,13 +14,13 @@ import numpy.typing as npt
 from torch import Tensor
 
 from delvm.data.shards.manifest import (
-    MANIFEST,
     load_manifests,
     plan_images,
     plan_tokens,
     write_codebook,
 )
 from delvm.data.shards.reader import read_tokens
+from delvm.data.shards.replacement import MANIFEST
 from delvm.data.shards.writer import write_tokens
 from delvm.data.types import SPLITS
 from delvm.errors import UserError
@@ -84,7 +84,8 @@ def detect_format(path: Path, suffixes: dict[str, str]) -> str:
 def _files(path: Path, suffix: str) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix == suffix else []
-    return sorted(path.rglob(f"*{suffix}"))
+    # Hidden ones are left by a job that was killed.
+    return sorted(each for each in path.rglob(f"*{suffix}") if not each.name.startswith("."))
 
 
 def list_shards(root: Path) -> Iterator[TokenFile]:
@@ -115,10 +116,30 @@ def list_files(
         yield TokenFile(split, task, count, partial(read, file), file)
 
 
+def require_name(file: TokenFile) -> tuple[str, str]:
+    """The split and task of a file.
+
+    Raises:
+        UserError: one is unknown.
+    """
+    if file.split is None or file.task is None:
+        name = "split" if file.split is None else "task"
+        raise UserError(f"{file.path} does not name its {name}: set {name}=NAME")
+    return file.split, file.task
+
+
+def version(path: Path) -> tuple[int, int]:
+    """(size in bytes, time of the last change in ns) of a file, or of a directory's manifest."""
+    stat = (path / MANIFEST if path.is_dir() else path).stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
 def write_shards(
     file: TokenFile, output: Path, tokenizer: TokenSource, kind: str, overwrite: bool
 ) -> None:
     """Write the lines of one file as token shards of the tokenizer that made them.
+
+    Those that replace others are not put in place: `put_in_place` has to follow.
 
     Args:
         kind: the format of the file, for the manifest.
@@ -126,18 +147,14 @@ def write_shards(
     Raises:
         UserError: task or split are unknown, or the lines do not fit the tokenizer.
     """
-    if file.split is None or file.task is None:
-        name = "split" if file.split is None else "task"
-        raise UserError(f"{file.path} does not name its {name}: set {name}=NAME")
+    split, task = require_name(file)
     tokens, length = tokenizer.tokens_per_image, len(next(file.read()))
     if not length or length % tokens:
         raise UserError(
             f"{file.path}: lines of {length} tokens are not a multiple of the {tokens} tokens per "
             f"image (tokenizer={tokenizer.name}): set tokenizer=PATH to the one that made them"
         )
-    images = plan_images(
-        file.split, file.task, source=kind, seed=0, image_size=tokenizer.image_size
-    )
+    images = plan_images(split, task, source=kind, seed=0, image_size=tokenizer.image_size)
     images = replace(images, images_per_example=length // tokens, settings={"file": file.path.name})
     plan = plan_tokens(
         images,
@@ -146,10 +163,10 @@ def write_shards(
         vocab_size=len(tokenizer.codebook),
         fingerprint=tokenizer.fingerprint,
     )
-    write_codebook(output, tokenizer.codebook, tokenizer.fingerprint, overwrite)
+    write_codebook(output, tokenizer.codebook, tokenizer.fingerprint, overwrite, in_place=False)
     with Progress(file.count, "convert", "samples") as bar:
         lines = _ReshapedLines(file, (length // tokens, tokens), bar)
-        write_tokens(output, plan, lines.slice, overwrite)
+        write_tokens(output, plan, lines.slice, overwrite, in_place=False)
 
 
 class _ReshapedLines:

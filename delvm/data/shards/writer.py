@@ -19,13 +19,21 @@ import numpy.typing as npt
 from webdataset import TarWriter
 
 from delvm.data.shards.manifest import (
-    INCOMPLETE,
-    MANIFEST,
     Manifest,
     TokenIds,
+    describe_difference,
     examples_per_record,
     ids_error,
-    pending_shards,
+    is_building,
+)
+from delvm.data.shards.replacement import (
+    INCOMPLETE,
+    MANIFEST,
+    build_dir,
+    discard_replacement,
+    put_in_place,
+    replacement_dir,
+    sweep,
 )
 from delvm.errors import UserError
 from delvm.storage import StoragePath, as_path, atomic_path
@@ -48,7 +56,11 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
 
 
 def write_tokens(
-    root: StoragePath, plan: Manifest, ids: IdsFn, overwrite: bool = False
+    root: StoragePath,
+    plan: Manifest,
+    ids: IdsFn,
+    overwrite: bool = False,
+    in_place: bool = True,
 ) -> Manifest:
     """Write the pending token shards of a plan, then its manifest.
 
@@ -58,6 +70,7 @@ def write_tokens(
         ids: ids(start, stop) yields the ids of the examples from start to stop, in order, as
             integer arrays (n, k, N) of any n; called once per shard.
         overwrite: Replace a directory that was made with other settings.
+        in_place: Whether a replacement is put in place; else the caller does, for several at once.
 
     Raises:
         UserError: The directory is finished but was made with other settings.
@@ -65,7 +78,33 @@ def write_tokens(
     """
     for number in start_tokens(root, plan, overwrite):
         write_token_shard(root, plan, number, ids)
-    return finalize_tokens(root, plan)
+    return finalize_tokens(root, plan, in_place)
+
+
+def _folder(root: StoragePath, plan: Manifest) -> StoragePath:
+    return as_path(root) / plan.split / plan.task
+
+
+def pending_shards(
+    root: StoragePath, plan: Manifest, overwrite: bool = False
+) -> list[dict[str, Any]]:
+    """The shards of a plan still to be written: all, those a killed job left, or none.
+
+    Raises:
+        UserError: The directory is finished but was made with other settings.
+    """
+    folder = _folder(root, plan)
+    new, finished = replacement_dir(folder), (folder / MANIFEST).exists()
+    if finished and not overwrite:
+        found = Manifest.load(folder / MANIFEST)
+        if found != plan:
+            raise UserError(
+                f"{folder} {describe_difference(found, plan)}: set overwrite=true to replace it"
+            )
+        return _missing(folder, plan)
+    if new is not None and is_building(new, plan):
+        return _missing(new, plan)
+    return _missing(folder, plan) if not finished and is_building(folder, plan) else plan.shards
 
 
 def start_tokens(root: StoragePath, plan: Manifest, overwrite: bool = False) -> list[int]:
@@ -77,37 +116,45 @@ def start_tokens(root: StoragePath, plan: Manifest, overwrite: bool = False) -> 
     Raises:
         UserError: The directory is finished but was made with other settings.
     """
-    folder = as_path(root) / plan.split / plan.task
-    todo = {shard["file"] for shard in pending_shards(root, plan, overwrite)}
-    if not is_in_progress(root, plan) or ((folder / MANIFEST).exists() and overwrite):
-        folder.mkdir(parents=True, exist_ok=True)
-        # In this order a job killed here never takes old shards for those of the new plan.
-        (folder / MANIFEST).unlink(missing_ok=True)
-        (folder / INCOMPLETE).unlink(missing_ok=True)
-        keep = {shard["file"] for shard in plan.shards} - todo
-        for file in {*folder.glob("*.tar"), *folder.glob(".*.part*")}:
-            if file.name not in keep:
+    pending_shards(root, plan, overwrite)  # raises
+    folder = _folder(root, plan)
+    new, finished = replacement_dir(folder), (folder / MANIFEST).exists()
+    if finished and not overwrite:
+        discard_replacement(folder)
+    elif new is None or not is_building(new, plan):
+        discard_replacement(folder)
+        if finished or not is_building(folder, plan):
+            place = new if new is not None and overwrite else folder
+            place.mkdir(parents=True, exist_ok=True)
+            # In this order a job killed here never takes old shards for those of the new plan.
+            (place / MANIFEST).unlink(missing_ok=True)
+            (place / INCOMPLETE).unlink(missing_ok=True)
+            for file in {*place.glob("*.tar"), *place.glob(".*.part*")}:
                 file.unlink()
-        plan.save(folder / INCOMPLETE)
+            plan.save(place / INCOMPLETE)
     return missing_shards(root, plan)
 
 
 def is_in_progress(root: StoragePath, plan: Manifest) -> bool:
     """Whether a directory holds shards of this plan only: some of them, or all and finished."""
-    folder = as_path(root) / plan.split / plan.task
+    folder = _folder(root, plan)
+    if is_building(build_dir(folder), plan):
+        return True
     try:
-        if (folder / MANIFEST).exists():
-            return Manifest.load(folder / MANIFEST) == plan and not missing_shards(root, plan)
-        return (folder / INCOMPLETE).exists() and Manifest.load(folder / INCOMPLETE) == plan
+        return (folder / MANIFEST).exists() and Manifest.load(folder / MANIFEST) == plan
     except UserError:  # another process is starting or finishing it at this moment
         return False
 
 
 def missing_shards(root: StoragePath, plan: Manifest) -> list[int]:
     """The numbers of the shards that are not there."""
-    folder = as_path(root) / plan.split / plan.task
+    missing = {shard["file"] for shard in _missing(build_dir(_folder(root, plan)), plan)}
+    return [number for number, shard in enumerate(plan.shards) if shard["file"] in missing]
+
+
+def _missing(folder: StoragePath, plan: Manifest) -> list[dict[str, Any]]:
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return [number for number, shard in enumerate(plan.shards) if shard["file"] not in there]
+    return [shard for shard in plan.shards if shard["file"] not in there]
 
 
 def write_token_shard(root: StoragePath, plan: Manifest, number: int, ids: IdsFn) -> None:
@@ -130,18 +177,26 @@ def write_token_shard(root: StoragePath, plan: Manifest, number: int, ids: IdsFn
             np.save(buffer, batch, allow_pickle=False)
             yield {"__key__": f"{first:09d}", "ids.npy": buffer.getvalue()}
 
-    with atomic_path(as_path(root) / plan.split / plan.task / shard["file"]) as tmp:
+    with atomic_path(build_dir(_folder(root, plan)) / shard["file"]) as tmp:
         write_records(tmp, records())
 
 
-def finalize_tokens(root: StoragePath, plan: Manifest) -> Manifest:
-    """Declare a directory with all its shards finished; safe to repeat, in any process."""
-    folder = as_path(root) / plan.split / plan.task
-    if not (folder / MANIFEST).exists():
-        plan.save(folder / MANIFEST)
-    (folder / INCOMPLETE).unlink(missing_ok=True)
-    for file in folder.glob(".*.part.tar"):  # left by processes that were killed
-        file.unlink(missing_ok=True)
+def finalize_tokens(root: StoragePath, plan: Manifest, in_place: bool = True) -> Manifest:
+    """Declare a directory with all its shards finished; safe to repeat, in any process.
+
+    Args:
+        root, plan: As for `write_tokens`.
+        in_place: Whether a replacement is put in place; else `put_in_place` has to follow.
+    """
+    folder = _folder(root, plan)
+    place = build_dir(folder)
+    if not (place / MANIFEST).exists():
+        plan.save(place / MANIFEST)
+    sweep(place)
+    if place == folder:
+        (folder / INCOMPLETE).unlink(missing_ok=True)
+    elif in_place:
+        put_in_place(root, [(plan.split, plan.task)])
     return plan
 
 
