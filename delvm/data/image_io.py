@@ -128,6 +128,18 @@ def _formats() -> list[str]:
     return [name for name in Image.ID if name != "EPS"]
 
 
+def aligned(first: StoredImage, second: StoredImage) -> tuple[Image.Image, Image.Image]:
+    """The images of a pair, of which both are turned as EXIF asks for, or neither.
+
+    Where only one has the tag, the other was usually made from its stored pixels, or for them, by a
+    tool that dropped the tag; the sizes decide where they can.
+    """
+    stored, upright = (first.pixels, second.pixels), (first.upright(), second.upright())
+    if first.orientation == second.orientation or stored[0].size != stored[1].size:
+        return upright
+    return stored
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any image of PIL as 8-bit RGB, the same whether it comes from a file or from Python.
 
@@ -141,7 +153,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ValueError: The range of its values is unknown.
         OSError: It is a file that is damaged.
     """
-    return _stored(image, convert_to_rgb).upright()
+    return to_stored(image).upright()
+
+
+def to_stored(image: Image.Image) -> StoredImage:
+    """`to_rgb` without turning the image; raises the same errors."""
+    return _stored(image, convert_to_rgb)
 
 
 def _stored(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> StoredImage:

@@ -44,6 +44,12 @@ def parse_resize_mode(value: str) -> ResizeMode:
     return ResizeMode(value)
 
 
+def same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether images of two sizes have the same ratio of width to height, up to a pixel."""
+    (width, height), (other_width, other_height) = first, second
+    return abs(width * other_height - other_width * height) <= max(*first, *second)
+
+
 class Placement(NamedTuple):
     """Where an image goes in a square: it is resized, and the square is cut from the result.
 

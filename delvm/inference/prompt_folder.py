@@ -4,7 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from delvm.data.image_io import open_image
+from delvm.data.image_io import aligned, open_stored
+from delvm.data.resizing import same_shape
 from delvm.errors import UserError
 
 INPUT, TARGET = "_img", "_label"
@@ -18,7 +19,7 @@ def read_prompt(folder: str | Path) -> list[tuple[Image.Image, Image.Image]]:
 
     Raises:
         UserError: the folder is missing or has no pair, one half of a pair is missing or there
-            twice, or a file cannot be read as an image.
+            twice or of another shape, or a file cannot be read as an image.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -33,7 +34,16 @@ def read_prompt(folder: str | Path) -> list[tuple[Image.Image, Image.Image]]:
     for name in sorted(inputs.keys() ^ targets.keys()):
         file, missing = (inputs[name], TARGET) if name in inputs else (targets[name], INPUT)
         raise UserError(f"unpaired {file}: {name}{missing}.* is not in the folder")
-    return [(open_image(inputs[name]), open_image(targets[name])) for name in sorted(inputs)]
+    pairs = [
+        aligned(open_stored(inputs[name]), open_stored(targets[name])) for name in sorted(inputs)
+    ]
+    for name, (first, second) in zip(sorted(inputs), pairs, strict=True):
+        if not same_shape(first.size, second.size):
+            raise UserError(
+                f"{inputs[name]} has {first.width} x {first.height} pixels and "
+                f"{targets[name].name} {second.width} x {second.height}: crop them to one shape"
+            )
+    return pairs
 
 
 def _files_by_name(folder: Path, ending: str) -> dict[str, Path]:

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from delvm.data.image_io import to_pil, to_rgb, to_tensor
-from delvm.data.resizing import ResizeMode, parse_resize_mode, to_square
+from delvm.data.image_io import StoredImage, aligned, to_pil, to_stored, to_tensor
+from delvm.data.resizing import ResizeMode, parse_resize_mode, same_shape, to_square
 from delvm.errors import UserError
 from delvm.inference.decoding import Decoding, resolve_decoding
 from delvm.inference.sampling import generate, num_image_tokens
@@ -75,14 +75,14 @@ class Prompter:
             one image per query, at the tokenizer's resolution.
 
         Raises:
-            UserError: prompt and answer exceed the student's context, or decoding and temperature
-                contradict each other.
+            UserError: prompt and answer exceed the student's context, decoding and temperature
+                contradict each other, or the images of a pair have different shapes.
         """
         self.check_context_length(len(pairs))
         method = resolve_decoding(decoding, temperature)
         if not queries:
             return []
-        prompt = self.encode([image for pair in pairs for image in pair]).flatten()
+        prompt = self.encode(_open_pairs(pairs)).flatten()
         answers: list[Image.Image] = []
         for start in range(0, len(queries), batch_size):
             query = self.encode(queries[start : start + batch_size])  # (B, N)
@@ -120,13 +120,27 @@ class Prompter:
     def to_squares(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Images of any size as the tokenizer sees them: RGB squares of its resolution."""
         size = self.tokenizer.resolution
-        return [to_square(_rgb(image), size, self.resize) for image in images]
+        return [to_square(_stored(image).upright(), size, self.resize) for image in images]
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """An image as the command line sees it."""
+def _open_pairs(pairs: Sequence[tuple[Image.Image, Image.Image]]) -> list[Image.Image]:
+    """The images of all pairs in a row; those of one pair must have the same shape."""
+    images = []
+    for number, pair in enumerate(pairs, 1):
+        first, second = aligned(_stored(pair[0]), _stored(pair[1]))
+        if not same_shape(first.size, second.size):
+            raise UserError(
+                f"pair {number} has images of {first.width} x {first.height} and "
+                f"{second.width} x {second.height} pixels: crop them to one shape"
+            )
+        images += [first, second]
+    return images
+
+
+def _stored(image: Image.Image) -> StoredImage:
+    """An image as the command line sees it, not turned yet."""
     try:
-        return to_rgb(image)
+        return to_stored(image)
     except (ValueError, OSError) as error:
         raise UserError(f"{image!r} cannot be read as an image: {error}") from None
 

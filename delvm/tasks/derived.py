@@ -14,6 +14,11 @@ def to_grayscale(image: ImageArray) -> ImageArray:
     return np.repeat((luma + 0.5).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
+def is_gray(image: ImageArray) -> bool:
+    """Whether an image (H, W, 3) has no colors, so that nothing is left to be colorized."""
+    return bool((image == to_grayscale(image)).all())
+
+
 def mask_rectangle(
     image: ImageArray, rng: np.random.Generator, size: tuple[float, float] = (0.3, 0.5)
 ) -> ImageArray:

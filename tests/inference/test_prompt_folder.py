@@ -47,6 +47,26 @@ def test_incomplete_prompt_is_an_error(tmp_path, files, line):
     assert str(caught.value) == line.replace("FOLDER", str(tmp_path))
 
 
+def test_pairs_of_two_shapes_are_an_error(tmp_path):
+    write_image(tmp_path / "a_img.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a_label.png")
+    with pytest.raises(UserError, match=r"a_img.png has 8 x 6 pixels and a_label.png 8 x 8"):
+        read_prompt(tmp_path)
+    Image.new("RGB", (16, 12)).save(tmp_path / "a_label.png")
+    assert len(read_prompt(tmp_path)) == 1
+
+
+def test_both_images_of_a_pair_are_turned_or_neither(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for side, options in (("img", {"exif": exif}), ("label", {})):
+        image = Image.new("RGB", (8, 6))
+        image.putpixel((0, 0), (255, 255, 255))
+        image.save(tmp_path / f"a_{side}.png", **options)
+    [(first, second)] = read_prompt(tmp_path)
+    assert first.tobytes() == second.tobytes()
+
+
 def test_unreadable_prompt_is_an_error(tmp_path):
     with pytest.raises(UserError, match="prompt folder not found"):
         read_prompt(tmp_path / "none")

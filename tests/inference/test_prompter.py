@@ -74,3 +74,9 @@ def test_opened_images_are_those_of_the_command_line(models, tmp_path):
 def test_an_image_of_unknown_range_is_refused(models):
     with pytest.raises(UserError, match=r"outside 0\.\.1"):
         Prompter(*models).encode([Image.fromarray(np.full((8, 8), 7, np.float32))])
+
+
+def test_pairs_of_two_shapes_are_refused(models):
+    pairs = [(noise((60, 40)), noise((120, 80))), (noise((60, 40)), noise((40, 40)))]
+    with pytest.raises(UserError, match="pair 2 has images of 60 x 40 and 40 x 40 pixels"):
+        Prompter(*models).complete(pairs, [noise((60, 40))])

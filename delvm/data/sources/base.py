@@ -13,6 +13,7 @@ from PIL import Image
 
 from delvm.data.image_io import open_image
 from delvm.data.resizing import ResizeMode, to_square_array
+from delvm.data.sources._io.walk import walk
 from delvm.data.types import (
     SPLITS,
     Example,
@@ -22,11 +23,18 @@ from delvm.data.types import (
     split_into_chunks,
 )
 from delvm.errors import UserError, check_members, did_you_mean
+from delvm.progress import log
 
 FILES_PER_CHUNK = 1000
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
-)
+# Taken for images: what cannot be read is rejected with a reason.
+IMAGE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".tga",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".jp2", ".jxl",
+))  # fmt: skip
+# Images too, but of kinds that are never read; they are counted in a message.
+UNREAD_SUFFIXES = frozenset((
+    ".psd", ".svg", ".eps", ".pdf", ".exr", ".hdr", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+))  # fmt: skip
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 T = TypeVar("T")
@@ -225,11 +233,12 @@ def check_split(split: str) -> None:
 
 def image_files(folder: Path) -> list[Path]:
     """Every image file below a directory, sorted by path; hidden files are skipped."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
+    paths = [path for path in walk(folder) if not path.name.startswith(".")]
+    unread = Counter(path.suffix.lower() for path in paths)
+    found = sorted(unread.keys() & UNREAD_SUFFIXES)
+    if left_out := [f"{unread[suffix]} {suffix}" for suffix in found]:
+        log(f"prepare: not read in {folder}: {', '.join(left_out)}")
+    return sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def chunks_of(items: Sequence[object]) -> list[SourceChunk]:

@@ -76,6 +76,8 @@ class Derived(RawSource):
         for each in self._images.read(split, "images", chunk):
             if isinstance(each, RejectedItem):
                 yield each
+            elif task == "colorization" and derived.is_gray(each.input):
+                yield RejectedItem(each.key, "gray: its colorization equals the input")
             else:
                 yield Example(each.key, task, self._derive(task, each.input, each.key))
 

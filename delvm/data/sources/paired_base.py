@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from delvm.data.image_io import StoredImage, open_stored
+from delvm.data.image_io import aligned, open_stored
 from delvm.data.sources._io.label_images import Palette, labels_to_rgb
 from delvm.data.sources.base import (
     RawSource,
@@ -167,18 +167,6 @@ class PairSource(RawSource):
     def _squares(self, images: tuple[Image.Image, ...]) -> tuple[ImageArray, ...]:
         labels = self.label_palette() is not None
         return self.to_square(images[0]), self.to_square(images[1], labels=labels)
-
-
-def aligned(first: StoredImage, second: StoredImage) -> tuple[Image.Image, Image.Image]:
-    """The images of a pair, of which both are turned as EXIF asks for, or neither.
-
-    Where only one has the tag, the other was usually made from its stored pixels, or for them, by a
-    tool that dropped the tag; the sizes decide where they can.
-    """
-    stored, upright = (first.pixels, second.pixels), (first.upright(), second.upright())
-    if first.orientation == second.orientation or stored[0].size != stored[1].size:
-        return upright
-    return stored
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, FileRef]]:

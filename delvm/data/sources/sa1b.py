@@ -83,7 +83,7 @@ class SA1B(RawSource):
             tar = tarfile.open(path, "r:")  # noqa: SIM115 -- closed below
         except TAR_ERRORS as error:
             if self.split_of(tar_name) == split:
-                yield RejectedItem(tar_name, format_error(error))
+                yield RejectedItem(tar_name, format_error(error, path))
             return
         with tar:
             images, rejects = _index_tar(tar, tar_name)

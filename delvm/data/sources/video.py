@@ -18,6 +18,7 @@ from delvm.data.sources._io.video import (
     read_video,
     split_into_clips,
 )
+from delvm.data.sources._io.walk import walk
 from delvm.data.sources.base import IMAGE_SUFFIXES, RawSource, to_bytes, unique_keys
 from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
@@ -147,7 +148,7 @@ class Video(RawSource):
         """Every video below the root, sorted by path."""
         root = self.root()
         files, folders = set[str](), set[str]()
-        for path in root.rglob("*"):
+        for path in walk(root):
             if path.name.startswith("."):
                 continue
             if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir():
@@ -181,7 +182,7 @@ class HdVila(Video):
         inside = root / "video_clips"
         files = [
             path.relative_to(root).as_posix()
-            for path in (inside if inside.is_dir() else root).rglob("*")
+            for path in walk(inside if inside.is_dir() else root)
             if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
         ]
         for file in sorted(files, key=natural_sort_key):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from delvm.data.file_kinds import describe_file
 from delvm.data.types import RejectedItem
 from delvm.errors import UserError
 from delvm.tasks.pose import KEYPOINTS, Points
@@ -77,7 +78,8 @@ def read_annotations(path: Path, mtime_ns: int) -> list[AnnotatedImage | Rejecte
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"annotations {path} cannot be read: {error}") from None
+        reason = describe_file(path) or error
+        raise UserError(f"annotations {path} cannot be read: {reason}") from None
     content = value if isinstance(value, dict) else {}
     entries, annotations = content.get("images"), content.get("annotations")
     if not isinstance(entries, list) or not isinstance(annotations, list):

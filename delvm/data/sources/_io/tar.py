@@ -5,22 +5,29 @@ import tarfile
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
+from delvm.data.file_kinds import describe_file
+from delvm.data.sources._io.walk import walk
 from delvm.data.sources.base import unique_keys
 from delvm.errors import UserError
 
 # Far above the file size of any image within `image_io.MAX_PIXELS`.
 MAX_BYTES = 512 * 1024 * 1024
 # What opening or reading a damaged tar raises.
+_TAR_NAME = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
 TAR_ERRORS = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError)
 
 
 def find_tars(root: Path) -> dict[str, Path]:
     """The tars below a directory, by names that chunks can have.
 
+    Compressed ones are among them, so that they are rejected with a reason.
+
     Raises:
         UserError: there are none.
     """
-    paths = sorted(path for path in root.rglob("*.tar") if not path.name.startswith("."))
+    paths = sorted(
+        path for path in walk(root) if _TAR_NAME.search(path.name) and not path.name.startswith(".")
+    )
     if not paths:
         raise UserError(f"source.path={root} contains no .tar: set source.path=DIR")
     stems = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
@@ -65,9 +72,15 @@ def read_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     return file.read() if file else b""
 
 
-def format_error(error: Exception) -> str:
-    """The reason for rejecting a file that raised one of `TAR_ERRORS`."""
-    return f"truncated or damaged: {error}"
+def format_error(error: Exception, path: Path | None = None) -> str:
+    """The reason for rejecting a file that raised one of `TAR_ERRORS`.
+
+    Args:
+        error: what it raised.
+        path: of a tar that may be of another kind than its name promises.
+    """
+    known = describe_file(path) if path else None
+    return known or f"truncated or damaged: {error}"
 
 
 def iter_members(
@@ -88,7 +101,7 @@ def iter_members(
             for info, reason in scan_members(tar, suffixes, ignored):
                 yield info.name, reason or read_member(tar, info)
     except TAR_ERRORS as error:
-        yield "", format_error(error)
+        yield "", format_error(error, path)
 
 
 def _reject_reason(

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
+from delvm.data.file_kinds import describe_file
 from delvm.data.image_io import MAX_PIXELS, open_image
 from delvm.data.sources.base import IMAGE_SUFFIXES
 from delvm.data.types import ImageArray
@@ -92,7 +93,8 @@ def read_video(path: Path, stride: int) -> Iterator[Frame]:
                         yield number, "damaged frames" if damaged else _displayed(decoded, stream)
                     number += 1
     except Exception as error:  # decoders raise nearly anything on a damaged file
-        reason = f"cannot be read as a video: {getattr(error, 'strerror', None) or error}"
+        known = describe_file(path)
+        reason = f"cannot be read as a video: {known or getattr(error, 'strerror', None) or error}"
     if reason:
         yield number, reason
 
