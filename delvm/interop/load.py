@@ -262,6 +262,8 @@ def _parse_token_space(values: Any, vocab_size: int, path: Path) -> TokenSpace:
 
 def _load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Load weights; every key and shape must match."""
+    if not_tensors := sorted(str(k) for k, v in state.items() if not isinstance(v, Tensor)):
+        raise UserError(f"weights in {path} are not tensors: {', '.join(not_tensors)}")
     expected = model.state_dict()
     missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     wrong = [

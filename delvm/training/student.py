@@ -178,10 +178,18 @@ class StudentModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         assert self.data is not None
-        # Per task: summed loss, correct tokens, tokens; then the same over targets alone.
         self.val_sums = torch.zeros(len(self.data.tasks), 6, dtype=torch.float64)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def prediction_sums(self, batch: Batch, num_tasks: int) -> Tensor:
+        """Per task: summed loss, correct tokens, tokens; then the same over targets alone.
+
+        Args:
+            batch: ``task`` (B,) numbers the tasks; below 0 is not counted.
+            num_tasks: K.
+
+        Returns:
+            (K, 6) float64 on the CPU.
+        """
         document, mask = self.document_ids(batch), self.target_mask(batch)
         losses, correct = next_token_nll(self.model, batch["input_ids"], _inputs_only(document))
         all_weights = token_weights(mask, 1.0, document)
@@ -194,7 +202,11 @@ class StudentModule(L.LightningModule):
         per_sequence = torch.stack([each.double().sum(1) for each in stats], dim=1).cpu()
         task = batch["task"].cpu()
         counted = task >= 0  # the others pad the last batches, so that all ranks do the same work
-        self.val_sums.index_add_(0, task[counted], per_sequence[counted])
+        sums = torch.zeros(num_tasks, per_sequence.shape[1], dtype=torch.float64)
+        return sums.index_add_(0, task[counted], per_sequence[counted])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.val_sums += self.prediction_sums(batch, len(self.val_sums))
 
     def on_validation_epoch_end(self) -> None:
         assert self.data is not None

@@ -8,6 +8,7 @@ has been read; for tokens the plan lists every shard.
 
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
+from types import NoneType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -140,6 +141,7 @@ class Manifest:
         expected |= {"shards": list, "bf16": bool, "settings": dict, "chunks": list}
         if self.kind not in list(COMMAND_FOR):
             return f"kind is {self.kind!r}, not one of {sorted(COMMAND_FOR)}"
+        expected |= {"tokens_per_image": NoneType, "vocab_size": NoneType, "fingerprint": NoneType}
         if self.kind == "tokens":
             expected |= {"tokens_per_image": int, "vocab_size": int, "fingerprint": str}
         for name, kind in expected.items():

@@ -13,6 +13,7 @@ from delvm.models.precision import compute_dtype, measure_peak_flops, peak_memor
 class ThroughputMonitor(L.Callback):
     """Logs rates, memory and the mixture of tasks every ``log_every_n_steps``.
 
+    ``train/tokens`` counts the tokens of all ranks since the first step, also of earlier jobs.
     ``train/samples_per_s`` and ``train/tokens_per_s`` count all ranks, each of which does the same
     amount of work. ``train/memory_gib`` is this rank's device; ``train/mfu`` is the model FLOP
     utilization, for models with ``flops_per_token(length)``. ``mixture/TASK`` is the fraction of
@@ -23,6 +24,13 @@ class ThroughputMonitor(L.Callback):
         self._peak_flops: float | None = None  # FLOP/s; None = the model does not count its FLOPs
         self._samples = self._tokens = 0
         self._start = 0.0
+        self.total_tokens = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total_tokens": self.total_tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.total_tokens = state_dict.get("total_tokens", 0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if hasattr(_model(pl_module), "flops_per_token"):
@@ -42,7 +50,9 @@ class ThroughputMonitor(L.Callback):
     ) -> None:
         tokens = _input_ids(batch)
         self._samples += _batch_size(batch)
-        self._tokens += 0 if tokens is None else tokens.numel()
+        count = 0 if tokens is None else tokens.numel()
+        self._tokens += count
+        self.total_tokens += count * trainer.world_size
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             seconds = max(time.monotonic() - self._start, 1e-9)
             length = 0 if tokens is None else tokens.shape[1]
@@ -60,6 +70,7 @@ class ThroughputMonitor(L.Callback):
             found["train/samples_per_s"] = ranks * self._samples / seconds
         if self._tokens:
             rate = self._tokens / seconds
+            found["train/tokens"] = float(self.total_tokens)
             found["train/tokens_per_s"] = ranks * rate
             if self._peak_flops is not None:
                 flops = _model(pl_module).flops_per_token(length)
