@@ -119,12 +119,14 @@ def _dispatch(words: list[str], argv: list[str], full_error: str | None) -> None
 
 def _run_verb(verb: str, words: list[str], argv: list[str], full_error: str | None) -> None:
     from delvm.commands import app, arguments, help
+    from delvm.configs.text import quote_text
 
     overrides, flags = arguments.split(words)
     if {"--help", "-h"} & set(flags):
         found = [i for i, flag in enumerate(flags[:-1]) if flag in ("--config-dir", "-cd")]
         print(help.page(verb, flags[found[0] + 1] if found else None), end="")
         return
+    overrides = quote_text(verb, overrides)
     if not {"-c", "--cfg", "-i", "--info", "-sc", "--shell-completion"} & set(flags):
         overrides += arguments.name_by_what_varies(overrides)
     app.started_as = argv, full_error

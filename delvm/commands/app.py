@@ -23,6 +23,7 @@ from delvm.commands.explain import explained, missing_values, unknown_key
 from delvm.configs import config_root
 from delvm.configs.register import register
 from delvm.configs.store import walk
+from delvm.configs.text import quote_text
 from delvm.configs.validate import check
 from delvm.errors import Diverged, UserError
 from delvm.progress import log
@@ -168,8 +169,8 @@ def _set_job_output(cfg: DictConfig) -> None:
 
 
 def job_name(overrides: str) -> str:
-    """Overrides as the name of a directory."""
-    name = overrides.replace("/", "-") or "job"
+    """Overrides as the name of a directory, without the quotes of text that looks like a number."""
+    name = overrides.replace("/", "-").replace("'", "") or "job"
     if len(name) <= 200:
         return name
     return f"{name[:190]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -218,11 +219,12 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> Any:
         UserError: an override is unknown, of the wrong type, or missing.
     """
     register(verb)
+    overrides = quote_text(verb, overrides)
     of_hydra = HydraConfig.instance()
     before = of_hydra.cfg
     try:
         with hydra.initialize_config_dir(str(config_root(verb)), verb, version_base="1.3"):
-            cfg = hydra.compose(verb, list(overrides), return_hydra_config=True)
+            cfg = hydra.compose(verb, overrides, return_hydra_config=True)
         of_hydra.set_config(cfg)
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
