@@ -15,8 +15,9 @@ from delvm.models.vqgan import VQGANConfig
 from delvm.training import callbacks, strategies
 from delvm.training.datamodules import ImageDataModule, SentenceDataModule
 from delvm.training.distillation import DistillationModule, load_teacher
+from delvm.training.grad_scaler import LossScale
 from delvm.training.losses import CrossEntropyLoss, DistillationLoss
-from delvm.training.optim import ScheduleFreeMode, WarmupCosine
+from delvm.training.optim import ScheduleFreeMode, WarmupCosine, WeightDecayOn
 from delvm.training.student import StudentModule
 from delvm.training.tokenizer import TokenizerModule
 
@@ -62,6 +63,7 @@ class OptimizerConfig:
     _partial_: bool = True
     lr: float = MISSING
     weight_decay: float = 0.0
+    decay: WeightDecayOn = WeightDecayOn.matrices
 
     def validate(self) -> list[str]:
         """Errors of the settings, one line each."""
@@ -176,6 +178,7 @@ GROUPS: Groups = {
         "model_config": schema_of(callbacks.SaveModelConfig),
         "learning_rate": schema_of(callbacks.LearningRate),
         "optimizer_mode": schema_of(ScheduleFreeMode),
+        "loss_scale": schema_of(LossScale),
         "throughput": schema_of(callbacks.ThroughputMonitor),
         "step_timer": schema_of(callbacks.StepTimer),
         "task_metrics": schema_of(callbacks.TaskMetrics),

@@ -8,6 +8,8 @@ optimizer. Hydra builds both from a YAML with ``_partial_: true``.
 import inspect
 import math
 from collections.abc import Callable, Iterable
+from enum import Enum
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -21,6 +23,13 @@ from delvm.errors import UserError
 
 OptimizerFactory = Callable[..., Optimizer]
 SchedulerFactory = Callable[..., Any]
+
+
+class WeightDecayOn(Enum):
+    """What weight decay shrinks: weight matrices, or every parameter, as in DeLVM's training."""
+
+    matrices = "matrices"
+    all = "all"
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_ratio: float, min_lr_ratio: float) -> float:
@@ -71,12 +80,14 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer of a network's trained parameters.
 
-    Where the factory has a ``weight_decay``, it applies to matrices alone: norms, biases and
-    ``no_decay`` are a group without. A network may group its parameters itself
-    (``parameter_groups(weight_decay)``).
+    Where the factory has a ``weight_decay``, its ``decay``, a `WeightDecayOn` that is not passed
+    on to the optimizer, selects what it applies to. With ``matrices`` norms, biases and
+    ``no_decay`` are a group without, and a network may group its parameters itself
+    (``parameter_groups(weight_decay)``). With ``all`` every parameter decays.
     """
+    factory, decay_on = _take_decay(factory)
     keywords = getattr(factory, "keywords", {})
-    if "weight_decay" not in keywords:
+    if "weight_decay" not in keywords or decay_on is WeightDecayOn.all:
         return factory([p for p in net.parameters() if p.requires_grad])
     if (groups := getattr(net, "parameter_groups", None)) is not None:
         return factory(list(groups(keywords["weight_decay"])))
@@ -90,6 +101,16 @@ def build_optimizer(
             {"params": rest, "weight_decay": 0.0},
         ]
     )
+
+
+def _take_decay(factory: OptimizerFactory) -> tuple[OptimizerFactory, WeightDecayOn]:
+    """A factory without its ``decay``, and the value of that."""
+    keywords = dict(getattr(factory, "keywords", {}))
+    if not isinstance(factory, partial) or "decay" not in keywords:
+        return factory, WeightDecayOn.matrices
+    decay = keywords.pop("decay")
+    decay_on = decay if isinstance(decay, WeightDecayOn) else WeightDecayOn(decay)
+    return partial(factory.func, *factory.args, **keywords), decay_on
 
 
 def build_scheduler(
