@@ -92,6 +92,7 @@ SOURCE_WORDS: dict[str, str] = {"colourisation": "colorization", "grey": "graysc
 # Those under "" are settings of each source.
 SOURCE_DEFAULT_VALUES: dict[str, dict[str, Any]] = {
     "": {"resize": "rounded"},
+    "hdvila": {"video_list": None},
     "paired": {"label_targets": None},
 }
 

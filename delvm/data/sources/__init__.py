@@ -8,13 +8,14 @@ from delvm.data.sources.base import RawSource, Source, check_source
 from delvm.data.sources.coco_pose import CocoPose
 from delvm.data.sources.derived import Derived
 from delvm.data.sources.gopro import GoPro
+from delvm.data.sources.hdvila import HdVila
 from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion
 from delvm.data.sources.paired_folders import Paired
 from delvm.data.sources.rain13k import Rain13K
 from delvm.data.sources.sa1b import SA1B
 from delvm.data.sources.shapes.source import Shapes
-from delvm.data.sources.video import HdVila, Video
+from delvm.data.sources.video import Video
 
 # Option in conf/verbs/source -> class.
 SOURCES: dict[str, type[RawSource] | type[Shapes]] = {

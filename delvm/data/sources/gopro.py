@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 from delvm.data.sources.paired_base import Pair, PairSource, files_below, match_pairs
@@ -14,8 +15,9 @@ from delvm.errors import UserError
 class GoPro(PairSource):
     """Raw: {train,test}/SCENE/{blur,sharp}/*.png; flat: {train,test}/{input,target}/*.png.
 
-    The frames of a scene look alike, so in the raw layout "val" takes entire scenes. The flat
-    layout does not record the scene of an image.
+    Flat directories may also be {train,test}/GoPro, or GoPro_{train,test} as in DeLVM's README, and
+    one of them alone may be the root. The frames of a scene look alike, so in the raw layout "val"
+    takes entire scenes. The flat layout does not record the scene of an image.
     """
 
     name: ClassVar[str] = "gopro"
@@ -31,15 +33,14 @@ class GoPro(PairSource):
         Raises:
             UserError: the layout is neither of the two.
         """
-        folders = [(split, self.root() / split) for split in ("train", "test")]
-        existing = [(split, folder) for split, folder in folders if folder.is_dir()]
-        if not existing:
+        folders = list(self._folders())
+        if not folders:
             raise UserError(
-                f"source.path={self.path} has no directory train or test: set source.path to the "
-                "directory that contains them"
+                f"source.path={self.path} has no directory train or test, and no GoPro_train: set "
+                "source.path to the directory that contains them"
             )
-        for native_split, folder in existing:
-            if (folder / "input").is_dir() or (folder / "target").is_dir():
+        for native_split, folder in folders:
+            if _is_flat(folder):
                 inputs, targets = (files_below(folder / side) for side in ("input", "target"))
                 split_of = partial(self.split_of, native_split=native_split)
                 yield from match_pairs(self, inputs, targets, split_of)
@@ -58,6 +59,26 @@ class GoPro(PairSource):
                 split = self.split_of(scene.name, native_split)
                 sides = files_below(scene / "blur"), files_below(scene / "sharp")
                 yield from match_pairs(self, *sides, partial(_constant, split), scene.name)
+
+    def _folders(self) -> Iterator[tuple[str | None, Path]]:
+        """The directory of each split; the split is None where no other holds test images."""
+        root = self.root()
+        if _is_flat(root):
+            yield ("test" if root.name.endswith("test") else None), root
+            return
+        for split in ("train", "test"):
+            named = root / f"GoPro_{split}"
+            if _is_flat(root / split / "GoPro"):
+                yield split, root / split / "GoPro"
+            elif (root / split).is_dir():
+                yield split, root / split
+            elif _is_flat(named):
+                alone = split == "train" and not _is_flat(root / "GoPro_test")
+                yield None if alone else split, named
+
+
+def _is_flat(folder: Path) -> bool:
+    return (folder / "input").is_dir() or (folder / "target").is_dir()
 
 
 def _constant(split: str, name: str) -> str:

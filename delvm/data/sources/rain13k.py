@@ -22,7 +22,11 @@ _STORES = ("input.lmdb", "target.lmdb")
 
 @dataclass
 class Rain13K(PairSource):
-    """{train,test}, train/Rain13K and test/SET with {input,target} or {input,target}.lmdb."""
+    """{train,test}, train/Rain13K and test/SET with {input,target} or {input,target}.lmdb.
+
+    The directory of a training set alone may also be the root, or Rain13K* in it, such as
+    Rain13K_lmdb as in DeLVM's README; val and test are then fractions of it.
+    """
 
     name: ClassVar[str] = "rain13k"
 
@@ -36,11 +40,15 @@ class Rain13K(PairSource):
         Raises:
             UserError: the layout is another one, or a store has no list of its images.
         """
-        folders = [
+        root = self.root()
+        folders: list[tuple[str | None, Path]] = [
             (native_split, folder)
             for native_split in ("train", "test")
-            for folder in self._folders(self.root() / native_split)
+            for folder in self._folders(root / native_split)
         ]
+        if not folders:
+            alone = [root] if _has_side(root) else filter(_has_side, sorted(root.glob("Rain13K*")))
+            folders = [(None, folder) for folder in alone]
         if not folders:
             raise UserError(
                 f"source.path={self.path} has neither train/Rain13K/input nor test/SET/input, nor "
@@ -48,7 +56,7 @@ class Rain13K(PairSource):
             )
         for native_split, folder in folders:
             inputs, targets = (self._side(folder, side) for side in _SIDES)
-            prefix = "" if folder.name == native_split else folder.name
+            prefix = "" if folder.name == native_split or folder == root else folder.name
             split_of = partial(self.split_of, native_split=native_split)
             yield from match_pairs(self, inputs, targets, split_of, prefix)
 
@@ -64,11 +72,7 @@ class Rain13K(PairSource):
         if not folder.is_dir():
             return []
         inside = [each for each in sorted(folder.iterdir()) if each.is_dir()]
-        return [
-            each
-            for each in (folder, *inside)
-            if any((each / side).is_dir() for side in (*_SIDES, *_STORES))
-        ]
+        return [each for each in (folder, *inside) if _has_side(each)]
 
     def _side(self, folder: Path, side: str) -> Iterator[tuple[str, FileRef]]:
         """(id, file) of every image of one side."""
@@ -83,6 +87,10 @@ class Rain13K(PairSource):
         if find_spec("lmdb") is None:
             raise UserError(f"{store} needs the package lmdb: run `pip install delvm[data]`")
         return ((name, FileRef(store, name)) for name in store_keys(store))
+
+
+def _has_side(folder: Path) -> bool:
+    return any((folder / side).is_dir() for side in (*_SIDES, *_STORES))
 
 
 def store_keys(store: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """Videos as clips: files, folders of frames, and HD-VILA's cut videos."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from delvm.errors import UserError
 VIDEOS_PER_CHUNK = 100
 
 
-class _VideoItem(NamedTuple):
+class VideoItem(NamedTuple):
     """A video, or why it is rejected.
 
     Attributes:
@@ -104,7 +103,7 @@ class Video(RawSource):
             frames, self.to_square, self.clip_length, self.overlap, self.scene_cut_threshold
         )
 
-    def _chunks(self, split: str) -> dict[str, list[tuple[str, _VideoItem]]]:
+    def _chunks(self, split: str) -> dict[str, list[tuple[str, VideoItem]]]:
         """(key, video) of each chunk of a split.
 
         The clips of a chunk are not counted before it is read, so its name identifies its videos:
@@ -120,8 +119,8 @@ class Video(RawSource):
         return chunks
 
     @cached_property
-    def _items(self) -> dict[str, list[tuple[str, _VideoItem]]]:
-        splits: dict[str, list[_VideoItem]] = {}
+    def _items(self) -> dict[str, list[tuple[str, VideoItem]]]:
+        splits: dict[str, list[VideoItem]] = {}
         for video in self.videos():
             splits.setdefault(self.split_of(video.group), []).append(video)
         if not splits:
@@ -144,7 +143,7 @@ class Video(RawSource):
         """What is missing from the path, for the error if nothing was found."""
         return "contains neither videos nor directories of frames"
 
-    def videos(self) -> Iterator[_VideoItem]:
+    def videos(self) -> Iterator[VideoItem]:
         """Every video below the root, sorted by path."""
         root = self.root()
         files, folders = set[str](), set[str]()
@@ -160,33 +159,4 @@ class Video(RawSource):
         for path_name in sorted(files | folders, key=natural_sort_key):
             is_file = path_name in files
             stem = Path(path_name).with_suffix("").as_posix() if is_file else path_name
-            yield _VideoItem(stem if stems[stem] == 1 else path_name, path_name, path_name)
-
-
-@dataclass
-class HdVila(Video):
-    """HD-VILA-100M (Xue et al., CVPR 2022), cut: PATH/video_clips/ID/ID.N.mp4.
-
-    All cuts of one video are in one split.
-    """
-
-    name: ClassVar[str] = "hdvila"
-
-    def nothing_found(self) -> str:
-        """What is missing from the path, for the error if nothing was found."""
-        return "contains no video_clips/ID/ID.N.mp4"
-
-    def videos(self) -> Iterator[_VideoItem]:
-        """Every cut, sorted by video and number; files with other names are rejected."""
-        root = self.root()
-        inside = root / "video_clips"
-        files = [
-            path.relative_to(root).as_posix()
-            for path in walk(inside if inside.is_dir() else root)
-            if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
-        ]
-        for file in sorted(files, key=natural_sort_key):
-            video_id, name = Path(file).parent.name, Path(file).name
-            matches = re.fullmatch(rf"{re.escape(video_id)}\.\d+\.mp4", name)
-            error = None if video_id and matches else "is not named ID/ID.N.mp4"
-            yield _VideoItem(Path(name).stem, file, video_id, error)
+            yield VideoItem(stem if stems[stem] == 1 else path_name, path_name, path_name)

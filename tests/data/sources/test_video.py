@@ -12,8 +12,9 @@ from PIL import Image
 from delvm.data.resizing import ResizeMode, resize_center_crop, to_square_array
 from delvm.data.sources._io import video as frames
 from delvm.data.sources._io.video import Clip, scene_distance, split_into_clips
+from delvm.data.sources.hdvila import HdVila
 from delvm.data.sources.shapes import photographs
-from delvm.data.sources.video import HdVila, Video
+from delvm.data.sources.video import Video
 from delvm.errors import UserError
 from experiments.sources.layouts import write_frames, write_video
 from tests.data.sources import bad_files
@@ -310,5 +311,5 @@ def test_video_settings_errors(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             source(tmp_path, **change).chunks("train")
-    with pytest.raises(UserError, match="contains no video_clips/ID/ID.N.mp4"):
+    with pytest.raises(UserError, match="contains neither video_clips/ID/ID.N.mp4"):
         source(tmp_path, HdVila).chunks("train")
