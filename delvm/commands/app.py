@@ -1,4 +1,4 @@
-"""What the verbs share: each `main(cfg)` under ``@hydra.main`` calls `run_job`."""
+"""What the verbs share: each file's `main` is a Hydra app that calls `run_job`."""
 
 import hashlib
 import math
@@ -42,6 +42,26 @@ def run_hydra(verb: str, argv: list[str], schemas: bool = True) -> None:
         register(verb)
     sys.argv = ["delvm", *argv]
     import_module(f"delvm.commands.{verb}").main()
+
+
+def verb_main(module: str, work: str = "run") -> Callable[[], Any]:
+    """The `main` of a verb's file: a Hydra app, each job of which calls a function of the file.
+
+    Args:
+        module: name of the file's module; its last part is the verb's.
+        work: name of the function, which gets the verb's dataclass (`delvm train`: the DictConfig)
+            and returns the objective of a search, if it has one.
+    """
+    verb = module.rpartition(".")[2]
+
+    def main(cfg: DictConfig) -> float | None:
+        return run_job(verb, getattr(import_module(module), work), cfg)
+
+    main.__module__ = module  # by which Hydra names the job
+    folder = str(config_root(verb))
+    as_app = hydra.main(version_base="1.3", config_path=folder, config_name=verb)
+    called: Callable[[], Any] = as_app(main)
+    return called
 
 
 def run_job(verb: str, work: Callable[[Any], float | None], cfg: DictConfig) -> float | None:

@@ -5,11 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig
-
-from delvm.commands.app import run_job
-from delvm.configs import config_root
+from delvm.commands.app import verb_main
 from delvm.configs.verbs import ConvertConfig
 from delvm.data.shards import token_files as shards
 from delvm.data.shards.replacement import finish_replacing, put_in_place, sweep
@@ -28,12 +24,6 @@ READ: dict[str, Callable[[Path, TokenSpace], Iterator[Any]]] = {
     "lvm_jsonl": formats.read_lvm,
 }
 WRITE = {"internlm_bin": formats.write_internlm, "lvm_jsonl": formats.write_lvm}
-
-
-@hydra.main(version_base="1.3", config_path=str(config_root("convert")), config_name="convert")
-def main(cfg: DictConfig) -> float | None:
-    """Convert as the config says."""
-    return run_job("convert", run, cfg)
 
 
 def run(cfg: ConvertConfig) -> None:
@@ -127,3 +117,6 @@ def _tokenizer(cfg: ConvertConfig) -> shards.TokenSource:
         tokenizer.codebook,
         fingerprint(tokenizer),
     )
+
+
+main = verb_main(__name__)

@@ -3,12 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
-from delvm.commands.app import run_job
+from delvm.commands.app import verb_main
 from delvm.commands.build import build
-from delvm.configs import config_root
 from delvm.configs.verbs import EncodeConfig
 from delvm.data.encode.encode import PreloadedTokenizer, encode
 from delvm.data.encode.executors.base import TokenizerFactory, check_executor
@@ -16,12 +12,6 @@ from delvm.data.encode.executors.local import local_rank
 from delvm.interop.fingerprint import fingerprint
 from delvm.interop.load import load_tokenizer
 from delvm.interop.tokenizer_factory import LoadTokenizer
-
-
-@hydra.main(version_base="1.3", config_path=str(config_root("encode")), config_name="encode")
-def main(cfg: DictConfig) -> float | None:
-    """Encode as the config says."""
-    return run_job("encode", run, cfg)
 
 
 def run(cfg: EncodeConfig) -> None:
@@ -57,3 +47,6 @@ def run(cfg: EncodeConfig) -> None:
         if counts:
             print(f"{split}: {', '.join(counts)} pairs")
     print(f"tokens: {cfg.output_dir} ({tokenizer.config.tokens_per_image} per image)")
+
+
+main = verb_main(__name__)

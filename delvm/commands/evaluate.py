@@ -2,19 +2,9 @@
 
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
-from delvm.commands.app import run_job
-from delvm.configs import config_root
+from delvm.commands.app import verb_main
 from delvm.configs.verbs import EvaluateConfig, EvaluationMode
 from delvm.storage import as_path
-
-
-@hydra.main(version_base="1.3", config_path=str(config_root("evaluate")), config_name="evaluate")
-def main(cfg: DictConfig) -> float | None:
-    """Evaluate as the config says."""
-    return run_job("evaluate", run, cfg)
 
 
 def run(cfg: EvaluateConfig) -> None:
@@ -74,3 +64,6 @@ def _students(cfg: EvaluateConfig) -> None:
         origins={name: describe_source(path) for name, path in models.items()},
         title=cfg.title,
     )
+
+
+main = verb_main(__name__)

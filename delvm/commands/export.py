@@ -2,19 +2,9 @@
 
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
-from delvm.commands.app import run_job
-from delvm.configs import config_root
+from delvm.commands.app import verb_main
 from delvm.configs.verbs import ExportConfig
 from delvm.errors import UserError
-
-
-@hydra.main(version_base="1.3", config_path=str(config_root("export")), config_name="export")
-def main(cfg: DictConfig) -> float | None:
-    """Export as the config says."""
-    return run_job("export", run, cfg)
 
 
 def run(cfg: ExportConfig) -> None:
@@ -43,3 +33,6 @@ def run(cfg: ExportConfig) -> None:
         layout.write(tokenizer, output, dtype)
         what = f"{tokenizer.config.num_embeddings:,} codes"
     print(f"{source}: {kind} of {what} to {output} ({cfg.format}, {cfg.dtype})")
+
+
+main = verb_main(__name__)

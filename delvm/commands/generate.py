@@ -1,20 +1,10 @@
 """`delvm generate`: prompt a student with example pairs and generate the answers to queries."""
 
-import hydra
-from omegaconf import DictConfig
-
-from delvm.commands.app import run_job
-from delvm.configs import config_root
+from delvm.commands.app import verb_main
 from delvm.configs.verbs import GenerateConfig
 from delvm.data.image_io import open_image
 from delvm.inference.answer_files import plan_outputs, write_answers
 from delvm.inference.prompt_folder import read_prompt
-
-
-@hydra.main(version_base="1.3", config_path=str(config_root("generate")), config_name="generate")
-def main(cfg: DictConfig) -> float | None:
-    """Generate as the config says."""
-    return run_job("generate", run, cfg)
 
 
 def run(cfg: GenerateConfig) -> None:
@@ -46,3 +36,6 @@ def run(cfg: GenerateConfig) -> None:
     one = len(answers) == 1
     print(f"answer: {files.answers[0]}" if one else f"answers: {len(answers)} in {cfg.output}")
     print(f"image grid: {', '.join(map(str, files.grids))}")
+
+
+main = verb_main(__name__)

@@ -2,20 +2,10 @@
 
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
-from delvm.commands.app import run_job
-from delvm.configs import config_root
+from delvm.commands.app import verb_main
 from delvm.configs.verbs import InspectConfig
 from delvm.errors import CheckFailed
 from delvm.storage import as_path
-
-
-@hydra.main(version_base="1.3", config_path=str(config_root("inspect")), config_name="inspect")
-def main(cfg: DictConfig) -> float | None:
-    """Inspect as the config says."""
-    return run_job("inspect", run, cfg)
 
 
 def run(cfg: InspectConfig) -> None:
@@ -41,3 +31,6 @@ def run(cfg: InspectConfig) -> None:
         listed = "\n  - ".join(["", *flags])
         raise CheckFailed(f"{len(flags)} flagged in {root}:{listed}")
     print("nothing wrong")
+
+
+main = verb_main(__name__)

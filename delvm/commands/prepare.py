@@ -1,20 +1,10 @@
 """`delvm prepare`: write the examples of a source as image shards."""
 
-import hydra
-from omegaconf import DictConfig
-
-from delvm.commands.app import run_job
+from delvm.commands.app import verb_main
 from delvm.commands.build import build
-from delvm.configs import config_root
 from delvm.configs.verbs import PrepareConfig
 from delvm.data.prepare.prepare import prepare
 from delvm.storage import as_path
-
-
-@hydra.main(version_base="1.3", config_path=str(config_root("prepare")), config_name="prepare")
-def main(cfg: DictConfig) -> float | None:
-    """Prepare as the config says."""
-    return run_job("prepare", run, cfg)
 
 
 def run(cfg: PrepareConfig) -> None:
@@ -32,3 +22,6 @@ def run(cfg: PrepareConfig) -> None:
         listed = ", ".join(f"{task} {count:,}" for task, count in counts.items())
         print(f"{split}: {listed} examples")
     print(f"examples: {cfg.output_dir} (a few of each: {cfg.output_dir}/contact_sheet.png)")
+
+
+main = verb_main(__name__)

@@ -2,19 +2,9 @@
 
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
-from delvm.commands.app import run_job
-from delvm.configs import config_root
+from delvm.commands.app import verb_main
 from delvm.configs.verbs import RunsConfig
 from delvm.progress import log
-
-
-@hydra.main(version_base="1.3", config_path=str(config_root("runs")), config_name="runs")
-def main(cfg: DictConfig) -> float | None:
-    """Collect runs as the config says."""
-    return run_job("runs", run, cfg)
 
 
 def run(cfg: RunsConfig) -> None:
@@ -28,3 +18,6 @@ def run(cfg: RunsConfig) -> None:
     for each in runs:
         for error in each.errors:
             log(f"runs: {each.name}: {error}")
+
+
+main = verb_main(__name__)

@@ -5,20 +5,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from omegaconf import DictConfig
 
-from delvm.commands.app import run_job, save_config
-from delvm.configs import config_root
+from delvm.commands.app import save_config, verb_main
 
 if TYPE_CHECKING:
     from delvm.commands.instantiate import Run
-
-
-@hydra.main(version_base="1.3", config_path=str(config_root("train")), config_name="train")
-def main(cfg: DictConfig) -> float | None:
-    """Train as the config says; see `train`."""
-    return run_job("train", train, cfg)
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -69,3 +61,6 @@ def objective(run: "Run") -> float | None:
     if latest is None:
         return None
     return float(latest) if math.isfinite(latest) else math.inf
+
+
+main = verb_main(__name__, work="train")
