@@ -35,7 +35,7 @@ ALLOWED = {
     "models": BASE,
     "tasks": {"errors", "legacy"},
     "data": BASE | {"tasks", "viz"},
-    "interop": BASE | {"models"},
+    "interop": BASE | {"models", "data"},
     "inference": BASE | {"models", "interop", "tasks", "data", "viz"},
     "training": BASE | {"models", "interop", "tasks", "data", "viz"},
     "evaluation": BASE | {"models", "interop", "tasks", "data", "inference", "viz"},
