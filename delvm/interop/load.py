@@ -22,7 +22,7 @@ from delvm.interop import sharded_checkpoint
 from delvm.interop.formats import FORMATS, find_format
 from delvm.interop.model_source import ModelData, ModelSource
 from delvm.interop.save import FORMAT
-from delvm.interop.weight_files import read_pickle, read_tensors
+from delvm.interop.weight_files import read_pickle, read_tensors, strip_wrappers
 from delvm.models.attention import AttentionBackend
 from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Transformer, TransformerConfig
@@ -123,7 +123,7 @@ def _read(path: Path, kind: str) -> ModelData:
         return _from_lightning(metadata | sharded_checkpoint.read(path, "state_dict."), path)
     source = ModelSource(path)
     if source.config.get("format") == FORMAT:
-        state = read_tensors(path / "model.safetensors")
+        state = strip_wrappers(read_tensors(path / "model.safetensors"))
         return legacy.upgrade_model_metadata(source.config), state
     if {"delvm", "state_dict"} <= source.checkpoint.keys():
         return _from_lightning(source.checkpoint, path)
@@ -148,9 +148,8 @@ def _from_lightning(checkpoint: dict[str, Any], path: Path) -> ModelData:
             "the checkpoint's state_dict into it (prefix 'model.')"
         )
     prefix = "model."
-    return metadata, {
-        k.removeprefix(prefix): v for k, v in state.items() if str(k).startswith(prefix)
-    }
+    bare = strip_wrappers({str(k): v for k, v in state.items()})
+    return metadata, {k.removeprefix(prefix): v for k, v in bare.items() if k.startswith(prefix)}
 
 
 def read_metadata(path: Path) -> Any:

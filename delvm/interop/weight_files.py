@@ -5,7 +5,9 @@ refused. Weights are always written as safetensors.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +25,10 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "diffusion_pytorch_model.bin",
 )
+
+
+# Where a wrapper stands in the dotted name of a weight.
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 class _Placeholder:
@@ -86,6 +92,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def strip_wrappers(state: dict[str, Any]) -> dict[str, Any]:
+    """A state dict without the names of what a model was wrapped in when it was saved.
+
+    That is ``module.`` before all names (DataParallel, DDP), and ``_orig_mod.`` (torch.compile) and
+    those of FSDP and activation checkpointing anywhere. A state dict without them is unchanged.
+    """
+    if not all(isinstance(name, str) for name in state):
+        return state
+    bare = {_WRAPPERS.sub("", name): value for name, value in state.items()}
+    while bare and all(name.startswith("module.") for name in bare):
+        bare = {name.removeprefix("module."): value for name, value in bare.items()}
+    return bare if len(bare) == len(state) else state
+
+
 def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
     """Write a safetensors file with the default permissions of new files."""
     contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
@@ -95,11 +115,29 @@ def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
 
 
 def write_model_dir(
-    output_dir: str | Path, state: dict[str, Tensor], config: dict[str, Any]
+    output_dir: str | Path,
+    state: dict[str, Tensor],
+    config: dict[str, Any],
+    *,
+    pickled: bool = False,
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write config.json and model.safetensors. The folder appears complete or not at all."""
+    """Write config.json and model.safetensors. The folder appears complete or not at all.
+
+    Args:
+        output_dir: the folder, replaced if it exists.
+        state: the weights.
+        config: the config.json.
+        pickled: whether the weights are also written as pytorch_model.bin, for programs that read
+            no other file.
+        files: further text files by name.
+    """
     with atomic_dir(output_dir) as tmp:
         write_tensors(tmp / "model.safetensors", state)
+        if pickled:
+            torch.save(state, tmp / "pytorch_model.bin")
+        for name, text in files.items():
+            (tmp / name).write_text(text, encoding="utf-8")
         write_json(tmp / "config.json", config)
 
 
@@ -111,9 +149,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
-            return read_tensors(folder / name)
+            return strip_wrappers(read_tensors(folder / name))
         if (index := folder / f"{name}.index.json").is_file():
-            return _read_shards(index)
+            return strip_wrappers(_read_shards(index))
     raise UserError(f"no weights in {folder}: expected one of {', '.join(WEIGHT_FILES)}")
 
 

@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from delvm.errors import UserError
 from delvm.interop import weight_files as weights
 from delvm.interop.fingerprint import fingerprint
-from delvm.interop.load import load_tokenizer
+from delvm.interop.formats import llama
+from delvm.interop.load import load_student, load_tokenizer
+from delvm.interop.save import config_dict, save_model
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "muse_vqgan"
 
@@ -65,3 +67,43 @@ def test_unknown_checkpoint_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="not a state dict"):
         weights.read_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors"])
+def test_names_of_wrappers_are_left_out(tmp_path, prefix, file):
+    """Weights saved out of DataParallel, DDP or torch.compile."""
+    student = load_student("shapes")
+    llama.write(student, tmp_path)
+    plain = weights.read_tensors(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    wrapped = {prefix + name: tensor for name, tensor in plain.items()}
+    if file.endswith("bin"):
+        torch.save(wrapped, tmp_path / file)
+    else:
+        weights.write_tensors(tmp_path / file, wrapped)
+    ids = torch.randint(0, 1024, (1, 8))
+    with torch.no_grad():
+        torch.testing.assert_close(load_student(tmp_path)(ids), student(ids))
+
+
+def test_names_of_wrappers_within_a_model_are_left_out():
+    """`torch.compile` of each block, FSDP and checkpointing name them in the middle."""
+    state = {"blocks.0._orig_mod.a": 1, "blocks.1._fsdp_wrapped_module.module.b": 2, "module.c": 3}
+    assert weights.strip_wrappers(state) == {"blocks.0.a": 1, "blocks.1.module.b": 2, "module.c": 3}
+    clash = {"a._orig_mod.b": 1, "a.b": 2}  # two weights stay two
+    assert weights.strip_wrappers(clash) == clash
+
+
+def test_delvm_folder_and_checkpoint_with_wrapped_names_load(tmp_path):
+    student = load_student("shapes")
+    state = {f"_orig_mod.{k}": v for k, v in student.state_dict().items()}
+    save_model(student, tmp_path / "own")
+    weights.write_tensors(tmp_path / "own" / "model.safetensors", state)
+    compiled = {f"model._orig_mod.{k}": v for k, v in student.state_dict().items()}
+    torch.save({"delvm": config_dict(student), "state_dict": compiled}, tmp_path / "a.ckpt")
+    for path in (tmp_path / "own", tmp_path / "a.ckpt"):
+        found = load_student(path).state_dict()
+        assert all(torch.equal(found[k], v) for k, v in student.state_dict().items())

@@ -19,7 +19,7 @@ from torch import Tensor
 from delvm.errors import UserError
 from delvm.interop.formats import hf_decoder, open_muse
 from delvm.interop.model_source import ModelData, ModelSource
-from delvm.interop.weight_files import read_pickle, read_tensors
+from delvm.interop.weight_files import read_pickle, read_tensors, strip_wrappers
 from delvm.models.transformer import InputEmbedding
 
 CONFIG_FILE = "model_config.pt"
@@ -132,7 +132,8 @@ def _stage_files(folder: Path) -> list[str]:
 
 def _load_stage(file: Path) -> dict[str, Tensor]:
     """Weights of one stage, their names without the leading ``model.``"""
-    return {key.removeprefix("model."): each for key, each in read_tensors(file).items()}
+    state = strip_wrappers(read_tensors(file))
+    return {key.removeprefix("model."): each for key, each in state.items()}
 
 
 def _count_layers(state: dict[str, Tensor], file: str) -> int:

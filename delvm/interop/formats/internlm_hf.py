@@ -16,6 +16,10 @@ from delvm.models.transformer import Transformer
 
 ARCHITECTURE = "InternLMForCausalLM"
 ROPE_BASE = 10000.0
+# The class for transformers, written next to the weights. A text file here, since the package does
+# not depend on transformers.
+MODELING = "modeling_internlm"
+_CODE = Path(__file__).with_name(f"{MODELING}.py.txt")
 
 
 def matches(source: ModelSource) -> bool:
@@ -41,6 +45,9 @@ def read(source: ModelSource, kind: str) -> ModelData:
 def write(student: Transformer, output_dir: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a student as DeLVM's own class reads it. The folder appears complete or not at all.
 
+    A class for transformers is written with it, which ``auto_map`` in config.json names, so
+    ``AutoModel.from_pretrained(DIR, trust_remote_code=True)`` loads the folder.
+
     Raises:
         UserError: the student has another rope base, or ids that are not codes.
     """
@@ -58,8 +65,12 @@ def write(student: Transformer, output_dir: str | Path, dtype: torch.dtype = tor
         )
     config = hf_decoder.export_config(student, ARCHITECTURE, dtype)
     config |= {"model_type": "internlm", "bias": cfg.bias}
+    auto = {"AutoModel": ARCHITECTURE, "AutoModelForCausalLM": ARCHITECTURE}
+    auto |= {"AutoConfig": "InternLMConfig"}
+    config["auto_map"] = {name: f"{MODELING}.{each}" for name, each in auto.items()}
     state = hf_decoder.export_weights(student, dtype)
     for layer in range(cfg.n_layers):  # the class has them in its state dict
         name = f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"
         state[name] = hf_decoder.inv_freq(cfg.head_dim, cfg.rope_base)
-    write_model_dir(output_dir, state, config)
+    code = _CODE.read_text(encoding="utf-8")
+    write_model_dir(output_dir, state, config, files={f"{MODELING}.py": code})

@@ -19,6 +19,8 @@ from delvm.interop.weight_files import read_weights, write_model_dir
 from delvm.models.vqgan import VQGAN, PixelRange, VQGANConfig
 
 CLASS_NAME = "VQGANModel"
+# Its other tokenizers, whose configs have the same keys and whose networks are others.
+OTHER_CLASSES = ("MaskGitVQGAN", "MOVQ", "PaellaVQModel")
 # Fields of `VQGANConfig` that the format does not have -> the value that it implies.
 _EXTENSIONS = {
     "patch_size": 1,
@@ -29,18 +31,33 @@ _EXTENSIONS = {
 
 
 def matches(source: ModelSource) -> bool:
-    """Whether config.json is that of a VQGAN of open-muse."""
-    return source.config.get("_class_name") == CLASS_NAME or "quantized_embed_dim" in source.config
+    """Whether config.json is that of a tokenizer of open-muse."""
+    known = (CLASS_NAME, *OTHER_CLASSES)
+    return source.config.get("_class_name") in known or "quantized_embed_dim" in source.config
 
 
 def read(source: ModelSource, kind: str) -> ModelData:
     """Metadata and weights of a tokenizer.
 
     Raises:
-        UserError: the config has an unknown key, or the weights cannot be read.
+        UserError: it is another network of open-muse, the config has an unknown key, or the
+            weights cannot be read.
     """
+    _check_class(source.config.get("_class_name", CLASS_NAME), source.path)
     config = import_config(source.config, source.path)
-    return {"kind": "tokenizer", "config": config}, read_weights(source.path)
+    state = read_weights(source.path)
+    # The network of MaskGIT has no attention, and none of the 1 x 1 convolutions at the codes.
+    if "encoder.mid.0.conv1.weight" in state and "quant_conv.weight" not in state:
+        _check_class("MaskGitVQGAN", source.path)
+    return {"kind": "tokenizer", "config": config}, state
+
+
+def _check_class(name: Any, folder: Path) -> None:
+    if name != CLASS_NAME:
+        raise UserError(
+            f"{folder} holds a {name} of open-muse, another network that is not supported: set "
+            f"tokenizer to the folder of a {CLASS_NAME}, such as LVM's vqgan-f16-8192-laion"
+        )
 
 
 def import_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -109,4 +126,6 @@ def write(tokenizer: VQGAN, output_dir: str | Path, dtype: torch.dtype = torch.f
         if (value := values.pop(name)) != only:
             raise UserError(f"open-muse has no {name}: {value} (tokenizer) != {only} (open-muse)")
     state = {k: v.detach().cpu().to(dtype) for k, v in tokenizer.state_dict().items()}
-    write_model_dir(output_dir, state, {"_class_name": CLASS_NAME, "_version": "0.0.1"} | values)
+    config = {"_class_name": CLASS_NAME, "_version": "0.0.1"} | values
+    # Its own loader reads pytorch_model.bin alone.
+    write_model_dir(output_dir, state, config, pickled=True)

@@ -11,6 +11,7 @@ import yaml
 
 from delvm.errors import UserError
 from delvm.interop.model_source import ModelData, ModelSource
+from delvm.interop.weight_files import strip_wrappers
 from delvm.models.vqgan import PixelRange
 
 # Keys under model.params.ddconfig -> fields of `VQGANConfig`.
@@ -70,7 +71,7 @@ def find_yaml(checkpoint: Path) -> Path:
 
 def _state_dict(checkpoint: dict[str, Any]) -> dict[str, Any]:
     state = checkpoint.get("state_dict", checkpoint)
-    return state if isinstance(state, dict) else {}
+    return strip_wrappers(state) if isinstance(state, dict) else {}
 
 
 def _import_config(path: Path) -> dict[str, Any]:

@@ -38,6 +38,30 @@ def test_open_muse_export(tmp_path):
     }
 
 
+def test_open_muse_export_has_the_file_that_its_own_loader_reads(tmp_path):
+    """``ModelMixin.from_pretrained`` of open-muse reads pytorch_model.bin and no other file."""
+    tokenizer = load_tokenizer(GOLDEN)
+    open_muse.write(tokenizer, tmp_path / "muse", torch.float16)
+    pickled = torch.load(tmp_path / "muse" / "pytorch_model.bin", weights_only=True)
+    written = weights.read_tensors(tmp_path / "muse" / "model.safetensors")
+    assert pickled.keys() == golden_state().keys() == written.keys()
+    assert all(torch.equal(pickled[name], written[name]) for name in written)
+
+
+@pytest.mark.parametrize("name", ["MaskGitVQGAN", "MOVQ", None])
+def test_other_tokenizers_of_open_muse_are_named(tmp_path, name):
+    """Their configs have the same keys, but their networks are others."""
+    config = json.loads((GOLDEN / "config.json").read_text()) | {"_class_name": name}
+    state = golden_state()
+    if name is None:  # only the weights show it
+        del config["_class_name"], state["quant_conv.weight"]
+        state["encoder.mid.0.conv1.weight"] = torch.zeros(1)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=rf"holds a {name or 'MaskGitVQGAN'} of open-muse"):
+        load_tokenizer(tmp_path)
+
+
 def test_open_muse_refuses_unsupported_architecture(tmp_path):
     with pytest.raises(UserError, match="patch_size: 4"):
         open_muse.write(load_tokenizer("shapes"), tmp_path / "muse")
