@@ -19,7 +19,8 @@ from delvm.data.datasets.sentences import (
     SentencesConfig,
     validation_sentences,
 )
-from delvm.data.shards.manifest import Manifest, read_codebook
+from delvm.data.shards.codebook import read_codebook
+from delvm.data.shards.manifest import Manifest
 from delvm.interop.fingerprint import fingerprint
 from delvm.interop.load import load_student, load_tokenizer, read_metadata
 

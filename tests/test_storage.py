@@ -17,7 +17,8 @@ from delvm.data.encode.encode import encode
 from delvm.data.encode.executors.processes import Processes
 from delvm.data.prepare.chunks import read_rejects
 from delvm.data.prepare.prepare import prepare
-from delvm.data.shards.manifest import load_manifests, read_codebook
+from delvm.data.shards.codebook import read_codebook
+from delvm.data.shards.manifest import load_manifests
 from delvm.data.shards.reader import read_examples, read_tokens
 from delvm.errors import UserError
 from delvm.evaluation.shard_inspection import inspect_shards

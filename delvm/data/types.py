@@ -60,10 +60,13 @@ class SourceChunk:
     Attributes:
         name: Name of its shards: letters, digits, - and _.
         count: Examples to expect, 0 if that is not known before it is read.
+        inputs: A digest of the files that it is read from, which changes with them; "" if the
+            source does not notice changes.
     """
 
     name: str
     count: int = 0
+    inputs: str = ""
 
 
 def split_into_chunks(count: int, size: int) -> list[SourceChunk]:

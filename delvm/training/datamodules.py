@@ -15,7 +15,7 @@ from delvm.data.datasets.sentences import (
     SentencesConfig,
     validation_sentences,
 )
-from delvm.data.shards.manifest import read_codebook
+from delvm.data.shards.codebook import read_codebook
 from delvm.errors import UserError
 from delvm.legacy import DATA_ORDER, rename_keys
 from delvm.models.protocols import required_members

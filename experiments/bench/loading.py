@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from delvm.data.datasets.sampler import ResumableBatchSampler
 from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
+from delvm.data.shards import codebook as codebooks
 from delvm.data.shards import manifest, reader, writer
 from delvm.interop.token_files import write_internlm
 from delvm.models.token_space import TokenSpace
@@ -46,7 +47,7 @@ def rows() -> list[Row]:
 
 def write_shards(root: Path, pairs: int) -> None:
     """Write token shards of random ids."""
-    manifest.write_codebook(root, torch.zeros(V, 2), "f" * 16)
+    codebooks.write_codebook(root, torch.zeros(V, 2), "f" * 16)
     plan = manifest.plan_tokens(
         manifest.plan_images("train", "pose", source="s", seed=0, image_size=256),
         pairs, tokens_per_image=N, vocab_size=V, fingerprint="f" * 16,

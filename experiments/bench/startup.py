@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from delvm.data.shards import codebook as codebooks
 from delvm.data.shards import manifest, writer
 from experiments.bench.harness import Row, medians
 
@@ -39,7 +40,7 @@ def rows() -> list[Row]:
 
 def write_shards(root: Path) -> None:
     """Write token shards of random ids: one task, splits train and val."""
-    manifest.write_codebook(root, torch.zeros(V, WIDTH), "f" * 16)
+    codebooks.write_codebook(root, torch.zeros(V, WIDTH), "f" * 16)
     for split in ("train", "val"):
         pairs = manifest.plan_images(split, "pose", source="s", seed=0, image_size=64)
         plan = manifest.plan_tokens(

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from delvm.data.prepare.chunks import finish_chunks, pending_chunks, start_chunks, write_chunk
-from delvm.data.shards.manifest import plan_images, plan_tokens, write_codebook
+from delvm.data.shards.codebook import write_codebook
+from delvm.data.shards.manifest import plan_images, plan_tokens
 from delvm.data.shards.writer import write_tokens
 from delvm.data.types import Example, split_into_chunks
 

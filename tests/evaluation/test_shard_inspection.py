@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from delvm.data.shards.manifest import plan_images, plan_tokens, write_codebook
+from delvm.data.shards.codebook import write_codebook
+from delvm.data.shards.manifest import plan_images, plan_tokens
 from delvm.data.shards.writer import write_tokens
 from delvm.errors import UserError
 from delvm.evaluation.shard_inspection import inspect_shards, shard_kind

@@ -16,7 +16,7 @@ from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig, vali
 from delvm.data.image_io import open_image
 from delvm.data.prepare.chunks import read_rejects
 from delvm.data.prepare.prepare import prepare
-from delvm.data.shards.manifest import read_codebook
+from delvm.data.shards.codebook import read_codebook
 from delvm.data.shards.reader import read_examples, read_tokens
 from delvm.data.shards.replacement import INCOMPLETE
 from delvm.data.shards.token_files import list_files

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 import delvm
 from delvm.commands.instantiate import build_run
+from delvm.data.shards import codebook as codebooks
 from delvm.data.shards import manifest, writer
 from delvm.models.vqgan import VQGANConfig
 
@@ -21,7 +22,7 @@ COMMON = ("logger=csv", "trainer.precision=32-true", "trainer.log_every_n_steps=
 def write_ids(root: Path) -> None:
     """Token shards of a task that can be learned: the target is the input, one id further."""
     torch.manual_seed(0)
-    manifest.write_codebook(root, torch.randn(V, 8), "f" * 16)
+    codebooks.write_codebook(root, torch.randn(V, 8), "f" * 16)
     for split, count in (("train", 256), ("val", 8)):
         plan = manifest.plan_tokens(
             manifest.plan_images(split, "pose", source="s", seed=0, image_size=8),

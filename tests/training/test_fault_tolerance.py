@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
-from delvm.data.shards import manifest
+from delvm.data.shards import codebook as codebooks
 from delvm.errors import Diverged, Interrupted, UserError
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.training.callbacks import checkpoint as checkpoints
@@ -311,7 +311,7 @@ def test_run_does_not_resume_with_ids_of_another_tokenizer(tokens, tmp_path):
     for file in (tmp_path / "tokens").rglob("manifest.json"):
         file.write_text(file.read_text().replace("f" * 16, "e" * 16))
     (tmp_path / "tokens" / "codebook.safetensors").unlink()
-    manifest.write_codebook(tmp_path / "tokens", torch.randn(16, 8), "e" * 16)
+    codebooks.write_codebook(tmp_path / "tokens", torch.randn(16, 8), "e" * 16)
     with pytest.raises(UserError, match="ids of tokenizer f{16}, data.path holds those of e{16}"):
         train(student_config(tmp_path / "tokens", 4, "resume=auto"), tmp_path / "run")
 

@@ -6,6 +6,7 @@ import torch
 
 import delvm.training.tokenizer as tokenizer_training
 from delvm.commands.instantiate import build_run
+from delvm.data.shards import codebook as codebooks
 from delvm.data.shards import manifest, writer
 from delvm.errors import Diverged, UserError
 from delvm.interop.load import load_student, load_tokenizer
@@ -24,7 +25,7 @@ def test_student_learns_and_is_exported(tokens, tmp_path):
     assert curve(tmp_path, "val/pose/target_acc")[-1] > 0.8
     student = load_student(made)
     assert student.tokenizer_fingerprint == "f" * 16
-    codebook, _ = manifest.read_codebook(tokens)
+    codebook, _ = codebooks.read_codebook(tokens)
     assert torch.equal(student.embed.codebook, codebook)
 
 
@@ -44,7 +45,7 @@ def test_same_seed_gives_the_same_student(tokens, tmp_path):
 
 def test_single_images_are_packed_as_documents(tmp_path):
     """Trained on single images in a row, a student has learned nothing across their borders."""
-    manifest.write_codebook(tmp_path / "tokens", torch.randn(V, 8), "f" * 16)
+    codebooks.write_codebook(tmp_path / "tokens", torch.randn(V, 8), "f" * 16)
     for split in ("train", "val"):
         plan = manifest.plan_tokens(
             manifest.plan_images(split, "images", source="s", seed=0, image_size=8),

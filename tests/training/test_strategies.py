@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.fsdp import ShardingStrategy
 
 from delvm.commands.instantiate import build_run
+from delvm.data.shards import codebook as codebooks
 from delvm.data.shards import manifest, writer
 from delvm.errors import UserError
 from delvm.interop import sharded_checkpoint as sharded
@@ -32,7 +33,7 @@ EXACT = {"abs": 1e-5, "rel": 0}
 def mixture(tmp_path_factory) -> Path:
     """Token shards of pairs and of clips of three, enough of either."""
     root = tmp_path_factory.mktemp("mixture")
-    manifest.write_codebook(root, torch.randn(V, 8, generator=torch.manual_seed(0)), "f" * 16)
+    codebooks.write_codebook(root, torch.randn(V, 8, generator=torch.manual_seed(0)), "f" * 16)
     for task, num_images in (("pose", 2), ("clips", 3)):
         for split, count in (("train", 192), ("val", 9)):  # 9 do not divide evenly
             plan = manifest.plan_tokens(

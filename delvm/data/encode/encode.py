@@ -13,8 +13,9 @@ from delvm.data.augment import BalanceConfig, BalanceMode, target_counts
 from delvm.data.encode.executors.base import Executor, Rank, TokenizerFactory, check_executor
 from delvm.data.encode.executors.local import Local
 from delvm.data.encode.shard_task import EncodeJob, ShardResult, ShardTask, Tokenizer
+from delvm.data.shards.codebook import write_codebook
 from delvm.data.shards.former_tasks import rename_former_task
-from delvm.data.shards.manifest import Manifest, load_manifests, plan_tokens, write_codebook
+from delvm.data.shards.manifest import Manifest, load_manifests, plan_tokens
 from delvm.data.shards.replacement import MANIFEST, finish_replacing, put_in_place
 from delvm.data.shards.writer import (
     finalize_tokens,

@@ -10,26 +10,22 @@ and when all chunks are done, their results become the manifest and
     rejects.jsonl       {"key", "reason"} of each raw item that no example could be made of
 """
 
-import io
+import hashlib
 import itertools
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from delvm import legacy
+from delvm.data.prepare.examples import ExampleValidator, to_record
 from delvm.data.shards.manifest import (
     Manifest,
     describe_difference,
     is_building,
-    member_names,
 )
 from delvm.data.shards.replacement import (
     INCOMPLETE,
@@ -40,7 +36,7 @@ from delvm.data.shards.replacement import (
     replacement_dir,
     sweep,
 )
-from delvm.data.shards.writer import Record, write_records
+from delvm.data.shards.writer import write_records
 from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
 from delvm.storage import (
@@ -56,7 +52,10 @@ from delvm.untrusted import parse_json, schema_error
 
 RESULTS, REJECTS = "chunks", "rejects.jsonl"
 _REJECT = {"key": str, "reason": str}
+_DIGESTS = {"inputs": "", "digest": ""}  # results of earlier versions have none
 _RESULT = {
+    "inputs": str,
+    "digest": str,
     "expected": (int, None),
     "shards": [{"file": str, "count": int}],
     "rejects": [_REJECT],
@@ -103,9 +102,11 @@ def _finished_chunks(folder: StoragePath, plan: Manifest, chunks: list[SourceChu
         UserError: the settings differ, or a chunk has changed or is missing in the source.
     """
     found = Manifest.load(folder / MANIFEST)
-    current = {chunk.name: chunk.count for chunk in chunks}
-    written = {chunk["name"]: chunk["expected"] for chunk in found.chunks}
-    changed = [name for name in written if current.get(name) != written[name]]
+    current = {chunk.name: chunk for chunk in chunks}
+    written = {chunk["name"]: chunk for chunk in found.chunks}
+    changed = [
+        name for name in written if name not in current or _changed(written[name], current[name])
+    ]
     settings = replace(
         found, count=0, shards=[], chunks=[], images_per_example=plan.images_per_example
     )
@@ -113,8 +114,12 @@ def _finished_chunks(folder: StoragePath, plan: Manifest, chunks: list[SourceChu
         reason = describe_difference(settings, plan)
         if settings == plan:
             name = changed[0]
-            now = f"now {current[name]:,}" if name in current else "which is missing now"
-            reason = f"has chunk {name} of {written[name]:,} examples, {now}"
+            expected, now = written[name]["expected"], "which is missing now"
+            if name in current and current[name].count == expected:
+                now = "whose files have changed since"
+            elif name in current:
+                now = f"now {current[name].count:,}"
+            reason = f"has chunk {name} of {expected:,} examples, {now}"
         raise UserError(f"{folder} {reason}: set overwrite=true to replace it")
     shards, there = iter(found.shards), set()
     for chunk in found.chunks:
@@ -124,16 +129,25 @@ def _finished_chunks(folder: StoragePath, plan: Manifest, chunks: list[SourceChu
     return there
 
 
+def _changed(written: dict[str, Any], chunk: SourceChunk) -> bool:
+    """Whether a chunk is not what it was when it was written: its count, or its files."""
+    known = written["inputs"] and chunk.inputs
+    return bool(written["expected"] != chunk.count or (known and written["inputs"] != chunk.inputs))
+
+
 def _written_chunks(folder: StoragePath, chunks: list[SourceChunk]) -> set[str]:
     """Names of the chunks of a directory being built that are written."""
     if (folder / MANIFEST).exists():  # killed just before it was put in place
-        names = {chunk["name"] for chunk in Manifest.load(folder / MANIFEST).chunks}
-        return names if all(chunk.name in names for chunk in chunks) else set()
+        written = {chunk["name"]: chunk for chunk in Manifest.load(folder / MANIFEST).chunks}
+        same = all(
+            chunk.name in written and not _changed(written[chunk.name], chunk) for chunk in chunks
+        )
+        return set(written) if same else set()
     return {
         chunk.name
         for chunk in chunks
         if _result_path(folder, chunk.name).exists()
-        and _result(folder, chunk.name)["expected"] == chunk.count  # else the source changed
+        and not _changed(_result(folder, chunk.name), chunk)
     }
 
 
@@ -196,6 +210,8 @@ def _keep_chunks(folder: StoragePath, place: StoragePath, done: list[str]) -> No
                 "shards": chunk_shards,
                 "rejects": chunk_rejects,
                 "images_per_example": manifest.images_per_example,
+                "inputs": chunk["inputs"],
+                "digest": chunk["digest"],
             }
             write_json(_result_path(place, chunk["name"]), result)
 
@@ -222,7 +238,7 @@ def write_chunk(
 
     Returns:
         {"expected": count of the chunk, "shards": [{"file", "count"}],
-        "rejects": [{"key", "reason"}], "images_per_example": k or None}
+        "rejects": [{"key", "reason"}], "images_per_example": k or None, "inputs", "digest"}
 
     Raises:
         ValueError: An example has another task, size or number of images, or a key that cannot be
@@ -230,75 +246,29 @@ def write_chunk(
     """
     folder = build_dir(_folder(root, plan))
     folder.mkdir(parents=True, exist_ok=True)
-    validator = _ExampleValidator(plan, examples)
+    validator = ExampleValidator(plan, examples)
     stream = iter(validator)
     shards: list[dict[str, Any]] = []
+    digest = hashlib.blake2b(digest_size=8)
     while (first := next(stream, None)) is not None:
         group = itertools.islice(stream, plan.settings["shard_size"] - 1)
         # The first has the name of its chunk, so most chunks are one shard of that name.
         file = f"{chunk.name}.{len(shards)}.tar" if shards else f"{chunk.name}.tar"
         with atomic_path(folder / file) as path:
-            count = write_records(path, map(_record, itertools.chain([first], group)))
+            count = write_records(path, map(to_record, itertools.chain([first], group)))
+            with path.open("rb") as written:
+                digest.update(hashlib.file_digest(written, "blake2b").digest())
         shards.append({"file": file, "count": count})
     result = {
         "expected": chunk.count,
         "shards": shards,
         "rejects": [asdict(reject) for reject in validator.rejects],
         "images_per_example": validator.images_per_example,
+        "inputs": chunk.inputs,
+        "digest": digest.hexdigest(),
     }
     write_json(_result_path(folder, chunk.name), result)
     return result
-
-
-class _ExampleValidator:
-    """Yields the valid examples of a chunk, and collects the rejected items."""
-
-    def __init__(self, plan: Manifest, examples: Iterable[Example | RejectedItem]) -> None:
-        self.plan, self.examples = plan, examples
-        self.rejects: list[RejectedItem] = []
-        self.images_per_example: int | None = None
-        self._keys: set[str] = set()
-
-    def __iter__(self) -> Iterator[Example]:
-        for each in self.examples:
-            if isinstance(each, RejectedItem):
-                self.rejects.append(each)
-            else:
-                self._validate(each)
-                yield each
-
-    def _validate(self, example: Example) -> None:
-        plan, key = self.plan, example.key
-        if not re.fullmatch(r"[\w-]+", key) or key in self._keys:
-            raise ValueError(
-                f"key {key!r} of task '{plan.task}' is a duplicate, or has other characters than "
-                "letters, digits, - and _"
-            )
-        if example.task != plan.task:
-            raise ValueError(f"example '{key}' has task '{example.task}', not '{plan.task}'")
-        self.images_per_example = self.images_per_example or len(example.images)
-        if len(example.images) != self.images_per_example:
-            raise ValueError(
-                f"example '{key}' of task '{plan.task}' has {len(example.images)} images, "
-                f"others have {self.images_per_example}"
-            )
-        shape = (plan.image_size, plan.image_size, 3)
-        for image in example.images:
-            if image.dtype != np.uint8 or image.shape != shape:
-                raise ValueError(
-                    f"example '{key}' of task '{plan.task}' has an image {image.dtype} "
-                    f"{image.shape}, not uint8 {shape}"
-                )
-        self._keys.add(key)
-
-
-def _record(example: Example) -> Record:
-    record: Record = {"__key__": example.key}
-    for name, image in zip(member_names(len(example.images)), example.images, strict=True):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-        record[name] = buffer.getvalue()
-    return record
 
 
 def finish_chunks(
@@ -347,6 +317,8 @@ def _write_manifest(folder: StoragePath, plan: Manifest, chunks: list[SourceChun
                 "expected": chunk.count,
                 "shards": len(result["shards"]),
                 "rejected": len(result["rejects"]),
+                "inputs": result["inputs"],
+                "digest": result["digest"],
             }
             for chunk, result in zip(chunks, results, strict=True)
         ],
@@ -366,7 +338,7 @@ def _result_path(folder: StoragePath, name: str) -> StoragePath:
 
 def _result(folder: StoragePath, name: str) -> dict[str, Any]:
     path, what = _result_path(folder, name), "result of a chunk"
-    result = legacy.rename_keys(read_json(path, what), legacy.CHUNK_RESULT)
+    result = _DIGESTS | legacy.rename_keys(read_json(path, what), legacy.CHUNK_RESULT)
     if error := schema_error(result, _RESULT):
         raise UserError(f"{what} {path}: {error}: delete it to read the chunk again")
     return result

@@ -8,30 +8,24 @@ has been read; for tokens the plan lists every shard.
 
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
+from hashlib import blake2b
 from types import NoneType
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from delvm import legacy
+from delvm.data.shards.codebook import read_codebook
 from delvm.data.shards.replacement import (
-    CODEBOOK,
     INCOMPLETE,
     MANIFEST,
-    NEW_CODEBOOK,
     finish_replacing,
 )
 from delvm.errors import UserError
 from delvm.storage import (
-    RemotePath,
     StoragePath,
     as_path,
-    atomic_path,
-    local_copy,
     read_json,
     write_json,
 )
@@ -46,8 +40,10 @@ _LEGACY_DEFAULTS: dict[str, Any] = {
     "images_per_example": 2,
     "settings": {},
     "chunks": [],
+    "images_digest": None,
 }
 _CHUNK_TYPES = {"name": str, "expected": int, "shards": int, "rejected": int}
+_CHUNK_DIGESTS = {"inputs": "", "digest": ""}  # earlier versions have none
 COMMAND_FOR = {"images": "delvm prepare output_dir={}", "tokens": "delvm encode output_dir={}"}
 HINT_FOR_OTHER_KIND = {
     "images": "give the directory that `delvm prepare` wrote",
@@ -71,7 +67,10 @@ class Manifest:
         bf16: Whether the tokenizer computed in bfloat16.
         images_per_example: k; 2 for pairs.
         settings: What else the examples depend on.
-        chunks: Chunks of the source, in order: {"name", "expected", "shards", "rejected"}.
+        chunks: Chunks of the source, in order: {"name", "expected", "shards", "rejected"}, and
+            digests of the files that it was read from, "inputs", and of its shards, "digest"; ""
+            where that is not known.
+        images_digest: Of the image shards that tokens were encoded from; None if not known.
     """
 
     kind: str
@@ -90,6 +89,15 @@ class Manifest:
     images_per_example: int = 2
     settings: dict[str, Any] = field(default_factory=dict)
     chunks: list[dict[str, Any]] = field(default_factory=list)
+    images_digest: str | None = None
+
+    @property
+    def digest(self) -> str | None:
+        """Of the contents of all image shards; None if an earlier version has written any."""
+        digests = [chunk["digest"] for chunk in self.chunks]
+        if not all(digests):
+            return None
+        return blake2b("".join(digests).encode(), digest_size=8).hexdigest() if digests else None
 
     @property
     def rejected(self) -> int:
@@ -123,6 +131,10 @@ class Manifest:
             )
         if isinstance(settings := values["settings"], dict):
             values["settings"] = legacy.upgrade_source_settings(str(values.get("source")), settings)
+        if isinstance(chunks := values["chunks"], list):
+            values["chunks"] = [
+                _CHUNK_DIGESTS | each if isinstance(each, dict) else each for each in chunks
+            ]
         names = {field.name for field in fields(cls)}
         if values.keys() != names:
             missing, unknown = (sorted(names - values.keys()), sorted(values.keys() - names))
@@ -156,11 +168,12 @@ class Manifest:
             if not re.fullmatch(r"\w[\w-]*(\.\d+)?\.tar", str(shard["file"])):
                 return f"shard file {shard['file']!r} is not NAME.tar"
         for chunk in self.chunks:
-            if (
-                not isinstance(chunk, dict)
-                or {k: type(v) for k, v in chunk.items()} != _CHUNK_TYPES
-            ):
+            if not isinstance(chunk, dict) or {
+                k: type(v) for k, v in chunk.items()
+            } != _CHUNK_TYPES | dict.fromkeys(_CHUNK_DIGESTS, str):
                 return f"chunk {chunk!r} is not {{{', '.join(_CHUNK_TYPES)}}}"
+        if not isinstance(self.images_digest, str | None):
+            return f"images_digest is {self.images_digest!r}, not of type str"
         if self.images_per_example < 1:
             return f"images_per_example is {self.images_per_example}, below 1"
         if self.count != sum(shard["count"] for shard in self.shards):
@@ -220,6 +233,7 @@ def plan_tokens(
         images,
         kind="tokens",
         chunks=[],
+        images_digest=images.digest,
         count=count,
         shards=_shards_of(count, per_record * RECORDS_PER_SHARD),
         tokens_per_image=tokens_per_image,
@@ -277,6 +291,11 @@ def describe_difference(found: Manifest, plan: Manifest) -> str:
     old, new = ({**asdict(each), **each.settings} for each in (found, plan))
     names = [n for n in old | new if old.get(n) != new.get(n) and n not in ("shards", "settings")]
     names = names or ["shards"]
+    if "images_digest" in names and set(names) <= {"images_digest", "count"}:
+        return (
+            f"was made from other images (digest {found.images_digest}, {found.count:,} examples) "
+            f"than there are now (digest {plan.images_digest}, {plan.count:,} examples)"
+        )
     made, requested = (", ".join(f"{n}={values.get(n)}" for n in names) for values in (old, new))
     return f"was made with {made}, requested is {requested}"
 
@@ -332,59 +351,3 @@ def load_manifests(root: StoragePath, split: str, kind: str) -> dict[str, Manife
                 f"{codebook_of}: run `{command} overwrite=true`"
             )
     return manifests
-
-
-def write_codebook(
-    root: StoragePath,
-    codebook: Tensor,
-    fingerprint: str,
-    overwrite: bool = False,
-    in_place: bool = True,
-) -> None:
-    """Store the codebook (V, d) that ids refer to, so that a student can be trained on ids alone.
-
-    Args:
-        root: Root of the token shards.
-        codebook, fingerprint: Of the tokenizer.
-        overwrite: Replace another tokenizer's codebook.
-        in_place: Whether at once; else `put_in_place` does, with the tokens that refer to it.
-
-    Raises:
-        UserError: The root holds another tokenizer's codebook.
-    """
-    finish_replacing(root)
-    path, new = as_path(root) / CODEBOOK, as_path(root) / NEW_CODEBOOK
-    if not isinstance(new, RemotePath):
-        new.unlink(missing_ok=True)  # left by a killed job
-    if path.exists():
-        found = read_codebook(root)[1]
-        if found == fingerprint:
-            return
-        if not overwrite:
-            raise UserError(
-                f"{root} holds tokens of tokenizer {found}, this one is {fingerprint}: "
-                "set overwrite=true to replace them, or another output"
-            )
-        if not in_place and not isinstance(new, RemotePath):
-            path = new
-    codebook = codebook.detach().float().cpu().contiguous()
-    with atomic_path(path) as tmp:
-        # Not save_file, which would make a file that other users cannot read.
-        tmp.write_bytes(save({"codebook": codebook}, metadata={"fingerprint": fingerprint}))
-
-
-def read_codebook(root: StoragePath) -> tuple[Tensor, str]:
-    """The codebook (V, d) float32 of a token root, and the fingerprint of its tokenizer.
-
-    Raises:
-        UserError: The file is missing, or not a codebook.
-    """
-    path = as_path(root) / CODEBOOK
-    if not path.exists():
-        raise UserError(f"codebook not found: {path}: run `{COMMAND_FOR['tokens'].format(root)}`")
-    try:
-        with safe_open(local_copy(path), framework="pt") as file:
-            codebook, metadata = file.get_tensor("codebook"), file.metadata() or {}
-            return codebook, metadata["fingerprint"]
-    except (SafetensorError, KeyError, OSError) as error:
-        raise UserError(f"codebook {path} cannot be read: {error}") from None

@@ -13,12 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from delvm.data.shards.manifest import (
-    load_manifests,
-    plan_images,
-    plan_tokens,
-    write_codebook,
-)
+from delvm.data.shards.codebook import write_codebook
+from delvm.data.shards.manifest import load_manifests, plan_images, plan_tokens
 from delvm.data.shards.reader import read_tokens
 from delvm.data.shards.replacement import MANIFEST
 from delvm.data.shards.writer import write_tokens

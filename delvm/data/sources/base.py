@@ -1,9 +1,10 @@
 """What all data sources share: the protocol, common settings, splits, chunks and safe opening."""
 
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
@@ -241,9 +242,47 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def chunks_of(items: Sequence[object]) -> list[SourceChunk]:
-    """Numbered chunks of `FILES_PER_CHUNK` items each."""
-    return split_into_chunks(len(items), FILES_PER_CHUNK)
+def chunks_of(
+    items: Sequence[T], root: Path, files: Callable[[T], Iterable[Path]]
+) -> list[SourceChunk]:
+    """Numbered chunks of `FILES_PER_CHUNK` items each.
+
+    Args:
+        items: Of a split.
+        root: Of the data set.
+        files: Those that an item is made from.
+    """
+    return [
+        replace(
+            chunk,
+            inputs=files_digest(
+                root, (file for item in items_of(chunk, items) for file in files(item))
+            ),
+        )
+        for chunk in split_into_chunks(len(items), FILES_PER_CHUNK)
+    ]
+
+
+def tar_chunks(tars: Mapping[str, Path], root: Path) -> list[SourceChunk]:
+    """A chunk for each tar, whose examples are not counted before it is read."""
+    return [SourceChunk(name, inputs=files_digest(root, [path])) for name, path in tars.items()]
+
+
+def files_digest(root: Path, files: Iterable[Path]) -> str:
+    """A digest of the names, sizes and times of files, or of all that is in directories.
+
+    It is the same where the data set is moved; reading contents would take as long as preparing.
+    """
+    digest = blake2b(digest_size=8)
+    for file in files:
+        for path in sorted(file.iterdir()) if file.is_dir() else [file]:
+            try:
+                stat = path.stat()
+                version = f"{stat.st_size} {stat.st_mtime_ns}"
+            except OSError:  # its item will be rejected
+                version = "missing"
+            digest.update(to_bytes(f"{os.path.relpath(path, root)}\0{version}\0"))
+    return digest.hexdigest()
 
 
 def items_of(chunk: SourceChunk, items: Sequence[T]) -> Sequence[T]:

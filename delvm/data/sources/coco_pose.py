@@ -87,7 +87,16 @@ class CocoPose(RawSource):
     def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
         """Numbered chunks of 1000 people or images each."""
         self.check(split)
-        return {self._task().name: chunks_of(self._items.get(split, []))}
+        root = self.root()
+
+        def files(item: tuple[str, _Item]) -> Iterator[Path]:
+            native = item[1].native_split
+            entry = self._images(native)[item[1].image]
+            yield self._annotation_file(native)
+            if not isinstance(entry, RejectedItem):
+                yield root / f"{native}2017" / entry.file
+
+        return {self._task().name: chunks_of(self._items.get(split, []), root, files)}
 
     def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example | RejectedItem]:
         """The people, or the images, of a chunk."""

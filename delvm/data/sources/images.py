@@ -54,7 +54,13 @@ class Images(RawSource):
         """Numbered chunks of 1000 examples each."""
         self.check(split)
         task = "categories" if self.categories else "images"
-        return {task: chunks_of(self._items.get(split, []))}
+        root = self.root()
+
+        def files(item: tuple[str, _Group | RejectedItem]) -> Iterator[Path]:
+            group = item[1]
+            return (root / file for file in (group.files if isinstance(group, _Group) else ()))
+
+        return {task: chunks_of(self._items.get(split, []), root, files)}
 
     def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example | RejectedItem]:
         """The examples of a chunk; one with an unreadable image is rejected completely."""

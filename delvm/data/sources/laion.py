@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from delvm.data.image_io import open_image
 from delvm.data.sources._io.tar import find_tars, iter_members
-from delvm.data.sources.base import IMAGE_SUFFIXES, RawSource, sanitize_key, to_reject
+from delvm.data.sources.base import IMAGE_SUFFIXES, RawSource, sanitize_key, tar_chunks, to_reject
 from delvm.data.types import Example, ImageArray, RejectedItem, SourceChunk
 from delvm.errors import UserError
 
@@ -33,7 +33,7 @@ class Laion(RawSource):
     def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
         """A chunk for each tar, named after it."""
         self.check(split)
-        return {"images": [SourceChunk(name) for name in self._tars]}
+        return {"images": tar_chunks(self._tars, self.root())}
 
     def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example | RejectedItem]:
         """The images of a tar that belong to the split, and the rejected members."""

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -90,6 +90,10 @@ class PairSource(RawSource):
         """
         return file.parent / file.name
 
+    def location(self, file: FileRef) -> Path:
+        """The file on disk that an image is in."""
+        return file.parent / file.name
+
     def label(self, file: FileRef) -> str:
         """The path of an image below the root of the data set, for messages."""
         parent = Path(os.path.relpath(file.parent, self.path)).as_posix()
@@ -115,10 +119,13 @@ class PairSource(RawSource):
         """Numbered chunks of 1000 pairs each, of the only task."""
         self.check(split)
         views = max(1, self.num_crops)
-        chunks = chunks_of(self._items.get(split, []))
-        return {
-            self.task_name(): [SourceChunk(chunk.name, chunk.count * views) for chunk in chunks]
-        }
+
+        def files(item: tuple[str, Pair | RejectedItem]) -> Iterator[Path]:
+            pair = item[1]
+            return map(self.location, (pair.input, pair.target) if isinstance(pair, Pair) else ())
+
+        chunks = chunks_of(self._items.get(split, []), self.root(), files)
+        return {self.task_name(): [replace(each, count=each.count * views) for each in chunks]}
 
     def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example | RejectedItem]:
         """The pairs of a chunk, cut into crops if `num_crops` is set."""

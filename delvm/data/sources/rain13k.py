@@ -66,6 +66,12 @@ class Rain13K(PairSource):
             return read_store(file.parent, file.name)
         return super().load(file)
 
+    def location(self, file: FileRef) -> Path:
+        """The file on disk that an image is in."""
+        if file.parent.suffix == ".lmdb":
+            return file.parent / "data.mdb"
+        return super().location(file)
+
     @staticmethod
     def _folders(folder: Path) -> list[Path]:
         """Of a directory and its subdirectories, those that contain a side."""

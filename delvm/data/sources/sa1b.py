@@ -20,7 +20,7 @@ from delvm.data.sources._io.tar import (
     read_member,
     scan_members,
 )
-from delvm.data.sources.base import Box, RawSource, to_reject, unique_keys
+from delvm.data.sources.base import Box, RawSource, tar_chunks, to_reject, unique_keys
 from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
 from delvm.tasks import sam_masks
@@ -73,7 +73,7 @@ class SA1B(RawSource):
     def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
         """A chunk for each tar, named after it."""
         self.check(split)
-        return {sam_masks.TASK.name: [SourceChunk(name) for name in self._tars]}
+        return {sam_masks.TASK.name: tar_chunks(self._tars, self.root())}
 
     def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example | RejectedItem]:
         """The crops of a tar's images that belong to the split, and the rejected members."""

@@ -18,7 +18,7 @@ from delvm.data.sources._io.video import (
     split_into_clips,
 )
 from delvm.data.sources._io.walk import walk
-from delvm.data.sources.base import IMAGE_SUFFIXES, RawSource, to_bytes, unique_keys
+from delvm.data.sources.base import IMAGE_SUFFIXES, RawSource, files_digest, to_bytes, unique_keys
 from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
 
@@ -83,7 +83,15 @@ class Video(RawSource):
     def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
         """Chunks of 100 videos each, with names that identify the videos."""
         self.check(split)
-        return {"video": [SourceChunk(name) for name in self._chunks(split)]}
+        root = self.root()
+        return {
+            "video": [
+                SourceChunk(
+                    name, inputs=files_digest(root, (root / video.path for _, video in videos))
+                )
+                for name, videos in self._chunks(split).items()
+            ]
+        }
 
     def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example | RejectedItem]:
         """The clips of the videos of a chunk."""

@@ -8,6 +8,7 @@ import torch
 
 from delvm.data.datasets.images import ImagesConfig
 from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig, validation_sentences
+from delvm.data.shards import codebook as codebooks
 from delvm.data.shards import manifest, writer
 from delvm.errors import UserError
 from delvm.training.datamodules import SentenceDataModule
@@ -20,7 +21,7 @@ OFFSET = {task: 500 * number for number, task in enumerate(COUNTS)}
 
 def write(root, tasks):
     """Token shards whose ids encode task, example and image: one id repeated over an image."""
-    manifest.write_codebook(root, torch.randn(2000, 2), "f" * 16)
+    codebooks.write_codebook(root, torch.randn(2000, 2), "f" * 16)
     for split, scale in (("train", 1), ("val", 2)):
         for task in tasks:
             k = KINDS[task]

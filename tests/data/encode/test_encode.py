@@ -7,7 +7,8 @@ import torch
 from delvm.data.augment import BalanceConfig, BalanceMode, augment
 from delvm.data.encode.encode import encode
 from delvm.data.prepare.prepare import prepare
-from delvm.data.shards.manifest import load_manifests, read_codebook
+from delvm.data.shards.codebook import read_codebook
+from delvm.data.shards.manifest import load_manifests
 from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
 from tests.data.corpus_makers import FakeSource, FakeTokenizer, contents, stored, tokens_of

@@ -8,7 +8,8 @@ import pytest
 from delvm import storage
 from delvm.data.encode.encode import encode
 from delvm.data.prepare.prepare import prepare
-from delvm.data.shards.manifest import load_manifests, read_codebook
+from delvm.data.shards.codebook import read_codebook
+from delvm.data.shards.manifest import load_manifests
 from delvm.data.shards.reader import read_examples, read_tokens
 from delvm.storage import atomic_dir
 from tests.data.corpus_makers import PART, FakeSource, FakeTokenizer, contents

@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from delvm.data.shards.manifest import Manifest, load_manifests, read_codebook, write_codebook
+from delvm.data.shards.codebook import read_codebook, write_codebook
+from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
 from tests.data.shard_makers import (

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from delvm.data.shards import codebook as codebooks
 from delvm.data.shards import manifest, reader, writer
 from delvm.data.shards.random_access import ImageShardReader, TokenShardReader
 from delvm.data.types import Example
@@ -16,7 +17,7 @@ from tests.data.shard_makers import write_examples
 @pytest.fixture
 def tokens(tmp_path):
     """5,000 clips of three images in records of 1,985, in shards of at most two records."""
-    manifest.write_codebook(tmp_path, torch.randn(500, 2), "f" * 16)
+    codebooks.write_codebook(tmp_path, torch.randn(500, 2), "f" * 16)
     plan = manifest.plan_tokens(
         manifest.plan_images("train", "video", source="s", seed=0, image_size=8),
         5000,
