@@ -164,12 +164,13 @@ def _metrics(file: Path) -> dict[str, float]:
     if not validation:
         raise UserError(f"{file} has no validation metrics")
     last_step = max(step for points in history.values() for step, _ in points)
-    metrics: dict[str, float] = {"step": last_step}
+    # Lightning numbers the rows by the steps before them, checkpoints by the steps done.
+    metrics: dict[str, float] = {"step": last_step + 1}
     objective = [(value, step) for step, value in validation.get(OBJECTIVE, [])]
     finite = [(value, step) for value, step in objective if math.isfinite(value)]
     best_step = min(finite)[1] if finite else None
     if best_step is not None:
-        metrics["best step"] = best_step
+        metrics["best step"] = best_step + 1
     # Means over all tasks come before metrics of a single task.
     for name in sorted(validation, key=lambda name: (name.count("/"), name != OBJECTIVE, name)):
         metrics[f"last {name}"] = validation[name][-1][1]

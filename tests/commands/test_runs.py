@@ -19,7 +19,7 @@ def test_a_sweep_becomes_a_table(delvm, tmp_path):
     lines = Path("tables/a.csv").read_text().splitlines()
     assert [line.split(",")[:3] for line in lines] == [
         ["run", "seed", "step"],
-        ["seed=0", "0", "7"],
+        ["seed=0", "0", "8"],
         ["seed=1", "1", ""],
     ]
     # A table is replaced by a newer one.

@@ -45,14 +45,14 @@ def test_table_has_differing_settings_and_metrics(tmp_path):
     metrics += ["best val/acc", "last val/pose/loss", "best val/pose/loss"]
     assert rows == [
         ["run", "student", "optim.lr", "optim.clip", *metrics],
-        ["b", "small", "1e-05", "1.0", "7", "4", "2.75", "2.0", "0.5", "0.25", "nan", "2.25"],
-        ["a", "tiny", "0.1", "null", "7", "4", "2.75", "2.5", "0.5", "0.25", "nan", "2.25"],
+        ["b", "small", "1e-05", "1.0", "8", "5", "2.75", "2.0", "0.5", "0.25", "nan", "2.25"],
+        ["a", "tiny", "0.1", "null", "8", "5", "2.75", "2.5", "0.5", "0.25", "nan", "2.25"],
     ]
     assert runs.is_run_table(tmp_path / "a.csv")
     assert [run.errors for run in found] == [[], []]
     first, second, _ = runs.format_table(found)
     assert first.split("  ")[0].strip() == "run" and "pose" not in first
-    assert second.split() == ["b", "small", "1e-05", "1", "7", "4", "2.75", "2", "0.25"]
+    assert second.split() == ["b", "small", "1e-05", "1", "8", "5", "2.75", "2", "0.25"]
 
 
 def test_incomplete_runs_are_rows_with_errors(tmp_path):
