@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from delvm.data.datasets.packing import examples_that_fit
 from delvm.data.datasets.sampler import mixture_weights
 from delvm.data.datasets.sentences import SentencesConfig, examples_per_sentence
 from delvm.data.shards.manifest import Manifest, load_manifests
@@ -234,8 +235,9 @@ def _student_errors(cfg: DictConfig) -> list[str]:
         **{name: cfg.data[name] for name in names}, task_weights=dict(cfg.data.task_weights or {})
     )
     try:
+        count = examples_that_fit if cfg.data.packing else examples_per_sentence
         for task in mixture_weights(data.task_weights, sorted(manifests)) if manifests else ():
-            examples_per_sentence(data, manifests[task])
+            count(data, manifests[task])
     except UserError as error:
         errors.append(str(error))
     context = student.get("max_seq_len")

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from delvm.data.datasets.images import ImageDataset, ImagesConfig, validation_images
+from delvm.data.datasets.packing import PackedDataset, packed_validation
 from delvm.data.datasets.sampler import SHUFFLE_WINDOW_SHARDS, ResumableBatchSampler
 from delvm.data.datasets.sentences import (
     SentenceDataset,
@@ -154,6 +155,7 @@ class SentenceDataModule(StreamDataModule):
         num_workers: int = 0,
         num_val_examples: int = 64,
         shuffle_window_shards: int = SHUFFLE_WINDOW_SHARDS,
+        packing: bool = False,
         seed: int = 0,
     ) -> None:
         """Read the manifests and the validation sentences.
@@ -167,6 +169,8 @@ class SentenceDataModule(StreamDataModule):
             num_workers: processes that read.
             num_val_examples: examples per task that validation uses, always the same ones.
             shuffle_window_shards: shards of a task among whose examples is shuffled.
+            packing: fill each sentence with documents of several tasks and of any lengths, which
+                do not attend to each other; without it a sentence is of one task.
             seed: of the order.
 
         Raises:
@@ -181,17 +185,18 @@ class SentenceDataModule(StreamDataModule):
             num_workers=num_workers,
             num_val_examples=num_val_examples,
             shuffle_window_shards=shuffle_window_shards,
+            packing=packing,
         )
         super().__init__(config)
-        self.train = SentenceDataset(config, seed)
-        self.val = validation_sentences(config)
+        self.train = (PackedDataset if packing else SentenceDataset)(config, seed)
+        self.val = (packed_validation if packing else validation_sentences)(config)
         self.tasks, self.train_tasks = self.val.tasks, list(self.train.mixture_weights)
         layout = self.train.token_layout
         assert layout.tokens_per_image is not None  # of token shards it never is
         self.tokens_per_image = layout.tokens_per_image
         self.sentence_length = config.num_images * self.tokens_per_image
         kinds = [manifest.images_per_example for manifest in self.train.manifests.values()]
-        self.is_packed = 1 in kinds or bool((self.val.images_per_example == 1).any())
+        self.is_packed = packing or 1 in kinds or self.val.holds_single_images
 
     @cached_property
     def _codebook(self) -> tuple[Tensor, str]:
@@ -218,19 +223,14 @@ class SentenceDataModule(StreamDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The same keys as in training; each rank gets its part, as many batches as the others."""
-        val, (rank, world_size) = self.val, self._rank()
+        rank, world_size = self._rank()
+        count = len(self.val.batch["input_ids"])
         # The last ranks repeat the first sentence without a task, so that all do the same work.
-        padding = -len(val.input_ids) % world_size
-        input_ids = torch.cat((val.input_ids, val.input_ids[:1].expand(padding, -1)))
-        task = torch.cat((val.task, torch.full((padding,), -1)))
-        images = torch.cat((val.images_per_example, val.images_per_example[:1].expand(padding)))
-        of_rank = TensorDataset(*(each[rank::world_size] for each in (input_ids, task, images)))
-        return DataLoader(
-            of_rank,
-            self.config.batch_size,
-            collate_fn=_collate_sentences,
-            generator=_worker_generator(),
-        )
+        padded = torch.arange(-(-count // world_size) * world_size)
+        batch = {name: values[padded % count] for name, values in self.val.batch.items()}
+        batch["task"][padded >= count] = -1
+        of_rank = [{name: batch[name][i] for name in batch} for i in padded[rank::world_size]]
+        return DataLoader(of_rank, self.config.batch_size, generator=_worker_generator())  # type: ignore[arg-type]
 
 
 class ImageDataModule(StreamDataModule):
@@ -291,11 +291,6 @@ def _worker_generator() -> torch.Generator:
     From torch's global generator, that seed would change the random numbers of a resumed run.
     """
     return torch.Generator()
-
-
-def _collate_sentences(items: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
-    input_ids, task, images = (torch.stack(each) for each in zip(*items, strict=True))
-    return {"input_ids": input_ids, "task": task, "images_per_example": images}
 
 
 def _collate_images(items: list[tuple[Tensor]]) -> dict[str, Tensor]:

@@ -201,11 +201,14 @@ def token_weights(is_target: Tensor, input_weight: float, documents: Tensor | No
     Args:
         is_target: (B, T), from `target_mask`.
         input_weight: weight of the tokens of input images.
-        documents: (B, T), from `document_ids`; None = one document per sentence.
+        documents: (B, T), from `document_ids`; None = one document per sentence. Tokens of a
+            document below 0 are padding: weight 0.
     """
     # In float32 whatever the default dtype is, since they are summed.
     weights = input_weight + (1 - input_weight) * is_target[:, 1:].float()
-    return weights if documents is None else weights * (documents[:, 1:] == documents[:, :-1])
+    if documents is None:
+        return weights
+    return weights * ((documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0))
 
 
 def cross_entropy(

@@ -117,12 +117,16 @@ class StudentModule(L.LightningModule):
     def target_mask(self, batch: Batch) -> Tensor:
         """Which tokens belong to target images, (B, T) bool."""
         assert self.data is not None
+        if "is_target" in batch:  # of each image of a packed row
+            return batch["is_target"].repeat_interleave(self.data.tokens_per_image, dim=1)
         length = batch["input_ids"].shape[1]
         return target_mask(batch["images_per_example"], length, self.data.tokens_per_image)
 
     def document_ids(self, batch: Batch) -> Tensor | None:
         """The document of each token, (B, T); None where each sentence is one document."""
         assert self.data is not None
+        if "document" in batch:  # likewise
+            return batch["document"].repeat_interleave(self.data.tokens_per_image, dim=1)
         if not self.data.is_packed:
             return None
         length = batch["input_ids"].shape[1]
@@ -184,7 +188,8 @@ class StudentModule(L.LightningModule):
         """Per task: summed loss, correct tokens, tokens; then the same over targets alone.
 
         Args:
-            batch: ``task`` (B,) numbers the tasks; below 0 is not counted.
+            batch: ``task``, (B,) or of each image (B, K), numbers the tasks; below 0 is not
+                counted.
             num_tasks: K.
 
         Returns:
@@ -199,11 +204,16 @@ class StudentModule(L.LightningModule):
             for weights in (all_weights, target_weights)
             for values in (losses, correct.float(), 1.0)
         ]
-        per_sequence = torch.stack([each.double().sum(1) for each in stats], dim=1).cpu()
+        assert self.data is not None
         task = batch["task"].cpu()
+        if task.ndim == 1:  # all tokens of a sentence are of its task
+            values = torch.stack([each.double().sum(1) for each in stats], dim=1).cpu()
+        else:
+            values = torch.stack([each.double() for each in stats], dim=-1).flatten(0, 1).cpu()
+            task = task.repeat_interleave(self.data.tokens_per_image, dim=1)[:, 1:].flatten()
         counted = task >= 0  # the others pad the last batches, so that all ranks do the same work
-        sums = torch.zeros(num_tasks, per_sequence.shape[1], dtype=torch.float64)
-        return sums.index_add_(0, task[counted], per_sequence[counted])
+        sums = torch.zeros(num_tasks, values.shape[1], dtype=torch.float64)
+        return sums.index_add_(0, task[counted], values[counted])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.val_sums += self.prediction_sums(batch, len(self.val_sums))

@@ -46,6 +46,8 @@ class SentencesConfig:
         num_workers: Worker processes that load batches; 0 = the training process.
         num_val_examples: Examples per task for validation, always the same ones.
         shuffle_window_shards: Shards of a task whose examples are shuffled together.
+        packing: Whether a sentence holds documents of several tasks and lengths, see
+            `delvm.data.datasets.packing`.
     """
 
     path: str = "outputs/shapes/tokens"
@@ -56,6 +58,7 @@ class SentencesConfig:
     num_workers: int = 0
     num_val_examples: int = 64
     shuffle_window_shards: int = SHUFFLE_WINDOW_SHARDS
+    packing: bool = False
 
     @property
     def num_images(self) -> int:
@@ -91,7 +94,7 @@ class SentenceDataset(Dataset[dict[str, Any]]):
         self.tasks = sorted(self.manifests)
         self.mixture_weights = mixture_weights(config.task_weights, self.tasks)
         chosen = [self.manifests[task] for task in self.mixture_weights]
-        self.examples_per_sentence = [examples_per_sentence(config, m) for m in chosen]
+        self.examples_per_sentence = [self.examples_in_sentence(m) for m in chosen]
         self.schedule = TaskSchedule(self.mixture_weights)
         self.shuffles = [
             WindowedShuffle(
@@ -105,6 +108,10 @@ class SentenceDataset(Dataset[dict[str, Any]]):
         # By position in the mixture: id among all tasks, and images per example.
         self._task_ids = np.array([self.tasks.index(task) for task in self.mixture_weights])
         self._images_per_example = np.array([manifest.images_per_example for manifest in chosen])
+
+    def examples_in_sentence(self, manifest: Manifest) -> int:
+        """Number of examples of a task in a sentence."""
+        return examples_per_sentence(self.config, manifest)
 
     @property
     def token_layout(self) -> Manifest:
@@ -206,6 +213,17 @@ class ValidationSentences:
     images_per_example: Tensor
     tasks: list[str]
 
+    @property
+    def batch(self) -> dict[str, Tensor]:
+        """All of them, under the keys of a training batch."""
+        names = ("input_ids", "task", "images_per_example")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def holds_single_images(self) -> bool:
+        """Whether any sentence is of unrelated images."""
+        return bool((self.images_per_example == 1).any())
+
 
 def validation_sentences(config: SentencesConfig) -> ValidationSentences:
     """The first examples of each task of the split "val", packed in order.
@@ -224,7 +242,7 @@ def validation_sentences(config: SentencesConfig) -> ValidationSentences:
     for number, task in enumerate(tasks):
         manifest = manifests[task]
         size = examples_per_sentence(config, manifest)
-        examples = _first_examples(root, manifest, max(size, config.num_val_examples))
+        examples = first_examples(root, manifest, max(size, config.num_val_examples))
         ids.append(examples[: len(examples) // size * size].reshape(-1, size * examples.shape[1]))
         task_ids += [number] * len(ids[-1])
         images_per_example += [manifest.images_per_example] * len(ids[-1])
@@ -236,7 +254,7 @@ def validation_sentences(config: SentencesConfig) -> ValidationSentences:
     )
 
 
-def _first_examples(root: StoragePath, manifest: Manifest, count: int) -> npt.NDArray[np.uint16]:
+def first_examples(root: StoragePath, manifest: Manifest, count: int) -> npt.NDArray[np.uint16]:
     """The ids (n <= count, k * N) of the first examples of a task."""
     found: list[npt.NDArray[np.uint16]] = []
     for record in read_tokens(root, manifest.split, manifest.task, manifest):

@@ -17,7 +17,8 @@ class ThroughputMonitor(L.Callback):
     ``train/samples_per_s`` and ``train/tokens_per_s`` count all ranks, each of which does the same
     amount of work. ``train/memory_gib`` is this rank's device; ``train/mfu`` is the model FLOP
     utilization, for models with ``flops_per_token(length)``. ``mixture/TASK`` is the fraction of
-    the training data so far. What a batch, a model or a data module does not have is left out.
+    the training data so far, ``train/padding`` that of packed rows which is padding. What a batch,
+    a model or a data module does not have is left out.
     """
 
     def __init__(self) -> None:
@@ -75,6 +76,9 @@ class ThroughputMonitor(L.Callback):
             if self._peak_flops is not None:
                 flops = _model(pl_module).flops_per_token(length)
                 found["train/mfu"] = rate * flops / self._peak_flops
+        train = getattr(getattr(trainer, "datamodule", None), "train", None)
+        if (padding := getattr(train, "padding", None)) is not None:
+            found["train/padding"] = padding
         return found | {f"mixture/{task}": part for task, part in _mixture(trainer).items()}
 
 
