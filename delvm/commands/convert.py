@@ -18,6 +18,7 @@ def run(cfg: ConvertConfig) -> None:
         tokenizer=cfg.tokenizer,
         task=cfg.task,
         split=cfg.split,
+        tasks={images: task for task, images in cfg.tasks.items()},
         overwrite=cfg.overwrite,
     )
     for line in written:

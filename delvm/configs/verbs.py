@@ -220,10 +220,14 @@ class ConvertConfig:
     eos: int | None = None
     task: str | None = None
     split: str | None = None
+    tasks: dict[str, int] = field(default_factory=dict)
     overwrite: bool = False
 
     def validate(self) -> list[str]:
         errors = require_min(1, codebook_size=self.codebook_size)
+        if len(set(self.tasks.values())) < len(self.tasks):
+            listed = ", ".join(f"{task}: {images}" for task, images in self.tasks.items())
+            errors.append(f"tasks={{{listed}}} gives two tasks the same number of images")
         if self.split is not None:
             errors += _split_errors([self.split])
         if Path(self.input).resolve() == Path(self.output_dir).resolve():

@@ -1,6 +1,6 @@
 """Token files of other projects to token shards, back, and into each other: `delvm convert`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ def convert(
     tokenizer: str = "shapes",
     task: str | None = None,
     split: str | None = None,
+    tasks: Mapping[int, str] | None = None,
     overwrite: bool = False,
 ) -> Iterator[str]:
     """Convert a file, a directory of files, or a root of token shards.
@@ -44,6 +45,8 @@ def convert(
         space: which ids are codes, and what begins and ends a line of a foreign file.
         tokenizer: the one that made the ids, which foreign files do not name; for shards.
         task, split: of the shards, where the path does not say.
+        tasks: number of images -> task, for files whose samples differ in it; samples of other
+            numbers than the most frequent one are a task TASK_NUMBER without it.
         overwrite: whether existing files are replaced.
 
     Yields:
@@ -66,7 +69,7 @@ def convert(
     if output_format == "shards":
         made_by = _load_token_source(tokenizer, space.codebook_size)
         files = [replace(each, split=split or each.split, task=task or each.task) for each in files]
-        yield from _to_shards(files, output_dir, made_by, kind, overwrite)
+        yield from _to_shards(files, output_dir, made_by, kind, tasks or {}, overwrite)
     else:
         yield from _to_files(files, output_dir, output_format, space, overwrite)
 
@@ -76,10 +79,12 @@ def _to_shards(
     output_dir: Path,
     made_by: shards.TokenSource,
     kind: str,
+    tasks: Mapping[int, str],
     overwrite: bool,
 ) -> Iterator[str]:
     """Token shards of each file."""
     names: dict[tuple[str, str], Path] = {}
+    files = shards.split_by_length(files, made_by, tasks)
     for file in files:
         name = shards.require_name(file)
         if name in names:
@@ -126,8 +131,9 @@ def _to_files(
         if continued and not overwrite and formats.is_complete(path):
             yield f"{path}: kept, from the job that was stopped"
             continue
-        WRITE[output_format](path, track(file.read(), file.count, "convert", "samples"), space)
-        yield f"{file.path}: {file.count:,} samples to {path}"
+        samples = track(file.read(), file.count, "convert", "samples")
+        count = WRITE[output_format](path, samples, space)
+        yield f"{file.path}: {count:,} samples to {path}"
     marker.unlink()
 
 

@@ -4,6 +4,7 @@
                           NAME.bin.meta  npy int64 (lines, 2): byte offset and tokens of each line
     LVM                   NAME.jsonl     a line {"tokens": base64 of int32, little-endian} for each
 
+A line is a sample, or several that end with eos or begin with bos, where these are declared.
 Files are untrusted: the first line that is not as declared is an error with its number. Memory use
 does not grow with the file.
 """
@@ -50,8 +51,8 @@ def read_internlm(path: Path, space: TokenSpace) -> Iterator[npt.NDArray[np.int6
                         f"offset and tokens ({offset}, {len(ids)}) != {recorded} "
                         f"({path.name}.meta): delete {path.name}.meta if the lines are right"
                     )
-            ids = space.strip_special_tokens(ids)
-        yield ids
+            documents = space.split_documents(ids)
+        yield from documents
         offset += len(line)
     if meta is not None and len(meta) != number:
         raise UserError(f"{path} has {number} lines, {path.name}.meta has {len(meta)}")
@@ -65,8 +66,8 @@ def read_lvm(path: Path, space: TokenSpace) -> Iterator[npt.NDArray[np.int64]]:
     """
     for number, line in _iter_lines(path):
         with _line_errors(path, number):
-            ids = space.strip_special_tokens(_from_base64(_tokens(line)))
-        yield ids
+            documents = space.split_documents(_from_base64(_tokens(line)))
+        yield from documents
 
 
 def _iter_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -116,7 +117,14 @@ def _from_base64(value: object) -> npt.NDArray[np.int64]:
         raise ValueError(f"tokens are not base64: {error}") from None
     if not isinstance(value, str) or len(raw) % 4:
         raise ValueError(f"tokens of {len(raw)} bytes are not int32")
-    return np.frombuffer(raw, "<i4").astype(np.int64)
+    ids = np.frombuffer(raw, "<i4").astype(np.int64)
+    # numpy's default type: the upper half of each id is 0. No image has 0 at every second position.
+    if len(ids) >= 4 and len(ids) % 2 == 0 and ids.any() and not ids[1::2].any():
+        raise ValueError(
+            f"every second of {len(ids)} int32 is 0, so the ids are int64: write them as "
+            'ids.astype("<i4")'
+        )
+    return ids
 
 
 def _read_meta(path: Path) -> npt.NDArray[Any] | None:

@@ -56,6 +56,20 @@ class TokenSpace:
             )
         return ids
 
+    def split_documents(self, ids: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """Image tokens of each document in ids (T,): all up to an eos, or from each bos on.
+
+        Raises:
+            ValueError: as for `strip_special_tokens`.
+        """
+        if self.eos is not None:
+            cuts = np.flatnonzero(ids[:-1] == self.eos) + 1
+        elif self.bos is not None:
+            cuts = np.flatnonzero(ids[1:] == self.bos) + 1
+        else:
+            cuts = np.array([], np.int64)
+        return [self.strip_special_tokens(each) for each in np.split(ids, cuts)]
+
     def add_special_tokens(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Ids (T,) between the declared bos and eos."""
         bos, eos = (

@@ -1,5 +1,7 @@
 """`delvm convert`: every direction, through the command."""
 
+import base64
+import json
 import shutil
 from pathlib import Path
 
@@ -103,9 +105,66 @@ def test_what_does_not_fit_is_told(delvm, tokenizer):
     Path("odd/train").mkdir(parents=True)
     Path("odd/train/train.bin").write_text('{"tokens": [1, 2, 3]}\n')
     code, _, err = delvm("convert", "input=odd", "output_dir=t", tokenizer)
-    assert code == 2 and "lines of 3 tokens are not a multiple of the 256 tokens per image" in err
+    assert code == 2 and "sample 1 has 3 tokens, which are not a multiple of the 256" in err
     lines = path.read_text().splitlines()[:2]
     Path("odd/train/train.bin").write_text("\n".join([lines[0], '{"tokens": [1]}', ""]))
     code, _, err = delvm("convert", "input=odd", "output_dir=t", tokenizer)
-    assert code == 2 and "line 2 holds 1 tokens, line 1 512" in err
+    assert code == 2 and "sample 2 has 1 tokens, which are not a multiple of the 256" in err
     assert not list(Path("t").rglob("manifest.json"))
+
+
+def write_lines(path, lengths, ends=()):
+    """A .jsonl file with lines of so many images; the code of each image is its number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = 0
+    with path.open("w") as file:
+        for documents in lengths:
+            ids = []
+            for images in documents:
+                each = np.repeat(np.arange(number, number + images), 256)
+                ids += [*ends[:1], *each, *ends[1:]]
+                number += images
+            tokens = base64.b64encode(np.array(ids, "<i4").tobytes()).decode()
+            file.write(json.dumps({"tokens": tokens}) + "\n")
+
+
+def stored_images(task, split="train"):
+    """The code of each image in the examples of a task."""
+    return np.concatenate(list(read_tokens(Path("tokens"), split, task)))[:, :, 0].tolist()
+
+
+def test_lines_of_different_lengths_are_tasks_by_length(delvm, tokenizer):
+    write_lines(Path("in/mixed/train.jsonl"), [(3,), (3,), (2,), (3,), (1,)])
+    write_lines(Path("in/mixed/val.jsonl"), [(2,)])
+    code, out, err = delvm("convert", "input=in", "output_dir=tokens", tokenizer)
+    assert code == 0, err
+    assert "samples of [1, 2, 3] images: 1 in mixed_1, 1 in mixed_2, 3 in mixed" in err
+    assert stored_images("mixed") == [[0, 1, 2], [3, 4, 5], [8, 9, 10]]
+    assert (stored_images("mixed_2"), stored_images("mixed_1")) == ([[6, 7]], [[11]])
+    assert stored_images("mixed_2", "val") == [[0, 1]]  # the same name in every split
+    assert "1 samples to tokens/train/mixed_1" in out
+    assert delvm("convert", "input=in", "output_dir=tokens", tokenizer)[0] == 0  # kept
+    write_lines(Path("in/mixed/train.jsonl"), [(3,), (3,), (2,), (1,), (3,)])
+    code, _, err = delvm("convert", "input=in", "output_dir=tokens", tokenizer)
+    assert code == 2 and "was made from other images" in err
+    declared = "tasks={clips:3,pose:2}"
+    assert delvm("convert", "input=in", "output_dir=b", tokenizer, declared)[0] == 0
+    names = {path.parent.name for path in Path("b").rglob("manifest.json")}
+    assert names == {"clips", "pose", "mixed_1"}
+
+
+def test_documents_in_a_line_are_examples_of_their_own(delvm, tokenizer):
+    write_lines(Path("in/mixed/train.jsonl"), [(2, 2), (1, 2, 2)], ends=(8192, 8193))
+    ends = ("bos=8192", "eos=8193")
+    code, _, err = delvm("convert", "input=in", "output_dir=tokens", tokenizer, *ends)
+    assert code == 0, err
+    assert stored_images("mixed") == [[0, 1], [2, 3], [5, 6], [7, 8]]
+    assert stored_images("mixed_1") == [[4]]
+
+
+def test_ids_of_int64_are_refused(delvm, tokenizer):
+    text = base64.b64encode(np.arange(1, 513).astype("<i8").tobytes()).decode()
+    Path("train.jsonl").write_text(json.dumps({"tokens": text}) + "\n")
+    code, _, err = delvm("convert", "input=train.jsonl", "output_dir=tokens", tokenizer, "task=t")
+    assert code == 2 and "line 1: every second of 1024 int32 is 0, so the ids are int64" in err
+    assert not Path("tokens").exists()

@@ -1,9 +1,11 @@
 """Token shards from and to the token files of other projects, whose formats are given as functions.
 
-A sample is the ids of all images of an example in a row, a line of such a file.
+A sample is the ids of all images of an example in a row, usually a line of such a file.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -20,7 +22,7 @@ from delvm.data.shards.replacement import MANIFEST
 from delvm.data.shards.writer import write_tokens
 from delvm.data.types import SPLITS
 from delvm.errors import UserError
-from delvm.progress import Progress
+from delvm.progress import Progress, log
 
 Ids = npt.NDArray[np.int64]
 
@@ -31,7 +33,7 @@ class TokenFile:
 
     Attributes:
         split, task: None where the path does not name them.
-        count: samples.
+        count: samples, or lines where these were not counted.
         read: yields the ids (T,) of each sample, from the first one on.
         path: of the file or of the shards.
     """
@@ -130,28 +132,78 @@ def version(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
+def split_by_length(
+    files: list[TokenFile], tokenizer: TokenSource, tasks: Mapping[int, str]
+) -> list[TokenFile]:
+    """The samples of each file, those of each number of images as a task of their own.
+
+    The most frequent number of images of a task keeps its name, others are TASK_NUMBER.
+
+    Args:
+        files: with a split and a task each.
+        tokenizer: that made the ids.
+        tasks: name of the task of samples of so many images, where it is declared.
+
+    Raises:
+        UserError: a sample is not of complete images.
+    """
+    counts = [Counter(_images_per_sample(file, tokenizer)) for file in files]
+    total: dict[str, Counter[int]] = {}
+    for file, count in zip(files, counts, strict=True):
+        total.setdefault(require_name(file)[1], Counter()).update(count)
+    found = []
+    for file, count in zip(files, counts, strict=True):
+        task = require_name(file)[1]
+        # Of equally frequent ones, the longest.
+        usual = max(total[task], key=lambda images: (total[task][images], images))
+        for images in sorted(count):
+            name = tasks.get(images, task if images == usual else f"{task}_{images}")
+            length = images * tokenizer.tokens_per_image
+            read = partial(_read_of_length, file, length)
+            found.append(replace(file, task=name, count=count[images], read=read))
+        if len(count) > 1:
+            parts = ", ".join(f"{each.count:,} in {each.task}" for each in found[-len(count) :])
+            log(f"convert: {file.path} has samples of {sorted(count)} images: {parts}")
+    return found
+
+
+def _images_per_sample(file: TokenFile, tokenizer: TokenSource) -> Iterator[int]:
+    tokens = tokenizer.tokens_per_image
+    for number, ids in enumerate(file.read(), 1):
+        if not len(ids) or len(ids) % tokens:
+            raise UserError(
+                f"{file.path}: sample {number} has {len(ids)} tokens, which are not a multiple of "
+                f"the {tokens} tokens per image (tokenizer={tokenizer.name}): set tokenizer=PATH "
+                "to the one that made them, or bos and eos"
+            )
+        yield len(ids) // tokens
+
+
+def _read_of_length(file: TokenFile, length: int) -> Iterator[Ids]:
+    return (ids for ids in file.read() if len(ids) == length)
+
+
 def write_shards(
     file: TokenFile, output: Path, tokenizer: TokenSource, kind: str, overwrite: bool
 ) -> None:
-    """Write the lines of one file as token shards of the tokenizer that made them.
+    """Write samples of one length as token shards of the tokenizer that made them.
 
     Those that replace others are not put in place: `put_in_place` has to follow.
 
     Args:
+        file: from `split_by_length`.
         kind: the format of the file, for the manifest.
 
     Raises:
-        UserError: task or split are unknown, or the lines do not fit the tokenizer.
+        UserError: other shards are there.
     """
     split, task = require_name(file)
-    tokens, length = tokenizer.tokens_per_image, len(next(file.read()))
-    if not length or length % tokens:
-        raise UserError(
-            f"{file.path}: lines of {length} tokens are not a multiple of the {tokens} tokens per "
-            f"image (tokenizer={tokenizer.name}): set tokenizer=PATH to the one that made them"
-        )
+    tokens = tokenizer.tokens_per_image
+    images_per_example = len(next(file.read())) // tokens
     images = plan_images(split, task, source=kind, seed=0, image_size=tokenizer.image_size)
-    images = replace(images, images_per_example=length // tokens, settings={"file": file.path.name})
+    images = replace(
+        images, images_per_example=images_per_example, settings={"file": file.path.name}
+    )
     plan = plan_tokens(
         images,
         file.count,
@@ -159,28 +211,29 @@ def write_shards(
         vocab_size=len(tokenizer.codebook),
         fingerprint=tokenizer.fingerprint,
     )
+    plan = replace(plan, images_digest=_file_digest(file.path))
     write_codebook(output, tokenizer.codebook, tokenizer.fingerprint, overwrite, in_place=False)
     with Progress(file.count, "convert", "samples") as bar:
-        lines = _ReshapedLines(file, (length // tokens, tokens), bar)
-        write_tokens(output, plan, lines.slice, overwrite, in_place=False)
+        samples = _ReshapedSamples(file, (images_per_example, tokens), bar)
+        write_tokens(output, plan, samples.slice, overwrite, in_place=False)
 
 
-class _ReshapedLines:
-    """The lines of a file as examples, read once as long as they are asked for in order."""
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+
+
+class _ReshapedSamples:
+    """The samples of a file as examples, read once as long as they are asked for in order."""
 
     def __init__(self, file: TokenFile, shape: tuple[int, int], bar: Progress) -> None:
-        self.file, self.shape, self.bar = file, shape, bar
-        self.position, self.lines = 0, enumerate(file.read(), 1)
+        self.shape, self.bar = shape, bar
+        self.position, self.samples = 0, file.read()
 
     def slice(self, start: int, stop: int) -> Iterable[Ids]:
         """Examples (1, k, N) from start to stop."""
         self.bar.skip(start - self.position)
-        length = self.shape[0] * self.shape[1]
-        for number, ids in islice(self.lines, start - self.position, stop - self.position):
-            if len(ids) != length:
-                raise UserError(
-                    f"{self.file.path} line {number} holds {len(ids)} tokens, line 1 {length}"
-                )
+        for ids in islice(self.samples, start - self.position, stop - self.position):
             self.bar.update()
             yield ids.reshape(1, *self.shape)
         self.position = stop
