@@ -41,7 +41,7 @@ def documents(batch):
                 assert not batch["input_ids"][row].view(K, TOKENS)[mine].any()
                 continue
             (task,) = batch["task"][row][mine].unique().tolist()
-            assert (ids[mine] == ids[mine][:, :1]).all()  # each image is whole
+            assert (ids[mine] == ids[mine][:, :1]).all()  # each image is complete
             found.append(
                 (tasks[task], ids[mine][:, 0].tolist(), batch["is_target"][row][mine].tolist())
             )
