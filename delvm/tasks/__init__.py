@@ -13,7 +13,7 @@ from delvm.tasks import (
     segmentation,
     unpaired,
 )
-from delvm.tasks.base import Task
+from delvm.tasks.base import SMALL_ROTATION, Task
 
 # Of the procedural corpus; the evaluation of students defaults to these.
 TRAINED = ("segmentation", "pose", "derain", "deblur")
@@ -68,7 +68,8 @@ def get(name: str) -> Task:
 
 
 def get_or_default(name: str) -> Task:
-    """The task of that name; an unknown one is scored by psnr and ssim, and never flipped.
+    """The task of that name; an unknown one is scored by psnr and ssim, and never flipped
+    or turned far.
 
     Nothing is known about an unknown task, and a flip may change what it means.
 
@@ -78,7 +79,12 @@ def get_or_default(name: str) -> Task:
     if legacy.TASKS.get(name, name) in _TASKS:
         return get(name)
     _check_name(name)
-    return Task(name=name, description=f"the unregistered task {name}", allows_hflip=False)
+    return Task(
+        name=name,
+        description=f"the unregistered task {name}",
+        allows_hflip=False,
+        max_degrees=SMALL_ROTATION,
+    )
 
 
 def _check_name(name: str) -> None:

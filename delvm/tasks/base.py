@@ -16,6 +16,10 @@ ImageArray: TypeAlias = npt.NDArray[np.uint8]  # (H, W, 3), RGB
 MetricFn: TypeAlias = Callable[[ImageArray, ImageArray], float]
 
 
+# In degrees, for tasks in which up and down differ.
+SMALL_ROTATION = 10.0
+
+
 @dataclass(frozen=True)
 class Task:
     """A task and its metrics; for all of them higher is better.
@@ -28,6 +32,8 @@ class Task:
         label_palette: Colors that stand for labels, if the targets consist of them; black is the
             background. Such targets are resized without smoothing.
         allows_hflip: Whether a horizontally flipped example is still a valid one of this task.
+        allows_vflip: The same of a vertically flipped one; None: as `allows_hflip`.
+        max_degrees: Largest rotation either way after which an example is still a valid one.
     """
 
     name: str
@@ -35,6 +41,8 @@ class Task:
     metric_fns: Mapping[str, MetricFn] = field(default_factory=dict)
     primary_metric: str = "psnr"
     allows_hflip: bool = True
+    allows_vflip: bool | None = None
+    max_degrees: float = 180.0
     label_palette: Sequence[tuple[int, int, int]] | None = None
 
     @property

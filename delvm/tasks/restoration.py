@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from delvm.tasks.base import ImageArray, Task
+from delvm.tasks.base import SMALL_ROTATION, ImageArray, Task
 
 _MIN_CANVAS = 192  # streaks are rendered at least this large, so that their width scales smoothly
 
@@ -79,6 +79,15 @@ def motion_blur(clean: ImageArray, rng: np.random.Generator) -> ImageArray:
     return (image + 0.5).astype(np.uint8)
 
 
-DERAIN = Task(name="derain", description="remove heavy rain from an image")
+DERAIN = Task(
+    name="derain",
+    description="remove heavy rain from an image",
+    max_degrees=SMALL_ROTATION,  # rain that falls sideways would be another task
+)
 # The drift always has one direction: a flipped pair would belong to another task.
-DEBLUR = Task(name="deblur", description="remove strong motion blur", allows_hflip=False)
+DEBLUR = Task(
+    name="deblur",
+    description="remove strong motion blur",
+    allows_hflip=False,
+    max_degrees=SMALL_ROTATION,
+)

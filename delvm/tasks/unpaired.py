@@ -1,10 +1,20 @@
 """Tasks whose examples are not pairs of input and target, and which are not evaluated."""
 
-from delvm.tasks.base import Task
+from delvm.tasks.base import SMALL_ROTATION, Task
 
 IMAGES = Task(name="images", description="single images")
 # Classes may differ only in orientation, such as left and right hands, or letters.
-CATEGORIES = Task(name="categories", description="images of one class", allows_hflip=False)
+CATEGORIES = Task(
+    name="categories",
+    description="images of one class",
+    allows_hflip=False,
+    max_degrees=SMALL_ROTATION,
+)
 TUPLE = Task(name="tuple", description="an image and all its annotations")
 # The direction of motion, and text in a frame, have a meaning.
-VIDEO = Task(name="video", description="frames of a clip in order", allows_hflip=False)
+VIDEO = Task(
+    name="video",
+    description="frames of a clip in order",
+    allows_hflip=False,
+    max_degrees=SMALL_ROTATION,
+)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from delvm import tasks
-from delvm.data.augment import augment
+from delvm.data.augment import Geometry, augment
 from delvm.data.datasets.sampler import (
     SHUFFLE_WINDOW_SHARDS,
     Int64,
@@ -137,7 +137,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         example, image = divmod(index, self.manifests[name].images_per_example)
         key, pixels = self.readers[task].read(shard, example, image)
         single = Example(key, name, (pixels,))
-        return augment(single, self.seed, epoch, flip=tasks.get_or_default(name).allows_hflip).input
+        geometry = Geometry().allowed_for(tasks.get_or_default(name))
+        return augment(single, self.seed, epoch, geometry=geometry).input
 
 
 def validation_images(config: ImagesConfig) -> Tensor:

@@ -235,8 +235,9 @@ def plan_job(
         for both in _plan_split(input_dir, split, tokenizer, fingerprint, balance, seed)
     ]
     images, tokens = zip(*planned, strict=True)
-    flips = tuple(tasks.get_or_default(manifest.task).allows_hflip for manifest in tokens)
-    return EncodeJob(input_dir, output_dir, images, tokens, flips, batch_size)
+    named = (tasks.get_or_default(manifest.task) for manifest in tokens)
+    geometries = tuple(map(balance.geometry, named))
+    return EncodeJob(input_dir, output_dir, images, tokens, geometries, batch_size)
 
 
 def _plan_split(
@@ -259,13 +260,7 @@ def _plan_split(
                 f"image size {manifest.image_size} (images in {input_dir}) != resolution {size} "
                 f"(tokenizer): run `delvm prepare source.size={size}`"
             )
-        settings = {
-            "mode": balance.mode.value,
-            "examples_per_task": balance.examples_per_task,
-            "seed": seed,
-        }
-        if balance.mode is BalanceMode.augment:
-            settings["jitter"] = balance.jitter.value
+        settings = balance.settings() | {"seed": seed}
         tokens = plan_tokens(
             manifest,
             targets[task],

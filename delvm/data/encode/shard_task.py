@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from delvm.data.augment import BalanceMode, Jitter, augment
+from delvm.data.augment import BalanceMode, Geometry, Jitter, augment
 from delvm.data.image_io import to_tensor
 from delvm.data.shards.manifest import Manifest
 from delvm.data.shards.reader import iter_lazy
@@ -65,8 +65,8 @@ class EncodeJob:
         input_dir, output_dir: roots of the image shards and of the token shards.
         image_manifests: of the existing image shards, one per split and task.
         token_manifests: of the token shards to be written, one for each of `image_manifests`.
-        allows_hflip: whether augmentation may flip, for each of them. Workers do not look it up:
-            a task may be registered only in the process that planned the job.
+        geometries: ranges of augmentation, for each of them. Workers do not look them up: a
+            task may be registered only in the process that planned the job.
         batch_size: examples per batch.
     """
 
@@ -74,7 +74,7 @@ class EncodeJob:
     output_dir: StoragePath
     image_manifests: tuple[Manifest, ...]
     token_manifests: tuple[Manifest, ...]
-    allows_hflip: tuple[bool, ...]
+    geometries: tuple[Geometry, ...]
     batch_size: int
 
     def count(self, shard: "ShardTask") -> int:
@@ -138,8 +138,8 @@ def encode_shard(
         return ShardResult(shard, time.perf_counter() - start)
 
     def ids(first: int, last: int) -> Iterator[npt.NDArray[np.int64]]:
-        flip = job.allows_hflip[shard.manifest]
-        examples = balanced_examples(job.input_dir, manifest, images, first, last, flip=flip)
+        geometry = job.geometries[shard.manifest]
+        examples = balanced_examples(job.input_dir, manifest, images, first, last, geometry)
         batches = _batches(examples, job.batch_size)
         for batch in decode_batches(batches, _decode_threads(tokenizer)):
             yield _encode_batch(batch, tokenizer)
@@ -218,8 +218,7 @@ def balanced_examples(
     images: Manifest,
     start: int,
     stop: int,
-    *,
-    flip: bool,
+    geometry: Geometry,
 ) -> Iterator[LazyExample]:
     """Items `start` to `stop` of a balanced task: item i is copy i // count of example i % count.
 
@@ -230,7 +229,7 @@ def balanced_examples(
         manifest: Of the token shards to be written, which records how the task is balanced.
         images: Of the image shards of that split and task.
         start, stop: Range of items.
-        flip: Whether copies may be flipped horizontally.
+        geometry: Ranges of augmentation.
     """
     count = images.count
     settings = manifest.balance or {}
@@ -243,7 +242,12 @@ def balanced_examples(
         for example in itertools.islice(examples, last - first):
             if augmented:
                 yield partial(
-                    _augmented, example, settings["seed"], aug_index, flip=flip, jitter=jitter
+                    _augmented,
+                    example,
+                    settings["seed"],
+                    aug_index,
+                    geometry=geometry,
+                    jitter=jitter,
                 )
             else:
                 yield example
@@ -251,6 +255,6 @@ def balanced_examples(
 
 
 def _augmented(
-    example: LazyExample, seed: int, aug_index: int, *, flip: bool, jitter: Jitter
+    example: LazyExample, seed: int, aug_index: int, *, geometry: Geometry, jitter: Jitter
 ) -> Example:
-    return augment(example(), seed, aug_index, flip=flip, jitter=jitter)
+    return augment(example(), seed, aug_index, geometry=geometry, jitter=jitter)

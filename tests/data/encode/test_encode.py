@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from delvm.data.augment import BalanceConfig, BalanceMode, augment
+from delvm.data.augment import BalanceConfig, BalanceMode, Geometry, augment
 from delvm.data.encode.encode import encode
 from delvm.data.prepare.prepare import prepare
 from delvm.data.shards.codebook import read_codebook
@@ -54,7 +54,10 @@ def test_augment_item_depends_on_example_and_copy(pairs, tmp_path, task, flip):
     encode(pairs, tmp_path / "t", FakeTokenizer(), "abc", balance=balance, seed=5, batch_size=4)
     originals = list(read_examples(pairs, "train", task))
     count = len(originals)
-    items = [augment(originals[i % count], 5, i // count, flip=flip) for i in range(17)]
+    items = [
+        augment(originals[i % count], 5, i // count, geometry=Geometry(hflip=flip))
+        for i in range(17)
+    ]
     expected = tokens_of(items)
     assert np.array_equal(stored(tmp_path / "t", "train", task), expected)
     assert len(np.unique(expected.reshape(17, -1), axis=0)) == 17
