@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
+from pathlib import Path
 
 import delvm
 from delvm.commands import VERBS
@@ -43,12 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         one line on stderr), 3 (done, and the result needs a look), 130 (Ctrl-C), or 128 + another
         signal.
     """
+    _open_closed_streams()
     code = _run(list(sys.argv[1:] if argv is None else argv))
     if argv is None and "delvm.training.strategies" in sys.modules:
         from delvm.training.strategies import exit_process
 
         exit_process(code)
     return code
+
+
+def _open_closed_streams() -> None:
+    """Send to nowhere what a process started without stdout or stderr (``>&-``, a daemon) prints.
+
+    Python has None for a closed stream, and the next file that is opened would get its number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
 
 
 def _run(words: list[str]) -> int:

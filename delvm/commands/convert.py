@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from delvm.commands.app import verb_main
+from delvm.commands.output_check import check_output_dir
 from delvm.configs.verbs import ConvertConfig
 from delvm.interop.convert import convert
 from delvm.models.token_space import TokenSpace
@@ -10,6 +11,7 @@ from delvm.models.token_space import TokenSpace
 
 def run(cfg: ConvertConfig) -> None:
     """Convert, and print what was written."""
+    check_output_dir(cfg.output_dir, "output_dir")
     written = convert(
         Path(cfg.input),
         Path(cfg.output_dir),

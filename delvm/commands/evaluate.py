@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from delvm.commands.app import verb_main
+from delvm.commands.output_check import check_output_dir
 from delvm.configs.verbs import EvaluateConfig, EvaluationMode
 from delvm.storage import as_path
 
 
 def run(cfg: EvaluateConfig) -> None:
     """Evaluate, and print where the report is."""
+    check_output_dir(cfg.output_dir, "output_dir")
     if cfg.mode is EvaluationMode.tokenizer:
         _tokenizer(cfg)
     else:

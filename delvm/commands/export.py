@@ -3,12 +3,15 @@
 from pathlib import Path
 
 from delvm.commands.app import verb_main
+from delvm.commands.output_check import check_output_dir
 from delvm.configs.verbs import ExportConfig
 from delvm.errors import UserError
 
 
 def run(cfg: ExportConfig) -> None:
     """Write the directory atomically, and print what it holds."""
+    # The directory is built next to an earlier one and takes its name.
+    check_output_dir(str(Path(cfg.output_dir).parent), "output_dir")
     # Imported here: torch takes seconds, which a mistake in the config need not wait for.
     import torch
 

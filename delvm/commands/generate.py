@@ -1,16 +1,20 @@
 """`delvm generate`: prompt a student with example pairs and generate the answers to queries."""
 
 from delvm.commands.app import verb_main
+from delvm.commands.output_check import check_output_dir
 from delvm.configs.verbs import GenerateConfig
 from delvm.data.image_io import open_image
-from delvm.inference.answer_files import plan_outputs, write_answers
-from delvm.inference.prompt_folder import read_prompt
+from delvm.inference.answer_files import AnswerWriter, plan_outputs
+from delvm.inference.prompt_folder import check_queries, read_prompt
+from delvm.progress import track
 
 
 def run(cfg: GenerateConfig) -> None:
     """Write an answer for each query, and image grids of prompt, queries and answers."""
     files = plan_outputs(cfg.query, cfg.output)
+    check_output_dir(str(files.answers[0].parent), "output")
     pairs = read_prompt(cfg.prompt)
+    check_queries(files.queries)
     # Imported here: torch takes seconds, which a mistake above need not wait for.
     from delvm.inference.prompter import Prompter
     from delvm.interop.load import load_student, load_tokenizer
@@ -19,11 +23,11 @@ def run(cfg: GenerateConfig) -> None:
     device = resolve_device(cfg.device)
     tokenizer, student = load_tokenizer(cfg.tokenizer, device), load_student(cfg.student, device)
     prompter = Prompter(tokenizer, student, resize=cfg.resize)
-    prompter.check_context_length(len(pairs))
-    queries = [prompter.to_squares([open_image(path)])[0] for path in files.queries]
-    answers = prompter.complete(
+    writer = AnswerWriter(files, prompter.to_squares([image for pair in pairs for image in pair]))
+    total = len(files.queries)
+    answers = prompter.stream(
         pairs,
-        queries,
+        map(open_image, files.queries),
         decoding=cfg.decoding,
         temperature=cfg.temperature,
         top_k=cfg.top_k,
@@ -31,10 +35,11 @@ def run(cfg: GenerateConfig) -> None:
         seed=cfg.seed,
         batch_size=cfg.batch_size,
     )
-    prompt = prompter.to_squares([image for pair in pairs for image in pair])
-    write_answers(files, prompt, queries, answers)
-    one = len(answers) == 1
-    print(f"answer: {files.answers[0]}" if one else f"answers: {len(answers)} in {cfg.output}")
+    if total > cfg.batch_size:
+        answers = track(answers, total, "generate", "answers")
+    for query, answer in answers:
+        writer.write(query, answer)
+    print(f"answer: {files.answers[0]}" if total == 1 else f"answers: {total} in {cfg.output}")
     print(f"image grid: {', '.join(map(str, files.grids))}")
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from delvm.commands.app import verb_main
+from delvm.commands.output_check import check_output_dir
 from delvm.configs.verbs import InspectConfig
 from delvm.errors import CheckFailed
 from delvm.storage import as_path
@@ -14,6 +15,7 @@ def run(cfg: InspectConfig) -> None:
     Raises:
         CheckFailed: something is wrong.
     """
+    check_output_dir(cfg.output_dir, "output_dir")
     # Imported here: torch takes seconds, which a mistake in the config need not wait for.
     from delvm.evaluation.shard_inspection import format_inspection, inspect_shards, shard_kind
     from delvm.interop.load import load_tokenizer

@@ -67,36 +67,36 @@ def _one_file(query: Path, output: Path) -> OutputPaths:
     return OutputPaths([query], [output], [grid])
 
 
-def write_answers(
-    files: OutputPaths,
-    prompt: Sequence[Image.Image],
-    queries: Sequence[Image.Image],
-    answers: Sequence[Image.Image],
-) -> None:
-    """Write each answer, and image grids of prompt, queries and answers.
+class AnswerWriter:
+    """Writes each answer as it comes, and an image grid as soon as its rows are complete."""
 
-    Args:
-        prompt: input and target of each pair in a row.
-        queries, answers: in the order of the files.
-    """
-    for path, answer in zip(files.answers, answers, strict=True):
-        _save(answer, path)
-    for number, path in enumerate(files.grids):
-        part = slice(number * ROWS_PER_GRID, (number + 1) * ROWS_PER_GRID)
-        cell = max(*queries[0].size, 128)
-        _save(_grid(prompt, queries[part], answers[part], cell), path)
+    def __init__(self, files: OutputPaths, prompt: Sequence[Image.Image]) -> None:
+        """
+        Args:
+            files: what is written.
+            prompt: input and target of each pair in a row.
+        """
+        self.files, self.prompt = files, prompt
+        self.count = 0
+        self._rows: list[tuple[Image.Image, Image.Image]] = []
+
+    def write(self, query: Image.Image, answer: Image.Image) -> None:
+        """Write the answer to the next query."""
+        _save(answer, self.files.answers[self.count])
+        self._rows.append((query, answer))
+        self.count += 1
+        if len(self._rows) == ROWS_PER_GRID or self.count == len(self.files.answers):
+            path = self.files.grids[(self.count - 1) // ROWS_PER_GRID]
+            _save(_grid(self.prompt, self._rows, max(*query.size, 128)), path)
+            self._rows = []
 
 
 def _grid(
-    prompt: Sequence[Image.Image],
-    queries: Sequence[Image.Image],
-    answers: Sequence[Image.Image],
-    cell: int,
+    prompt: Sequence[Image.Image], rows: Sequence[tuple[Image.Image, Image.Image]], cell: int
 ) -> Image.Image:
     """One row per query: the prompt's pairs, the query, the answer."""
-    rows = [[*prompt, *each] for each in zip(queries, answers, strict=True)]
     titles = [f"{side} {i + 1}" for i in range(len(prompt) // 2) for side in ("input", "target")]
-    return image_grid(rows, [*titles, "query", "answer"], cell)
+    return image_grid([[*prompt, *each] for each in rows], [*titles, "query", "answer"], cell)
 
 
 def _save(image: Image.Image, path: Path) -> None:

@@ -1,10 +1,11 @@
 """Read prompts and queries from folders of images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from delvm.data.image_io import aligned, open_stored
+from delvm.data.image_io import aligned, open_image, open_stored
 from delvm.data.resizing import same_shape
 from delvm.errors import UserError
 
@@ -78,3 +79,16 @@ def find_queries(path: str | Path) -> tuple[list[Path], list[Path]]:
     if not images:
         raise UserError(f"query folder {path} has no images")
     return images, [file for file in files if file not in images]
+
+
+def check_queries(files: Sequence[Path]) -> None:
+    """Open each query far enough to see that it is an image, before any is answered.
+
+    Raises:
+        UserError: one of them is not.
+    """
+    for file in files:
+        try:
+            Image.open(file).close()
+        except (OSError, ValueError, Image.DecompressionBombError):
+            open_image(file)  # raises the reason

@@ -1,6 +1,7 @@
 """Prompt a student by example: pairs and queries as images in, answers as images out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import cast
 
 import torch
@@ -65,9 +66,11 @@ class Prompter:
             decoding: "mean_embedding" (the code nearest to the mean embedding, closest in pixels),
                 "greedy" (the most likely token) or "sample". None: "sample" above temperature 0,
                 "mean_embedding" at 0.
-            temperature: of sampling; above 0 with "sample" only. DeLVM's notebook names 0.1.
+            temperature: of sampling; above 0 with "sample" only. LVM samples at 1. (DeLVM is
+                greedy: its notebook sets a temperature and a top-p, but not ``do_sample``, without
+                which transformers ignores both.)
             top_k, top_p: sample from the k most likely tokens, and from the fewest tokens that
-                together have the probability p (DeLVM's notebook names 0.75).
+                together have the probability p.
             seed: of the samples, together with the index of the query.
             batch_size: queries answered at once.
 
@@ -78,14 +81,48 @@ class Prompter:
             UserError: prompt and answer exceed the student's context, decoding and temperature
                 contradict each other, or the images of a pair have different shapes.
         """
+        answers = self.stream(
+            pairs,
+            queries,
+            decoding=decoding,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        return [answer for _, answer in answers]
+
+    def stream(
+        self,
+        pairs: Sequence[tuple[Image.Image, Image.Image]],
+        queries: Iterable[Image.Image],
+        *,
+        decoding: Decoding | str | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> Iterator[tuple[Image.Image, Image.Image]]:
+        """As `complete`, for any number of queries: one batch of them is in memory at a time.
+
+        Args:
+            pairs, decoding, temperature, top_k, top_p, seed, batch_size: as for `complete`.
+            queries: read as they are needed, so a generator may open them.
+
+        Yields:
+            the query as the tokenizer sees it (`to_squares`), and its answer.
+
+        Raises:
+            UserError: as `complete`, before the first query is read.
+        """
         self.check_context_length(len(pairs))
         method = resolve_decoding(decoding, temperature)
-        if not queries:
-            return []
         prompt = self.encode(_open_pairs(pairs)).flatten()
-        answers: list[Image.Image] = []
-        for start in range(0, len(queries), batch_size):
-            query = self.encode(queries[start : start + batch_size])  # (B, N)
+        waiting, start = iter(queries), 0
+        while batch := self.to_squares(list(islice(waiting, batch_size))):
+            query = self.encode(batch)  # (B, N)
             ids = generate(
                 self.student,
                 torch.cat((prompt.expand(len(query), -1), query), dim=1),
@@ -98,8 +135,8 @@ class Prompter:
                 row_offset=start,
                 codebook=self.tokenizer.codebook,
             )
-            answers += to_pil(self.tokenizer.decode(ids))
-        return answers
+            yield from zip(batch, to_pil(self.tokenizer.decode(ids)), strict=True)
+            start += len(batch)
 
     def check_context_length(self, num_pairs: int) -> None:
         """Raise a UserError if pairs, query and answer do not fit into the student's context."""

@@ -223,3 +223,18 @@ def test_config_dir_of_an_installed_package(monkeypatch, tmp_path):
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "train.yaml").touch()
     assert config_dir() == tmp_path / "conf"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_change_no_exit_code(closed):
+    """As under a daemon: what is printed goes nowhere."""
+    for words, expected in (("--version", 0), ("no_such_verb", 2)):
+        found = subprocess.run(
+            ["bash", "-c", f'"$0" -m delvm {words} {closed}', sys.executable],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(Path(package.__file__).parent.parent)},
+            timeout=120,
+        )
+        assert found.returncode == expected, found.stderr
+        assert "Traceback" not in found.stderr + found.stdout

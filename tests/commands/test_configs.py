@@ -63,7 +63,7 @@ def test_every_file_says_what_it_is(path: Path):
     comments = [line for line in lines if line.startswith("#") and "@package" not in line]
     assert comments, f"{path} starts with no comment: help pages show it"
     bare = path.stem == "none" or path == CONF / "trainer/gpu.yaml"  # which is cpu and more
-    if path.parent.name not in ("experiment", "sweep", "debug") and not bare:
+    if path.parent.name not in ("experiment", "sweep", "debug", "preset") and not bare:
         assert any(line.startswith("  - /schema/") for line in lines), f"{path} names no schema"
 
 

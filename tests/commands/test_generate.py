@@ -148,3 +148,59 @@ def test_an_answer_is_kept_when_the_next_fails(generate, tmp_path):
     path.write_bytes(b"damaged")
     assert generate(f"query={path}", f"output={output}")[0] == 2
     assert output.read_bytes() == before
+
+
+def test_answers_are_written_batch_by_batch_with_bounded_memory(
+    generate, tmp_path, monkeypatch, prompt
+):
+    """Each batch is opened when its turn comes, and on disk before the next one is opened."""
+    for number in range(9):
+        query(tmp_path / "q", f"{number}.png", (16, 16))
+    output, answered = tmp_path / "out", []
+
+    def opening(path):
+        answered.append(len([*output.glob("*_answer.png")]))
+        return open_image(path)
+
+    monkeypatch.setattr("delvm.commands.generate.open_image", opening)
+    words = (f"query={tmp_path}/q", f"output={output}", "batch_size=3")
+    code, out, err = generate(*words)
+    assert code == 0 and out.startswith(f"answers: 9 in {output}\n")
+    assert answered == [0] * 3 + [3] * 3 + [6] * 3
+    assert "generate: 9/9 answers" in err and "answers/s" in err
+    in_batches = {path.name: path.read_bytes() for path in output.glob("*_answer.png")}
+    assert generate(f"query={tmp_path}/q", f"output={tmp_path}/once")[0] == 0
+    at_once = {path.name: path.read_bytes() for path in (tmp_path / "once").glob("*_answer.png")}
+    assert in_batches == at_once and len(at_once) == 9
+    assert (output / "grid.png").read_bytes() == (tmp_path / "once" / "grid.png").read_bytes()
+
+
+def test_a_query_that_is_not_an_image_is_named_before_any_answer(generate, tmp_path):
+    for number in range(3):
+        query(tmp_path / "q", f"{number}.png", (16, 16))
+    (tmp_path / "q" / "9.png").write_text("not an image")
+    code, _, err = generate(f"query={tmp_path}/q", f"output={tmp_path}/out", "batch_size=1")
+    assert code == 2 and "9.png" in err and not (tmp_path / "out").exists()
+
+
+def test_preset_delvm_is_greedy_and_lvm_samples():
+    from delvm.commands.app import compose
+    from delvm.inference.decoding import Decoding
+
+    given = ["prompt=a", "query=b"]
+    for verb, words in (("generate", given), ("evaluate", [])):
+        assert compose(verb, words).decoding is Decoding.mean_embedding
+        delvm = compose(verb, [*words, "preset=delvm"])
+        assert (delvm.decoding, delvm.temperature, delvm.top_p) == (Decoding.greedy, 0, None)
+        lvm = compose(verb, [*words, "preset=lvm"])
+        assert (lvm.decoding, lvm.temperature, lvm.top_p) == (Decoding.sample, 1, 1)
+        cooler = compose(verb, [*words, "preset=lvm", "temperature=0.5"])
+        assert (cooler.temperature, cooler.top_k) == (0.5, None)
+        assert not delvm.validate() or verb == "evaluate"
+
+
+def test_preset_delvm_decodes_as_greedy(generate, tmp_path):
+    path = query(tmp_path)
+    assert generate(f"query={path}", f"output={tmp_path}/a.png", "preset=delvm")[0] == 0
+    assert generate(f"query={path}", f"output={tmp_path}/b.png", "decoding=greedy")[0] == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
