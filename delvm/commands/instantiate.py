@@ -16,22 +16,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig, OmegaConf
 
 from delvm.commands.build import build
-from delvm.errors import UserError
-from delvm.interop.load import load_student, load_tokenizer
-from delvm.interop.save import config_dict
 from delvm.models.precision import resolve_precision
-from delvm.models.transformer import Transformer
-from delvm.models.vqgan import VQGAN
 from delvm.training.checkpoint_io import AtomicCheckpointIO
-from delvm.training.distillation import check_ids
 from delvm.training.fit import filter_warnings, fit
+from delvm.training.init_weights import load_init_weights
 from delvm.training.output_dir import check_output_dir
-from delvm.training.resume import (
-    config_mismatches,
-    format_override,
-    resolve_resume,
-    validate_resume,
-)
+from delvm.training.resume import resolve_resume, validate_resume
 
 
 @dataclass(frozen=True)
@@ -135,37 +125,3 @@ def _defer_init(cfg: DictConfig) -> None:
     net = OmegaConf.select(cfg, "student.net")
     if net is not None and "defer_init" in net:
         net.defer_init = True
-
-
-def load_init_weights(module: Any, init_from: str, data: Any) -> None:
-    """Load pretrained weights into a module's network, which must be the same function of them.
-
-    Raises:
-        UserError: there are none, or of another architecture or tokenizer.
-    """
-    model: Any = getattr(module, "model", None)
-    if type(model) not in (VQGAN, Transformer):
-        raise UserError(
-            f"init_from={init_from} is for networks of DeLVM, and module.model is "
-            f"{type(model).__name__}: set init_from=null and load its weights in its constructor"
-        )
-    kind = "tokenizer" if isinstance(model, VQGAN) else "student"
-    try:
-        trained = load_tokenizer(init_from) if kind == "tokenizer" else load_student(init_from)
-    except UserError as error:
-        raise UserError(str(error).replace(f"set {kind}=PATH", "set init_from=PATH")) from None
-    if kind == "student":
-        check_ids(trained, f"init_from={init_from}", data)
-    ours, theirs = (config_dict(each)["config"] for each in (model, trained))
-    if mismatched := config_mismatches(theirs, ours):
-        raise UserError(
-            "; ".join(
-                f"{key} {format_override(theirs[key])} (init_from={init_from}) != "
-                f"{format_override(ours.get(key))} ({kind}): "
-                f"set {kind}.net.{key}={format_override(theirs[key])}"
-                for key in mismatched
-            )
-        )
-    model.load_state_dict(trained.state_dict())
-    if kind == "tokenizer" and getattr(module, "codebook", None) is not None:
-        module.codebook.init_from_codebook()

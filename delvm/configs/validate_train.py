@@ -4,7 +4,6 @@ Each node's own settings are checked by its ``validate``; here are the checks th
 can make. Nodes of foreign classes are not checked: what they take is theirs to say.
 """
 
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,11 +16,11 @@ from delvm.data.datasets.sampler import mixture_weights
 from delvm.data.datasets.sentences import SentencesConfig, examples_per_sentence
 from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.errors import UserError, did_you_mean
-from delvm.interop.load import resolve
 from delvm.models.transformer import InputEmbedding
 from delvm.storage import as_path
 from delvm.training.datamodules import ImageDataModule, SentenceDataModule
 from delvm.training.distillation import DistillationModule
+from delvm.training.init_weights import init_errors
 from delvm.training.launch import (
     attention_errors,
     detect_launcher,
@@ -48,7 +47,9 @@ def train_errors(cfg: DictConfig) -> list[str]:
         trainer.accelerator, trainer.devices, trainer.precision, cfg.module.get("compile", False)
     )
     errors += process_errors(trainer.devices, trainer.num_nodes)
-    errors += _strategy_errors(cfg) + _init_errors(cfg)
+    errors += _strategy_errors(cfg)
+    kind = "tokenizer" if _builds(cfg.module, TokenizerModule) else "student"
+    errors += init_errors(cfg.resume, cfg.init_from, kind)
     if _builds(cfg.module, TokenizerModule):
         errors += _tokenizer_errors(cfg)
     elif _builds(cfg.module, StudentModule):
@@ -147,18 +148,6 @@ def _strategy_errors(cfg: DictConfig) -> list[str]:
             "trainer.precision=bf16-mixed, or strategy=ddp"
         )
     return errors
-
-
-def _init_errors(cfg: DictConfig) -> list[str]:
-    if cfg.resume not in (None, "auto") and not Path(cfg.resume).exists():
-        return [f"checkpoint not found: {cfg.resume} (set resume=PATH, auto or null)"]
-    kind = "tokenizer" if _builds(cfg.module, TokenizerModule) else "student"
-    try:
-        if cfg.init_from is not None:
-            resolve(cfg.init_from, kind)
-    except UserError as error:
-        return [str(error).replace(f"set {kind}=PATH", "set init_from=PATH or null")]
-    return []
 
 
 def _manifest(path: str, kind: str, errors: list[str]) -> dict[str, Manifest]:
