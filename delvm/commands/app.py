@@ -16,7 +16,6 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from delvm.commands.explain import explained, missing_values, unknown_key
@@ -24,7 +23,7 @@ from delvm.configs import config_root
 from delvm.configs.register import register
 from delvm.configs.store import walk
 from delvm.configs.text import quote_text
-from delvm.configs.validate import check
+from delvm.configs.validate import check, in_sweep
 from delvm.errors import Diverged, UserError
 from delvm.progress import log
 
@@ -160,11 +159,6 @@ def checked(verb: str, cfg: DictConfig) -> Any:
     if missing:
         raise UserError(missing_values(missing))
     return cfg if verb == "train" else OmegaConf.to_object(cfg)
-
-
-def in_sweep() -> bool:
-    """Whether this is one of several jobs (``--multirun``)."""
-    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 def is_search() -> bool:

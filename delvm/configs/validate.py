@@ -5,6 +5,8 @@ Parts of foreign classes have no schema and are skipped: what they take is their
 
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
@@ -19,6 +21,11 @@ _TAKES_URLS = {
     "evaluate": ("input_dir",),
     "inspect": ("input_dir",),
 }
+
+
+def in_sweep() -> bool:
+    """Whether this is one of several jobs (``--multirun``)."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 def check(verb: str, cfg: DictConfig) -> None:
@@ -56,5 +63,5 @@ def config_errors(verb: str, cfg: DictConfig) -> list[str]:
     if verb == "train":
         from delvm.configs.validate_train import train_errors
 
-        errors += train_errors(cfg)
+        errors += train_errors(cfg, in_sweep())
     return errors

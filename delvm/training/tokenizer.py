@@ -34,6 +34,34 @@ VGG_HINT = (
 )
 
 
+def trainer_errors(precision: str, batches: int, disc_weight: float | None) -> list[str]:
+    """Errors of a trainer's settings that a tokenizer cannot be trained with, one line each.
+
+    Args:
+        precision: of the trainer.
+        batches: per optimizer step, ``accumulate_grad_batches``.
+        disc_weight: of the discriminator's loss; None or 0 is none.
+    """
+    errors = []
+    if precision == "bf16-true":
+        errors.append(
+            "trainer.precision=bf16-true and module=tokenizer, whose images and codes are "
+            "float32: set trainer.precision=bf16-mixed"
+        )
+    if batches != 1:
+        errors.append(
+            f"trainer.accumulate_grad_batches={batches} and module=tokenizer, which does without: "
+            "set trainer.accumulate_grad_batches=1"
+        )
+    if disc_weight and precision == "16-mixed":
+        errors.append(
+            "trainer.precision=16-mixed cannot take two gradients of one image, as "
+            f"module.disc_weight={disc_weight} does: set trainer.precision=bf16-mixed or "
+            "module.disc_weight=0"
+        )
+    return errors
+
+
 class PerceptualLoss(Enum):
     """Which perceptual distance: ``lpips`` needs the weights of a VGG16, ``ms_ssim`` nothing."""
 
