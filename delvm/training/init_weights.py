@@ -36,7 +36,7 @@ def load_init_weights(module: Any, init_from: str, data: Any) -> None:
     Args:
         module: its ``model`` is a `VQGAN` or a `Transformer`.
         init_from: whatever `load_tokenizer` or `load_student` reads.
-        data: the data module, whose ids a student's weights must belong to.
+        data: the data module, whose ids must be of the tokenizer that a student was trained with.
 
     Raises:
         UserError: there are none, or of another architecture or tokenizer.
