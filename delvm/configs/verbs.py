@@ -14,8 +14,9 @@ from omegaconf import MISSING
 from delvm.configs.store import Groups, schema_of
 from delvm.data.resizing import ResizeMode
 from delvm.data.types import SPLITS
-from delvm.errors import UserError, did_you_mean
-from delvm.inference.decoding import Decoding, resolve_decoding
+from delvm.errors import did_you_mean
+from delvm.inference.decoding import Decoding, sampling_errors
+from delvm.interop.formats import output_errors
 from delvm.storage import as_path
 
 Device = StrEnum("Device", ["auto", "cpu", "cuda"])  # auto: the first GPU, or else the CPU
@@ -91,16 +92,9 @@ class RunsConfig:
     output: str = MISSING
 
     def validate(self) -> list[str]:
-        from delvm.evaluation.run_table import is_run_table
+        from delvm.evaluation.run_table import path_errors
 
-        errors, output = [], Path(self.output)
-        if not Path(self.input_dir).is_dir():
-            errors.append(f"input_dir={self.input_dir} is not a directory: set it to one with runs")
-        if output.is_dir():
-            errors.append(f"output={output} is a directory: set output={output / 'runs.csv'}")
-        elif output.exists() and not is_run_table(output):
-            errors.append(f"output={output} exists and is not a table of runs: set output=FILE.csv")
-        return errors
+        return path_errors(Path(self.input_dir), Path(self.output))
 
 
 @dataclass
@@ -120,7 +114,8 @@ class GenerateConfig:
     device: Device = Device.auto
 
     def validate(self) -> list[str]:
-        return _sampling_errors(self)
+        errors = sampling_errors(self.decoding, self.temperature, self.top_k, self.top_p)
+        return errors + require_min(1, batch_size=self.batch_size)
 
 
 @dataclass
@@ -146,8 +141,10 @@ class EvaluateConfig:
     def validate(self) -> list[str]:
         from delvm import tasks
 
-        errors = _sampling_errors(self)
-        errors += require_min(1, num_queries=self.num_queries, num_shots=self.num_shots)
+        errors = sampling_errors(self.decoding, self.temperature, self.top_k, self.top_p)
+        errors += require_min(
+            1, batch_size=self.batch_size, num_queries=self.num_queries, num_shots=self.num_shots
+        )
         for task in self.tasks:
             if task not in tasks.NAMES and not (as_path(self.input_dir) / "test" / task).is_dir():
                 errors.append(f"unknown task '{task}': {did_you_mean(task, tasks.NAMES)}")
@@ -175,25 +172,6 @@ class EvaluateConfig:
                     f"set {key}={'null' if default is None else default} or mode=students"
                 )
         return errors
-
-
-def _sampling_errors(cfg: GenerateConfig | EvaluateConfig) -> list[str]:
-    errors = require_min(0, temperature=cfg.temperature)
-    errors += require_min(1, top_k=cfg.top_k, batch_size=cfg.batch_size)
-    if cfg.top_p is not None and not 0 < cfg.top_p <= 1:
-        errors.append(f"top_p={cfg.top_p} is not in (0, 1]: set it to a probability, or to null")
-    if errors:
-        return errors
-    try:
-        resolve_decoding(cfg.decoding, cfg.temperature)
-    except UserError as error:
-        return [str(error)]
-    return [
-        f"{key}={value} is for decoding=sample, not decoding={cfg.decoding}: set "
-        f"decoding=sample temperature=1.0, or {key}=null"
-        for key, value in (("top_k", cfg.top_k), ("top_p", cfg.top_p))
-        if value is not None and cfg.decoding is not Decoding.sample
-    ]
 
 
 @dataclass
@@ -246,19 +224,7 @@ class ExportConfig:
     overwrite: bool = False
 
     def validate(self) -> list[str]:
-        output = Path(self.output_dir)
-        if output.is_file():
-            return [f"output_dir={output} is a file: set output_dir to a directory"]
-        if not output.exists() or not any(output.iterdir()):
-            return []
-        if not self.overwrite:
-            return [f"output_dir={output} exists: set overwrite=true to replace it"]
-        if not (output / "config.json").is_file():
-            return [
-                f"output_dir={output} holds no config.json, so it is not an export: "
-                "set output_dir to another directory"
-            ]
-        return []
+        return output_errors(Path(self.output_dir), self.overwrite)
 
 
 ROOTS: dict[str, type] = {

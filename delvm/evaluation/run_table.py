@@ -250,3 +250,15 @@ def is_run_table(file: Path) -> bool:
             return lines.read(4) in ("run,", "run\n")
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def path_errors(root: Path, table: Path) -> list[str]:
+    """Errors of a root of runs, and of where their table is to be written, one line each."""
+    errors = []
+    if not root.is_dir():
+        errors.append(f"input_dir={root} is not a directory: set it to one with runs")
+    if table.is_dir():
+        errors.append(f"output={table} is a directory: set output={table / 'runs.csv'}")
+    elif table.exists() and not is_run_table(table):
+        errors.append(f"output={table} exists and is not a table of runs: set output=FILE.csv")
+    return errors

@@ -45,3 +45,34 @@ def resolve_decoding(decoding: Decoding | str | None, temperature: float) -> Dec
             "set decoding=sample or temperature=0"
         )
     return method
+
+
+def sampling_errors(
+    decoding: Decoding, temperature: float, top_k: int | None, top_p: float | None
+) -> list[str]:
+    """Errors of settings that do not go together, or are out of range, one line each.
+
+    Args:
+        decoding: how the next token is chosen.
+        temperature: 0 or above.
+        top_k, top_p: of ``sample`` alone; None keeps all tokens.
+    """
+    errors = []
+    if temperature < 0:
+        errors.append(f"temperature={temperature} is below 0: set temperature=0 or more")
+    if top_k is not None and top_k < 1:
+        errors.append(f"top_k={top_k} is below 1: set top_k=1 or more")
+    if top_p is not None and not 0 < top_p <= 1:
+        errors.append(f"top_p={top_p} is not in (0, 1]: set it to a probability, or to null")
+    if errors:
+        return errors
+    try:
+        resolve_decoding(decoding, temperature)
+    except UserError as error:
+        return [str(error)]
+    return [
+        f"{key}={value} is for decoding=sample, not decoding={decoding}: set "
+        f"decoding=sample temperature=1.0, or {key}=null"
+        for key, value in (("top_k", top_k), ("top_p", top_p))
+        if value is not None and decoding is not Decoding.sample
+    ]

@@ -82,3 +82,19 @@ def import_writable_format(name: str) -> WritableFormat:
 def find_format(source: "ModelSource") -> Format | None:
     """The first format that a folder or file matches."""
     return next((f for f in map(import_format, FORMATS) if f.matches(source)), None)
+
+
+def output_errors(output_dir: Path, overwrite: bool) -> list[str]:
+    """Errors of a directory that a model is to be exported to, which only another export may be."""
+    if output_dir.is_file():
+        return [f"output_dir={output_dir} is a file: set output_dir to a directory"]
+    if not output_dir.exists() or not any(output_dir.iterdir()):
+        return []
+    if not overwrite:
+        return [f"output_dir={output_dir} exists: set overwrite=true to replace it"]
+    if not (output_dir / "config.json").is_file():
+        return [
+            f"output_dir={output_dir} holds no config.json, so it is not an export: "
+            "set output_dir to another directory"
+        ]
+    return []
