@@ -3,16 +3,18 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Decoding", "Prompter", "find_queries", "generate", "read_prompt"]
+__all__ = ["Decoding", "Engine", "Prompter", "find_queries", "generate", "read_prompt"]
 
 if TYPE_CHECKING:
     from delvm.inference.decoding import Decoding
+    from delvm.inference.engine import Engine
     from delvm.inference.prompt_folder import find_queries, read_prompt
     from delvm.inference.prompter import Prompter
     from delvm.inference.sampling import generate
 
 _MODULES = {
     "Decoding": "decoding",
+    "Engine": "engine",
     "Prompter": "prompter",
     "find_queries": "prompt_folder",
     "generate": "sampling",

@@ -12,7 +12,8 @@ from delvm.data.image_io import StoredImage, aligned, to_pil, to_stored, to_tens
 from delvm.data.resizing import ResizeMode, parse_resize_mode, same_shape, to_square
 from delvm.errors import UserError
 from delvm.inference.decoding import Decoding, resolve_decoding
-from delvm.inference.sampling import generate, num_image_tokens
+from delvm.inference.engine import Engine
+from delvm.inference.sampling import num_image_tokens
 from delvm.interop.fingerprint import codebook_matches, fingerprint
 from delvm.models.protocols import StudentNet, TokenizerNet
 
@@ -41,6 +42,7 @@ class Prompter:
         """
         check_tokenizer_match(tokenizer, student)
         self.tokenizer, self.student = tokenizer, student
+        self.engine = Engine(student)
         trained_on = str(getattr(student, "resize", ""))  # students of other packages have none
         self.resize = parse_resize_mode(resize or trained_on or ResizeMode.short_side)
         set_eval_mode(tokenizer, student)
@@ -123,9 +125,9 @@ class Prompter:
         waiting, start = iter(queries), 0
         while batch := self.to_squares(list(islice(waiting, batch_size))):
             query = self.encode(batch)  # (B, N)
-            ids = generate(
-                self.student,
-                torch.cat((prompt.expand(len(query), -1), query), dim=1),
+            ids = self.engine.generate(
+                prompt,
+                query,
                 max_new_tokens=query.shape[1],
                 decoding=method,
                 temperature=temperature,

@@ -5,6 +5,7 @@ Notation:
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,7 @@ def generate(
     seed: int = 0,
     row_offset: int = 0,
     codebook: Tensor | None = None,
+    prefix_cache: Any = None,
 ) -> Tensor:
     """Continue each row of ``prefix`` by ``max_new_tokens`` image tokens.
 
@@ -87,6 +89,7 @@ def generate(
         seed, row_offset: row r uses a random generator seeded by (seed, row_offset + r), so an
             answer does not depend on the batch it was generated in.
         codebook: (C, d) of the tokenizer; needed by ``decoding="mean_embedding"``.
+        prefix_cache: of one row of tokens before every row, see `delvm.inference.engine`; T >= 1.
 
     Returns:
         ids (B, N) int64.
@@ -96,8 +99,9 @@ def generate(
         UserError: decoding and temperature contradict each other.
     """
     rows, length = prefix.shape
-    if length + max_new_tokens > (limit := student.max_seq_len):
-        raise ValueError(f"{length} + {max_new_tokens} tokens exceed max_seq_len {limit}")
+    past = 0 if prefix_cache is None else prefix_cache.length
+    if past + length + max_new_tokens > (limit := student.max_seq_len):
+        raise ValueError(f"{past + length} + {max_new_tokens} tokens exceed max_seq_len {limit}")
     method = resolve_decoding(decoding, temperature)
     if method is Decoding.mean_embedding and codebook is None:
         raise ValueError("decoding=mean_embedding needs the tokenizer's codebook")
@@ -106,7 +110,7 @@ def generate(
         uniform = _uniform(rows, max_new_tokens, seed, row_offset).to(prefix.device)
     ids = torch.empty(rows, length + max_new_tokens, dtype=torch.int64, device=prefix.device)
     ids[:, :length] = prefix
-    for end, logits in _next_token_logits(student, ids, length):
+    for end, logits in _next_token_logits(student, ids, length, prefix_cache):
         if uniform is not None:
             probs = top_k_top_p_probs(logits, temperature, top_k, top_p)
             ids[:, end] = sample_from_uniform(probs, uniform[:, end - length])
@@ -118,7 +122,7 @@ def generate(
 
 
 def _next_token_logits(
-    student: StudentNet, ids: Tensor, length: int
+    student: StudentNet, ids: Tensor, length: int, prefix_cache: Any
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (position, logits (B, C)) of each token after a prefix.
 
@@ -129,7 +133,10 @@ def _next_token_logits(
     """
     rows, max_length = ids.shape
     make_cache = getattr(student, "make_kv_cache", None)
-    cache = None if make_cache is None else make_cache(rows, max_length)
+    if prefix_cache is not None and make_cache is not None:
+        cache = make_cache(rows, prefix_cache.length + max_length, prefix=prefix_cache)
+    else:
+        cache = None if make_cache is None else make_cache(rows, max_length)
     num_codes = num_image_tokens(student)
     start = 0  # of the tokens that are not in the cache
     for end in range(length, max_length):

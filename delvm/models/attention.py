@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from delvm.models.norm import RMSNorm
 from delvm.models.rope import apply_rotary_emb
 
+# Attention scores that `attend_with_prefix` holds at a time: 64 MB in float32.
+MAX_SCORES = 1 << 24
+
 
 class AttentionBackend(Enum):
     """What computes attention: torch, xformers (GPU) or the C++ kernel (bfloat16 on CPU).
@@ -76,7 +79,16 @@ class PackedDocuments:
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far; one buffer (B, H, max_seq_len, D) per layer."""
+    """Keys and values of the tokens seen so far; one buffer (B, H, max_seq_len, D) per layer.
+
+    A cache may continue another one of a single row, its ``prefix``: all rows then attend to the
+    same keys and values, which are stored and read once.
+
+    Attributes:
+        length: tokens seen, those of the prefix included.
+    """
+
+    length: int
 
     def __init__(
         self,
@@ -87,20 +99,38 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        prefix: "KVCache | None" = None,
     ) -> None:
-        shape = (n_layers, 2, batch_size, n_heads, max_seq_len, head_dim)
+        """Allocate the buffers.
+
+        Args:
+            n_layers, batch_size, n_heads, max_seq_len, head_dim, dtype, device: of the buffers;
+                ``max_seq_len`` counts the tokens of the prefix too.
+            prefix: cache of one row that all rows continue.
+        """
+        self.prefix = prefix
+        self._start: int = 0 if prefix is None else prefix.length
+        self.length = self._start
+        own = max_seq_len - self._start
+        shape = (n_layers, 2, batch_size, n_heads, own, head_dim)
         self.buffer = torch.empty(shape, dtype=dtype, device=device)
-        self.length = 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k, v (B, H, T, D) to a layer; return all of them, (B, H, length + T, D).
+        """Append k, v (B, H, T, D) to a layer; return all that follow the prefix, (B, H, S, D).
 
         ``length`` is not changed here: it counts tokens that all layers have seen.
         """
-        end = self.length + k.shape[2]
-        self.buffer[layer, 0, :, :, self.length : end] = k
-        self.buffer[layer, 1, :, :, self.length : end] = v
+        start = self.length - self._start
+        end = start + k.shape[2]
+        self.buffer[layer, 0, :, :, start:end] = k
+        self.buffer[layer, 1, :, :, start:end] = v
         return self.buffer[layer, 0, :, :, :end], self.buffer[layer, 1, :, :, :end]
+
+    def of_prefix(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the prefix in a layer, (H, P, D)."""
+        assert self.prefix is not None
+        keys, values = self.prefix.buffer[layer, :, 0, :, : self._start]
+        return keys, values
 
 
 class Attention(nn.Module):
@@ -177,6 +207,8 @@ def sdpa_with_cache(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int)
     """Attention of new tokens (B, T, H, D) to all tokens so far; extends the cache."""
     past, t = cache.length, q.shape[1]
     keys, values = cache.extend(layer, k.transpose(1, 2), v.transpose(1, 2))
+    if cache.prefix is not None:
+        return attend_with_prefix(q, keys, values, *cache.of_prefix(layer))
     mask = None
     if past and t > 1:  # query i is at position past + i and attends to everything up to itself
         mask = torch.ones(t, past + t, dtype=torch.bool, device=q.device).tril(past)
@@ -184,6 +216,43 @@ def sdpa_with_cache(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int)
         q.transpose(1, 2), keys, values, attn_mask=mask, is_causal=not past and t > 1
     )
     return y.transpose(1, 2)
+
+
+def attend_with_prefix(
+    q: Tensor, keys: Tensor, values: Tensor, prefix_keys: Tensor, prefix_values: Tensor
+) -> Tensor:
+    """Attention of the last tokens of each row to a prefix that all rows share, and to its own.
+
+    The queries of all rows meet the prefix in one matrix product, which reads it once.
+
+    Args:
+        q: (B, T, H, D).
+        keys, values: of the row's tokens after the prefix, (B, H, S, D); the last T are q's.
+        prefix_keys, prefix_values: (H, P, D).
+
+    Returns:
+        (B, T, H, D).
+    """
+    b, t, h, d = q.shape
+    p, s = prefix_keys.shape[1], keys.shape[2]
+    if b > 1 and b * t * h * (p + s) > MAX_SCORES:  # in parts of the rows
+        rows = max(1, MAX_SCORES // (t * h * (p + s)))
+        parts = zip(
+            torch.split(q, rows), torch.split(keys, rows), torch.split(values, rows), strict=True
+        )
+        shared = (prefix_keys, prefix_values)
+        return torch.cat([attend_with_prefix(x, k, v, *shared) for x, k, v in parts])
+    q = q.permute(2, 0, 1, 3) * d**-0.5  # (H, B, T, D)
+    to_prefix = q.reshape(h, b * t, d) @ prefix_keys.mT  # (H, BT, P)
+    to_own = q @ keys.permute(1, 0, 3, 2)  # (H, B, T, S)
+    if t > 1:  # query i is at position S - T + i and attends to everything up to itself
+        mask = torch.ones(t, s, dtype=torch.bool, device=q.device).tril(s - t)
+        to_own = to_own.masked_fill(~mask, -torch.inf)
+    scores = torch.cat((to_prefix.view(h, b, t, p), to_own), dim=-1)
+    weights = scores.float().softmax(-1).to(q.dtype)
+    y = (weights[..., :p].reshape(h, b * t, p) @ prefix_values).view(h, b, t, d)
+    y = y + weights[..., p:] @ values.transpose(0, 1)
+    return y.permute(1, 2, 0, 3)
 
 
 def xformers_attention(

@@ -348,18 +348,16 @@ class Transformer(nn.Module):
         """Logits (B, T, V) of the next token at each position; arguments as in `forward_hidden`."""
         return cast(Tensor, self.head(self.forward_hidden(input_ids, cache, document_ids)))
 
-    def make_kv_cache(self, batch_size: int, max_seq_len: int | None = None) -> KVCache:
-        """An empty cache for ``batch_size`` rows of up to ``max_seq_len`` tokens (None = all)."""
-        cfg, weight = self.config, self.head.weight
-        return KVCache(
-            cfg.n_layers,
-            batch_size,
-            cfg.n_heads,
-            max_seq_len or cfg.max_seq_len,
-            cfg.head_dim,
-            weight.dtype,
-            weight.device,
-        )
+    def make_kv_cache(
+        self, batch_size: int, max_seq_len: int | None = None, prefix: KVCache | None = None
+    ) -> KVCache:
+        """A cache for ``batch_size`` rows of up to ``max_seq_len`` tokens (None = all).
+
+        It is empty, or continues ``prefix``, the cache of one row that all rows share.
+        """
+        cfg, weight, length = self.config, self.head.weight, max_seq_len or self.max_seq_len
+        shape = cfg.n_layers, batch_size, cfg.n_heads, length, cfg.head_dim
+        return KVCache(*shape, weight.dtype, weight.device, prefix)
 
     def parameter_groups(self, weight_decay: float) -> Iterator[dict[str, Any]]:
         """Parameter groups of the optimizer: matrices decay, norms and biases do not."""
