@@ -90,10 +90,12 @@ SOURCE_WORDS: dict[str, str] = {"colourisation": "colorization", "grey": "graysc
 
 # Settings of our own sources that such a manifest does not have, and what they did without it.
 # Those under "" are settings of each source.
-SOURCE_DEFAULT_VALUES: dict[str, dict[str, Any]] = {
+SOURCE_DEFAULTS: dict[str, dict[str, Any]] = {
     "": {"resize": "rounded"},
-    "hdvila": {"video_list": None},
+    "derived": {"hole_kind": "box", "patch_size": 32, "patch_fraction": [0.25, 0.5]},
+    "hdvila": {"video_list": None, "strides": [], "random_start": False},
     "paired": {"label_targets": None},
+    "video": {"strides": [], "random_start": False},
 }
 
 # NAME.json of a finished chunk, and the directory it is in while `delvm prepare` is unfinished.
@@ -170,7 +172,7 @@ def upgrade_source_settings(source: str, settings: Mapping[str, Any]) -> dict[st
     ours = ("coco_pose", "derived", "gopro", "hdvila", "images", "laion", "paired", "rain13k")
     if source not in (*ours, "sa1b", "video"):
         return dict(settings)
-    defaults = SOURCE_DEFAULT_VALUES[""] | SOURCE_DEFAULT_VALUES.get(source, {})
+    defaults = SOURCE_DEFAULTS[""] | SOURCE_DEFAULTS.get(source, {})
     return defaults | {
         key: [SOURCE_WORDS.get(each, each) for each in value] if isinstance(value, list) else value
         for key, value in rename_keys(settings, SOURCE_SETTINGS).items()

@@ -52,7 +52,8 @@ def table(name: str) -> dict[str, Any]:
     return found
 
 
-TABLES = [name for name in vars(legacy) if name.isupper()]
+# Of names, that is without the values which old manifests lack.
+TABLES = [name for name in vars(legacy) if name.isupper() and name != "SOURCE_DEFAULTS"]
 
 
 @pytest.mark.parametrize("name", TABLES)

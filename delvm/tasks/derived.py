@@ -38,6 +38,30 @@ def mask_rectangle(
     return masked
 
 
+def mask_patches(
+    image: ImageArray,
+    rng: np.random.Generator,
+    patch_size: int = 32,
+    fraction: tuple[float, float] = (0.25, 0.5),
+) -> ImageArray:
+    """The image with random squares of a grid in black, as in LVM (arXiv 2312.00785).
+
+    Args:
+        image: (H, W, 3) uint8.
+        rng: Where the number of squares and their positions come from.
+        patch_size: Side of a square in pixels.
+        fraction: Range of the fraction of the squares that are black, in (0, 1]; at least one is.
+    """
+    rows, columns = (-(-side // patch_size) for side in image.shape[:2])
+    cells = rows * columns
+    count = max(1, round(rng.uniform(*fraction) * cells))
+    masked = image.copy()
+    for cell in rng.choice(cells, size=count, replace=False):
+        top, left = (patch_size * int(index) for index in divmod(cell, columns))
+        masked[top : top + patch_size, left : left + patch_size] = 0
+    return masked
+
+
 def edge_map(image: ImageArray) -> ImageArray:
     """Edges of the image (H, W, 3): white on black, about side / 32 thick.
 
@@ -53,5 +77,5 @@ def edge_map(image: ImageArray) -> ImageArray:
 
 
 COLORIZATION = Task(name="colorization", description="restore the colors of a grayscale image")
-INPAINTING = Task(name="inpainting", description="fill in a black rectangle")
+INPAINTING = Task(name="inpainting", description="fill in what is black")
 EDGES = Task(name="edges", description="edges of an image, white on black")

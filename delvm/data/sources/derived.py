@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from typing import ClassVar
 
@@ -19,6 +20,14 @@ ANNOTATIONS: dict[str, Callable[[ImageArray], ImageArray]] = {
 }
 
 
+class HoleKind(StrEnum):
+    """What is black in the inputs of inpainting: one box, patches of a grid, or either."""
+
+    box = "box"
+    patches = "patches"
+    mixed = "mixed"
+
+
 @dataclass
 class Derived(RawSource):
     """Pairs and tuples made from any directory of images, or from tars.
@@ -26,7 +35,11 @@ class Derived(RawSource):
     Attributes:
         from_tars: whether the directory contains tars of img2dataset instead of image files.
         tasks: any of colorization, inpainting and edges.
-        hole_size: range of each side of the hole of inpainting, as a fraction of the image's side.
+        hole_kind: what is black in inpainting: a box, random patches of a grid, or one of the two
+            at random (mixed).
+        hole_size: range of each side of the box, as a fraction of the image's side.
+        patch_size: side of the patches in pixels.
+        patch_fraction: range of the fraction of the patches that are black.
         annotations: those that follow the image in an example of task `tuple`, any of grayscale
             and edges; without any there is no such task.
     """
@@ -34,7 +47,10 @@ class Derived(RawSource):
     name: ClassVar[str] = "derived"
     from_tars: bool = False
     tasks: list[str] = field(default_factory=lambda: list(TASKS))
+    hole_kind: HoleKind = HoleKind.box
     hole_size: list[float] = field(default_factory=lambda: [0.3, 0.5])
+    patch_size: int = 32
+    patch_fraction: list[float] = field(default_factory=lambda: [0.25, 0.5])
     annotations: list[str] = field(default_factory=list)
 
     def validate(self) -> list[str]:
@@ -58,10 +74,25 @@ class Derived(RawSource):
                 f"annotations=[{self.annotations[0]}] makes examples of two images, and a tuple "
                 f"needs three or more: set source.annotations=[{','.join(ANNOTATIONS)}]"
             )
-        if len(self.hole_size) != 2 or not 0 < self.hole_size[0] <= self.hole_size[1] <= 1:
+        return errors + self._hole_errors()
+
+    def _hole_errors(self) -> list[str]:
+        errors = []
+        if self.hole_kind not in list(HoleKind):
+            valid = did_you_mean(self.hole_kind, list(HoleKind))
+            errors.append(f"hole_kind={self.hole_kind} is unknown: {valid}")
+        for key, values, default in (
+            ("hole_size", self.hole_size, "[0.3,0.5]"),
+            ("patch_fraction", self.patch_fraction, "[0.25,0.5]"),
+        ):
+            if len(values) != 2 or not 0 < values[0] <= values[1] <= 1:
+                errors.append(
+                    f"{key}={values} is not a range in (0, 1]: set source.{key}={default}"
+                )
+        if self.hole_kind != HoleKind.box and not 0 < self.patch_size <= self.size // 2:
             errors.append(
-                f"hole_size={self.hole_size} is not a range in (0, 1]: set "
-                "source.hole_size=[0.3,0.5]"
+                f"patch_size={self.patch_size} is not in 1..{self.size // 2}, half of source.size: "
+                f"set source.patch_size={max(1, self.size // 8)}"
             )
         return errors
 
@@ -86,13 +117,21 @@ class Derived(RawSource):
             case "colorization":
                 return derived.to_grayscale(image), image
             case "inpainting":
-                smallest, largest = self.hole_size
-                rng = self.rng("hole", key)
-                return derived.mask_rectangle(image, rng, (smallest, largest)), image
+                return self._with_hole(image, key), image
             case "edges":
                 return image, derived.edge_map(image)
             case _:
                 return image, *(ANNOTATIONS[name](image) for name in self.annotations)
+
+    def _with_hole(self, image: ImageArray, key: str) -> ImageArray:
+        rng = self.rng("hole", key)
+        kind = HoleKind(self.hole_kind)
+        if kind is HoleKind.mixed:
+            kind = HoleKind.box if self.uniform("hole kind", key) < 0.5 else HoleKind.patches
+        if kind is HoleKind.box:
+            return derived.mask_rectangle(image, rng, (self.hole_size[0], self.hole_size[1]))
+        fraction = self.patch_fraction[0], self.patch_fraction[1]
+        return derived.mask_patches(image, rng, self.patch_size, fraction)
 
     @cached_property
     def _images(self) -> RawSource:

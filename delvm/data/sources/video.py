@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from importlib.util import find_spec
@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple
 from delvm.data.sources._io.video import (
     VIDEO_SUFFIXES,
     Clip,
+    TooShort,
     natural_sort_key,
     read_frame_folder,
     read_video,
@@ -51,6 +52,10 @@ class Video(RawSource):
     Attributes:
         clip_length: frames per clip.
         stride: every `stride`-th frame of the video is taken.
+        strides: several strides instead, each of which makes clips of the video; the keys of their
+            clips name the stride.
+        random_start: whether the first clip begins at a random frame, less than a clip from the
+            start of the video; of a video too short for that, at its start.
         overlap: last frames of a clip that are also the first of the next.
         scene_cut_threshold: distance of two frames, in [0, 1], above which a scene ends; 0 does
             not look for cuts.
@@ -59,6 +64,8 @@ class Video(RawSource):
     name: ClassVar[str] = "video"
     clip_length: int = 8
     stride: int = 4
+    strides: list[int] = field(default_factory=list)
+    random_start: bool = False
     overlap: int = 0
     scene_cut_threshold: float = 0.45
 
@@ -68,6 +75,10 @@ class Video(RawSource):
         for key, least in (("clip_length", 2), ("stride", 1), ("overlap", 0)):
             if (value := getattr(self, key)) < least:
                 errors.append(f"{key}={value} is below {least}: set source.{key}={least}")
+        if any(stride < 1 for stride in self.strides) or len(set(self.strides)) < len(self.strides):
+            errors.append(
+                f"strides={self.strides} has one below 1, or a duplicate: set source.strides=[4,16]"
+            )
         if self.overlap >= self.clip_length:
             errors.append(
                 f"overlap={self.overlap} is not below source.clip_length={self.clip_length}: set "
@@ -99,14 +110,36 @@ class Video(RawSource):
             if video.error:
                 yield RejectedItem(video.path, video.error)
                 continue
-            for each in self._clips(self.root() / video.path):
-                if isinstance(each, str):
-                    yield RejectedItem(video.path, each)
-                else:
-                    yield Example(f"{key}-{each.start:06d}", task, each.frames)
+            errors: list[str] = []
+            too_short: list[str] = []
+            num_clips = 0
+            for stride in self.strides or [self.stride]:
+                name = f"{key}-s{stride}" if self.strides else key
+                for each in self._clips(video.path, stride):
+                    if isinstance(each, str):
+                        (too_short if isinstance(each, TooShort) else errors).append(each)
+                    else:
+                        num_clips += 1
+                        yield Example(f"{name}-{each.start:06d}", task, each.frames)
+            if not num_clips:  # else it is too short for some of the strides alone
+                errors += too_short
+            for error in dict.fromkeys(errors):
+                yield RejectedItem(video.path, error)
 
-    def _clips(self, path: Path) -> Iterator[Clip | str]:
-        frames = (read_frame_folder if path.is_dir() else read_video)(path, self.stride)
+    def _clips(self, video: str, stride: int) -> Iterator[Clip | str]:
+        """The clips of one stride, and errors."""
+        start = 0
+        if self.random_start:
+            start = int(self.rng("start", video, stride).integers(0, stride * self.clip_length))
+        for each in self._clips_from(video, stride, start):
+            if start and isinstance(each, TooShort):
+                yield from self._clips_from(video, stride, 0)
+            else:
+                yield each
+
+    def _clips_from(self, video: str, stride: int, start: int) -> Iterator[Clip | str]:
+        path = self.root() / video
+        frames = (read_frame_folder if path.is_dir() else read_video)(path, stride, start)
         return split_into_clips(
             frames, self.to_square, self.clip_length, self.overlap, self.scene_cut_threshold
         )

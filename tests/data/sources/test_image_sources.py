@@ -220,6 +220,28 @@ def test_hole_size_and_seed(tmp_path):
     assert not same(*(read_all(each, "train")["inpainting"] for each in (source, other)))
 
 
+def test_holes_of_patches(tmp_path):
+    for number in range(12):
+        save(tmp_path / f"{number}.png", np.maximum(smooth(40, 40, seed=number), 1))
+    plain = {"path": str(tmp_path), "size": 32, "val_fraction": 0, "test_fraction": 0}
+    plain |= {"tasks": ["inpainting"], "patch_size": 8}
+
+    def holes(**settings):
+        made = read_all(Derived(**plain | settings), "train")["inpainting"]
+        return np.stack([~each.input.any(axis=2) & each.target.any(axis=2) for each in made])
+
+    patches = holes(hole_kind="patches", patch_fraction=[0.25, 0.5])
+    cells = patches.reshape(len(patches), 4, 8, 4, 8)
+    assert (cells.all(axis=(2, 4)) == cells.any(axis=(2, 4))).all()
+    counts = cells.all(axis=(2, 4)).sum(axis=(1, 2))
+    assert counts.min() >= 4 and counts.max() <= 8 and len(set(counts.tolist())) > 1
+    assert (holes(hole_kind="patches") == holes(hole_kind="patches")).all()
+    boxes, mixed = holes(), holes(hole_kind="mixed", patch_fraction=[0.25, 0.5])
+    of_boxes = [(one == other).all() for one, other in zip(mixed, boxes, strict=True)]
+    of_patches = [(one == other).all() for one, other in zip(mixed, patches, strict=True)]
+    assert sum(of_boxes) + sum(of_patches) == 12 and all((sum(of_boxes), sum(of_patches)))
+
+
 def test_derived_settings_errors(tmp_path):
     for change, message in (
         ({"tasks": ["edge"]}, "source.tasks has 'edge': did you mean 'edges'"),
@@ -230,6 +252,9 @@ def test_derived_settings_errors(tmp_path):
             "source.annotations=.grayscale. makes examples of two images",
         ),
         ({"hole_size": [0.6, 0.5]}, "source.hole_size=.0.6, 0.5. is not a range"),
+        ({"patch_fraction": [0.6, 0.5]}, "source.patch_fraction=.0.6, 0.5. is not a range"),
+        ({"hole_kind": "patch"}, "source.hole_kind=patch is unknown: did you mean 'patches'"),
+        ({"hole_kind": "mixed", "size": 32}, "source.patch_size=32 is not in 1..16"),
     ):
         with pytest.raises(UserError, match=message):
             Derived(path=str(tmp_path), **change).chunks("train")

@@ -84,6 +84,39 @@ def test_clips(path, count, stride, overlap, starts):
             assert near(image, fitted(shown[start + number * stride]))
 
 
+def starts_of(reader):
+    return [(key.split("-")[-2], int(key.split("-")[-1])) for key in keys(reader, "train", "video")]
+
+
+def test_several_strides(path):
+    write(path, moving(24))
+    reader = source(path.parent, strides=[1, 3])
+    assert starts_of(reader) == [("s1", n) for n in range(0, 24, 4)] + [("s3", 0), ("s3", 12)]
+    clips = read_all(reader, "train")["video"]
+    alone = read_all(source(path.parent, stride=3), "train")["video"]
+    for one, other in zip(clips[-2:], alone, strict=True):
+        assert all((a == b).all() for a, b in zip(one.images, other.images, strict=True))
+
+
+def test_a_video_too_short_for_some_strides_is_not_rejected(path):
+    write(path, moving(8))
+    assert not rejects(source(path.parent, strides=[1, 5]), "train", "video")
+    (reason,) = rejects(source(path.parent, strides=[5, 7]), "train", "video").values()
+    assert "too short: 2 frames" in reason
+
+
+def test_random_starts(tmp_path):
+    for number in range(8):
+        write(tmp_path / f"v{number}", moving(20))
+    write(tmp_path / "short", moving(4))
+    plain = {"random_start": True, "stride": 2}
+    first = [starts_of(source(tmp_path, seed=seed, **plain)) for seed in (0, 0, 1)]
+    assert first[0] == first[1] != first[2]
+    begun = [start for _, start in first[0]]
+    assert len(set(begun)) > 2 and max(begun) < 16 and min(begun) >= 0
+    assert not rejects(source(tmp_path, random_start=True), "train", "video")  # at its start
+
+
 def test_frames_sorted_by_number(tmp_path):
     shown = [np.full((HIGH, WIDE, 3), 4 * number, np.uint8) for number in range(12)]
     write_frames(tmp_path / "a", shown)
@@ -304,6 +337,8 @@ def test_video_settings_errors(tmp_path):
     for change, message in (
         ({"clip_length": 1}, "source.clip_length=1 is below 2"),
         ({"stride": 0}, "source.stride=0 is below 1"),
+        ({"strides": [4, 0]}, r"source.strides=\[4, 0\] has one below 1"),
+        ({"strides": [4, 4]}, r"source.strides=\[4, 4\] has .* a duplicate"),
         ({"overlap": -1}, "source.overlap=-1 is below 0"),
         ({"overlap": 4}, "source.overlap=4 is not below source.clip_length=4"),
         ({"scene_cut_threshold": 2}, "source.scene_cut_threshold=2 is not in"),

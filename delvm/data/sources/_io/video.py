@@ -25,6 +25,10 @@ VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".m
 Frame = tuple[int, Image.Image | str]
 
 
+class TooShort(str):
+    """Why a video has no clip: it is not damaged, but has too few frames."""
+
+
 class Clip(NamedTuple):
     """Frames of one shot.
 
@@ -45,8 +49,8 @@ def natural_sort_key(name: str) -> list[tuple[int, int, str]]:
     ]
 
 
-def read_frame_folder(folder: Path, stride: int) -> Iterator[Frame]:
-    """Every `stride`-th image directly in a directory, in the order of their numbers.
+def read_frame_folder(folder: Path, stride: int, start: int = 0) -> Iterator[Frame]:
+    """Every `stride`-th image directly in a directory, sorted by number, from `start` on.
 
     Yields:
         (number, image), or (number, name of the file and why it was rejected).
@@ -54,7 +58,7 @@ def read_frame_folder(folder: Path, stride: int) -> Iterator[Frame]:
     files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
     names = (path.name for path in files if not path.name.startswith("."))
     frames = sorted(names, key=natural_sort_key)
-    for number in range(0, len(frames), stride):
+    for number in range(start, len(frames), stride):
         name = frames[number]
         try:
             yield number, open_image(folder / name, name)
@@ -62,8 +66,8 @@ def read_frame_folder(folder: Path, stride: int) -> Iterator[Frame]:
             yield number, str(error)
 
 
-def read_video(path: Path, stride: int) -> Iterator[Frame]:
-    """Every `stride`-th frame of the first video stream of a file.
+def read_video(path: Path, stride: int, start: int = 0) -> Iterator[Frame]:
+    """Every `stride`-th frame of the first video stream of a file, from frame `start` on.
 
     Yields:
         (number, upright image), or (number, why it was rejected); after an error in the file
@@ -89,7 +93,7 @@ def read_video(path: Path, stride: int) -> Iterator[Frame]:
                     # Frames after a damaged one are predicted from it, until the next key frame.
                     damaged = decoded.is_corrupt or (damaged and not decoded.key_frame)
                     _check_size(decoded)
-                    if number % stride == 0:
+                    if number >= start and (number - start) % stride == 0:
                         yield number, "damaged frames" if damaged else _displayed(decoded, stream)
                     number += 1
     except Exception as error:  # decoders raise nearly anything on a damaged file
@@ -248,4 +252,4 @@ def split_into_clips(
             del kept[: length - overlap]
     if not num_yielded:
         cuts = f" and {num_cuts} cuts between them" if num_cuts else ""
-        yield f"too short: {num_frames} frames{cuts}, a clip has {length}"
+        yield TooShort(f"too short: {num_frames} frames{cuts}, a clip has {length}")
