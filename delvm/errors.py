@@ -2,8 +2,9 @@
 
 import difflib
 import errno
+import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 # What the system reports of a path or a disk that the user can fix.
@@ -81,18 +82,33 @@ def to_user_error(error: OSError, where: object = None) -> Exception:
     return UserError(f"{error.strerror}: {path or 'set the output to another directory'}")
 
 
-def check_members(found: object, role: str, members: Mapping[str, str]) -> None:
+def missing_members(found: object, protocol: type) -> list[str]:
+    """What an object of any class lacks of a protocol: attributes, and methods as they are called.
+
+    Not `isinstance`, which does not name what is missing. Since Python 3.12 it also overlooks the
+    submodules and parameters of a `torch.nn.Module`, which are not in the instance's ``__dict__``.
+    """
+    members = {name: name for name in inspect.get_annotations(protocol)}
+    for name, member in vars(protocol).items():
+        if inspect.isfunction(member) and not name.startswith("_"):
+            members[name] = f"{name}({', '.join(list(inspect.signature(member).parameters)[1:])})"
+        elif isinstance(member, property):
+            members[name] = name
+    return [spelled for name, spelled in members.items() if not hasattr(found, name)]
+
+
+def check_members(found: object, protocol: type, role: str) -> None:
     """Check once that an object of any class can play a role.
 
     Args:
         found: the object, usually of a class from outside of this package.
+        protocol: what the role asks for.
         role: what it is used as, such as "source".
-        members: name of each attribute -> how the message spells it, such as ``read(split, task)``.
 
     Raises:
-        UserError: it has not all of them; the message names what is missing.
+        UserError: it has not all of the members; the message names what is missing.
     """
-    if missing := [signature for name, signature in members.items() if not hasattr(found, name)]:
+    if missing := missing_members(found, protocol):
         kind = found if isinstance(found, type) else type(found)
         article = "an" if role[0] in "aeiou" else "a"
         raise UserError(

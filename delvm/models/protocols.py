@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from delvm.errors import UserError
+from delvm.errors import UserError, missing_members
 
 
 @runtime_checkable
@@ -134,17 +134,8 @@ class TokenizerNet(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
 
-def required_members(protocol: type) -> list[str]:
-    """Names of all attributes and methods of a protocol."""
-    methods = [name for name in vars(protocol) if not name.startswith("_")]
-    return sorted({*methods, *vars(protocol).get("__annotations__", {})})
-
-
 def check_protocol(obj: object, protocol: type, role: str) -> None:
     """Refuse an object that is not a network with all members of a protocol.
-
-    Not `isinstance`: it does not name what is missing, and since Python 3.12 it overlooks
-    submodules and parameters, which `torch.nn.Module` keeps out of the instance's ``__dict__``.
 
     Args:
         obj: what the config built.
@@ -157,7 +148,7 @@ def check_protocol(obj: object, protocol: type, role: str) -> None:
     kind = f"{type(obj).__module__}.{type(obj).__qualname__}"
     if not isinstance(obj, torch.nn.Module):
         raise UserError(f"{role} {kind} is not a torch.nn.Module: set {role}._target_")
-    if missing := [name for name in required_members(protocol) if not hasattr(obj, name)]:
+    if missing := missing_members(obj, protocol):
         raise UserError(
             f"{role} {kind} has no {', '.join(missing)}, which {protocol.__name__} "
             f"(delvm.models.protocols) requires: add them, or set {role}._target_"

@@ -17,9 +17,8 @@ from delvm.data.datasets.sentences import (
     validation_sentences,
 )
 from delvm.data.shards.codebook import read_codebook
-from delvm.errors import UserError
+from delvm.errors import UserError, missing_members
 from delvm.legacy import DATA_ORDER, rename_keys
-from delvm.models.protocols import required_members
 from delvm.storage import as_path
 
 
@@ -67,8 +66,7 @@ def check_data(data: object, protocol: type, module: str) -> None:
     Raises:
         UserError: it is for another module, or lacks attributes; all are named.
     """
-    missing = [name for name in required_members(protocol) if not hasattr(data, name)]
-    if missing:
+    if missing := missing_members(data, protocol):
         name, options = protocol.__name__, {"SentenceData": "sentences", "ImageData": "images"}
         raise UserError(
             f"data {type(data).__name__} has no {', '.join(missing)}, which {module} reads "

@@ -79,14 +79,7 @@ def check_source(source: object) -> Source:
     Raises:
         UserError: it has not; the message names what is missing.
     """
-    members = {
-        "size": "size",
-        "seed": "seed",
-        "settings": "settings(split, task)",
-        "chunks": "chunks(split)",
-        "read": "read(split, task, chunk)",
-    }
-    check_members(source, "source", members)
+    check_members(source, Source, "source")
     return cast(Source, source)
 
 

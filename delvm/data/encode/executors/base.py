@@ -86,12 +86,7 @@ def check_executor(executor: object) -> Executor:
     Raises:
         UserError: it has not; the message names what is missing.
     """
-    members = {
-        "in_process": "in_process",
-        "rank": "rank()",
-        "run": "run(job, shards, factory, report)",
-    }
-    check_members(executor, "executor", members)
+    check_members(executor, Executor, "executor")
     return cast(Executor, executor)
 
 
