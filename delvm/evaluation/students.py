@@ -20,7 +20,7 @@ from delvm.inference.decoding import Decoding, resolve_decoding
 from delvm.inference.prompter import check_tokenizer_match, set_eval_mode
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.protocols import StudentNet, TokenizerNet
-from delvm.progress import Progress
+from delvm.progress import Progress, log
 from delvm.storage import StoragePath, as_path, atomic_path, write_json, write_text
 from delvm.viz.image_grid import image_grid
 
@@ -151,6 +151,20 @@ def _validate(
     )
     for name, student in students.items():
         _validate_student(name, student, tokenizer, options.num_shots)
+        _compare_resize(name, student, as_path(options.input_dir), tasks)
+
+
+def _compare_resize(name: str, student: StudentNet, root: StoragePath, tasks: list[str]) -> None:
+    """Log where a student was trained on images that were made square in another way."""
+    trained_on = str(getattr(student, "resize", ""))  # students of other packages have none
+    manifests = load_manifests(root, "test", "images")
+    given = {manifests[task].resize for task in tasks} - {"", trained_on}
+    if trained_on and given:
+        log(
+            f"evaluate: student '{name}' was trained on images of resize={trained_on}, those in "
+            f"{root} are of {', '.join(sorted(given))}: to compare it fairly, prepare them with "
+            f"source.resize={trained_on}"
+        )
 
 
 def _validate_student(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
 from delvm.errors import UserError
 from delvm.evaluation import evaluate_students, evaluate_tokenizer, results, scoring
@@ -182,6 +183,31 @@ def test_student_of_another_tokenizer_is_refused(
     students["oracle"].tokenizer_fingerprint = "0123456789abcdef"
     with pytest.raises(UserError, match=r"'oracle'.*0123456789abcdef.*set tokenizer=PATH"):
         evaluate_students(shards, tokenizer, students, output_dir=tmp_path, num_queries=2)
+
+
+def test_images_made_square_in_another_way_are_reported(
+    tokenizer: Any,
+    students: Students,
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for split in ("val", "test"):
+        pairs = list(read_examples(shards, split, "edges"))
+        plan: dict[str, Any] = {
+            "source": "paired",
+            "seed": 0,
+            "image_size": 16,
+            "settings": {"resize": "pad"},
+        }
+        write_examples(tmp_path / "shards", split, "edges", pairs, **plan)
+    students["oracle"].resize = "squash"
+    request: dict[str, Any] = {"output_dir": tmp_path / "out", "num_queries": 2}
+    evaluate_students(tmp_path / "shards", tokenizer, students, **request)
+    assert "'oracle' was trained on images of resize=squash" in capsys.readouterr().err
+    students["oracle"].resize = "pad"
+    evaluate_students(tmp_path / "shards", tokenizer, students, **request)
+    assert "resize" not in capsys.readouterr().err
 
 
 def test_metrics_of_an_earlier_version_are_read(evaluated: dict, tmp_path: Path) -> None:
