@@ -1,39 +1,28 @@
 """`delvm encode`: turn image shards into token shards."""
 
-from dataclasses import replace
-from pathlib import Path
-
 from delvm.commands.app import verb_main
 from delvm.commands.build import build
 from delvm.configs.verbs import EncodeConfig
-from delvm.data.encode.encode import PreloadedTokenizer, encode
-from delvm.data.encode.executors.base import TokenizerFactory, check_executor
+from delvm.data.encode.encode import encode
+from delvm.data.encode.executors.base import check_executor
 from delvm.data.encode.executors.local import local_rank
 from delvm.interop.fingerprint import fingerprint
-from delvm.interop.load import load_tokenizer
 from delvm.interop.tokenizer_factory import LoadTokenizer
 
 
 def run(cfg: EncodeConfig) -> None:
     """Write the shards, and print what was written."""
-    # Workers may run in another directory.
-    path = str(Path(cfg.tokenizer).absolute()) if Path(cfg.tokenizer).exists() else cfg.tokenizer
-    load = LoadTokenizer(path, cfg.device, cfg.bf16)
     executor = check_executor(build(cfg.executor, "executor"))
+    load, factory = LoadTokenizer(cfg.tokenizer, cfg.device, cfg.bf16), None
     if executor.in_process:
         tokenizer = load(local_rank())
-    else:  # for the plan alone
-        tokenizer = load_tokenizer(cfg.tokenizer)
-        tokenizer.bf16 = cfg.bf16
-    mark = fingerprint(tokenizer)
-    factory: TokenizerFactory = PreloadedTokenizer(tokenizer)
-    if not executor.in_process:
-        factory = replace(load, expected_fingerprint=mark)
+    else:
+        tokenizer, factory = load.for_workers()
     manifests = encode(
         cfg.input_dir,
         cfg.output_dir,
         tokenizer,
-        mark,
+        fingerprint(tokenizer),
         balance=cfg.balance,
         splits=cfg.splits,
         batch_size=cfg.batch_size,

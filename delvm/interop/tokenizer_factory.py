@@ -1,6 +1,7 @@
 """A tokenizer that workers in other processes load for themselves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -27,6 +28,14 @@ class LoadTokenizer:
     device: str
     bf16: bool
     expected_fingerprint: str | None = None
+
+    def for_workers(self) -> "tuple[VQGAN, LoadTokenizer]":
+        """The tokenizer that a job is planned with, and how its workers load the same one."""
+        tokenizer = load_tokenizer(self.path)
+        tokenizer.bf16 = self.bf16
+        # Workers may run in another directory.
+        path = str(Path(self.path).absolute()) if Path(self.path).exists() else self.path
+        return tokenizer, replace(self, path=path, expected_fingerprint=fingerprint(tokenizer))
 
     def __call__(self, worker: int) -> VQGAN:
         """The tokenizer of the worker with this index.
