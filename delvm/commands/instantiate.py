@@ -12,13 +12,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig, OmegaConf
 
 from delvm.commands.build import build
-from delvm.models.precision import resolve_precision
-from delvm.training.checkpoint_io import AtomicCheckpointIO
-from delvm.training.fit import filter_warnings, fit
+from delvm.training.fit import filter_warnings, fit, trainer_arguments
 from delvm.training.init_weights import load_init_weights
 from delvm.training.output_dir import check_output_dir
 from delvm.training.resume import resolve_resume, validate_resume
@@ -93,30 +90,15 @@ def build_trainer(
     cfg: DictConfig, module: L.LightningModule, data: Any, strategy: Any
 ) -> L.Trainer:
     """The trainer, with what only the other objects know."""
-    settings = cfg.trainer
-    callbacks, loggers = build_all(cfg.callbacks, "callbacks"), build_all(cfg.logger, "logger")
-    changed: dict[str, Any] = {
-        "precision": resolve_precision(settings.precision, settings.accelerator),
-        "callbacks": callbacks,
-        "logger": loggers or False,
-        "strategy": strategy,
-    }
-    if isinstance(strategy, str):  # Lightning's own choice, which takes a checkpoint writer
-        changed["plugins"] = [AtomicCheckpointIO()]
-    if settings.get("enable_checkpointing") is None:
-        changed["enable_checkpointing"] = any(isinstance(each, Checkpoint) for each in callbacks)
-    interval = settings.get("val_check_interval")
-    if isinstance(interval, int) and settings.max_steps > 0:
-        # A run that is shorter than the interval is validated at its end.
-        batches = settings.max_steps * settings.accumulate_grad_batches
-        changed["val_check_interval"] = min(interval, batches)
-    if settings.get("overfit_batches") and hasattr(data, "overfit_batches"):
-        # Lightning's would replace the sampler, which is what the data's position is.
-        data.overfit_batches = settings.overfit_batches
-        changed["overfit_batches"] = 0
-    if not module.automatic_optimization:  # clips by itself: Lightning refuses to
-        changed["gradient_clip_val"] = None
-    trainer: L.Trainer = build(settings, "trainer", **changed)
+    changed = trainer_arguments(
+        {str(key): value for key, value in cfg.trainer.items()},
+        module,
+        data,
+        strategy,
+        callbacks=build_all(cfg.callbacks, "callbacks"),
+        loggers=build_all(cfg.logger, "logger"),
+    )
+    trainer: L.Trainer = build(cfg.trainer, "trainer", **changed)
     return trainer
 
 

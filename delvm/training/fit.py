@@ -2,18 +2,61 @@
 
 import logging
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import Logger
 
+from delvm.models.precision import resolve_precision
 from delvm.training import strategies
 from delvm.training.callbacks.graceful_shutdown import GracefulShutdown
 from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
+from delvm.training.checkpoint_io import AtomicCheckpointIO
 from delvm.training.loggers import finish_loggers, restore_csv
 from delvm.training.output_dir import export_path, remove_earlier_run
+
+
+def trainer_arguments(
+    settings: Mapping[str, Any],
+    module: L.LightningModule,
+    data: Any,
+    strategy: Any,
+    *,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+) -> dict[str, Any]:
+    """What `lightning.Trainer` gets besides, or in place of, the settings of a run.
+
+    Args:
+        settings: its other arguments.
+        module, data, strategy, callbacks, loggers: the objects of the run.
+    """
+    changed: dict[str, Any] = {
+        "precision": resolve_precision(settings["precision"], settings["accelerator"]),
+        "callbacks": callbacks,
+        "logger": loggers or False,
+        "strategy": strategy,
+    }
+    if isinstance(strategy, str):  # Lightning's own choice, which takes a checkpoint writer
+        changed["plugins"] = [AtomicCheckpointIO()]
+    if settings.get("enable_checkpointing") is None:
+        changed["enable_checkpointing"] = any(isinstance(each, Checkpoint) for each in callbacks)
+    interval = settings.get("val_check_interval")
+    if isinstance(interval, int) and settings["max_steps"] > 0:
+        # A run that is shorter than the interval is validated at its end.
+        batches = settings["max_steps"] * settings["accumulate_grad_batches"]
+        changed["val_check_interval"] = min(interval, batches)
+    if settings.get("overfit_batches") and hasattr(data, "overfit_batches"):
+        # Lightning's would replace the sampler, which is what the data's position is.
+        data.overfit_batches = settings["overfit_batches"]
+        changed["overfit_batches"] = 0
+    if not module.automatic_optimization:  # clips by itself: Lightning refuses to
+        changed["gradient_clip_val"] = None
+    return changed
 
 
 def fit(
