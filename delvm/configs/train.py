@@ -17,7 +17,7 @@ from delvm.training.datamodules import ImageDataModule, SentenceDataModule
 from delvm.training.distillation import DistillationModule, load_teacher
 from delvm.training.grad_scaler import LossScale
 from delvm.training.losses import CrossEntropyLoss, DistillationLoss
-from delvm.training.optim import ScheduleFreeMode, WarmupCosine, WeightDecayOn
+from delvm.training.optim import ScheduleFreeMode, WarmupCosine, WeightDecayOn, optimizer_errors
 from delvm.training.student import StudentModule
 from delvm.training.tokenizer import TokenizerModule
 
@@ -67,15 +67,7 @@ class OptimizerConfig:
 
     def validate(self) -> list[str]:
         """Errors of the settings, one line each."""
-        errors = []
-        if self.lr <= 0:
-            errors.append(f"lr={self.lr} is not above 0: set it to 1.5e-4")
-        if self.weight_decay < 0:
-            errors.append(f"weight_decay={self.weight_decay} is below 0: set it to 0 or more")
-        betas = getattr(self, "betas", [0.0, 0.0])
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            errors.append(f"betas={betas} are not two numbers in [0, 1): set [0.9,0.95]")
-        return errors
+        return optimizer_errors(self.lr, self.weight_decay, getattr(self, "betas", None))
 
 
 @dataclass

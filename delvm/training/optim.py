@@ -7,7 +7,7 @@ optimizer. Hydra builds both from a YAML with ``_partial_: true``.
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -30,6 +30,20 @@ class WeightDecayOn(Enum):
 
     matrices = "matrices"
     all = "all"
+
+
+def optimizer_errors(
+    lr: float, weight_decay: float, betas: Sequence[float] | None = None
+) -> list[str]:
+    """Errors of an optimizer's settings, one line each; None is an optimizer without betas."""
+    errors = []
+    if lr <= 0:
+        errors.append(f"lr={lr} is not above 0: set it to 1.5e-4")
+    if weight_decay < 0:
+        errors.append(f"weight_decay={weight_decay} is below 0: set it to 0 or more")
+    if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
+        errors.append(f"betas={betas} are not two numbers in [0, 1): set [0.9,0.95]")
+    return errors
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_ratio: float, min_lr_ratio: float) -> float:
