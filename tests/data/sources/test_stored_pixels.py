@@ -149,6 +149,18 @@ def test_ids_of_16_and_32_bits_become_colors(tmp_path, dtype):
     }
 
 
+def test_gray_of_8_bits_is_ids_or_black_and_white(tmp_path):
+    assert colors(paired(tmp_path, ids(1, 2, np.uint8))) == {(0, 0, 0), (0, 0, 85), (0, 0, 170)}
+    assert colors(paired(tmp_path, ids(100, 200, np.uint8))) == {
+        (0, 0, 0),
+        (0, 0, 85),
+        (0, 0, 170),
+    }
+    assert colors(paired(tmp_path, ids(255, 0, np.uint8))) == {(0, 0, 0), (255, 255, 255)}
+    smooth_edges = Image.linear_gradient("L").resize((130, 130))
+    assert len(colors(paired(tmp_path, smooth_edges))) > 20
+
+
 def test_labels_that_have_no_colors_are_rejected(tmp_path):
     many = Image.fromarray((np.arange(130 * 130) % 100).reshape(130, 130).astype(np.uint16))
     found = rejects(paired(tmp_path, many), "train", "masks")

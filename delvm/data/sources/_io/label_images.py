@@ -14,10 +14,11 @@ Palette = Sequence[tuple[int, int, int]]
 def labels_to_rgb(image: Image.Image, palette: Palette) -> Image.Image:
     """A label image of any mode as RGB, not turned.
 
-    Images in color, in 8-bit gray and with a palette keep their colors, which an ICC profile does
-    not change. Integers of 16 and 32 bits are ids, and become colors: 0 is black, and id i is color
-    i - 1 of the palette. If an id is above the number of colors, as ids of instances are, the ids
-    of the image are numbered in their order first.
+    Images in color and with a palette keep their colors, which an ICC profile does not change.
+    Integers are ids, and become colors: 0 is black, and id i is color i - 1 of the palette. If an
+    id is above the number of colors, as ids of instances are, the ids of the image are numbered in
+    their order first. Gray of 8 bits is read as ids too, unless it is black and white, or has more
+    values than there are colors.
 
     Raises:
         ValueError: negative or fractional values, or more different ids than colors.
@@ -26,6 +27,10 @@ def labels_to_rgb(image: Image.Image, palette: Palette) -> Image.Image:
         raise ValueError("its values are fractions, not labels")
     if image.mode.startswith("I"):
         return _ids_to_rgb(np.asarray(image).astype(np.int64), palette)
+    if image.mode == "L":
+        values = set(np.unique(np.asarray(image)).tolist())
+        if not values <= {0, 255} and len(values - {0}) <= len(palette):
+            return _ids_to_rgb(np.asarray(image).astype(np.int64), palette)
     if "icc_profile" in image.info:
         image = image.copy()
         del image.info["icc_profile"]
