@@ -14,7 +14,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from delvm.data.codebook_usage import perplexity
 from delvm.errors import UserError
 from delvm.interop.weight_files import read_tensors
-from delvm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_d_loss
+from delvm.models.discriminator import (
+    DiscriminatorNorm,
+    PatchDiscriminator,
+    adaptive_weight,
+    hinge_d_loss,
+)
 from delvm.models.perceptual import LPIPS, MSSSIMLoss
 from delvm.models.protocols import TokenizerNet, check_protocol
 from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
@@ -69,6 +74,18 @@ class PerceptualLoss(Enum):
     lpips = "lpips"
 
 
+class BetaOn(Enum):
+    """Which of the two codebook losses ``commitment_cost`` (beta) weighs, where the other has 1.
+
+    ``features``: the distance that features are pulled by, as in VQ-VAE (van den Oord et al. 2017,
+    eq. 3). ``codes``: the one that codes are pulled by, as in the released code of
+    taming-transformers, which kept that exchange for its published models.
+    """
+
+    features = "features"
+    codes = "codes"
+
+
 class TokenizerModule(L.LightningModule):
     """Reconstruction, codebook and adversarial losses on {"pixels": (B, 3, H, H) uint8}.
 
@@ -92,7 +109,9 @@ class TokenizerModule(L.LightningModule):
         disc_start: int = 2000,
         disc_dim: int = 64,
         disc_num_layers: int = 3,
+        disc_norm: DiscriminatorNorm = DiscriminatorNorm.group,
         codebook_weight: float = 1.0,
+        beta_on: BetaOn = BetaOn.features,
         codebook_ema_decay: float | None = 0.99,
         dead_code_after: int | None = 100,
         dead_code_reset: DeadCodeReset = DeadCodeReset.random,
@@ -102,22 +121,19 @@ class TokenizerModule(L.LightningModule):
         Args:
             model: the tokenizer: `VQGAN`, or any `delvm.models.TokenizerNet`. If its
                 ``codebook_parameter`` is None (FSQ), there are no averages and no dead codes.
-            optimizer: called with the parameters; see `delvm.training.optim`.
-            scheduler: called with the optimizer; None keeps the learning rate.
+            optimizer, scheduler: factories, see `delvm.training.optim`.
             l1_weight, l2_weight: of the mean absolute and squared error, pixels in [0, 1].
-            foreground_weight: extra weight of pixels that are not black; thin lines on black, as in
-                pose targets, otherwise vanish first.
+            foreground_weight: extra weight of pixels that are not black, or thin lines vanish.
             perceptual_weight: of the perceptual distance; 0 leaves it out.
             perceptual_loss: which distance.
             vgg_weights: file with VGG16's weights under torchvision's names, for lpips.
-            disc_weight: of the generator loss, on top of the adaptive weight; 0 trains no
-                discriminator.
+            disc_weight: of the generator loss, times the adaptive weight; 0 = no discriminator.
             disc_start: step from which the discriminator is trained and its loss counts.
-            disc_dim, disc_num_layers: the discriminator's first channels and number of halvings.
+            disc_dim, disc_num_layers, disc_norm: its first channels, number of halvings, and norms.
             codebook_weight: of the codebook and commitment losses.
+            beta_on: which of them ``commitment_cost`` weighs, where codes are trained by gradient.
             codebook_ema_decay: of the codes' moving averages; None trains codes by gradient.
-            dead_code_after: steps without use after which a code is moved onto a feature of the
-                batch; None never does.
+            dead_code_after: unused steps after which a code is moved onto a feature; None never.
             dead_code_reset: which feature: a random one, or sampled by quantization error.
             gradient_clip_val: largest gradient norm; None does not clip.
         """
@@ -131,6 +147,7 @@ class TokenizerModule(L.LightningModule):
         self.perceptual_loss, self.vgg_weights = perceptual_loss, vgg_weights
         self.disc_weight, self.disc_start = disc_weight, disc_start
         self.disc_dim, self.disc_num_layers = disc_dim, disc_num_layers
+        self.disc_norm, self.beta_on = DiscriminatorNorm(disc_norm), BetaOn(beta_on)
         self.codebook_weight, self.codebook_ema_decay = codebook_weight, codebook_ema_decay
         self.dead_code_after, self.dead_code_reset = dead_code_after, dead_code_reset
         self.gradient_clip_val = gradient_clip_val
@@ -154,7 +171,9 @@ class TokenizerModule(L.LightningModule):
             else []
         )
         self.discriminator = (
-            PatchDiscriminator(3, self.disc_dim, self.disc_num_layers) if self.disc_weight else None
+            PatchDiscriminator(3, self.disc_dim, self.disc_num_layers, self.disc_norm)
+            if self.disc_weight
+            else None
         )
         # How often validation has met each code, (V,). Not a buffer, since a moving average of the
         # weights replaces buffers too during validation.
@@ -184,6 +203,11 @@ class TokenizerModule(L.LightningModule):
             errors.append(f"codebook_ema_decay={decay} is not in [0, 1): set it to 0.99 or null")
         if (limit := self.gradient_clip_val) is not None and limit <= 0:
             errors.append(f"gradient_clip_val={limit} is not above 0: set it to 1.0 or null")
+        if self.beta_on is BetaOn.codes and self.codebook_ema_decay is not None:
+            errors.append(
+                "beta_on=codes is for codes that are trained by gradient: set "
+                "codebook_ema_decay=null or beta_on=features"
+            )
         lpips = self.perceptual_weight and self.perceptual_loss is PerceptualLoss.lpips
         if lpips and self.vgg_weights is None:
             errors.append(f"perceptual_loss=lpips needs vgg_weights: {VGG_HINT}")
@@ -223,9 +247,13 @@ class TokenizerModule(L.LightningModule):
         """
         indices = self.model.nearest_code_indices(z.detach().flatten(0, 1))
         codes = F.embedding(indices, self.model.codebook).view_as(z)
-        loss = self.model.commitment_cost * F.mse_loss(z, codes.detach())
-        if self.codebook is not None and self.codebook_ema_decay is None:
-            loss = loss + F.mse_loss(codes, z.detach())
+        beta, commitment = self.model.commitment_cost, F.mse_loss(z, codes.detach())
+        if self.codebook is None or self.codebook_ema_decay is not None:
+            loss = beta * commitment
+        elif self.beta_on is BetaOn.features:
+            loss = beta * commitment + F.mse_loss(codes, z.detach())
+        else:
+            loss = commitment + beta * F.mse_loss(codes, z.detach())
         return z + (codes - z).detach(), indices, loss
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

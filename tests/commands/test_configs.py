@@ -16,9 +16,11 @@ from delvm.configs.validate import config_errors
 from delvm.configs.verbs import ROOTS
 from delvm.data.augment import BalanceConfig, BalanceMode
 from delvm.data.sources.shapes.source import TRAIN_COUNTS, Shapes
+from delvm.models.discriminator import DiscriminatorNorm
 from delvm.models.transformer import Init, TransformerConfig
 from delvm.training.losses import KLDirection
 from delvm.training.optim import WeightDecayOn
+from delvm.training.tokenizer import BetaOn, PerceptualLoss
 
 CONF = config_dir()
 GIVEN = {
@@ -73,6 +75,7 @@ def test_experiments_fit_together(name):
     found = config_errors("train", compose("train", [f"experiment={name}"]))
     # Whether the data exists is not for the config to say, nor whether there is a GPU.
     ignored = ("data.path=", "checkpoint not", "trainer.accelerator=gpu")
+    ignored += ("module.perceptual_loss=lpips needs vgg_weights",)  # a file of the user's
     assert [each for each in found if not each.startswith(ignored)] == []
 
 
@@ -169,3 +172,20 @@ def test_the_300m_experiment_is_delvms_recipe():
     )
     tokens = cfg.student.net.max_seq_len * data.batch_size * trainer.accumulate_grad_batches
     assert tokens == 262144 == 16 * 2048 * 8
+
+
+def test_the_taming_experiment_has_the_numbers_of_its_config():
+    """configs/imagenet_vqgan.yaml, and the defaults of VQLPIPSWithDiscriminator and VQModel."""
+    cfg = compose("train", ["experiment=tokenizer_f16_8192_taming"])
+    module, optimizer = cfg.module, cfg.optimizer
+    assert (module.l1_weight, module.l2_weight, module.perceptual_weight) == (2, 0, 1)
+    assert module.perceptual_loss is PerceptualLoss.lpips and module.codebook_weight == 1
+    assert (module.disc_start, module.disc_weight) == (250001, 0.8)
+    assert (module.disc_dim, module.disc_num_layers) == (64, 3)
+    assert module.disc_norm is DiscriminatorNorm.batch and module.beta_on is BetaOn.codes
+    assert module.codebook_ema_decay is None and module.dead_code_after is None
+    assert cfg.tokenizer.net.commitment_cost == 0.25
+    assert optimizer.lr == pytest.approx(4.5e-6 * cfg.data.batch_size)
+    assert list(optimizer.betas) == [0.5, 0.9] and optimizer.weight_decay == 0
+    assert not cfg.scheduler and cfg.trainer.gradient_clip_val is None
+    assert "weight_ema" not in cfg.callbacks

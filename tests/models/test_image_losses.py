@@ -7,7 +7,12 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
-from delvm.models.discriminator import PatchDiscriminator, adaptive_weight, hinge_d_loss
+from delvm.models.discriminator import (
+    DiscriminatorNorm,
+    PatchDiscriminator,
+    adaptive_weight,
+    hinge_d_loss,
+)
 from delvm.models.perceptual import LPIPS, MSSSIMLoss
 
 
@@ -92,3 +97,18 @@ def test_lpips_lists_missing_and_wrong_weights(weights):
     broken["features.0.weight"] = torch.zeros(1)
     with pytest.raises(ValueError, match=r"features.0.weight: \(1,\).*features.5.bias: missing"):
         LPIPS(broken, lins)
+
+
+def test_discriminator_with_batch_norm_is_that_of_pix2pix():
+    """Names and shapes of NLayerDiscriminator in taming-transformers, which has batch norm."""
+    found = PatchDiscriminator(norm=DiscriminatorNorm.batch)
+    norms = [module for module in found.main if isinstance(module, torch.nn.BatchNorm2d)]
+    assert [norm.num_features for norm in norms] == [128, 256, 512]
+    assert all(abs(float(norm.weight.detach().mean()) - 1) < 0.02 for norm in norms)
+    shapes = {k: tuple(v.shape) for k, v in found.state_dict().items() if k.endswith("weight")}
+    assert shapes == {
+        "main.0.weight": (64, 3, 4, 4), "main.2.weight": (128, 64, 4, 4), "main.3.weight": (128,),
+        "main.5.weight": (256, 128, 4, 4), "main.6.weight": (256,),
+        "main.8.weight": (512, 256, 4, 4), "main.9.weight": (512,),
+        "main.11.weight": (1, 512, 4, 4),
+    }  # fmt: skip
