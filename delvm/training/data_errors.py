@@ -7,10 +7,15 @@ foreign class may lack any of them; what it lacks is not compared.
 from collections.abc import Mapping
 from typing import Any
 
-from delvm.data.datasets.packing import examples_that_fit
+from delvm.data.datasets.packing import document_sizes
 from delvm.data.datasets.sampler import mixture_weights
-from delvm.data.datasets.sentences import SentencesConfig, examples_per_sentence
-from delvm.data.shards.manifest import Manifest, load_manifests
+from delvm.data.datasets.sentences import (
+    SentencesConfig,
+    fitting_length,
+    length_override,
+    sentence_sizes,
+)
+from delvm.data.shards.manifest import Manifest, load_manifests, load_manifests_if_any
 from delvm.errors import UserError
 from delvm.models.transformer import InputEmbedding
 from delvm.storage import as_path
@@ -52,13 +57,18 @@ def student_data_errors(
             f"code width {width} (tokenizer) != codebook_dim {student['codebook_dim']} (student): "
             f"set student.net.codebook_dim={width}"
         )
-    count = examples_that_fit if data.packing else examples_per_sentence
+    context = student.get("max_seq_len")
+    most = context // tokens if tokens and context else None
+    chosen: list[Manifest] = []
     try:
-        for task in mixture_weights(data.task_weights, sorted(manifests)) if manifests else ():
-            count(data, manifests[task])
+        if manifests:
+            held_out = load_manifests_if_any(as_path(data.path), "val", "tokens")
+            weights = mixture_weights(data.task_weights, sorted(manifests), [*held_out])
+            chosen = [manifests[task] for task in weights]
+            (document_sizes if data.packing else sentence_sizes)(data, chosen, most)
     except UserError as error:
         errors.append(str(error))
-    return errors + _context_errors(data, tokens, student.get("max_seq_len"))
+    return errors + _context_errors(data, tokens, context, chosen)
 
 
 def _load_manifests(path: str, kind: str) -> tuple[dict[str, Manifest], list[str]]:
@@ -88,16 +98,18 @@ def _size_errors(tokenizer: Mapping[str, Any], manifest: Manifest, origin: str) 
     ]
 
 
-def _context_errors(data: SentencesConfig, tokens: int | None, context: int | None) -> list[str]:
+def _context_errors(
+    data: SentencesConfig, tokens: int | None, context: int | None, manifests: list[Manifest]
+) -> list[str]:
     """Errors of a sentence's length against the student's context, both in tokens."""
     if not tokens or context is None or (needed := data.num_images * tokens) <= context:
         return []
-    most = max(1, context // tokens)
-    fits = f"data.images_per_sentence={most}"
-    if data.images_per_sentence is None:
-        fits = f"data.pairs_per_sentence={max(1, most // 2)}"
+    room, fits = context // tokens, ""
+    most = fitting_length(manifests, room) if manifests else room
+    if most and most <= room:
+        fits = f" or {length_override(data, most)}"
     return [
         f"a sentence of {data.num_images} images is {needed} tokens ({data.num_images} x "
         f"{tokens}), and the student's max_seq_len is {context}: set "
-        f"student.net.max_seq_len={needed} or {fits}"
+        f"student.net.max_seq_len={needed}{fits}"
     ]

@@ -9,13 +9,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from delvm.data.datasets.images import ImageDataset, ImagesConfig, validation_images
-from delvm.data.datasets.packing import PackedDataset, packed_validation
+from delvm.data.datasets.packing import PackedDataset, load_validation
 from delvm.data.datasets.sampler import SHUFFLE_WINDOW_SHARDS, ResumableBatchSampler
-from delvm.data.datasets.sentences import (
-    SentenceDataset,
-    SentencesConfig,
-    validation_sentences,
-)
+from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
 from delvm.data.shards.codebook import read_codebook
 from delvm.errors import UserError, missing_members
 from delvm.legacy import DATA_ORDER, rename_keys
@@ -82,6 +78,7 @@ class StreamDataModule(L.LightningDataModule):
     """
 
     train: SentenceDataset | ImageDataset
+    val: Any  # None without a validation split
 
     def __init__(self, config: SentencesConfig | ImagesConfig) -> None:
         """Start at the first item of ``config``'s stream."""
@@ -187,14 +184,16 @@ class SentenceDataModule(StreamDataModule):
         )
         super().__init__(config)
         self.train = (PackedDataset if packing else SentenceDataset)(config, seed)
-        self.val = (packed_validation if packing else validation_sentences)(config)
-        self.tasks, self.train_tasks = self.val.tasks, list(self.train.mixture_weights)
+        self.train_tasks = list(self.train.mixture_weights)
+        self.val = load_validation(config, self.train.tasks, self.train_tasks)
+        self.tasks = [] if self.val is None else self.val.tasks
         layout = self.train.token_layout
         assert layout.tokens_per_image is not None  # of token shards it never is
         self.tokens_per_image = layout.tokens_per_image
         self.sentence_length = config.num_images * self.tokens_per_image
         kinds = [manifest.images_per_example for manifest in self.train.manifests.values()]
-        self.is_packed = packing or 1 in kinds or self.val.holds_single_images
+        singles = self.val is not None and self.val.holds_single_images
+        self.is_packed = packing or 1 in kinds or singles
 
     @cached_property
     def _codebook(self) -> tuple[Tensor, str]:
@@ -219,8 +218,10 @@ class SentenceDataModule(StreamDataModule):
         modes = {manifest.resize for manifest in self.train.manifests.values()} - {""}
         return modes.pop() if len(modes) == 1 else ""
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The same keys as in training; each rank gets its part, as many batches as the others."""
+        if self.val is None:
+            return []
         rank, world_size = self._rank()
         count = len(self.val.batch["input_ids"])
         # The last ranks repeat the first sentence without a task, so that all do the same work.
@@ -266,15 +267,19 @@ class ImageDataModule(StreamDataModule):
         )
         super().__init__(config)
         self.train = ImageDataset(config, seed)
-        self.val = TensorDataset(validation_images(config))
+        images = validation_images(config)
+        self.val = None if images is None else TensorDataset(images)
         self.image_size = self.train.image_size
 
     def preview_images(self, count: int = 10) -> Tensor:
         """Validation images (count, 3, H, H) uint8, evenly spread over inputs and targets."""
-        (images,) = self.val.tensors
+        assert self.val is not None  # it is called after a validation
+        images: Tensor = self.val.tensors[0]
         return images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        if self.val is None:
+            return []
         return DataLoader(
             self.val,
             self.config.batch_size,

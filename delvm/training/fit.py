@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger
 
 from delvm.models.precision import resolve_precision
+from delvm.progress import log
 from delvm.training import strategies
 from delvm.training.callbacks.graceful_shutdown import GracefulShutdown
 from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
@@ -50,6 +51,10 @@ def trainer_arguments(
         # A run that is shorter than the interval is validated at its end.
         batches = settings["max_steps"] * settings["accumulate_grad_batches"]
         changed["val_check_interval"] = min(interval, batches)
+    if getattr(data, "val", True) is None:
+        # Checkpoints are then written at the steps at which it would have been validated.
+        log(f"train: no validation split in data.path={data.path}, so no step is validated")
+        changed["limit_val_batches"] = 0
     if settings.get("overfit_batches") and hasattr(data, "overfit_batches"):
         # Lightning's would replace the sampler, which is what the data's position is.
         data.overfit_batches = settings["overfit_batches"]

@@ -19,7 +19,7 @@ from delvm.data.datasets.sampler import (
     loader_errors,
     shard_signature,
 )
-from delvm.data.shards.manifest import load_manifests
+from delvm.data.shards.manifest import load_manifests, load_manifests_if_any
 from delvm.data.shards.random_access import MAX_OPEN_SHARDS, ImageShardReader
 from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
@@ -141,13 +141,15 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return augment(single, self.seed, epoch, geometry=geometry).input
 
 
-def validation_images(config: ImagesConfig) -> Tensor:
-    """The fixed validation images of all tasks, (M, 3, H, H) uint8."""
+def validation_images(config: ImagesConfig) -> Tensor | None:
+    """The fixed validation images of all tasks, (M, 3, H, H) uint8; None if there are none."""
     images: list[npt.NDArray[np.uint8]] = []
     root = as_path(config.path)
-    for task in sorted(load_manifests(root, "val", "images")):
+    for task in sorted(load_manifests_if_any(root, "val", "images")):
         for number, example in enumerate(read_examples(root, "val", task)):
             if number == config.num_val_examples:
                 break
             images += example.images
+    if not images:
+        return None
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

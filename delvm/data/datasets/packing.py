@@ -10,7 +10,7 @@ fits. Which documents a row holds is a function of its number alone:
 so nothing is replayed when a run resumes, and workers and ranks divide the rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +19,18 @@ import torch
 from torch import Tensor
 
 from delvm.data.datasets.sampler import SCHEDULE_PERIOD, Int64, TaskSchedule
-from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig, first_examples
+from delvm.data.datasets.sentences import (
+    SentenceDataset,
+    SentencesConfig,
+    ValidationSentences,
+    fills_sentences,
+    first_examples,
+    validation_manifests,
+    validation_sentences,
+)
 from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.errors import UserError
+from delvm.progress import log
 from delvm.storage import as_path
 
 PADDING = -1  # document and task of an image that is padding
@@ -124,8 +133,8 @@ class PackedDataset(SentenceDataset):
             self.mixture_weights, sizes, self.examples_per_sentence, config.num_images
         )
 
-    def examples_in_sentence(self, manifest: Manifest) -> int:
-        return examples_that_fit(self.config, manifest)
+    def sentence_sizes(self, manifests: list[Manifest]) -> list[int]:
+        return document_sizes(self.config, manifests)
 
     @property
     def padding(self) -> float:
@@ -214,19 +223,36 @@ class _Rows:
         }
 
 
-def examples_that_fit(config: SentencesConfig, manifest: Manifest) -> int:
-    """Number of examples of a task in a document that fills a row, as far as there are any.
+def document_sizes(
+    config: SentencesConfig, manifests: Sequence[Manifest], max_images: int | None = None
+) -> list[int]:
+    """Number of examples in a document that fills a row, as far as there are any, of each task.
+
+    Args:
+        config, manifests, max_images: As for `delvm.data.datasets.sentences.sentence_sizes`.
 
     Raises:
-        UserError: not even one example fits.
+        UserError: not even one example of a task fits, or it has none.
     """
-    size, num_images = manifest.images_per_example, config.num_images
-    if size > num_images:
-        raise UserError(
-            f"an example of task '{manifest.task}' has {size} images, a sentence {num_images}: set "
-            f"data.images_per_sentence={size}, or data.task_weights.{manifest.task}=0"
-        )
-    return min(num_images // size, manifest.count)
+    num_images = config.num_images
+    for manifest in manifests:
+        size, task = manifest.images_per_example, manifest.task
+        if not manifest.count:
+            raise UserError(f"task '{task}' has no examples: set 'data.task_weights={{{task}:0}}'")
+        if size > num_images:
+            least = max(each.images_per_example for each in manifests)
+            longer = [each.task for each in manifests if each.images_per_example > num_images]
+            remedies = []
+            if max_images is None or least <= max_images or len(manifests) == len(longer):
+                remedies.append(f"data.images_per_sentence={least}")
+            if len(longer) < len(manifests):
+                zeros = ",".join(f"{each}:0" for each in longer)
+                remedies.append(f"'data.task_weights={{{zeros}}}'")
+            raise UserError(
+                f"an example of task '{task}' has {size} images, a sentence {num_images}: set "
+                f"{' or '.join(remedies)}"
+            )
+    return [min(num_images // m.images_per_example, m.count) for m in manifests]
 
 
 class PackedValidation(NamedTuple):
@@ -246,21 +272,27 @@ class PackedValidation(NamedTuple):
         return True
 
 
-def packed_validation(config: SentencesConfig) -> PackedValidation:
+def packed_validation(
+    config: SentencesConfig, manifests: Mapping[str, Manifest] | None = None
+) -> PackedValidation:
     """The first examples of each task of the split "val" that fit, in order.
 
+    A task with fewer examples than a row holds has one row with these, and padding.
+
+    Args:
+        config: How rows are made.
+        manifests: From `validation_manifests`; None = all of the split.
+
     Raises:
-        UserError: there are no token shards.
+        UserError: an example does not fit.
     """
-    root = as_path(config.path)
-    manifests = load_manifests(root, "val", "tokens")
-    tasks, parts = sorted(manifests), []
-    for number, task in enumerate(tasks):
+    root, parts = as_path(config.path), []
+    manifests = load_manifests(root, "val", "tokens") if manifests is None else manifests
+    tasks = sorted(manifests)
+    sizes = document_sizes(config, [manifests[task] for task in tasks])
+    for number, (task, size) in enumerate(zip(tasks, sizes, strict=True)):
         manifest = manifests[task]
         assert manifest.tokens_per_image is not None
-        if manifest.images_per_example > config.num_images:
-            continue
-        size = examples_that_fit(config, manifest)
         examples = first_examples(root, manifest, max(size, config.num_val_examples))
         count = len(examples) // size
         rows = _Rows(count, config.num_images, manifest.tokens_per_image)
@@ -270,3 +302,33 @@ def packed_validation(config: SentencesConfig) -> PackedValidation:
         parts.append(rows.batch())
     batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return PackedValidation(batch, tasks)
+
+
+def load_validation(
+    config: SentencesConfig, train: Iterable[str], trained: Iterable[str]
+) -> ValidationSentences | PackedValidation | None:
+    """The validation sentences of all tasks that have any; None without a validation split.
+
+    A task whose examples do not fill a sentence is validated on a shorter one, and one whose
+    examples are longer than a sentence is left out; the log names both.
+
+    Args:
+        config: Which shards, and how sentences are made.
+        train: tasks that have training shards.
+        trained: those that are trained on.
+    """
+    manifests = validation_manifests(config, train, trained)
+    for task, manifest in [*manifests.items()]:
+        if (size := manifest.images_per_example) > config.num_images:
+            log(
+                f"validation: task '{task}' is left out, its examples have {size} images and a "
+                f"sentence {config.num_images}"
+            )
+            del manifests[task]
+    if not manifests:
+        return None
+    short = [task for task, m in manifests.items() if not fills_sentences(config, m)]
+    if short and not config.packing:
+        log(f"validation: too few examples of {', '.join(short)} for a sentence: shorter ones")
+    packed = config.packing or short
+    return (packed_validation if packed else validation_sentences)(config, manifests)

@@ -12,7 +12,7 @@ the task). Shards are shuffled, and examples within windows of a few shards, so 
 the files of one window, which suits a disk and the page cache.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -53,27 +53,36 @@ def seeded_rng(*parts: int | str) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(numbers))
 
 
-def mixture_weights(task_weights: Mapping[str, float], tasks: Sequence[str]) -> dict[str, float]:
+def mixture_weights(
+    task_weights: Mapping[str, float], tasks: Sequence[str], held_out: Sequence[str] = ()
+) -> dict[str, float]:
     """Fraction of the items for each task, summing to 1; tasks of weight 0 are left out.
 
     Args:
-        task_weights: Relative weight of each task; empty means equal weights.
-        tasks: Tasks that have shards.
+        task_weights: Relative weight of each task; others are left out, unless all that are given
+            are 0. Empty means equal weights.
+        tasks: Tasks that have training shards.
+        held_out: Tasks that have validation shards alone.
 
     Raises:
         UserError: A weight for a task without shards, a negative weight, one too small to ever
-            be scheduled, or no weight above 0.
+            be scheduled, or no task left.
     """
+    known = sorted({*tasks, *held_out})
     for task, weight in task_weights.items():
-        if task not in tasks:
-            raise UserError(f"data.task_weights.{task}: no such task; {did_you_mean(task, tasks)}")
-        if weight < 0:
+        if task not in known:
+            raise UserError(f"data.task_weights.{task}: no such task; {did_you_mean(task, known)}")
+        if not weight >= 0:  # nor is a NaN
             raise UserError(f"data.task_weights.{task}={weight} is negative: set it to 0 or more")
+        if weight and task not in tasks:
+            raise UserError(
+                f"data.task_weights.{task}={weight}: it has no training shards, set it to 0"
+            )
     chosen = {t: w for t, w in task_weights.items() if w > 0}
-    if not task_weights:
-        chosen = dict.fromkeys(tasks, 1.0)
     if not chosen:
-        raise UserError("data.task_weights are all 0: give at least one task a weight above 0")
+        chosen = {task: 1.0 for task in tasks if task not in task_weights}
+    if not chosen:
+        raise UserError(f"data.task_weights are all 0: set data.task_weights.{sorted(tasks)[0]}=1")
     total = sum(chosen.values())
     for task, weight in chosen.items():
         if weight / total * SCHEDULE_PERIOD < 1 - 1e-9:
@@ -82,6 +91,23 @@ def mixture_weights(task_weights: Mapping[str, float], tasks: Sequence[str]) -> 
                 f"weights: set it to 0, or to {total / SCHEDULE_PERIOD:.3g} or more"
             )
     return {task: weight / total for task, weight in chosen.items()}
+
+
+def validated_tasks(
+    task_weights: Mapping[str, float],
+    trained: Iterable[str],
+    train: Iterable[str],
+    val: Iterable[str],
+) -> list[str]:
+    """The tasks that validation is over: those trained on, and those held out with no weight of 0.
+
+    Args:
+        task_weights: As for `mixture_weights`.
+        trained: Tasks of the mixture.
+        train, val: Tasks that have shards of these splits.
+    """
+    left_out = set(train) - set(trained) | {task for task, w in task_weights.items() if not w}
+    return sorted(set(val) - left_out)
 
 
 def shard_signature(manifest: Manifest) -> str:

@@ -5,6 +5,8 @@ single images. Which sentences come, and in which order, is a function of the se
 (`delvm.data.datasets.sampler`); workers and ranks only divide them.
 """
 
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +25,9 @@ from delvm.data.datasets.sampler import (
     mixture_weights,
     out_of_range,
     shard_signature,
+    validated_tasks,
 )
-from delvm.data.shards.manifest import Manifest, load_manifests
+from delvm.data.shards.manifest import Manifest, load_manifests, load_manifests_if_any
 from delvm.data.shards.random_access import MAX_OPEN_SHARDS, TokenShardReader
 from delvm.data.shards.reader import read_tokens
 from delvm.errors import UserError
@@ -92,9 +95,10 @@ class SentenceDataset(Dataset[dict[str, Any]]):
         self.root, self.seed, self.config = as_path(config.path), seed, config
         self.manifests = load_manifests(self.root, "train", "tokens")
         self.tasks = sorted(self.manifests)
-        self.mixture_weights = mixture_weights(config.task_weights, self.tasks)
+        held_out = load_manifests_if_any(self.root, "val", "tokens")
+        self.mixture_weights = mixture_weights(config.task_weights, self.tasks, [*held_out])
         chosen = [self.manifests[task] for task in self.mixture_weights]
-        self.examples_per_sentence = [self.examples_in_sentence(m) for m in chosen]
+        self.examples_per_sentence = self.sentence_sizes(chosen)
         self.schedule = TaskSchedule(self.mixture_weights)
         self.shuffles = [
             WindowedShuffle(
@@ -109,9 +113,9 @@ class SentenceDataset(Dataset[dict[str, Any]]):
         self._task_ids = np.array([self.tasks.index(task) for task in self.mixture_weights])
         self._images_per_example = np.array([manifest.images_per_example for manifest in chosen])
 
-    def examples_in_sentence(self, manifest: Manifest) -> int:
-        """Number of examples of a task in a sentence."""
-        return examples_per_sentence(self.config, manifest)
+    def sentence_sizes(self, manifests: list[Manifest]) -> list[int]:
+        """Number of examples of each task in a sentence."""
+        return sentence_sizes(self.config, manifests)
 
     @property
     def token_layout(self) -> Manifest:
@@ -173,28 +177,60 @@ class SentenceDataset(Dataset[dict[str, Any]]):
         }
 
 
-def examples_per_sentence(config: SentencesConfig, manifest: Manifest) -> int:
-    """Number of complete examples of a task in a sentence.
+def sentence_sizes(
+    config: SentencesConfig, manifests: Sequence[Manifest], max_images: int | None = None
+) -> list[int]:
+    """Number of complete examples in a sentence, of each task.
+
+    Args:
+        config: How sentences are made.
+        manifests: Of the tasks.
+        max_images: In the student's context, for the advice of an error; None if not known.
 
     Raises:
         UserError: A sentence is not a multiple of an example, or longer than all examples.
     """
-    k, task, num_images = manifest.images_per_example, manifest.task, config.num_images
+    num_images = config.num_images
+    bad = [m for m in manifests if not fills_sentences(config, m)]
+    if not bad:
+        return [num_images // manifest.images_per_example for manifest in manifests]
+    task, k, count = bad[0].task, bad[0].images_per_example, bad[0].count
     if num_images % k:
-        nearest = k * max(1, round(num_images / k))
-        raise UserError(
-            f"an example of task '{task}' has {k} images, a sentence {num_images}: set "
-            f"data.images_per_sentence={nearest}, or data.task_weights without '{task}'"
-        )
-    if manifest.count < num_images // k:
+        problem = f"an example of task '{task}' has {k} images, a sentence {num_images}"
+    else:
         what = "pairs" if k == 2 else "examples"
-        key = "data.pairs_per_sentence" if k == 2 else "data.images_per_sentence"
-        most = manifest.count if k == 2 else manifest.count * k
-        raise UserError(
-            f"task '{task}' has {manifest.count} {what}, a sentence {num_images // k}: "
-            f"set {key}={most}"
-        )
-    return num_images // k
+        problem = f"task '{task}' has {count} {what}, a sentence {num_images // k}"
+    remedies, length = [], fitting_length(manifests, num_images)
+    if length and (max_images is None or length <= max_images or len(manifests) == 1):
+        remedies.append(length_override(config, length))
+    if all(each.count and each.images_per_example <= num_images for each in manifests):
+        remedies.append("data.packing=true")
+    if len(bad) < len(manifests):
+        zeros = ",".join(f"{each.task}:0" for each in bad)
+        remedies.append(f"'data.task_weights={{{zeros}}}'")
+    advice = f"set {' or '.join(remedies)}" if remedies else "prepare and encode more of it"
+    raise UserError(f"{problem}: {advice}")
+
+
+def fills_sentences(config: SentencesConfig, manifest: Manifest) -> bool:
+    """Whether a task has enough examples for a sentence, and these fill it exactly."""
+    size, rest = divmod(config.num_images, manifest.images_per_example)
+    return not rest and 0 < size <= manifest.count
+
+
+def fitting_length(manifests: Sequence[Manifest], num_images: int) -> int | None:
+    """The length of sentences next to a number of images that all these tasks can fill, or None."""
+    step = math.lcm(*(each.images_per_example for each in manifests))
+    most = min(each.count * each.images_per_example for each in manifests)
+    shorter = min(num_images, most) // step * step
+    return shorter or (step if step <= most else None)
+
+
+def length_override(config: SentencesConfig, num_images: int) -> str:
+    """What to set for sentences of so many images."""
+    if config.images_per_sentence is None and num_images % 2 == 0:
+        return f"data.pairs_per_sentence={num_images // 2}"
+    return f"data.images_per_sentence={num_images}"
 
 
 @dataclass(frozen=True)
@@ -225,23 +261,44 @@ class ValidationSentences:
         return bool((self.images_per_example == 1).any())
 
 
-def validation_sentences(config: SentencesConfig) -> ValidationSentences:
+def validation_manifests(
+    config: SentencesConfig, train: Iterable[str], trained: Iterable[str]
+) -> dict[str, Manifest]:
+    """The manifests of the tasks that validation is over; none without a validation split.
+
+    Args:
+        config: Which shards.
+        train: Tasks that have training shards.
+        trained: Those that are trained on.
+    """
+    found = load_manifests_if_any(as_path(config.path), "val", "tokens")
+    names = validated_tasks(config.task_weights, trained, train, found)
+    return {task: found[task] for task in names}
+
+
+def validation_sentences(
+    config: SentencesConfig, manifests: Mapping[str, Manifest] | None = None
+) -> ValidationSentences:
     """The first examples of each task of the split "val", packed in order.
 
     Examples that do not fill a task's last sentence are left out.
 
+    Args:
+        config: How sentences are made.
+        manifests: From `validation_manifests`; None = all of the split.
+
     Raises:
-        UserError: There are no token shards, or a sentence does not hold complete examples.
+        UserError: A task does not fill sentences.
     """
     root = as_path(config.path)
-    manifests = load_manifests(root, "val", "tokens")
+    manifests = load_manifests(root, "val", "tokens") if manifests is None else manifests
     tasks = sorted(manifests)
     ids: list[npt.NDArray[np.uint16]] = []
     task_ids: list[int] = []
     images_per_example: list[int] = []
-    for number, task in enumerate(tasks):
+    sizes = sentence_sizes(config, [manifests[task] for task in tasks])
+    for number, (task, size) in enumerate(zip(tasks, sizes, strict=True)):
         manifest = manifests[task]
-        size = examples_per_sentence(config, manifest)
         examples = first_examples(root, manifest, max(size, config.num_val_examples))
         ids.append(examples[: len(examples) // size * size].reshape(-1, size * examples.shape[1]))
         task_ids += [number] * len(ids[-1])

@@ -15,7 +15,12 @@ from delvm.data.encode.executors.local import Local
 from delvm.data.encode.shard_task import EncodeJob, ShardResult, ShardTask, Tokenizer
 from delvm.data.shards.codebook import write_codebook
 from delvm.data.shards.former_tasks import rename_former_task
-from delvm.data.shards.manifest import Manifest, load_manifests, plan_tokens
+from delvm.data.shards.manifest import (
+    Manifest,
+    load_manifests,
+    load_manifests_if_any,
+    plan_tokens,
+)
 from delvm.data.shards.replacement import MANIFEST, finish_replacing, put_in_place
 from delvm.data.shards.writer import (
     finalize_tokens,
@@ -229,9 +234,12 @@ def plan_job(
         )
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} is below 1: set batch_size=32")
+    there = [split for split in splits if load_manifests_if_any(input_dir, split, "images")]
+    if missing := [split for split in splits if split not in there]:
+        log(f"encode: {input_dir} has no images of {', '.join(missing)}, so no tokens of it either")
     planned = [
         both
-        for split in splits
+        for split in there or splits  # with none, the first is reported
         for both in _plan_split(input_dir, split, tokenizer, fingerprint, balance, seed)
     ]
     images, tokens = zip(*planned, strict=True)

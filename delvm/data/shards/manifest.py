@@ -308,6 +308,21 @@ def load_manifest(root: StoragePath, split: str, task: str, kind: str) -> Manife
     return manifests[task]
 
 
+def load_manifests_if_any(root: StoragePath, split: str, kind: str) -> dict[str, Manifest]:
+    """As `load_manifests`, without tasks that have no examples; none if there is no such split.
+
+    Raises:
+        UserError: As for `load_manifests`, of shards that are there.
+    """
+    folder = as_path(root) / split
+    finish_replacing(root)
+    found: list[StoragePath] = [*folder.iterdir()] if folder.is_dir() else []
+    if not any(path.is_dir() and not path.name.startswith(".") for path in found):
+        return {}
+    manifests = load_manifests(root, split, kind)
+    return {task: manifest for task, manifest in manifests.items() if manifest.count}
+
+
 def load_manifests(root: StoragePath, split: str, kind: str) -> dict[str, Manifest]:
     """The manifests of a split by task, sorted by name.
 

@@ -74,7 +74,8 @@ class AtomicCheckpoint(Checkpoint):
     ) -> None:
         """
         Args:
-            every_n_train_steps: steps between two checkpoints; None = one at each validation.
+            every_n_train_steps: steps between two checkpoints; None = one at each validation, or
+                where it would be if there is none.
             keep_latest_k: newest checkpoints that stay, next to the best one.
             monitor: logged metric that the best checkpoint is chosen by.
             mode: whether the smallest (min) or largest (max) value is the best.
@@ -131,11 +132,20 @@ class AtomicCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        every = self.every_n_train_steps
+        every = self._interval(trainer)
         due = every is not None and trainer.global_step % every == 0
         # Lightning validates once more before it stops, for which a signal may leave no time.
         if trainer.should_stop or (due and not _validates_after(trainer, batch_idx)):
             self.save(trainer)
+
+    def _interval(self, trainer: L.Trainer) -> int | None:
+        """Steps between two checkpoints; None if validation says when."""
+        if self.every_n_train_steps is not None or trainer.enable_validation:
+            return self.every_n_train_steps
+        batches = trainer.val_check_interval
+        if not isinstance(batches, int):
+            return None
+        return max(1, batches // trainer.accumulate_grad_batches)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
