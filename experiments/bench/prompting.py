@@ -2,8 +2,8 @@
 
 "shared" is `delvm.inference.Engine` with 16 queries that continue one prompt of 3 pairs. Its peer
 is the plain loop: one query at a time, the complete prompt each time. "decode" is one query
-compared with transformers' `generate` (dynamic cache, eager) on the exported model; "of_limit" compares with
-the speed at which memory can be read, all weights once per token.
+compared with transformers' `generate` (dynamic cache, eager) on the exported model; "of_limit"
+compares with the speed at which memory can be read, all weights once per token.
 """
 
 import statistics
