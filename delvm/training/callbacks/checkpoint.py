@@ -139,7 +139,7 @@ class AtomicCheckpoint(Checkpoint):
             self.save(trainer)
 
     def _interval(self, trainer: L.Trainer) -> int | None:
-        """Steps between two checkpoints; None if validation says when."""
+        """Steps between two checkpoints; None at each validation."""
         if self.every_n_train_steps is not None or trainer.enable_validation:
             return self.every_n_train_steps
         batches = trainer.val_check_interval
