@@ -1,4 +1,6 @@
-"""RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+"""RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) and LayerNorm (Ba et al. 2016)."""
+
+from enum import Enum
 
 import torch
 import torch.nn.functional as F
@@ -17,3 +19,25 @@ class RMSNorm(nn.RMSNorm):
         with torch.autocast(x.device.type, enabled=False):
             weight = self.weight.to(x.dtype)
             return F.rms_norm(x, list(self.normalized_shape), weight, self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm in the dtype of its input, also under autocast, as `RMSNorm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C), each row of mean 0 and variance 1, times the weight (C,), plus the bias."""
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+class NormKind(Enum):
+    """Which normalization."""
+
+    rmsnorm = "rmsnorm"
+    layernorm = "layernorm"
+
+
+def build_norm(kind: NormKind, dim: int, eps: float) -> RMSNorm | LayerNorm:
+    """A normalization of rows of ``dim`` channels."""
+    return RMSNorm(dim, eps=eps) if kind is NormKind.rmsnorm else LayerNorm(dim, eps=eps)

@@ -16,14 +16,14 @@ from enum import Enum
 from typing import Any, Self, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from delvm.models.attention import Attention, AttentionBackend, KVCache, PackedDocuments
 from delvm.models.config import below_minimum, config_from_settings, raise_errors
 from delvm.models.embedding import CodebookEmbedding
-from delvm.models.norm import RMSNorm
+from delvm.models.mlp import MLPKind, build_mlp
+from delvm.models.norm import LayerNorm, NormKind, RMSNorm, build_norm
 from delvm.models.rope import precompute_rope
 from delvm.models.token_space import TokenSpace
 
@@ -52,7 +52,7 @@ class TransformerConfig:
         dim: C.
         n_layers: number of blocks.
         n_heads: attention heads per block.
-        ffn_dim: hidden size of the MLP; None = 8/3 x dim, rounded up to a multiple of 256.
+        ffn_dim: hidden size of the MLP; None = 8/3 x dim, rounded up to a multiple of 256 (SwiGLU).
         max_seq_len: context length in tokens.
         rope_base: base of the rotary angles.
         norm_eps: eps of RMSNorm.
@@ -67,6 +67,8 @@ class TransformerConfig:
         init: initial weights.
         activation_checkpointing: recompute one of every N blocks in the backward pass, which
             saves memory and takes time; 0 = off. It does not change what the model computes.
+        norm, mlp, mlp_bias: of each block. DeLVM's "ViT" has layernorm, gelu_tanh and
+            ``ffn_dim: null``, which is 4 x dim there.
     """
 
     vocab_size: int = 8192
@@ -86,11 +88,15 @@ class TransformerConfig:
     attention: AttentionBackend = AttentionBackend.auto
     init: Init = Init.reference
     activation_checkpointing: int = 0
+    norm: NormKind = NormKind.rmsnorm
+    mlp: MLPKind = MLPKind.swiglu
+    mlp_bias: bool = False
 
     @property
     def resolved_ffn_dim(self) -> int:
         """Hidden size of the MLP."""
-        return self.ffn_dim or 256 * math.ceil(self.dim * 8 / 3 / 256)
+        swiglu = 256 * math.ceil(self.dim * 8 / 3 / 256)
+        return self.ffn_dim or (swiglu if self.mlp is MLPKind.swiglu else 4 * self.dim)
 
     @property
     def head_dim(self) -> int:
@@ -116,32 +122,19 @@ class TransformerConfig:
         return errors
 
 
-class MLP(nn.Module):
-    """SwiGLU (Shazeer 2020), without bias."""
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.gate = nn.Linear(dim, hidden_dim, bias=False)
-        self.up = nn.Linear(dim, hidden_dim, bias=False)
-        self.down = nn.Linear(hidden_dim, dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.down(F.silu(self.gate(x)) * self.up(x)))
-
-
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, cfg: TransformerConfig, drop_path_rate: float) -> None:
         """Create a block that skips its residual branches at ``drop_path_rate`` in training."""
         super().__init__()
-        self.norm1 = RMSNorm(cfg.dim, eps=cfg.norm_eps)
+        self.norm1 = build_norm(cfg.norm, cfg.dim, cfg.norm_eps)
         qk_norm_eps = cfg.norm_eps if cfg.qk_norm else None
         self.attention = Attention(
             cfg.dim, cfg.n_heads, cfg.bias, cfg.dropout, qk_norm_eps, cfg.attention
         )
-        self.norm2 = RMSNorm(cfg.dim, eps=cfg.norm_eps)
-        self.mlp = MLP(cfg.dim, cfg.resolved_ffn_dim)
+        self.norm2 = build_norm(cfg.norm, cfg.dim, cfg.norm_eps)
+        self.mlp = build_mlp(cfg.mlp, cfg.dim, cfg.resolved_ffn_dim, cfg.mlp_bias)
         self.dropout = nn.Dropout(cfg.dropout)
         self.drop_path_rate = drop_path_rate
 
@@ -205,7 +198,7 @@ class Transformer(nn.Module):
         depths = torch.linspace(0, 1, cfg.n_layers, device="cpu").tolist()
         with torch.device("meta") if defer_init else nullcontext():
             self.blocks = nn.ModuleList(Block(cfg, depth * cfg.drop_path) for depth in depths)
-        self.norm = RMSNorm(cfg.dim, eps=cfg.norm_eps)
+        self.norm = build_norm(cfg.norm, cfg.dim, cfg.norm_eps)
         self.head = nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
         if cfg.embedding is InputEmbedding.tied and isinstance(self.embed, nn.Embedding):
             self.embed.weight = self.head.weight
@@ -283,14 +276,18 @@ class Transformer(nn.Module):
             else:
                 scaled = 0.02 / math.sqrt(2 * cfg.n_layers)
                 stds = {"qkv": 0.02, "out": scaled, "gate": 0.02, "up": 0.02, "down": scaled}
+            if reference and cfg.mlp is not MLPKind.swiglu:
+                stds |= {"up": 0.0015, "down": 0.0015}  # which its code takes for no part of SwiGLU
             for name, module in block.named_modules():
                 if isinstance(module, nn.Linear):
                     std = stds[name.rsplit(".", 1)[-1]]
                     nn.init.normal_(module.weight, std=std, generator=generator)
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
-                elif isinstance(module, RMSNorm):
+                elif isinstance(module, RMSNorm | LayerNorm):
                     nn.init.ones_(module.weight)
+                    if isinstance(module, LayerNorm):
+                        nn.init.zeros_(module.bias)
             yield block
         std = 0.0052 if reference else 0.02
         nn.init.normal_(self.head.weight, std=std, generator=generator)
@@ -378,7 +375,8 @@ class Transformer(nn.Module):
         of ``seq_len``) for attention. Recomputation is not counted.
         """
         cfg = self.config
-        blocks = cfg.n_layers * (4 * cfg.dim**2 + 3 * cfg.dim * cfg.resolved_ffn_dim)
+        matrices = 3 if cfg.mlp is MLPKind.swiglu else 2
+        blocks = cfg.n_layers * (4 * cfg.dim**2 + matrices * cfg.dim * cfg.resolved_ffn_dim)
         ends = cfg.vocab_size * cfg.dim
         if cfg.embedding is InputEmbedding.codebook:
             ends += cfg.codebook_dim * cfg.dim

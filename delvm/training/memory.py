@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from delvm.models.embedding import CodebookEmbedding
+from delvm.models.mlp import MLPKind
 from delvm.models.transformer import InputEmbedding, Transformer, TransformerConfig
 from delvm.training.losses import LOSS_CHUNK_ELEMENTS, MAX_LOGITS_BYTES
 
@@ -158,7 +159,8 @@ def _block(net: TransformerConfig, dtypes: _DTypes) -> int:
         attention += 2 * e * c
     if net.qk_norm:
         attention += 2 * net.n_heads * _norm(net.head_dim, e, dtypes.gpu)
-    mlp = 4 * e * ffn_dim  # gate, its SiLU, up, the product
+    # gate, its SiLU, up, the product; or up and its GELU
+    mlp = (4 if net.mlp is MLPKind.swiglu else 2) * e * ffn_dim
     return 2 * (_norm(c, dtypes.residual, dtypes.gpu) + e * c) + attention + mlp
 
 

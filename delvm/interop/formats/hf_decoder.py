@@ -38,13 +38,19 @@ _BLOCK_NAMES = {
     "norm2.weight": "post_attention_layernorm.weight",
     "attention.out.weight": "self_attn.o_proj.weight",
     "attention.out.bias": "self_attn.o_proj.bias",
+    "norm1.bias": "input_layernorm.bias",
+    "norm2.bias": "post_attention_layernorm.bias",
     "mlp.gate.weight": "mlp.gate_proj.weight",
+    "mlp.gate.bias": "mlp.gate_proj.bias",
     "mlp.up.weight": "mlp.up_proj.weight",
+    "mlp.up.bias": "mlp.up_proj.bias",
     "mlp.down.weight": "mlp.down_proj.weight",
+    "mlp.down.bias": "mlp.down_proj.bias",
 }
 _TOP_NAMES = {
     "embed.weight": "model.embed_tokens.weight",
     "norm.weight": "model.norm.weight",
+    "norm.bias": "model.norm.bias",
     "head.weight": "lm_head.weight",
 }
 _INV_FREQ = "rotary_emb.inv_freq"
@@ -194,7 +200,7 @@ def export_weights(student: Transformer, dtype: torch.dtype) -> dict[str, Tensor
     ids = torch.arange(student.config.vocab_size, device=student.head.weight.device)
     with torch.no_grad():
         state["embed.weight"] = student.embed(ids).cpu()
-    renamed = {hf: state[ours] for ours, hf in _TOP_NAMES.items()}
+    renamed = {hf: state[ours] for ours, hf in _TOP_NAMES.items() if ours in state}
     for layer in range(student.config.n_layers):
         block, prefix = f"blocks.{layer}.", f"model.layers.{layer}."
         renamed |= {

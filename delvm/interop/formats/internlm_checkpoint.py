@@ -20,13 +20,16 @@ from delvm.errors import UserError
 from delvm.interop.formats import hf_decoder, open_muse
 from delvm.interop.model_source import ModelData, ModelSource
 from delvm.interop.weight_files import read_pickle, read_tensors, strip_wrappers
+from delvm.models.mlp import MLPKind
+from delvm.models.norm import NormKind
 from delvm.models.transformer import InputEmbedding
 
 CONFIG_FILE = "model_config.pt"
 TOKENIZER = "embedding.vq_model."
 CODEBOOK = f"{TOKENIZER}quantize.embedding.weight"
 # Keys that change what is computed -> the only value that `Transformer` supports.
-_SUPPORTED_ONLY = {"norm_type": "rmsnorm", "use_swiglu": True, "is_reward": False, "num_chunks": 1}
+_SUPPORTED_ONLY = {"use_swiglu": True, "is_reward": False, "num_chunks": 1}
+_NORMS = {"rmsnorm": NormKind.rmsnorm, "layernorm": NormKind.layernorm}
 # Names of InternLM -> names of `Transformer`: outside of the blocks, and in each block.
 _TOP_NAMES = {
     "embedding.weight": "embed.weight",
@@ -40,6 +43,8 @@ _BLOCK_NAMES = {
     "mlp.w1": "mlp.gate",
     "mlp.w2": "mlp.up",
     "mlp.w3": "mlp.down",
+    "mlp.fc1": "mlp.up",  # of its "ViT", which has use_swiglu in its config all the same
+    "mlp.fc2": "mlp.down",
 }
 
 
@@ -113,6 +118,8 @@ def _model_config(folder: Path) -> dict[str, Any]:
     for name, only in _SUPPORTED_ONLY.items():
         if (value := config.get(name, only)) != only:
             raise UserError(f"{file}: {name} {value} is not supported, only {only}")
+    if (norm := config.get("norm_type", "rmsnorm")) not in _NORMS:
+        raise UserError(f"{file}: norm_type {norm} is not supported, only {' and '.join(_NORMS)}")
     return config
 
 
@@ -173,7 +180,8 @@ def _import_config(
     model_config: dict[str, Any], state: dict[str, Tensor], folder: Path
 ) -> dict[str, Any]:
     """Fields of `TransformerConfig`, from the config and from shapes where it has none."""
-    required = ("head.weight", "blocks.0.mlp.gate.weight")
+    swiglu = any(".mlp.gate." in name for name in state)
+    required = ("head.weight", f"blocks.0.mlp.{'gate' if swiglu else 'up'}.weight")
     if missing := [name for name in required if name not in state or state[name].ndim != 2]:
         raise UserError(f"{folder}: its stages have no matrix {', '.join(missing)} (DeLVM's names)")
     config = {
@@ -181,10 +189,13 @@ def _import_config(
         "dim": model_config["hidden_size"],
         "n_layers": model_config["num_layers"],
         "n_heads": model_config["num_attention_heads"],
-        "ffn_dim": len(state["blocks.0.mlp.gate.weight"]),
+        "ffn_dim": len(state[required[1]]),
         "rope_base": 10000.0,
         "norm_eps": model_config["layer_norm_epsilon"],
         "embedding": InputEmbedding.learned.value,
+        "norm": _NORMS[model_config.get("norm_type", "rmsnorm")].value,
+        "mlp": (MLPKind.swiglu if swiglu else MLPKind.gelu_tanh).value,
+        "mlp_bias": "blocks.0.mlp.up.bias" in state,
     }
     if (codebook := state.get("embed.codebook")) is not None and codebook.ndim == 2:
         config |= {"embedding": InputEmbedding.codebook.value, "codebook_dim": codebook.shape[-1]}

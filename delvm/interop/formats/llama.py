@@ -13,9 +13,12 @@ from typing import Any
 import torch
 
 from delvm import legacy
+from delvm.errors import UserError
 from delvm.interop.formats import hf_decoder
 from delvm.interop.model_source import ModelData, ModelSource
 from delvm.interop.weight_files import read_weights, write_model_dir
+from delvm.models.mlp import MLPKind
+from delvm.models.norm import NormKind
 from delvm.models.transformer import Transformer
 
 ARCHITECTURE = "LlamaForCausalLM"
@@ -67,8 +70,16 @@ def write(student: Transformer, output_dir: str | Path, dtype: torch.dtype = tor
 
     The input embedding is written as a plain table, so the student read back has
     ``embedding: learned``.
+
+    Raises:
+        UserError: its blocks are not Llama's.
     """
     cfg = student.config
+    if cfg.norm is not NormKind.rmsnorm or cfg.mlp is not MLPKind.swiglu or cfg.mlp_bias:
+        raise UserError(
+            f"norm {cfg.norm.value}, mlp {cfg.mlp.value}, mlp_bias {str(cfg.mlp_bias).lower()} "
+            "(student) != rmsnorm, swiglu, false (Llama): set format=internlm_hf"
+        )
     config = hf_decoder.export_config(student, ARCHITECTURE, dtype) | {
         "model_type": "llama",
         "attention_bias": cfg.bias,

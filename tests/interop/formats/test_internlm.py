@@ -16,6 +16,8 @@ from delvm.interop.formats import internlm_hf
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import save_model
 from delvm.interop.weight_files import read_weights
+from delvm.models.mlp import MLPKind
+from delvm.models.norm import NormKind
 from delvm.models.transformer import InputEmbedding, Transformer
 from tests.interop.formats.internlm_stages import GOLDEN, stages, with_config, write
 
@@ -147,7 +149,7 @@ def test_invalid_weights_are_refused(tmp_path, name, tensor, message):
     ("settings", "message"),
     [
         ({"num_layers": 5}, r"num_layers 5 \(model_config\.pt\) != 2 \+ 2 layers in model_tp0"),
-        ({"norm_type": "layernorm"}, "norm_type layernorm is not supported, only rmsnorm"),
+        ({"norm_type": "none"}, "norm_type none is not supported, only rmsnorm and layernorm"),
         ({"num_chunks": 2}, "num_chunks 2 is not supported"),
         ({"num_attention_heads": "3"}, "num_attention_heads '3' is not a positive integer"),
         ({"num_attention_heads": 4}, "inv_freq does not match head_dim 24"),
@@ -231,3 +233,35 @@ def test_export_matches_the_converter_of_delvm(tmp_path):
     assert {k: ours.get(k) for k in expected_config.keys() - left_out} == {
         k: v for k, v in expected_config.items() if k not in left_out
     }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mlp_bias", [True, False])
+def test_vit_checkpoint_loads(tmp_path, mlp_bias):
+    """The names of `modeling_vit` in DeLVM's engine: LayerNorm, and fc1 and fc2 with GELU."""
+    torch.manual_seed(0)
+    built = stages([2, 2])
+    for stage in built:
+        for name in [name for name in stage if ".mlp.w" in name]:
+            tensor = stage.pop(name)
+            if "mlp.w2" in name:
+                stage[name.replace("mlp.w2", "mlp.fc1")] = tensor
+            if "mlp.w3" in name:
+                stage[name.replace("mlp.w3", "mlp.fc2")] = tensor
+        for name in [name for name in stage if "norm" in name]:
+            stage[name.replace("weight", "bias")] = torch.randn(96)
+        for name in [name for name in stage if mlp_bias and ".mlp.fc" in name]:
+            stage[name.replace("weight", "bias")] = torch.randn(len(stage[name]))
+    student = load_student(write(tmp_path / "vit", built, norm_type="layernorm"))
+    config = student.config
+    assert (config.norm, config.mlp) == (NormKind.layernorm, MLPKind.gelu_tanh)
+    assert (config.mlp_bias, config.resolved_ffn_dim) == (mlp_bias, 256)
+    block, x = student.blocks[0], torch.randn(2, 3, 96)
+    first = built[0]
+    bias = [first.get(f"model.blocks.0.mlp.fc{i}.bias") for i in (1, 2)]
+    fc1, fc2 = (first[f"model.blocks.0.mlp.fc{i}.weight"] for i in (1, 2))
+    linear, gelu = torch.nn.functional.linear, torch.nn.functional.gelu
+    expected = linear(gelu(linear(x, fc1, bias[0]), approximate="tanh"), fc2, bias[1])
+    torch.testing.assert_close(block.mlp(x), expected)
+    with pytest.raises(UserError, match="norm_type other is not supported"):
+        load_student(write(tmp_path / "other", built, norm_type="other"))

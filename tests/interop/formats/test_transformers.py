@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from delvm.errors import UserError
 from delvm.inference.sampling import generate
 from delvm.interop.formats import internlm_hf, llama
 from delvm.interop.load import load_student
+from delvm.models.mlp import MLPKind
+from delvm.models.norm import NormKind
 from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Init, Transformer, TransformerConfig
 from tests.interop.formats.internlm_stages import GOLDEN, stages, write
@@ -110,3 +113,32 @@ def test_internlm_export_in_half_precision_without_bias_and_with_padding(internl
         ours(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
     )
     torch.testing.assert_close(theirs(ids, labels=ids).loss, labels)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mlp", [MLPKind.gelu, MLPKind.gelu_tanh])
+@pytest.mark.parametrize("mlp_bias", [True, False])
+def test_vit_student_round_trips_and_matches_in_transformers(internlm, tmp_path, mlp, mlp_bias):
+    """DeLVM's ViT: LayerNorm, a GELU MLP of two layers, and the names of its converter."""
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        60, 64, 3, 4, max_seq_len=48, codebook_dim=8, init=Init.gpt2, norm_eps=1e-3,
+        norm=NormKind.layernorm, mlp=mlp, mlp_bias=mlp_bias,
+    )  # fmt: skip
+    ours = Transformer(config, torch.randn(60, 8)).eval()
+    for name, tensor in ours.named_parameters():
+        if name.endswith("bias") or "norm" in name:
+            torch.nn.init.normal_(tensor, std=0.2)
+    assert config.resolved_ffn_dim == 256
+    theirs = internlm(ours)
+    ids = torch.randint(0, 60, (2, 40))
+    assert (theirs(ids).logits - ours(ids)).abs().max() < 1e-5
+    again = load_student(tmp_path / "out")
+    assert (again.config.norm, again.config.mlp, again.config.mlp_bias) == (
+        NormKind.layernorm,
+        mlp,
+        mlp_bias,
+    )
+    assert (again(ids) - ours(ids)).abs().max() < 1e-5
+    with pytest.raises(UserError, match="set format=internlm_hf"):
+        llama.write(ours, tmp_path / "llama")
