@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
@@ -14,6 +15,7 @@ from PIL import Image
 
 from delvm.data.image_io import open_image
 from delvm.data.resizing import ResizeMode, to_square_array
+from delvm.data.sources._io.enough import SplitMoves, list_with_enough
 from delvm.data.sources._io.walk import walk
 from delvm.data.types import (
     SPLITS,
@@ -99,7 +101,8 @@ class RawSource:
         seed: of everything random, such as the split.
         resize: how an image of another shape becomes a square: `delvm.data.resizing`.
         val_fraction, test_fraction: fraction of the items that goes to a split which the data set
-            itself does not have. The split of an item depends on the seed and its key alone.
+            itself does not have, or more where a small data set has less than a sentence in it.
+            Otherwise the split of an item depends on the seed and its key alone.
     """
 
     name: ClassVar[str]
@@ -185,12 +188,40 @@ class RawSource:
         if native_split not in (None, "train"):
             assert native_split is not None
             return native_split
+        if key in self._moves.moved:
+            return self._moves.moved[key]
         position = self.uniform("split", key)
         if position < self.val_fraction:
             return "val"
         if native_split is None and position < self.val_fraction + self.test_fraction:
             return "test"
+        if self._moves.movable is not None:
+            self._moves.movable[key] = ("val", "test") if native_split is None else ("val",)
         return "train"
+
+    @cached_property
+    def _moves(self) -> SplitMoves:
+        return SplitMoves()
+
+    def list_with_enough(
+        self,
+        list_items: Callable[[], dict[str, list[T]]],
+        needed: int,
+        rank: Callable[[str], Any] = lambda key: 0,
+    ) -> dict[str, list[T]]:
+        """The items of each split, at least so many in "val" and "test" where the data allow it.
+
+        Args:
+            list_items: lists them, by `split_of`.
+            needed: items that a sentence takes.
+            rank: of the keys, those to move first.
+        """
+        fractions = {"val": self.val_fraction, "test": self.test_fraction}
+
+        def order(key: str) -> tuple[Any, float, str]:
+            return rank(key), self.uniform("split", key), key
+
+        return list_with_enough(self._moves, list_items, needed, fractions, order)
 
     def load_image(self, file: Path | bytes, name: str = "") -> ImageArray:
         """An image (size, size, 3), made a square as in `resize`.

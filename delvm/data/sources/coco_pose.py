@@ -19,6 +19,7 @@ from delvm.data.sources._io.coco_json import (
     Person,
     read_annotations,
 )
+from delvm.data.sources._io.enough import PAIRS_NEEDED
 from delvm.data.sources.base import (
     Box,
     RawSource,
@@ -153,12 +154,17 @@ class CocoPose(RawSource):
                 f"source.path={self.path} has no {file}: set source.path to the directory that "
                 "contains annotations"
             )
-        splits: dict[str, list[_Item]] = {}
-        for native in existing:
-            for index, image in enumerate(self._images(native)):
-                name = image.key if isinstance(image, RejectedItem) else image.file
-                split = self.split_of(f"{native}/{name}", NATIVE_SPLITS[native])
-                splits.setdefault(split, []).extend(self._items_of_image(native, index, image))
+
+        def list_items() -> dict[str, list[_Item]]:
+            found: dict[str, list[_Item]] = {}
+            for native in existing:
+                for index, image in enumerate(self._images(native)):
+                    name = image.key if isinstance(image, RejectedItem) else image.file
+                    split = self.split_of(f"{native}/{name}", NATIVE_SPLITS[native])
+                    found.setdefault(split, []).extend(self._items_of_image(native, index, image))
+            return found
+
+        splits = self.list_with_enough(list_items, PAIRS_NEEDED)
         if not any(splits.values()):
             raise UserError(
                 f"source.path={self.path} has nobody with min_keypoints={self.min_keypoints} and "

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+from delvm.data.sources._io.enough import IMAGES_NEEDED
 from delvm.data.sources.base import (
     RawSource,
     chunks_of,
@@ -89,12 +90,24 @@ class Images(RawSource):
         files = [path.relative_to(root).as_posix() for path in image_files(root)]
         if not files:
             raise UserError(f"source.path={self.path} contains no images: set source.path=DIR")
-        splits: dict[str, list[str]] = {}
-        for file in files:
-            splits.setdefault(self.split_of(file), []).append(file)
+        sizes = Counter(Path(file).parent for file in files)
+
+        def list_items() -> dict[str, list[_Group | RejectedItem]]:
+            splits: dict[str, list[str]] = {}
+            for file in files:
+                splits.setdefault(self.split_of(file), []).append(file)
+            return {
+                split: list(self._grouped(split, members) if self.categories else _single(members))
+                for split, members in splits.items()
+            }
+
+        def largest_class(file: str) -> tuple[int, str]:
+            folder = Path(file).parent
+            return (-sizes[folder], folder.as_posix()) if self.categories else (0, "")
+
+        needed = -(-IMAGES_NEEDED // self.group_size) if self.categories else IMAGES_NEEDED
         items = {}
-        for split, members in splits.items():
-            groups = list(self._grouped(split, members) if self.categories else _single(members))
+        for split, groups in self.list_with_enough(list_items, needed, largest_class).items():
             names = [each.name if isinstance(each, _Group) else each.key for each in groups]
             items[split] = list(zip(unique_keys(names), groups, strict=True))
         return items

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from delvm.data.image_io import aligned, open_stored
+from delvm.data.sources._io.enough import PAIRS_NEEDED
 from delvm.data.sources._io.label_images import Palette, labels_to_rgb
 from delvm.data.sources.base import (
     RawSource,
@@ -102,9 +103,14 @@ class PairSource(RawSource):
     @cached_property
     def _items(self) -> dict[str, list[tuple[str, Pair | RejectedItem]]]:
         """(key, pair) of each split."""
-        splits: dict[str, list[Pair | RejectedItem]] = {}
-        for split, each in self.pairs():
-            splits.setdefault(split, []).append(each)
+
+        def list_items() -> dict[str, list[Pair | RejectedItem]]:
+            found: dict[str, list[Pair | RejectedItem]] = {}
+            for split, each in self.pairs():
+                found.setdefault(split, []).append(each)
+            return found
+
+        splits = self.list_with_enough(list_items, -(-PAIRS_NEEDED // max(1, self.num_crops)))
         if not splits:
             raise UserError(f"source.path={self.path} contains no images: set source.path=DIR")
         keys = {

@@ -161,9 +161,14 @@ class Video(RawSource):
 
     @cached_property
     def _items(self) -> dict[str, list[tuple[str, VideoItem]]]:
-        splits: dict[str, list[VideoItem]] = {}
-        for video in self.videos():
-            splits.setdefault(self.split_of(video.group), []).append(video)
+
+        def list_items() -> dict[str, list[VideoItem]]:
+            found: dict[str, list[VideoItem]] = {}
+            for video in self.videos():
+                found.setdefault(self.split_of(video.group), []).append(video)
+            return found
+
+        splits = self.list_with_enough(list_items, 1)  # a video has at least a clip
         if not splits:
             raise UserError(f"source.path={self.path} {self.nothing_found()}: set source.path=DIR")
         if find_spec("av") is None and any(
