@@ -141,7 +141,7 @@ def test_file_and_function_length(path):
 
 def test_imports_are_declared():
     extras = PROJECT["optional-dependencies"]
-    optional = [*extras["data"], *extras["scale"], *extras["xformers"]]
+    optional = [*extras["data"], *extras["log"], *extras["scale"], *extras["xformers"]]
     declared = set(map(package_name, [*PROJECT["dependencies"], *optional]))
     provides = importlib.metadata.packages_distributions()
     for package in sorted(set().union(*map(external_packages, PACKAGE))):

@@ -17,7 +17,7 @@ from delvm.training import strategies
 from delvm.training.callbacks.graceful_shutdown import GracefulShutdown
 from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
 from delvm.training.checkpoint_io import AtomicCheckpointIO
-from delvm.training.loggers import finish_loggers, restore_csv
+from delvm.training.loggers import finish_loggers, restore_csv, start_wandb
 from delvm.training.output_dir import export_path, remove_earlier_run
 
 
@@ -98,6 +98,7 @@ def fit(
         remove_earlier_run(output_dir)
     failed = True
     try:
+        start_wandb(trainer.loggers, output_dir, resume is not None)
         with nullcontext() if shutdown is None else shutdown.install_handlers():
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         failed = False

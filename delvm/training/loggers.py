@@ -1,6 +1,7 @@
 """What any list of Lightning loggers needs at a run's start, for its images, and at its end."""
 
 import csv
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,8 +10,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from delvm.errors import UserError
 from delvm.interop.load import read_metadata
+from delvm.storage import atomic_path, read_json, write_json
 
+WANDB_IDS = "wandb_ids.json"
 CSV_NAME = "metrics.csv"  # Lightning's CSVLogger has it as a private constant
 
 
@@ -38,6 +42,51 @@ def restore_csv(loggers: Iterable[Logger], checkpoint: str) -> None:
         if rows := history_until(checkpoint, Path(logger.log_dir) / CSV_NAME):
             logger.experiment.metrics.extend(rows)
             logger.save()
+
+
+def start_wandb(loggers: Iterable[Logger], output_dir: Path, resumes: bool) -> None:
+    """Start the runs of wandb, in their own if they are resumed, before the first step.
+
+    Their ids are kept in ``output_dir``, so that a resumed run continues its charts.
+    ``WANDB_MODE=disabled`` holds also where the config asks for files (``offline``).
+
+    Args:
+        loggers: of any kind; others than wandb's are left alone.
+        output_dir: of the run.
+        resumes: whether it continues one.
+
+    Raises:
+        UserError: wandb cannot be reached, or nobody is logged in.
+    """
+    found = [each for each in loggers if isinstance(each, WandbLogger)]
+    if not found:
+        return
+    if os.environ.get("WANDB_MODE") == "disabled":
+        for logger in found:
+            logger._offline = False  # which would set the variable to dryrun
+    else:
+        _start_wandb(found, output_dir / WANDB_IDS, resumes)
+
+
+@rank_zero_only
+def _start_wandb(loggers: list[WandbLogger], file: Path, resumes: bool) -> None:
+    from wandb.errors import Error
+
+    known = read_json(file, "ids of wandb").get("ids", []) if resumes and file.exists() else []
+    ids = [each if isinstance(each, str) else None for each in known] if type(known) is list else []
+    for logger, run_id in zip(loggers, [*ids, *[None] * len(loggers)], strict=False):
+        if run_id is not None and logger._id is None:  # an id of the config goes first
+            logger._wandb_init["id"] = logger._id = run_id
+        try:
+            _ = logger.experiment
+        except Error as error:
+            raise UserError(
+                f"wandb: {' '.join(str(error).split())}: run `wandb login`, set WANDB_API_KEY, or "
+                "set logger.wandb.offline=true"
+            ) from None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(file) as tmp:
+        write_json(tmp, {"ids": [str(each.experiment.id) for each in loggers]})
 
 
 def finish_loggers(loggers: Iterable[Logger], failed: bool) -> None:
