@@ -15,10 +15,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from delvm.commands.build import build
+from delvm.configs.validate_train import is_a, target_of
 from delvm.training.fit import filter_warnings, fit, trainer_arguments
 from delvm.training.init_weights import load_init_weights
 from delvm.training.output_dir import check_output_dir
 from delvm.training.resume import resolve_resume, validate_resume
+from delvm.training.student import StudentModule
+from delvm.training.tokenizer import TokenizerModule
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def build_run(cfg: DictConfig) -> Run:
     strategy = build(cfg.strategy, "strategy")
     if getattr(strategy, "defers_init", False) and not (cfg.init_from or resume):
         _defer_init(cfg)
+    _strip_decay(cfg)
     module = build(cfg.module, "module")
     if hasattr(module, "connect_data"):
         module.connect_data(data)
@@ -100,6 +104,13 @@ def build_trainer(
     )
     trainer: L.Trainer = build(cfg.trainer, "trainer", **changed)
     return trainer
+
+
+def _strip_decay(cfg: DictConfig) -> None:
+    """Leave out ``optimizer.decay``, which our modules read, for one that calls the optimizer."""
+    ours = (StudentModule, TokenizerModule)
+    if "decay" in cfg.optimizer and not any(is_a(target_of(cfg.module), each) for each in ours):
+        cfg.optimizer = {key: cfg.optimizer[key] for key in cfg.optimizer if key != "decay"}
 
 
 def _defer_init(cfg: DictConfig) -> None:

@@ -27,6 +27,7 @@ from delvm.training.launch import (
     sweep_errors,
     trainer_errors,
 )
+from delvm.training.optim import WeightDecayOn
 from delvm.training.student import StudentModule
 from delvm.training.tokenizer import TokenizerModule
 from delvm.training.tokenizer import trainer_errors as tokenizer_trainer_errors
@@ -34,27 +35,32 @@ from delvm.training.tokenizer import trainer_errors as tokenizer_trainer_errors
 
 def train_errors(cfg: DictConfig, in_sweep: bool) -> list[str]:
     """Every error across the groups of a training run, one line each."""
-    trainer, module = cfg.trainer, _target(cfg.module)
+    trainer, module = cfg.trainer, target_of(cfg.module)
     asked = Devices(trainer.accelerator, trainer.devices, trainer.num_nodes, trainer.precision)
     if in_sweep and (errors := sweep_errors(asked)):
         return errors
-    is_tokenizer = _is_a(module, TokenizerModule)
+    is_tokenizer = is_a(module, TokenizerModule)
     errors = trainer_errors(_settings(trainer), cfg.num_threads)
     decay = OmegaConf.select(cfg, "callbacks.weight_ema.decay")
     if decay is not None and not 0 <= decay < 1:
         errors.append(f"callbacks.weight_ema.decay={decay} is not in [0, 1): set it to 0.99")
     errors += device_errors(asked) + compile_errors(asked, cfg.module.get("compile", False))
     errors += process_errors(asked)
-    errors += strategy_errors(_target(cfg.strategy), _settings(cfg.strategy), asked, is_tokenizer)
+    errors += strategy_errors(target_of(cfg.strategy), _settings(cfg.strategy), asked, is_tokenizer)
     errors += init_errors(cfg.resume, cfg.init_from, "tokenizer" if is_tokenizer else "student")
     if is_tokenizer:
         errors += _tokenizer_errors(cfg)
-    elif _is_a(module, StudentModule):
+    elif is_a(module, StudentModule):
         errors += _student_errors(cfg, asked)
+    elif cfg.optimizer.get("decay", WeightDecayOn.matrices) is not WeightDecayOn.matrices:
+        errors.append(
+            f"optimizer.decay={cfg.optimizer.decay.value} is for modules of DeLVM, this one groups "
+            "its parameters itself: set optimizer.decay=matrices"
+        )
     return errors + _teacher_errors(cfg)
 
 
-def _target(node: Any) -> Any:
+def target_of(node: Any) -> Any:
     """The class or function of a node's `_target_`; None where there is none to be imported."""
     target = node.get("_target_") if isinstance(node, DictConfig) else None
     try:
@@ -63,7 +69,8 @@ def _target(node: Any) -> Any:
         return None
 
 
-def _is_a(target: Any, kind: type) -> bool:
+def is_a(target: Any, kind: type) -> bool:
+    """Whether a target is a class or one derived from it."""
     return isinstance(target, type) and issubclass(target, kind)
 
 
@@ -79,13 +86,13 @@ def _settings(node: DictConfig) -> dict[str, Any]:
 
 def _tokenizer_errors(cfg: DictConfig) -> list[str]:
     """A tokenizer's training against its data and what it cannot do."""
-    data, trainer = _target(cfg.data), cfg.trainer
-    if _is_a(data, SentenceDataModule):
+    data, trainer = target_of(cfg.data), cfg.trainer
+    if is_a(data, SentenceDataModule):
         return ["module=tokenizer learns from images, data is sentences: set data=images"]
     errors = tokenizer_trainer_errors(
         trainer.precision, trainer.accumulate_grad_batches, cfg.module.get("disc_weight")
     )
-    if _is_a(data, ImageDataModule):
+    if is_a(data, ImageDataModule):
         size = cfg.tokenizer.get("net", {}).get("resolution")
         errors += tokenizer_data_errors(cfg.data.path, size)
     return errors
@@ -95,9 +102,9 @@ def _student_errors(cfg: DictConfig, asked: Devices) -> list[str]:
     """The student and its tokenizer against the hardware and the ids on disk."""
     student, tokenizer = (_settings(node.get("net", {})) for node in (cfg.student, cfg.tokenizer))
     errors = attention_errors(student.get("attention"), asked, student.get("dropout", 0.0))
-    if _is_a(_target(cfg.data), ImageDataModule):
+    if is_a(target_of(cfg.data), ImageDataModule):
         errors.append("module=student learns from sentences, data is images: set data=sentences")
-    elif _is_a(_target(cfg.data), SentenceDataModule):
+    elif is_a(target_of(cfg.data), SentenceDataModule):
         names = ("path", "pairs_per_sentence", "images_per_sentence", "packing")
         data = SentencesConfig(
             **{name: cfg.data[name] for name in names},
@@ -109,7 +116,7 @@ def _student_errors(cfg: DictConfig, asked: Devices) -> list[str]:
 
 def _teacher_errors(cfg: DictConfig) -> list[str]:
     checkpoint = cfg.teacher.get("checkpoint")
-    if _is_a(_target(cfg.module), DistillationModule):
+    if is_a(target_of(cfg.module), DistillationModule):
         if checkpoint is None and str(cfg.teacher.get("_target_")).endswith("load_teacher"):
             return ["module=distillation needs a teacher: set teacher.checkpoint=PATH"]
     elif checkpoint is not None and "teacher" not in cfg.module:

@@ -245,3 +245,12 @@ def test_shards_on_disk_decide(tmp_path):
     ]
     found = config_errors("train", compose("train", [f"data.path={tmp_path}"]))
     assert len(found) == 1 and "holds images, not tokens" in found[0]
+
+
+def test_decay_of_a_module_that_calls_the_optimizer_itself():
+    words = ("module._target_=lightning.pytorch.demos.boring_classes.BoringModel",)
+    assert train_errors(*words) == []
+    assert train_errors(*words, "optimizer.decay=all") == [
+        "optimizer.decay=all is for modules of DeLVM, this one groups its parameters itself: set "
+        "optimizer.decay=matrices"
+    ]

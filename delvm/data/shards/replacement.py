@@ -97,7 +97,7 @@ def finish_replacing(root: StoragePath) -> None:
             if journal.exists():  # else another process has finished it in the meantime
                 _replace_all(root, read_json(journal, "list of replacements"))
                 journal.unlink()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
         raise UserError(
