@@ -6,6 +6,7 @@ checked: what they take is theirs to say.
 """
 
 from contextlib import suppress
+from types import UnionType
 from typing import Any
 
 from hydra.utils import get_object
@@ -28,6 +29,7 @@ from delvm.training.launch import (
     trainer_errors,
 )
 from delvm.training.optim import WeightDecayOn
+from delvm.training.strategies import FSDP1Strategy, FSDP2Strategy
 from delvm.training.student import StudentModule
 from delvm.training.tokenizer import TokenizerModule
 from delvm.training.tokenizer import trainer_errors as tokenizer_trainer_errors
@@ -44,6 +46,11 @@ def train_errors(cfg: DictConfig, in_sweep: bool) -> list[str]:
     decay = OmegaConf.select(cfg, "callbacks.weight_ema.decay")
     if decay is not None and not 0 <= decay < 1:
         errors.append(f"callbacks.weight_ema.decay={decay} is not in [0, 1): set it to 0.99")
+    if decay is not None and is_a(target_of(cfg.strategy), FSDP2Strategy | FSDP1Strategy):
+        errors.append(
+            "callbacks.weight_ema averages complete weights, which this strategy shards: set "
+            "strategy=ddp, or callbacks=default"
+        )
     errors += device_errors(asked) + compile_errors(asked, cfg.module.get("compile", False))
     errors += process_errors(asked)
     errors += strategy_errors(target_of(cfg.strategy), _settings(cfg.strategy), asked, is_tokenizer)
@@ -69,7 +76,7 @@ def target_of(node: Any) -> Any:
         return None
 
 
-def is_a(target: Any, kind: type) -> bool:
+def is_a(target: Any, kind: type | UnionType) -> bool:
     """Whether a target is a class or one derived from it."""
     return isinstance(target, type) and issubclass(target, kind)
 

@@ -136,6 +136,7 @@ def filter_warnings() -> None:
         ".*isinstance\\(treespec.*",
         ".*your dataloader is not resumable.*",  # the data module keeps its position
         ".*smaller than the logging interval.*",
+        ".*WeightAveraging callback with a model that overrides the configure_model.*",
         ".*recommended to use .self.log.*sync_dist=True.*",  # of values that all ranks share
     ):
         warnings.filterwarnings("ignore", text)
