@@ -77,12 +77,15 @@ def _start_wandb(loggers: list[WandbLogger], file: Path, resumes: bool) -> None:
     for logger, run_id in zip(loggers, [*ids, *[None] * len(loggers)], strict=False):
         if run_id is not None and logger._id is None:  # an id of the config goes first
             logger._wandb_init["id"] = logger._id = run_id
+        if logger._wandb_init.get("anonymous") is None:  # of which newer versions of wandb warn
+            logger._wandb_init.pop("anonymous", None)
         try:
             _ = logger.experiment
         except Error as error:
+            reason = " ".join(str(error).split()).rstrip(".")
             raise UserError(
-                f"wandb: {' '.join(str(error).split())}: run `wandb login`, set WANDB_API_KEY, or "
-                "set logger.wandb.offline=true"
+                f"wandb: {reason}: run `wandb login`, set WANDB_API_KEY, or set "
+                "logger.wandb.offline=true"
             ) from None
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(file) as tmp:
