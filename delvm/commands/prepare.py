@@ -20,7 +20,7 @@ def run(cfg: PrepareConfig) -> None:
     for split in cfg.splits:
         counts = {m.task: m.count for m in manifests if m.split == split}
         listed = ", ".join(f"{task} {count:,}" for task, count in counts.items())
-        print(f"{split}: {listed} examples")
+        print(f"{split}: {listed or 'no'} examples")
     print(f"examples: {cfg.output_dir} (a few of each: {cfg.output_dir}/contact_sheet.png)")
 
 
