@@ -12,9 +12,11 @@ moment that .replace.json is there, the new ones count: whoever reads the root n
 import fcntl
 import os
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from delvm import legacy
 from delvm.errors import UserError
 from delvm.storage import (
     RemotePath,
@@ -30,6 +32,8 @@ from delvm.storage import (
 MANIFEST, INCOMPLETE = "manifest.json", "unfinished.json"
 CODEBOOK, NEW_CODEBOOK = "codebook.safetensors", ".codebook.new.safetensors"
 _JOURNAL = ".replace.json"
+# Besides shards: what `delvm.data.prepare.chunks` and `delvm.data.shards.writer` write.
+_WRITTEN = {MANIFEST, INCOMPLETE, "rejects.jsonl", "chunks", *legacy.CHUNK_DIRS}
 
 
 def replacement_dir(folder: StoragePath) -> Path | None:
@@ -115,11 +119,24 @@ def _replace_all(root: Path, journal: dict[str, object]) -> None:
         new = _local(replacement_dir(folder))
         recover_dir(folder)
         if (new / INCOMPLETE).exists():
+            _take_over_other_files(folder, new)
             replace_dir(new, folder)
         (folder / INCOMPLETE).unlink(missing_ok=True)
         discard_replacement(folder)
     if (root / NEW_CODEBOOK).exists():
         os.replace(root / NEW_CODEBOOK, root / CODEBOOK)
+
+
+def _take_over_other_files(old: Path, new: Path) -> None:
+    """Keep what somebody else has put into a directory of shards."""
+    for path in old.iterdir() if old.is_dir() else ():
+        is_ours = path.suffix == ".tar" or path.name in _WRITTEN or ".part" in path.suffixes
+        if is_ours:
+            continue
+        if path.is_dir() and not path.is_symlink():  # again, where a job was killed in between
+            shutil.copytree(path, new / path.name, symlinks=True, dirs_exist_ok=True)
+        elif not (new / path.name).is_symlink():
+            shutil.copy2(path, new / path.name, follow_symlinks=False)
 
 
 def _local(path: StoragePath | None) -> Path:

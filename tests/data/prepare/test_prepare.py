@@ -165,6 +165,15 @@ def test_prepare_with_other_settings_refused(pairs):
     assert len(source.read_items) == 22
 
 
+def test_files_of_others_are_kept_in_a_replaced_directory(pairs):
+    (pairs / "train/pose/notes").mkdir()
+    (pairs / "train/pose/notes/a.txt").write_text("mine")
+    (pairs / "train/pose/b.txt").write_text("mine too")
+    prepare(FakeSource(seed=1), pairs, shard_size=2, overwrite=True)
+    found = contents(pairs / "train/pose")
+    assert sorted(found) == ["000000.1.tar", "000000.tar", "b.txt", "manifest.json", "notes/a.txt"]
+
+
 def test_unknown_split_and_shard_size_errors(tmp_path):
     with pytest.raises(UserError, match="unknown split 'tset': did you mean 'test'"):
         prepare(FakeSource(), tmp_path, ["tset"])
