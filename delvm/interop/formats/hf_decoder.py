@@ -116,8 +116,17 @@ def _rope_base(config: dict[str, Any], path: Path) -> float:
 
 
 def export_config(student: Transformer, architecture: str, dtype: torch.dtype) -> dict[str, Any]:
-    """The keys that both formats write to config.json."""
+    """The keys that both formats write to config.json.
+
+    Raises:
+        UserError: the student normalizes queries and keys, which neither format does.
+    """
     cfg = student.config
+    if cfg.qk_norm:
+        raise UserError(
+            f"qk_norm true (student) != false ({architecture}): no format of transformers that is "
+            "written here has it; train with student.net.qk_norm=false to export"
+        )
     values = {"ffn_dim": cfg.resolved_ffn_dim}
     sizes = {hf: values.get(ours, getattr(cfg, ours)) for hf, ours in _CONFIG_KEYS.items()}
     return sizes | {

@@ -4,13 +4,15 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 from delvm.configs.verbs import ExportFormat
 from delvm.errors import UserError
 from delvm.interop import formats
-from delvm.interop.formats import FORMATS, find_format, import_format
+from delvm.interop.formats import FORMATS, find_format, import_format, import_writable_format
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.model_source import ModelSource
+from delvm.models.transformer import InputEmbedding, Transformer, TransformerConfig
 
 NOT_FORMATS = {"__init__", "hf_decoder"}  # what two of them share
 
@@ -48,3 +50,16 @@ def test_folder_without_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"format": "delvm-1", "kind": "student"}')
     with pytest.raises(UserError, match=r"weights .* cannot be read"):
         load_student(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama", "internlm_hf"])
+def test_students_that_normalize_queries_and_keys_are_not_exported(tmp_path, name):
+    """Their norms would be left out, and the export would compute something else."""
+    student = Transformer(
+        TransformerConfig(
+            16, 16, 1, 2, max_seq_len=8, embedding=InputEmbedding.learned, qk_norm=True
+        )
+    )
+    with pytest.raises(UserError, match="qk_norm true"):
+        import_writable_format(name).write(student, tmp_path / "out", torch.float32)
+    assert not (tmp_path / "out").exists()
