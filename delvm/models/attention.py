@@ -249,7 +249,7 @@ def attend_with_prefix(
         mask = torch.ones(t, s, dtype=torch.bool, device=q.device).tril(s - t)
         to_own = to_own.masked_fill(~mask, -torch.inf)
     scores = torch.cat((to_prefix.view(h, b, t, p), to_own), dim=-1)
-    weights = scores.float().softmax(-1).to(q.dtype)
+    weights = scores.softmax(-1)  # torch sums it in float32
     y = (weights[..., :p].reshape(h, b * t, p) @ prefix_values).view(h, b, t, d)
     y = y + weights[..., p:] @ values.transpose(0, 1)
     return y.permute(1, 2, 0, 3)
