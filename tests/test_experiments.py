@@ -61,10 +61,12 @@ def test_source_settings_in_docs_and_overview(source):
     text = (Path(__file__).parents[1] / "docs/sources.md").read_text("utf-8")
     rows = [line for line in text.splitlines() if line.startswith(f"| `{source}`")]
     assert rows and source in {row.source for row in ROWS}
-    shared = {"path", "size", "seed", "val_fraction", "test_fraction"}
+    shared = {"path", "size", "resize", "seed", "val_fraction", "test_fraction"}
     own = {field.name for field in fields(SOURCES[source])} - shared
     listed = " ".join(rows) + (
-        "clip_length stride overlap scene_cut_threshold" if "as `video`" in rows[0] else ""
+        "clip_length stride strides random_start overlap scene_cut_threshold"
+        if "as `video`" in rows[0]
+        else ""
     )
     assert not {name for name in own if name not in listed}
 

@@ -20,8 +20,8 @@ LINES = {
     "train data=images data.pairs_per_sentence=2": "unknown key 'data.pairs_per_sentence': it "
     "is a key of data=sentences",
     "train data.foo=2": "unknown key 'data.foo': choose from: batch_size, images_per_sentence, "
-    "num_val_examples, num_workers, pairs_per_sentence, path, seed, shuffle_window_shards, "
-    "task_weights",
+    "num_val_examples, num_workers, packing, pairs_per_sentence, path, seed, "
+    "shuffle_window_shards, task_weights",
     "train module.kd_weight=2": "unknown key 'module.kd_weight': it is now called "
     "module=distillation module.loss.kd_weight",
     "train module.loss.kd_weight=2": "unknown key 'module.loss.kd_weight': it is a key of "
@@ -34,8 +34,8 @@ LINES = {
     "train +student.net.n_layesr=4": "unknown key 'student.net.n_layesr': did you mean "
     "'student.net.n_layers'?",
     "train +data.foo=4": "unknown key 'data.foo': choose from: batch_size, images_per_sentence, "
-    "num_val_examples, num_workers, pairs_per_sentence, path, seed, shuffle_window_shards, "
-    "task_weights",
+    "num_val_examples, num_workers, packing, pairs_per_sentence, path, seed, "
+    "shuffle_window_shards, task_weights",
     "generate ++sed=4": "unknown key 'sed': did you mean 'seed'?",
     # group options
     "train student=tny": "unknown option student=tny: did you mean 'tiny'?",

@@ -41,7 +41,8 @@ class TaskMetrics(L.Callback):
             return
         self._step = step  # of several batches of a step, the first
         module.model.eval()
-        sums = module.prediction_sums(batch, len(tasks)).to(module.device)
+        with trainer.precision_plugin.val_step_context():  # type: ignore[attr-defined]
+            sums = module.prediction_sums(batch, len(tasks)).to(module.device)
         module.model.train()
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums, reduce_op="sum")
