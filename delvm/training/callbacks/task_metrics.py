@@ -41,7 +41,7 @@ class TaskMetrics(L.Callback):
             return
         self._step = step  # of several batches of a step, the first
         module.model.eval()
-        with trainer.precision_plugin.val_step_context():  # type: ignore[attr-defined]
+        with trainer.precision_plugin.val_step_context():
             sums = module.prediction_sums(batch, len(tasks)).to(module.device)
         module.model.train()
         if trainer.world_size > 1:
