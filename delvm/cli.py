@@ -102,7 +102,8 @@ def _report(error: BaseException, full_error: str | None, verb: str = "") -> int
             error.__cause__ = raised
     if full_error == "1" or not isinstance(error, UserError):
         raise error
-    print(f"delvm: {error}", file=sys.stderr)
+    text = str(error).encode("utf-8", "backslashreplace").decode("utf-8")  # names may not be UTF-8
+    print(f"delvm: {text}", file=sys.stderr)
     return error.exit_code
 
 

@@ -80,7 +80,7 @@ def build_run(cfg: DictConfig) -> Run:
         load_init_weights(module, cfg.init_from, data)
     trainer = build_trainer(cfg, module, data, strategy)
     if resume is not None:
-        validate_resume(resume, trainer, module)
+        validate_resume(resume, trainer, module, data)
     return Run(trainer, module, data, output_dir, resume)
 
 

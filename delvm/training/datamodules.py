@@ -16,6 +16,7 @@ from delvm.data.shards.codebook import read_codebook
 from delvm.errors import UserError, missing_members
 from delvm.legacy import DATA_ORDER, rename_keys
 from delvm.storage import as_path
+from delvm.untrusted import schema_error
 
 
 @runtime_checkable
@@ -102,6 +103,8 @@ class StreamDataModule(L.LightningDataModule):
         Raises:
             UserError: the stream has another order than the one that was stopped.
         """
+        if wrong := schema_error(state, {"position": int, "order": dict}):
+            raise UserError(f"the checkpoint's position in the data is damaged: {wrong}")
         old, new = rename_keys(state["order"], DATA_ORDER), self.train.order
         if mismatched := [f"{k} {old.get(k)} != {new[k]}" for k in new if old.get(k) != new[k]]:
             raise UserError(

@@ -19,6 +19,7 @@ from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
 from delvm.training.checkpoint_io import AtomicCheckpointIO
 from delvm.training.loggers import finish_loggers, restore_csv, start_wandb
 from delvm.training.output_dir import export_path, remove_earlier_run
+from delvm.training.resume import restore_errors
 
 
 def trainer_arguments(
@@ -99,7 +100,8 @@ def fit(
     failed = True
     try:
         start_wandb(trainer.loggers, output_dir, resume is not None)
-        with nullcontext() if shutdown is None else shutdown.install_handlers():
+        handlers = nullcontext() if shutdown is None else shutdown.install_handlers()
+        with handlers, restore_errors(resume):
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         failed = False
     finally:

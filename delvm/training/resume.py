@@ -1,23 +1,47 @@
 """Where a run continues: from which checkpoint, and whether that checkpoint is of this run."""
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
 
 from delvm.errors import UserError
+from delvm.interop import sharded_checkpoint
 from delvm.interop.load import read_metadata
 from delvm.interop.save import config_dict
 from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.training.callbacks.checkpoint import REQUIRED_KEYS, latest_valid_checkpoint
+from delvm.training.datamodules import StreamDataModule
 
 # Keys of a network's config that say how it is trained, not what it computes.
 TRAINING_ONLY_KEYS = (
     "init", "dropout", "drop_path", "max_seq_len", "attention", "commitment_cost",
     "activation_checkpointing",
 )  # fmt: skip
+
+
+# The state of a run in each of its checkpoints, as Lightning writes it.
+_TYPES: dict[str, type] = {
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "state_dict": dict,
+    "loops": dict,
+    "callbacks": dict,
+    "lr_schedulers": list,
+    "delvm": dict,
+}
+# Functions of Lightning and torch that restore a part of it.
+_RESTORING = {
+    "resume_start", "restore_model", "restore_training_state", "load_state_dict",
+    "load_model_state_dict", "restore_callbacks", "restore_datamodule", "migrate_checkpoint",
+}  # fmt: skip
 
 
 def format_override(value: object) -> str:
@@ -51,8 +75,14 @@ def resolve_resume(resume: str | None, output_dir: Path, overwrite: bool = False
     raise UserError(f"checkpoint not found: {resume} (set resume=PATH, or resume=auto)")
 
 
-def validate_resume(path: str, trainer: L.Trainer, module: L.LightningModule) -> None:
+def validate_resume(
+    path: str, trainer: L.Trainer, module: L.LightningModule, data: object = None
+) -> None:
     """Refuse a checkpoint that is not of such a run.
+
+    Args:
+        path: of the checkpoint.
+        trainer, module, data: of the run that is to resume from it.
 
     Raises:
         UserError: it is damaged, of another project, or of another network or tokenizer.
@@ -60,12 +90,62 @@ def validate_resume(path: str, trainer: L.Trainer, module: L.LightningModule) ->
     found = read_metadata(Path(path))
     if not isinstance(found, dict) or not found.keys() >= REQUIRED_KEYS:
         raise UserError(f"resume={path} is not a checkpoint of `delvm train`: set resume=PATH")
+    _check_values(path, found, data)
+    _check_tensors(path, found["state_dict"], module)
     _check_weight_averaging(path, found, trainer)
     model: Any = getattr(module, "model", None)
     if type(model) in (VQGAN, Transformer) and "config" in found["delvm"]:
         ours = config_dict(model)
         _check_tokenizer(path, found["delvm"], ours)
         _check_network(path, found, ours, module)
+
+
+def _check_values(path: str, found: dict[str, Any], data: object) -> None:
+    """Refuse a checkpoint that lacks a part of the state, which would be lost silently."""
+    types = dict(_TYPES)
+    if not sharded_checkpoint.can_load(path):  # else each process has its own
+        types["optimizer_states"] = list
+    if isinstance(data, StreamDataModule):
+        types[type(data).__qualname__] = dict
+    wrong = [key for key, kind in types.items() if not isinstance(found.get(key), kind)]
+    if found.get("optimizer_states") == []:  # the moments would begin at 0
+        wrong.append("optimizer_states")
+    if wrong:
+        raise UserError(
+            f"resume={path} is damaged: {', '.join(wrong)} missing or not of the right type: set "
+            "resume=PATH to another checkpoint"
+        )
+
+
+def _check_tensors(path: str, state: dict[str, Any], module: L.LightningModule) -> None:
+    """Refuse weights of other shapes or kinds; names are compared by `_check_network`."""
+    wrong = []
+    for name, own in module.state_dict().items():
+        stored = state.get(name)
+        if stored is None:  # of a sharded checkpoint only the names are known
+            continue
+        if not isinstance(stored, Tensor):
+            wrong.append(f"{name} is not a tensor")
+        elif stored.shape != own.shape or stored.is_floating_point() != own.is_floating_point():
+            kinds = (f"{tuple(each.shape)} {each.dtype}" for each in (stored, own))
+            wrong.append(f"{name} {' != '.join(kinds)}")
+    if wrong:
+        raise UserError(f"resume={path} does not fit this run: {', '.join(wrong[:8])}")
+
+
+@contextmanager
+def restore_errors(path: str | None) -> Iterator[None]:
+    """Report what a damaged checkpoint makes Lightning and torch raise in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        names = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        if path is None or not names & _RESTORING:
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"resume={path} is damaged: {reason}: set resume=PATH") from error
 
 
 def config_mismatches(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
