@@ -37,6 +37,7 @@ _TYPES: dict[str, type] = {
     "lr_schedulers": list,
     "delvm": dict,
 }
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 # Functions of Lightning and torch that restore a part of it.
 _RESTORING = {
     "resume_start", "restore_model", "restore_training_state", "load_state_dict",
@@ -91,13 +92,13 @@ def validate_resume(
     if not isinstance(found, dict) or not found.keys() >= REQUIRED_KEYS:
         raise UserError(f"resume={path} is not a checkpoint of `delvm train`: set resume=PATH")
     _check_values(path, found, data)
-    _check_tensors(path, found["state_dict"], module)
     _check_weight_averaging(path, found, trainer)
     model: Any = getattr(module, "model", None)
     if type(model) in (VQGAN, Transformer) and "config" in found["delvm"]:
         ours = config_dict(model)
         _check_tokenizer(path, found["delvm"], ours)
         _check_network(path, found, ours, module)
+    _check_tensors(path, found, module)
 
 
 def _check_values(path: str, found: dict[str, Any], data: object) -> None:
@@ -108,8 +109,6 @@ def _check_values(path: str, found: dict[str, Any], data: object) -> None:
     if isinstance(data, StreamDataModule):
         types[type(data).__qualname__] = dict
     wrong = [key for key, kind in types.items() if not isinstance(found.get(key), kind)]
-    if found.get("optimizer_states") == []:  # the moments would begin at 0
-        wrong.append("optimizer_states")
     if wrong:
         raise UserError(
             f"resume={path} is damaged: {', '.join(wrong)} missing or not of the right type: set "
@@ -117,9 +116,23 @@ def _check_values(path: str, found: dict[str, Any], data: object) -> None:
         )
 
 
-def _check_tensors(path: str, state: dict[str, Any], module: L.LightningModule) -> None:
-    """Refuse weights of other shapes or kinds; names are compared by `_check_network`."""
-    wrong = []
+def _are_optimizer_states(found: dict[str, Any], module: L.LightningModule) -> bool:
+    """Whether there are states of optimizers, with moments in the shapes of parameters."""
+    shapes = {parameter.shape for parameter in module.parameters()}
+    states = found.get("optimizer_states")
+    try:
+        groups = [each["param_groups"] for each in states or ()]
+        of_parameters = [state for each in states or () for state in each["state"].values()]
+        moments = [state[key] for state in of_parameters for key in _MOMENTS if key in state]
+    except (TypeError, KeyError, AttributeError):
+        return False
+    fit = all(isinstance(each, Tensor) and each.shape in shapes for each in moments)
+    return bool(groups) and all(groups) and fit
+
+
+def _check_tensors(path: str, found: dict[str, Any], module: L.LightningModule) -> None:
+    """Refuse tensors of other shapes or kinds; names are compared by `_check_network`."""
+    wrong, state = [], found["state_dict"]
     for name, own in module.state_dict().items():
         stored = state.get(name)
         if stored is None:  # of a sharded checkpoint only the names are known
@@ -129,8 +142,12 @@ def _check_tensors(path: str, state: dict[str, Any], module: L.LightningModule) 
         elif stored.shape != own.shape or stored.is_floating_point() != own.is_floating_point():
             kinds = (f"{tuple(each.shape)} {each.dtype}" for each in (stored, own))
             wrong.append(f"{name} {' != '.join(kinds)}")
+    if not sharded_checkpoint.can_load(path) and not _are_optimizer_states(found, module):
+        wrong.append("optimizer_states")
     if wrong:
-        raise UserError(f"resume={path} does not fit this run: {', '.join(wrong[:8])}")
+        raise UserError(
+            f"resume={path} is damaged or not of this run: {', '.join(wrong[:8])}: set resume=PATH"
+        )
 
 
 @contextmanager
