@@ -20,6 +20,7 @@ WORDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 def test_hostile_words_are_one_line(delvm, words):
     code, _, err = delvm(*words)

@@ -6,6 +6,7 @@ from delvm.commands.app import compose
 from delvm.configs.text import quote_text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["2024_01_05", "1.10", "1e3", "007", "true", "inf", "-1.0e2"])
 def test_text_stays_as_typed(name):
     assert compose("prepare", [f"output_dir={name}"]).output_dir == name

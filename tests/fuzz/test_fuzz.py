@@ -10,6 +10,7 @@ from tests.fuzz.run import Format, fuzz, mutant
 MUTANTS = 12  # of each format
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_mutants_are_accepted_or_refused(name):
     failures, counts = fuzz(FORMATS[name], range(MUTANTS))

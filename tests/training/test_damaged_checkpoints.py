@@ -37,6 +37,7 @@ def refused(tokens, run, change) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["missing", None, "text", []])
 @pytest.mark.parametrize("part", PARTS)
 def test_parts_of_another_type_are_refused(tokens, run, part, value):
@@ -51,6 +52,7 @@ def test_parts_of_another_type_are_refused(tokens, run, part, value):
     refused(tokens, run, change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "value",
     [

@@ -119,6 +119,7 @@ def test_chunked_loss_is_the_loss_of_all_logits(
         assert torch.allclose(expected, actual, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_chunked_distillation_loss_reports_its_terms(compiled):
     torch.manual_seed(0)

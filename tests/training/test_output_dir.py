@@ -32,6 +32,7 @@ def holder(tmp_path):
     process.join()
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_until_the_first_has_died(holder, tmp_path):
     with (
         pytest.raises(UserError, match=f"in use by process {holder.pid} on .*set output_dir=PATH"),
@@ -45,6 +46,7 @@ def test_a_second_run_is_refused_until_the_first_has_died(holder, tmp_path):
     assert not (tmp_path / "run" / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_train_refuses_a_directory_in_use(holder, tokens, tmp_path):
     from delvm.commands import train as verb
 

@@ -86,6 +86,7 @@ def test_task_with_few_validation_pairs_is_validated_on_a_shorter_sentence(train
     assert validated() == ["derain", "pose"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [

@@ -87,6 +87,7 @@ def test_two_processes_log_what_one_does(runs, strategy, metric):
     assert curve(runs / strategy, metric) == pytest.approx(expected, **EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", SHARDED)
 def test_two_processes_learn_what_one_does(runs, strategy):
     distributed, single = (load_student(runs / name) for name in (strategy, "one"))
@@ -138,6 +139,7 @@ def test_no_process_builds_the_complete_student(mixture):
         assert empty == {name in ("fsdp2", "hsdp")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two_two", "two_one", "one_two"])
 def test_run_resumes_on_any_number_of_processes(runs, name):
     """Seven steps by one or two processes, thirteen by one or two: the same batches and steps."""

@@ -26,6 +26,7 @@ def average_of(folder, steps, decay=0.5):
     return average
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp2", "hsdp", "fsdp"])
 def test_sharded_strategies_are_refused(tokens, strategy):
     words = [*EMA, f"strategy={strategy}", f"data.path={tokens}"]

@@ -102,6 +102,7 @@ def test_mixture_and_padding_are_those_of_the_rows(root):
     assert padding == pytest.approx(data.padding, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_padding_is_only_where_no_example_fits(seed):
     rng = np.random.default_rng(seed)
@@ -160,6 +161,7 @@ def test_a_packed_document_is_predicted_as_if_it_were_alone():
     assert weights[0].nonzero()[:, 0].tolist() == [*range(7), *range(8, 19)]
 
 
+@pytest.mark.slow
 def test_training_on_packed_rows_resumes_exactly(tmp_path):
     write_ids(tmp_path / "tokens")
     words = ("data.packing=true", "data.images_per_sentence=5", "optimizer.lr=1e-3")
