@@ -18,7 +18,7 @@ from delvm.commands.build import build
 from delvm.configs.validate_train import is_a, target_of
 from delvm.training.fit import filter_warnings, fit, trainer_arguments
 from delvm.training.init_weights import load_init_weights
-from delvm.training.output_dir import check_output_dir
+from delvm.training.output_dir import check_run_dir
 from delvm.training.resume import resolve_resume, validate_resume
 from delvm.training.student import StudentModule
 from delvm.training.tokenizer import TokenizerModule
@@ -75,7 +75,7 @@ def build_run(cfg: DictConfig) -> Run:
         module.connect_data(data)
     if not dry_run:
         replaces = cfg.overwrite or resume is not None
-        check_output_dir(output_dir, getattr(module, "model", None), replaces)
+        check_run_dir(output_dir, getattr(module, "model", None), replaces)
     if cfg.init_from and not resume:  # a resumed run has its own weights
         load_init_weights(module, cfg.init_from, data)
     trainer = build_trainer(cfg, module, data, strategy)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from delvm.inference.decoding import Decoding
 from delvm.inference.sampling import generate
 from delvm.models.protocols import StudentNet
 
@@ -41,21 +40,15 @@ class Engine:
         prompt: Tensor,
         queries: Tensor,
         max_new_tokens: int,
-        *,
-        decoding: Decoding | str = Decoding.greedy,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        row_offset: int = 0,
-        codebook: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         """Continue prompt + query by ``max_new_tokens`` image tokens, for each query.
 
         Args:
             prompt: (P,) int64, what all rows begin with; may be empty.
             queries: (B, Q) int64, Q >= 1.
-            max_new_tokens, decoding, temperature, top_k, top_p, seed, row_offset, codebook: as of
+            max_new_tokens: of each answer.
+            options: decoding, temperature, top_k, top_p, seed, row_offset and codebook, as of
                 `delvm.inference.sampling.generate`.
 
         Returns:
@@ -73,23 +66,15 @@ class Engine:
             prefix = self._prefix(prompt)
         else:
             queries = torch.cat((prompt.expand(len(queries), -1), queries), dim=1)
-        return generate(
-            self.student,
-            queries,
-            max_new_tokens,
-            decoding=decoding,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            row_offset=row_offset,
-            codebook=codebook,
-            prefix_cache=prefix,
-        )
+        return generate(self.student, queries, max_new_tokens, prefix_cache=prefix, **options)
 
     def _prefix(self, prompt: Tensor) -> Any:
         """The cache of a prompt (P,): one that is kept, or computed now."""
-        weights = tuple((each.data_ptr(), each._version) for each in self.student.parameters())
+        # Tensors made in inference mode count no changes; there the address has to do.
+        weights = tuple(
+            (each.data_ptr(), None if each.is_inference() else each._version)
+            for each in self.student.parameters()
+        )
         key = (prompt.cpu().numpy().tobytes(), weights)
         if key in self._prefixes:
             self._prefixes.move_to_end(key)

@@ -93,7 +93,7 @@ def export_path(output_dir: Path, model: Any) -> Path | None:
     return output_dir / ("tokenizer" if kind is VQGAN else "student")
 
 
-def check_output_dir(output_dir: Path, model: Any, replaces: bool) -> None:
+def check_run_dir(output_dir: Path, model: Any, replaces: bool) -> None:
     """Refuse to start a run that would replace what is not its own.
 
     Args:

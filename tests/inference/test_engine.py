@@ -95,6 +95,14 @@ def test_student_without_such_a_cache_is_given_complete_rows(student):
     )
 
 
+def test_student_made_in_inference_mode_can_be_prompted(student):
+    with torch.inference_mode():
+        made = make()
+    prompt, queries = torch.randint(30, (9,)), torch.randint(30, (2, 6))
+    found = Engine(made).generate(prompt, queries, 5)
+    assert torch.equal(found, Engine(student).generate(prompt, queries, 5))
+
+
 def test_context_is_checked_before_the_prompt_is_computed(student):
     engine = Engine(student)
     with pytest.raises(ValueError, match="49 tokens exceed max_seq_len 48"):
