@@ -1,6 +1,6 @@
 """The command line: one file per verb, each a Hydra app, and what they share."""
 
-# `delvm.commands.VERB` holds its ``main``; conf/verbs/VERB.yaml (conf/train.yaml) its config, help and examples.
+# `delvm.commands.VERB` holds its ``main``; its YAML in conf/ the config, help and examples.
 VERBS = (
     "prepare",
     "encode",
