@@ -42,10 +42,10 @@ class TaskMetrics(L.Callback):
         self._step = step  # of several batches of a step, the first
         module.model.eval()
         with trainer.precision_plugin.val_step_context():
-            sums = module.prediction_sums(batch, len(tasks)).to(module.device)
+            sums = module.prediction_sums(batch, len(tasks))
         module.model.train()
         if trainer.world_size > 1:
-            sums = trainer.strategy.reduce(sums, reduce_op="sum")
+            sums = trainer.strategy.reduce(sums.to(module.device), reduce_op="sum")
         metrics: dict[str, float] = {}
         for task, (nll, correct, count, *_) in zip(tasks, sums.tolist(), strict=True):
             if count:
