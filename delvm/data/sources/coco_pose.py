@@ -19,7 +19,7 @@ from delvm.data.sources._io.coco_json import (
     Person,
     read_annotations,
 )
-from delvm.data.sources._io.enough import PAIRS_NEEDED
+from delvm.data.sources._io.minimum_splits import PAIRS_NEEDED
 from delvm.data.sources.base import (
     Box,
     RawSource,
@@ -164,7 +164,7 @@ class CocoPose(RawSource):
                     found.setdefault(split, []).extend(self._items_of_image(native, index, image))
             return found
 
-        splits = self.list_with_enough(list_items, PAIRS_NEEDED)
+        splits = self.list_with_minimum_splits(list_items, PAIRS_NEEDED)
         if not any(splits.values()):
             raise UserError(
                 f"source.path={self.path} has nobody with min_keypoints={self.min_keypoints} and "

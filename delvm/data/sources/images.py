@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from delvm.data.sources._io.enough import IMAGES_NEEDED
+from delvm.data.sources._io.minimum_splits import IMAGES_NEEDED
 from delvm.data.sources.base import (
     RawSource,
     chunks_of,
@@ -107,7 +107,9 @@ class Images(RawSource):
 
         needed = -(-IMAGES_NEEDED // self.group_size) if self.categories else IMAGES_NEEDED
         items = {}
-        for split, groups in self.list_with_enough(list_items, needed, largest_class).items():
+        for split, groups in self.list_with_minimum_splits(
+            list_items, needed, largest_class
+        ).items():
             names = [each.name if isinstance(each, _Group) else each.key for each in groups]
             items[split] = list(zip(unique_keys(names), groups, strict=True))
         return items

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from delvm.data.image_io import aligned, open_stored
-from delvm.data.sources._io.enough import PAIRS_NEEDED
 from delvm.data.sources._io.label_images import Palette, labels_to_rgb
+from delvm.data.sources._io.minimum_splits import PAIRS_NEEDED
 from delvm.data.sources.base import (
     RawSource,
     chunks_of,
@@ -110,7 +110,9 @@ class PairSource(RawSource):
                 found.setdefault(split, []).append(each)
             return found
 
-        splits = self.list_with_enough(list_items, -(-PAIRS_NEEDED // max(1, self.num_crops)))
+        splits = self.list_with_minimum_splits(
+            list_items, -(-PAIRS_NEEDED // max(1, self.num_crops))
+        )
         if not splits:
             raise UserError(f"source.path={self.path} contains no images: set source.path=DIR")
         keys = {
