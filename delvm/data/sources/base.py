@@ -15,7 +15,7 @@ from PIL import Image
 
 from delvm.data.image_io import open_image
 from delvm.data.resizing import ResizeMode, to_square_array
-from delvm.data.sources._io.minimum_splits import SplitMoves, list_with_minimum_splits
+from delvm.data.sources._io.minimum_splits import SplitMoves, with_minimum_splits
 from delvm.data.sources._io.walk import walk
 from delvm.data.types import (
     SPLITS,
@@ -203,7 +203,7 @@ class RawSource:
     def _moves(self) -> SplitMoves:
         return SplitMoves()
 
-    def list_with_minimum_splits(
+    def with_minimum_splits(
         self,
         list_items: Callable[[], dict[str, list[T]]],
         needed: int,
@@ -221,7 +221,7 @@ class RawSource:
         def order(key: str) -> tuple[Any, float, str]:
             return rank(key), self.uniform("split", key), key
 
-        return list_with_minimum_splits(self._moves, list_items, needed, fractions, order)
+        return with_minimum_splits(self._moves, list_items, needed, fractions, order)
 
     def load_image(self, file: Path | bytes, name: str = "") -> ImageArray:
         """An image (size, size, 3), made a square as in `resize`.

@@ -164,7 +164,7 @@ class CocoPose(RawSource):
                     found.setdefault(split, []).extend(self._items_of_image(native, index, image))
             return found
 
-        splits = self.list_with_minimum_splits(list_items, PAIRS_NEEDED)
+        splits = self.with_minimum_splits(list_items, PAIRS_NEEDED)
         if not any(splits.values()):
             raise UserError(
                 f"source.path={self.path} has nobody with min_keypoints={self.min_keypoints} and "

@@ -107,9 +107,7 @@ class Images(RawSource):
 
         needed = -(-IMAGES_NEEDED // self.group_size) if self.categories else IMAGES_NEEDED
         items = {}
-        for split, groups in self.list_with_minimum_splits(
-            list_items, needed, largest_class
-        ).items():
+        for split, groups in self.with_minimum_splits(list_items, needed, largest_class).items():
             names = [each.name if isinstance(each, _Group) else each.key for each in groups]
             items[split] = list(zip(unique_keys(names), groups, strict=True))
         return items

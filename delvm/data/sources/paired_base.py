@@ -110,9 +110,7 @@ class PairSource(RawSource):
                 found.setdefault(split, []).append(each)
             return found
 
-        splits = self.list_with_minimum_splits(
-            list_items, -(-PAIRS_NEEDED // max(1, self.num_crops))
-        )
+        splits = self.with_minimum_splits(list_items, -(-PAIRS_NEEDED // max(1, self.num_crops)))
         if not splits:
             raise UserError(f"source.path={self.path} contains no images: set source.path=DIR")
         keys = {

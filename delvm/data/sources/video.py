@@ -168,7 +168,7 @@ class Video(RawSource):
                 found.setdefault(self.split_of(video.group), []).append(video)
             return found
 
-        splits = self.list_with_minimum_splits(list_items, 1)  # a video has at least a clip
+        splits = self.with_minimum_splits(list_items, 1)  # a video has at least a clip
         if not splits:
             raise UserError(f"source.path={self.path} {self.nothing_found()}: set source.path=DIR")
         if find_spec("av") is None and any(

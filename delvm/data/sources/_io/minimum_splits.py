@@ -22,14 +22,14 @@ class SplitMoves:
     Attributes:
         moved: key -> the split it goes to.
         movable: key -> the splits it may go to, of the keys in "train"; filled while a source is
-            listed by `list_with_minimum_splits`, else None.
+            listed by `with_minimum_splits`, else None.
     """
 
     moved: dict[str, str] = field(default_factory=dict)
     movable: dict[str, tuple[str, ...]] | None = None
 
 
-def list_with_minimum_splits(
+def with_minimum_splits(
     moves: SplitMoves,
     list_items: Callable[[], dict[str, list[T]]],
     needed: int,
