@@ -40,10 +40,12 @@ class TaskMetrics(L.Callback):
         if not hasattr(module, "prediction_sums") or tasks is None or not due:
             return
         self._step = step  # of several batches of a step, the first
+        modes = [(each, each.training) for each in module.model.modules()]
         module.model.eval()
         with trainer.precision_plugin.val_step_context():
             sums = module.prediction_sums(batch, len(tasks))
-        module.model.train()
+        for each, training in modes:  # parts may be kept in evaluation mode on purpose
+            each.training = training
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums.to(module.device), reduce_op="sum")
         metrics: dict[str, float] = {}

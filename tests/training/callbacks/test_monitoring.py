@@ -49,6 +49,20 @@ def test_measuring_does_not_change_training(tokens, tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_measuring_leaves_the_mode_of_each_part(tokens, tmp_path, monkeypatch):
+    modes = []
+    original = StudentModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        modes.append((self.model.training, self.model.norm.training))
+        self.model.norm.eval()  # as somebody does who freezes a part
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(StudentModule, "training_step", training_step)
+    train(student_config(tokens, 3, "callbacks.task_metrics.every_n_train_steps=1"), tmp_path)
+    assert modes == [(True, True), (True, False), (True, False)]
+
+
 def test_consumed_tokens_go_on_over_a_resume(tokens, tmp_path):
     config = student_config(tokens, 4, "callbacks.stop_at_step.step=2")
     per_step = 8 * 4 * N  # sentences of two pairs
