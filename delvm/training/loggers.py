@@ -64,6 +64,7 @@ def start_wandb(loggers: Iterable[Logger], output_dir: Path, resumes: bool) -> N
     if os.environ.get("WANDB_MODE") == "disabled":
         for logger in found:
             logger._offline = False  # which would set the variable to dryrun
+            logger._wandb_init["mode"] = "disabled"  # wandb reads the variable once per process
     else:
         _start_wandb(found, output_dir / WANDB_IDS, resumes)
 

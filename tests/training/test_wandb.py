@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import wandb
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from wandb.errors import UsageError
 
@@ -25,11 +26,17 @@ def environment(monkeypatch, tmp_path):
     os.environ.pop("WANDB_MODE", None)
 
 
-def test_disabled_writes_nothing(monkeypatch, tokens, tmp_path):
+@pytest.mark.parametrize("before", [False, True], ids=["alone", "after a run that wrote"])
+def test_disabled_writes_nothing(monkeypatch, tokens, tmp_path, tmp_path_factory, before):
+    if before:  # wandb keeps the mode that the variable has when a process first starts it
+        wandb.teardown()
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        wandb.init(project="p", dir=str(tmp_path_factory.mktemp("before"))).finish()
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    existing = {*tmp_path.rglob("*wandb*")}
     build_run(student_config(tokens, 1, "logger=wandb", f"output_dir={tmp_path}/run")).fit()
     assert os.environ["WANDB_MODE"] == "disabled"
-    assert not [*tmp_path.rglob("*wandb*")]
+    assert {*tmp_path.rglob("*wandb*")} == existing
 
 
 def test_a_resumed_run_continues_its_run_of_wandb(tmp_path):
