@@ -37,9 +37,9 @@ def optimizer_errors(
 ) -> list[str]:
     """Errors of an optimizer's settings, one line each; None is an optimizer without betas."""
     errors = []
-    if lr <= 0:
+    if not lr > 0:  # true of NaN too
         errors.append(f"lr={lr} is not above 0: set it to 1.5e-4")
-    if weight_decay < 0:
+    if not weight_decay >= 0:
         errors.append(f"weight_decay={weight_decay} is below 0: set it to 0 or more")
     if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
         errors.append(f"betas={betas} are not two numbers in [0, 1): set [0.9,0.95]")

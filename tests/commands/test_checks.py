@@ -48,6 +48,7 @@ ALONE = {
     "num_threads=0": "num_threads=0 is below 1: set num_threads=1 or more",
     "data.num_workers=-1": "data.num_workers=-1 is below 0: set it to 0 or more",
     "optimizer.lr=0": "optimizer.lr=0.0 is not above 0: set it to 1.5e-4",
+    "optimizer.lr=nan": "optimizer.lr=nan is not above 0: set it to 1.5e-4",
     "scheduler.warmup_ratio=1.5": "scheduler.warmup_ratio=1.5 is a fraction of the steps: set it "
     "from 0 to 1",
     "module.token_noise=2": "module.token_noise=2.0 is a fraction: set it from 0 to 1",
