@@ -37,8 +37,8 @@ def run(cfg: GenerateConfig) -> None:
     )
     if total > cfg.batch_size:
         answers = track(answers, total, "generate", "answers")
-    for query, answer in answers:
-        writer.write(query, answer)
+    for answer in answers:
+        writer.write(answer.query, answer.image)
     print(f"answer: {files.answers[0]}" if total == 1 else f"answers: {total} in {cfg.output}")
     print(f"image grid: {', '.join(map(str, files.grids))}")
 

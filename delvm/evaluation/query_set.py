@@ -64,15 +64,16 @@ class QuerySet:
     def __len__(self) -> int:
         return len(self.queries)
 
-    def prefix(self, rows: slice) -> Tensor:
-        """Token ids (B, (2k + 1) N): input 1, target 1, ..., input k, target k, query."""
+    def prompts(self, rows: slice) -> Tensor:
+        """Token ids (B, 2k N) of the pairs: input 1, target 1, ..., input k, target k."""
         indices = torch.from_numpy(self.example_indices[rows])  # (B, k)
         pairs = torch.stack((self.pool_inputs.ids[indices], self.pool_targets.ids[indices]), dim=2)
-        return torch.cat((pairs.flatten(1), self.queries.ids[rows]), dim=1)  # pairs (B, k, 2, N)
+        return pairs.flatten(1)  # of (B, k, 2, N)
 
     def sentences(self, rows: slice) -> Tensor:
-        """Token ids (B, (2k + 2) N): the prefix, then the ground truth."""
-        return torch.cat((self.prefix(rows), self.ground_truth.ids[rows]), dim=1)
+        """Token ids (B, (2k + 2) N): the prompt, the query, the ground truth."""
+        images = self.queries.ids[rows], self.ground_truth.ids[rows]
+        return torch.cat((self.prompts(rows), *images), dim=1)
 
     def example_pixels(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the example pairs, pixels (B, k, 3, H, H) each."""

@@ -10,7 +10,7 @@ Notation:
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,8 @@ from delvm import tasks
 from delvm.data.image_io import to_pil, to_tensor
 from delvm.evaluation import baselines
 from delvm.evaluation.query_set import EncodedImages, QuerySet, decode, encode
-from delvm.inference.decoding import Decoding
-from delvm.inference.sampling import generate
+from delvm.inference.decoding import SamplingConfig
+from delvm.inference.engine import Engine
 from delvm.models.protocols import StudentNet, TokenizerNet
 from delvm.models.teacher_forcing import next_token_nll
 
@@ -32,17 +32,6 @@ NUM_VISUAL_EXAMPLES = 4
 
 # owner (a method or a student) -> metric -> one value per query (Q,)
 Scores = dict[str, dict[str, npt.NDArray[np.float64]]]
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How answers are generated, as for `delvm.inference.sampling.generate`."""
-
-    decoding: Decoding = Decoding.mean_embedding
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
 
 
 @dataclass
@@ -170,12 +159,12 @@ def _generate(
 ) -> Tensor:
     """Token ids (B, N) of a student's answers."""
     device = _device(student)
-    return generate(
-        student,
-        query_set.prefix(rows).to(device),
+    return Engine(student, max_prefixes=0).generate_each(
+        [query_set.prompts(rows).to(device).unbind()],
+        query_set.queries.ids[rows].to(device),
         query_set.ground_truth.ids.shape[1],
-        **asdict(sampling),
-        row_offset=rows.start,
+        sampling,
+        row_ids=range(rows.start, rows.stop),
         codebook=tokenizer.codebook.to(device),
     )
 

@@ -14,9 +14,9 @@ from delvm.evaluation import results
 from delvm.evaluation.bootstrap import CONFIDENCE, RESAMPLES
 from delvm.evaluation.query_set import build_query_set, validate
 from delvm.evaluation.report.student_report import render_report
-from delvm.evaluation.scoring import PromptExample, SamplingConfig, score_task
+from delvm.evaluation.scoring import PromptExample, score_task
 from delvm.evaluation.training_curves import read_history
-from delvm.inference.decoding import Decoding, resolve_decoding
+from delvm.inference.decoding import Decoding, SamplingConfig, resolve_decoding
 from delvm.inference.prompter import check_tokenizer_match, set_eval_mode
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.protocols import StudentNet, TokenizerNet

@@ -3,21 +3,32 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Decoding", "Engine", "Prompter", "find_queries", "generate", "read_prompt"]
+__all__ = [
+    "Answer",
+    "Decoding",
+    "Engine",
+    "Prompter",
+    "SamplingConfig",
+    "find_queries",
+    "generate",
+    "read_prompt",
+]
 
 if TYPE_CHECKING:
-    from delvm.inference.decoding import Decoding
+    from delvm.inference.decoding import Decoding, SamplingConfig
     from delvm.inference.engine import Engine
+    from delvm.inference.generation import generate
     from delvm.inference.prompt_folder import find_queries, read_prompt
-    from delvm.inference.prompter import Prompter
-    from delvm.inference.sampling import generate
+    from delvm.inference.prompter import Answer, Prompter
 
 _MODULES = {
+    "Answer": "prompter",
     "Decoding": "decoding",
     "Engine": "engine",
     "Prompter": "prompter",
+    "SamplingConfig": "decoding",
     "find_queries": "prompt_folder",
-    "generate": "sampling",
+    "generate": "generation",
     "read_prompt": "prompt_folder",
 }
 

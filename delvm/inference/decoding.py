@@ -6,7 +6,9 @@ greedy            the most likely token. Deterministic.
 sample            a random token, after temperature, top-k and top-p.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypedDict
 
 from delvm.errors import UserError, did_you_mean
 
@@ -48,7 +50,11 @@ def resolve_decoding(decoding: Decoding | str | None, temperature: float) -> Dec
 
 
 def sampling_errors(
-    decoding: Decoding, temperature: float, top_k: int | None, top_p: float | None
+    decoding: Decoding,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    guidance: float = 1.0,
 ) -> list[str]:
     """Errors of settings that do not go together, or are out of range, one line each.
 
@@ -56,9 +62,12 @@ def sampling_errors(
         decoding: how the next token is chosen.
         temperature: 0 or above.
         top_k, top_p: of ``sample`` alone; None keeps all tokens.
+        guidance: 0 or above; 1 is off.
     """
     errors = []
-    if temperature < 0:
+    if not guidance >= 0:  # true of NaN too
+        errors.append(f"guidance={guidance} is below 0: set it to 1 (off) or more")
+    if not temperature >= 0:
         errors.append(f"temperature={temperature} is below 0: set temperature=0 or more")
     if top_k is not None and top_k < 1:
         errors.append(f"top_k={top_k} is below 1: set top_k=1 or more")
@@ -76,3 +85,55 @@ def sampling_errors(
         for key, value in (("top_k", top_k), ("top_p", top_p))
         if value is not None and decoding is not Decoding.sample
     ]
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingConfig` as keyword arguments."""
+
+    decoding: Decoding | str | None
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+    guidance: float
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How answers are generated.
+
+    Attributes:
+        decoding: how each token is chosen. None: ``sample`` above temperature 0, and
+            ``mean_embedding`` at 0.
+        temperature: above 0 with ``sample`` only. LVM samples at 1. (DeLVM is greedy: its notebook
+            sets a temperature and a top-p, but not ``do_sample``, without which transformers
+            ignores both.)
+        top_k, top_p: sample from the k most likely tokens, and from the fewest tokens that together
+            have the probability p; None = all.
+        seed: of the samples, together with the index of the query.
+        guidance: how far the prompt's effect is exaggerated, as in classifier-free guidance (Ho and
+            Salimans 2022, arXiv 2207.12598): log-probabilities are those without the prompt plus
+            ``guidance`` times the difference that the prompt makes. 1 = off.
+
+    Raises:
+        UserError: settings are out of range or contradict each other; one line for each.
+    """
+
+    decoding: Decoding | str | None = None
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        method = resolve_decoding(self.decoding, self.temperature)
+        errors = sampling_errors(
+            method, self.temperature, self.top_k, self.top_p, guidance=self.guidance
+        )
+        if errors:
+            raise UserError("\n".join(errors))
+        object.__setattr__(self, "decoding", method)
+
+
+GREEDY = SamplingConfig(Decoding.greedy)

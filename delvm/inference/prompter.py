@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import cast
+from typing import NamedTuple, Unpack, cast
 
 import torch
 from PIL import Image
@@ -11,11 +11,27 @@ from torch import Tensor, nn
 from delvm.data.image_io import StoredImage, aligned, to_pil, to_stored, to_tensor
 from delvm.data.resizing import ResizeMode, parse_resize_mode, same_shape, to_square
 from delvm.errors import UserError
-from delvm.inference.decoding import Decoding, resolve_decoding
+from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.engine import Engine
-from delvm.inference.sampling import num_image_tokens
+from delvm.inference.generation import num_image_tokens
 from delvm.interop.fingerprint import codebook_matches, fingerprint
 from delvm.models.protocols import StudentNet, TokenizerNet
+
+Pairs = Sequence[tuple[Image.Image, Image.Image]]  # (input, target) examples of one prompt
+
+
+class Answer(NamedTuple):
+    """The answer to one query.
+
+    Attributes:
+        query: as the tokenizer sees it, see `Prompter.to_squares`.
+        image: the answer, an RGB square of the tokenizer's resolution.
+        ids: its tokens, (N,) int64 on the CPU.
+    """
+
+    query: Image.Image
+    image: Image.Image
+    ids: Tensor
 
 
 class Prompter:
@@ -49,32 +65,22 @@ class Prompter:
 
     def complete(
         self,
-        pairs: Sequence[tuple[Image.Image, Image.Image]],
+        pairs: Pairs | Sequence[Pairs],
         queries: Sequence[Image.Image],
         *,
-        decoding: Decoding | str | None = None,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
         batch_size: int = 32,
+        **sampling: Unpack[SamplingOptions],
     ) -> list[Image.Image]:
         """Answer each query in the way that the pairs demonstrate.
 
         Args:
             pairs: (input, target) examples of any size; each is made a square of the tokenizer's
-                resolution, as in `resize`.
+                resolution, as in `resize`. A list of such lists is an ensemble: the prompts vote
+                on each token by the mean of their log-probabilities.
             queries: images to answer, of any size.
-            decoding: "mean_embedding" (the code nearest to the mean embedding, closest in pixels),
-                "greedy" (the most likely token) or "sample". None: "sample" above temperature 0,
-                "mean_embedding" at 0.
-            temperature: of sampling; above 0 with "sample" only. LVM samples at 1. (DeLVM is
-                greedy: its notebook sets a temperature and a top-p, but not ``do_sample``, without
-                which transformers ignores both.)
-            top_k, top_p: sample from the k most likely tokens, and from the fewest tokens that
-                together have the probability p.
-            seed: of the samples, together with the index of the query.
             batch_size: queries answered at once.
+            sampling: decoding, temperature, top_k, top_p, seed and guidance, as of
+                `delvm.inference.decoding.SamplingConfig`.
 
         Returns:
             one image per query, at the tokenizer's resolution.
@@ -83,61 +89,46 @@ class Prompter:
             UserError: prompt and answer exceed the student's context, decoding and temperature
                 contradict each other, or the images of a pair have different shapes.
         """
-        answers = self.stream(
-            pairs,
-            queries,
-            decoding=decoding,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            batch_size=batch_size,
-        )
-        return [answer for _, answer in answers]
+        answers = self.stream(pairs, queries, batch_size=batch_size, **sampling)
+        return [answer.image for answer in answers]
 
     def stream(
         self,
-        pairs: Sequence[tuple[Image.Image, Image.Image]],
+        pairs: Pairs | Sequence[Pairs],
         queries: Iterable[Image.Image],
         *,
-        decoding: Decoding | str | None = None,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
         batch_size: int = 32,
-    ) -> Iterator[tuple[Image.Image, Image.Image]]:
+        **sampling: Unpack[SamplingOptions],
+    ) -> Iterator[Answer]:
         """As `complete`, for any number of queries: one batch of them is in memory at a time.
 
         Args:
-            pairs, decoding, temperature, top_k, top_p, seed, batch_size: as for `complete`.
+            pairs, batch_size, sampling: as for `complete`.
             queries: read as they are needed, so a generator may open them.
 
         Yields:
-            the query as the tokenizer sees it (`to_squares`), and its answer.
+            the answer to each query.
 
         Raises:
             UserError: as `complete`, before the first query is read.
         """
-        self.check_context_length(len(pairs))
-        method = resolve_decoding(decoding, temperature)
-        prompt = self.encode(_open_pairs(pairs)).flatten()
+        config = SamplingConfig(**sampling)
+        prompts = prompt_sets(pairs)
+        for prompt in prompts:
+            self.check_context_length(len(prompt))
+        prompt_ids = [self.encode(_open_pairs(prompt)).flatten() for prompt in prompts]
         waiting, start = iter(queries), 0
         while batch := self.to_squares(list(islice(waiting, batch_size))):
             query = self.encode(batch)  # (B, N)
             ids = self.engine.generate(
-                prompt,
+                prompt_ids,
                 query,
-                max_new_tokens=query.shape[1],
-                decoding=method,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                seed=seed,
-                row_offset=start,
+                query.shape[1],
+                config,
+                row_ids=range(start, start + len(batch)),
                 codebook=self.tokenizer.codebook,
             )
-            yield from zip(batch, to_pil(self.tokenizer.decode(ids)), strict=True)
+            yield from map(Answer, batch, to_pil(self.tokenizer.decode(ids)), ids.cpu())
             start += len(batch)
 
     def check_context_length(self, num_pairs: int) -> None:
@@ -162,7 +153,14 @@ class Prompter:
         return [to_square(_stored(image).upright(), size, self.resize) for image in images]
 
 
-def _open_pairs(pairs: Sequence[tuple[Image.Image, Image.Image]]) -> list[Image.Image]:
+def prompt_sets(pairs: Pairs | Sequence[Pairs]) -> list[Pairs]:
+    """The prompts that vote; pairs alone are one prompt."""
+    if pairs and not isinstance(pairs[0][0], Image.Image):
+        return list(cast(Sequence[Pairs], pairs))
+    return [cast(Pairs, pairs)]
+
+
+def _open_pairs(pairs: Pairs) -> list[Image.Image]:
     """The images of all pairs in a row; those of one pair must have the same shape."""
     images = []
     for number, pair in enumerate(pairs, 1):

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from delvm.inference.engine import Engine
-from delvm.inference.sampling import generate
+from delvm.inference.generation import generate
 from delvm.interop.formats import llama
 from delvm.models.precision import has_native_bf16, measure_peak_flops
 from delvm.models.transformer import Transformer, TransformerConfig
@@ -56,7 +56,7 @@ def shared(student: Transformer, prompt: Tensor, queries: Tensor) -> Row:
         for row in complete:
             generate(student, row[None], TOKENS)
 
-    ours = seconds(lambda: Engine(student).generate(prompt, queries, TOKENS))
+    ours = seconds(lambda: Engine(student).generate([prompt], queries, TOKENS))
     peer = seconds(plain)
     note = f"{QUERIES} queries that share 3 pairs vs. each alone with its complete prompt"
     return Row.compare("prompting_shared", QUERIES / ours, 2 / peer, goal="ratio >= 6",

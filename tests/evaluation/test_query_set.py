@@ -29,7 +29,7 @@ def test_sentence_is_pairs_query_ground_truth(shards: Path, tokenizer: Any) -> N
         images += [test[row].input, test[row].target]
         expected = tokenizer.encode(to_tensor(images)).flatten()
         torch.testing.assert_close(query_set.sentences(slice(row, row + 1))[0], expected)
-        torch.testing.assert_close(query_set.prefix(slice(row, row + 1))[0], expected[:-16])
+        torch.testing.assert_close(query_set.prompts(slice(row, row + 1))[0], expected[:-32])
 
 
 def test_example_pixels_are_those_of_the_prompt(shards: Path, tokenizer: Any) -> None:

@@ -2,13 +2,15 @@
 
 import copy
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from delvm.errors import UserError
+from delvm.inference.decoding import SamplingConfig
+from delvm.inference.generation import generate
 from delvm.inference.sampling import (
-    generate,
     mean_embedding_ids,
     sample_from_uniform,
     top_k_top_p_probs,
@@ -59,12 +61,12 @@ def test_student_without_cache_generates_the_same(student):
 
 def test_answer_does_not_depend_on_batch(student):
     prefix = torch.randint(0, 30, (5, 6))
-    options = {"decoding": "sample", "temperature": 1.0, "top_k": 20, "top_p": 0.9, "seed": 3}
-    together = generate(student, prefix, 9, **options)
+    sampling = SamplingConfig(temperature=1.0, top_k=20, top_p=0.9, seed=3)
+    together = generate(student, prefix, 9, sampling)
     for row in range(5):
-        alone = generate(student, prefix[row : row + 1], 9, row_offset=row, **options)
+        alone = generate(student, prefix[row : row + 1], 9, sampling, row_ids=[row])
         assert torch.equal(alone[0], together[row])
-    assert not torch.equal(together, generate(student, prefix, 9, **(options | {"seed": 4})))
+    assert not torch.equal(together, generate(student, prefix, 9, replace(sampling, seed=4)))
 
 
 def test_mean_embedding_ids_match_slow_loop():
@@ -82,7 +84,7 @@ def test_mean_embedding_ids_match_slow_loop():
 
 def test_mean_embedding_equals_greedy_for_confident_student(student):
     prefix = torch.randint(0, 30, (2, 5))
-    mean = {"decoding": "mean_embedding", "codebook": torch.randn(30, 8)}
+    mean: Any = {"sampling": SamplingConfig("mean_embedding"), "codebook": torch.randn(30, 8)}
     confident = copy.deepcopy(student)
     confident.head.weight.data *= 1e4
     assert torch.equal(generate(confident, prefix, 8, **mean), generate(confident, prefix, 8))
@@ -91,7 +93,7 @@ def test_mean_embedding_equals_greedy_for_confident_student(student):
 
 def test_low_temperature_is_greedy(student):
     prefix = torch.randint(0, 30, (2, 5))
-    sampled = generate(student, prefix, 8, decoding="sample", temperature=1e-4)
+    sampled = generate(student, prefix, 8, SamplingConfig(temperature=1e-4))
     assert torch.equal(sampled, generate(student, prefix, 8))
 
 
@@ -126,6 +128,4 @@ def test_context_overflow_and_missing_codebook_are_errors(student):
     with pytest.raises(ValueError, match=r"15 \+ 6 tokens exceed max_seq_len 20"):
         generate(student, torch.zeros(1, 15, dtype=torch.int64), 6)
     with pytest.raises(ValueError, match="needs the tokenizer's codebook"):
-        generate(student, torch.zeros(1, 5, dtype=torch.int64), 6, decoding="mean_embedding")
-    with pytest.raises(UserError, match="decoding=greedy is deterministic, but temperature=1"):
-        generate(student, torch.zeros(1, 5, dtype=torch.int64), 6, temperature=1.0)
+        generate(student, torch.zeros(1, 5, dtype=torch.int64), 6, SamplingConfig())

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from delvm.errors import UserError
+from delvm.inference.generation import generate
 from delvm.inference.prompter import Prompter
-from delvm.inference.sampling import generate
 from delvm.interop.formats import internlm_hf
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import save_model

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from delvm.errors import UserError
-from delvm.inference.sampling import generate
+from delvm.inference.generation import generate
 from delvm.interop.formats import internlm_hf, llama
 from delvm.interop.load import load_student
 from delvm.models.mlp import MLPKind

@@ -1,0 +1,158 @@
+"""The decoding loop: one or more rows of tokens are continued, one token at a time.
+
+Notation:
+    B rows    T tokens of a row    N new tokens    C codebook size
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from delvm.inference.decoding import GREEDY, Decoding, SamplingConfig
+from delvm.inference.sampling import mean_embedding_ids, sample_from_uniform, top_k_top_p_probs
+from delvm.models.protocols import StudentNet
+
+
+class Rows:
+    """Rows of tokens that one student continues, with a key-value cache where it has one.
+
+    Ids outside the codebook (see ``student.token_space``) are never among the logits, as in LVM.
+    """
+
+    def __init__(
+        self, student: StudentNet, ids: Tensor, max_new_tokens: int, prefix: Any = None
+    ) -> None:
+        """
+        Args:
+            student: in evaluation mode. One without ``make_kv_cache`` reads its rows again for each
+                token, which is slow.
+            ids: (B, T) int64, T >= 1.
+            max_new_tokens: how many tokens may follow.
+            prefix: cache of one row of tokens before every row, see `delvm.inference.engine`.
+
+        Raises:
+            ValueError: all tokens together exceed the student's context.
+        """
+        past = 0 if prefix is None else prefix.length
+        total = past + ids.shape[1] + max_new_tokens
+        if total > (limit := student.max_seq_len):
+            raise ValueError(
+                f"{past + ids.shape[1]} + {max_new_tokens} tokens exceed max_seq_len {limit}"
+            )
+        self.student, self.ids, self._num_codes = student, ids, num_image_tokens(student)
+        self.cache: Any = None
+        if (make_cache := getattr(student, "make_kv_cache", None)) is not None:
+            shared = {} if prefix is None else {"prefix": prefix}
+            self.cache = make_cache(len(ids), total, **shared)
+
+    def first_logits(self) -> Tensor:
+        """Logits (B, C) of the token after the rows."""
+        return self._logits(self.ids)
+
+    def next_logits(self, ids: Tensor) -> Tensor:
+        """Append tokens (B, 1); logits (B, C) of the one after them."""
+        if self.cache is None:
+            self.ids = ids = torch.cat((self.ids, ids), dim=1)
+        return self._logits(ids)
+
+    def _logits(self, ids: Tensor) -> Tensor:
+        hidden = self.student.forward_hidden(ids, self.cache)[:, -1]
+        logits: Tensor = self.student.head(hidden)
+        return logits[:, : self._num_codes]
+
+
+def generate(
+    student: StudentNet,
+    prefix: Tensor,
+    max_new_tokens: int,
+    sampling: SamplingConfig = GREEDY,
+    *,
+    row_ids: Sequence[int] | None = None,
+    codebook: Tensor | None = None,
+) -> Tensor:
+    """Continue each row of ``prefix`` by ``max_new_tokens`` image tokens.
+
+    Args:
+        student: in evaluation mode.
+        prefix: (B, T) int64.
+        max_new_tokens: N; generation never stops earlier.
+        sampling: how each token is chosen.
+        row_ids, codebook: as of `decode_tokens`.
+
+    Returns:
+        ids (B, N) int64.
+
+    Raises:
+        ValueError: prefix and new tokens exceed the student's context, or no codebook is given.
+    """
+    with torch.inference_mode():
+        rows = Rows(student, prefix, max_new_tokens)
+        return decode_tokens([rows], max_new_tokens, sampling, row_ids=row_ids, codebook=codebook)
+
+
+@torch.inference_mode()
+def decode_tokens(
+    contexts: Sequence[Rows],
+    max_new_tokens: int,
+    sampling: SamplingConfig,
+    *,
+    row_ids: Sequence[int] | None = None,
+    codebook: Tensor | None = None,
+    combine: Callable[[list[Tensor]], Tensor] | None = None,
+) -> Tensor:
+    """Generate tokens that continue the rows of several contexts at once.
+
+    Args:
+        contexts: each of B rows; row b of all contexts gets the same new tokens.
+        max_new_tokens: N.
+        sampling: how each token is chosen from the logits.
+        row_ids: number of each row, B of them; a row samples with a random generator seeded by
+            (seed, its number), so its tokens do not depend on the batch. None: 0 to B - 1.
+        codebook: (C, d) of the tokenizer; needed by ``decoding=mean_embedding``.
+        combine: logits (B, C) of each context -> those to choose from; None: there is one context.
+
+    Returns:
+        ids (B, N) int64.
+
+    Raises:
+        ValueError: no codebook is given where one is needed.
+    """
+    method = sampling.decoding
+    if method is Decoding.mean_embedding and codebook is None:
+        raise ValueError("decoding=mean_embedding needs the tokenizer's codebook")
+    count, device = len(contexts[0].ids), contexts[0].ids.device
+    uniform = None
+    if method is Decoding.sample:
+        numbers = range(count) if row_ids is None else row_ids
+        uniform = uniform_values(numbers, max_new_tokens, sampling.seed).to(device)
+    ids = torch.empty(count, max_new_tokens, dtype=torch.int64, device=device)
+    logits = [each.first_logits() for each in contexts]
+    for step in range(max_new_tokens):
+        if step:
+            logits = [each.next_logits(ids[:, step - 1 : step]) for each in contexts]
+        chosen = logits[0] if combine is None else combine(logits)
+        if uniform is not None:
+            probs = top_k_top_p_probs(chosen, sampling.temperature, sampling.top_k, sampling.top_p)
+            ids[:, step] = sample_from_uniform(probs, uniform[:, step])
+        elif method is Decoding.mean_embedding and codebook is not None:
+            ids[:, step] = mean_embedding_ids(chosen, codebook)
+        else:
+            ids[:, step] = chosen.argmax(-1)
+    return ids
+
+
+def num_image_tokens(student: StudentNet) -> int:
+    """The number of token ids that are codes of the tokenizer; special tokens come after them."""
+    token_space = getattr(student, "token_space", None)
+    return student.vocab_size if token_space is None else int(token_space.codebook_size)
+
+
+def uniform_values(row_ids: Sequence[int], count: int, seed: int) -> Tensor:
+    """Uniform values in [0, 1), (B, count) float64, each row from its own generator."""
+    values = []
+    for row in row_ids:
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + row) % 2**63)
+        values.append(torch.rand(count, generator=generator, dtype=torch.float64))
+    return torch.stack(values)
