@@ -48,7 +48,7 @@ class Rows:
             self.cache = make_cache(len(ids), total, **shared)
 
     def first_logits(self) -> Tensor:
-        """Logits (B, C) of the token after the rows."""
+        """Logits (B, C) of the token after the rows, or after what was appended to them."""
         return self._logits(self.ids)
 
     def next_logits(self, ids: Tensor) -> Tensor:
@@ -56,6 +56,10 @@ class Rows:
         if self.cache is None:
             self.ids = ids = torch.cat((self.ids, ids), dim=1)
         return self._logits(ids)
+
+    def append(self, ids: Tensor) -> None:
+        """Append tokens (B, 1), which the next `first_logits` reads."""
+        self.ids = ids if self.cache is not None else torch.cat((self.ids, ids), dim=1)
 
     def _logits(self, ids: Tensor) -> Tensor:
         hidden = self.student.forward_hidden(ids, self.cache)[:, -1]

@@ -14,6 +14,7 @@ from delvm.errors import UserError
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.engine import Engine
 from delvm.inference.generation import num_image_tokens
+from delvm.inference.video import continue_images, resolve_window
 from delvm.interop.fingerprint import codebook_matches, fingerprint
 from delvm.models.protocols import StudentNet, TokenizerNet
 
@@ -24,7 +25,7 @@ class Answer(NamedTuple):
     """The answer to one query.
 
     Attributes:
-        query: as the tokenizer sees it, see `Prompter.to_squares`.
+        query: as the tokenizer sees it, see `Prompter.to_squares`. Of a video, the frame before.
         image: the answer, an RGB square of the tokenizer's resolution.
         ids: its tokens, (N,) int64 on the CPU.
     """
@@ -130,6 +131,80 @@ class Prompter:
             )
             yield from map(Answer, batch, to_pil(self.tokenizer.decode(ids)), ids.cpu())
             start += len(batch)
+
+    def extend(
+        self,
+        frames: Sequence[Image.Image],
+        n: int,
+        *,
+        window: int | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Image.Image]:
+        """Continue a video by ``n`` frames, each predicted from the frames before it.
+
+        It is the sequential prompting of LVM, see `delvm.inference.video` for what is the same. A
+        student must have been trained on clips (`delvm prepare source=video`) to continue one; the
+        shipped student was not.
+
+        Args:
+            frames: of any size, at least one, in their order; each is made a square of the
+                tokenizer's resolution, as in `resize`.
+            n: how many frames follow; 0 or more.
+            window: frames that a new one is predicted from, the last ones; None = as many as the
+                student's context holds next to the new one.
+            sampling: as for `complete`, but for guidance, which a video has no prompt for. Frame i
+                samples with the random numbers of query i.
+
+        Returns:
+            the new frames, at the tokenizer's resolution.
+
+        Raises:
+            UserError: there are no frames, n is negative, or the window exceeds the context.
+        """
+        return [frame.image for frame in self.stream_frames(frames, n, window=window, **sampling)]
+
+    def stream_frames(
+        self,
+        frames: Sequence[Image.Image],
+        n: int,
+        *,
+        window: int | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Iterator[Answer]:
+        """As `extend`, frame by frame.
+
+        Args:
+            frames, n, window, sampling: as for `extend`.
+
+        Yields:
+            each new frame with its ids, as the answer to the frame before it.
+
+        Raises:
+            UserError: as `extend`, before a frame is read.
+        """
+        config = SamplingConfig(**sampling)
+        tokens, context = self.tokenizer.tokens_per_image, self.student.max_seq_len
+        window = resolve_window(window, context, tokens)
+        if not frames:
+            raise UserError("no frames to continue: give one or more")
+        if n < 0:
+            raise UserError(f"num_frames={n} is below 0: set num_frames=1 or more")
+        if config.guidance != 1:
+            raise UserError(
+                f"guidance={config.guidance:g} is for answers to a prompt, and a video has none: "
+                "set guidance=1"
+            )
+        return self._stream_frames(self.to_squares(frames[-window:]), n, window, config)
+
+    def _stream_frames(
+        self, squares: list[Image.Image], n: int, window: int, config: SamplingConfig
+    ) -> Iterator[Answer]:
+        last, codebook = squares[-1], self.tokenizer.codebook
+        ids = self.encode(squares)
+        for new in continue_images(self.student, ids, n, window, config, codebook):
+            [image] = to_pil(self.tokenizer.decode(new[None]))
+            yield Answer(last, image, new.cpu())
+            last = image
 
     def check_context_length(self, num_pairs: int) -> None:
         """Raise a UserError if pairs, query and answer do not fit into the student's context."""
