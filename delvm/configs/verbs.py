@@ -101,6 +101,7 @@ class RunsConfig:
 class GenerateConfig:
     prompt: str = MISSING
     query: str = MISSING
+    prompt_dir: str | None = None
     output: str = "outputs/generate"
     tokenizer: str = "shapes"
     student: str = "shapes"
@@ -115,6 +116,14 @@ class GenerateConfig:
 
     def validate(self) -> list[str]:
         errors = sampling_errors(self.decoding, self.temperature, self.top_k, self.top_p)
+        if self.prompt_dir is not None:
+            if Path(self.prompt).is_dir():
+                errors.append(
+                    f"prompt_dir={self.prompt_dir} is for the paths in a .json or .jsonl file, and "
+                    f"prompt={self.prompt} is a directory: set prompt_dir=null"
+                )
+            elif not Path(self.prompt_dir).is_dir():
+                errors.append(f"prompt_dir={self.prompt_dir} is not a directory: set it to one")
         return errors + require_min(1, batch_size=self.batch_size)
 
 

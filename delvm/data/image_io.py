@@ -119,6 +119,24 @@ def open_stored(
         raise UserError(f"{name} cannot be read as an image: {reason}") from None
 
 
+def stored_size(file: Path, name: str = "") -> tuple[int, int]:
+    """Width and height of an image, not turned, from the header of its file, which is not trusted.
+
+    Args:
+        file, name: As for `open_image`.
+
+    Raises:
+        UserError: The file is missing, is not an image, or exceeds MAX_PIXELS.
+    """
+    try:
+        with Image.open(file, formats=_formats()) as image:
+            if image.width * image.height <= MAX_PIXELS:
+                return image.size
+    except Exception:  # decoders raise nearly anything on a damaged file
+        pass
+    return open_stored(file, name).pixels.size  # raises the reason
+
+
 @lru_cache(maxsize=1)
 def _formats() -> list[str]:
     """Every format PIL reads except EPS, which Ghostscript would run as a program."""

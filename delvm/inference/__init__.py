@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from delvm.inference.decoding import Decoding, SamplingConfig
     from delvm.inference.engine import Engine
     from delvm.inference.generation import generate
-    from delvm.inference.prompt_folder import find_queries, read_prompt
+    from delvm.inference.prompt_files import read_prompt
     from delvm.inference.prompter import Answer, Prompter
+    from delvm.inference.query_files import find_queries
 
 _MODULES = {
     "Answer": "prompter",
@@ -27,9 +28,9 @@ _MODULES = {
     "Engine": "engine",
     "Prompter": "prompter",
     "SamplingConfig": "decoding",
-    "find_queries": "prompt_folder",
+    "find_queries": "query_files",
     "generate": "generation",
-    "read_prompt": "prompt_folder",
+    "read_prompt": "prompt_files",
 }
 
 

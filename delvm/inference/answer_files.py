@@ -1,5 +1,6 @@
 """Where answers to queries are written, and the image grids that show them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,63 +9,94 @@ from typing import Any
 from PIL import Image
 
 from delvm.errors import UserError
-from delvm.inference.prompt_folder import find_queries
+from delvm.inference.query_files import find_queries
 from delvm.progress import log
 from delvm.storage import atomic_path
 from delvm.viz.image_grid import image_grid
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ROWS_PER_GRID = 16  # one row per query
+MAX_NAMES = 20  # that are listed in one line
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query, and the file that its answer is written to."""
+
+    query: Path
+    answer: Path
 
 
 @dataclass(frozen=True)
 class OutputPaths:
-    """Which query is answered in which file, and the image grids that show all."""
+    """What is answered in which files, and the image grids that show all."""
 
-    queries: list[Path]
-    answers: list[Path]
+    questions: list[Question]
     grids: list[Path]
 
 
 def plan_outputs(query: str, output: str) -> OutputPaths:
     """Name every file before any work is done.
 
+    Answers are named by the stems of their queries, in the directories that these have below that
+    of a pattern; and by the complete names where two in a directory have the same stem.
+
+    Args:
+        query: as of `find_queries`.
+        output: a directory, or a file for one query.
+
     Raises:
         UserError: the query does not exist, or the output cannot hold what is asked for.
     """
-    queries, others = find_queries(query)
-    if others:
-        log(f"generate: not images, left out: {', '.join(path.name for path in others)}")
     path = Path(output)
+    found = find_queries(query, exclude=path)
+    if found.others:
+        log(f"generate: not images, left out: {_shortened([each.name for each in found.others])}")
     if path.suffix and not path.is_dir():
-        return _one_file(Path(query), path)
+        return _one_file(query, found.images, path)
     if path.exists() and not path.is_dir():
         raise UserError(f"output {path} is a file: set output to a directory or to FILE.png")
     if path.resolve() == Path(query).resolve():
         raise UserError(f"output and query are both {path}: set output to another directory")
-    stems = [each.stem for each in queries]
-    # Two queries may differ in their suffix alone.
-    names = [each.name if stems.count(each.stem) > 1 else each.stem for each in queries]
-    answers = [path / f"{name}_answer.png" for name in names]
-    count = -(-len(queries) // ROWS_PER_GRID)
-    grids = [path / f"grid_{number + 1}.png" for number in range(count)]
+    names = [each.relative_to(found.root).with_suffix("") for each in found.images]
+    count = Counter(names)
+    questions = []
+    for each, name in zip(found.images, names, strict=True):
+        if count[name] > 1 or name.with_name(each.name) in count:
+            name = name.with_name(each.name)
+        questions.append(Question(each, path / name.with_name(f"{name.name}_answer.png")))
+    return OutputPaths(questions, grid_paths(path, questions))
+
+
+def grid_paths(folder: Path, questions: Sequence[Question]) -> list[Path]:
+    """The image grids in a directory, each of `ROWS_PER_GRID` answers."""
+    count = -(-len(questions) // ROWS_PER_GRID)
+    if len(questions) == 1:
+        name = questions[0].answer.stem.removesuffix("_answer")
+        return [folder / f"{name}_grid.png"]
     if count == 1:
-        grids = [path / (f"{names[0]}_grid.png" if len(names) == 1 else "grid.png")]
-    return OutputPaths(queries, answers, grids)
+        return [folder / "grid.png"]
+    return [folder / f"grid_{number + 1}.png" for number in range(count)]
 
 
-def _one_file(query: Path, output: Path) -> OutputPaths:
+def _shortened(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
+
+
+def _one_file(query: str, images: Sequence[Path], output: Path) -> OutputPaths:
     if output.suffix.lower() not in SUFFIXES:
         raise UserError(
             f"output {output}: unknown suffix '{output.suffix}': set output to a directory, or to "
             f"a file that ends in {', '.join(SUFFIXES)}"
         )
-    if query.is_dir():
-        raise UserError(f"query {query} is a directory, output {output} one file: set output=DIR")
+    if len(images) > 1 or Path(query).is_dir():
+        kind = "a directory" if Path(query).is_dir() else f"{len(images)} images"
+        raise UserError(f"query {query} is {kind}, output {output} one file: set output=DIR")
     grid = output.with_name(f"{output.stem}_grid.png")
-    if query.resolve() in (output.resolve(), grid.resolve()):
-        raise UserError(f"output would replace the query {query}: set output to another name")
-    return OutputPaths([query], [output], [grid])
+    if images[0].resolve() in (output.resolve(), grid.resolve()):
+        raise UserError(f"output would replace the query {images[0]}: set output to another name")
+    return OutputPaths([Question(images[0], output)], [grid])
 
 
 class AnswerWriter:
@@ -82,10 +114,10 @@ class AnswerWriter:
 
     def write(self, query: Image.Image, answer: Image.Image) -> None:
         """Write the answer to the next query."""
-        _save(answer, self.files.answers[self.count])
+        _save(answer, self.files.questions[self.count].answer)
         self._rows.append((query, answer))
         self.count += 1
-        if len(self._rows) == ROWS_PER_GRID or self.count == len(self.files.answers):
+        if len(self._rows) == ROWS_PER_GRID or self.count == len(self.files.questions):
             path = self.files.grids[(self.count - 1) // ROWS_PER_GRID]
             _save(_grid(self.prompt, self._rows, max(*query.size, 128)), path)
             self._rows = []

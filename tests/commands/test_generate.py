@@ -102,7 +102,7 @@ def bad_inputs(tmp_path, prompt, weights):
     save_model(VQGAN(load_tokenizer(weights).config), other)  # of the same shape, drawn anew
     q = f"query={path}"
     return {
-        "missing prompt": ([q, f"prompt={tmp_path}/none"], "prompt folder not found: "),
+        "missing prompt": ([q, f"prompt={tmp_path}/none"], "prompt not found: "),
         "missing query": ([f"query={tmp_path}/none.png"], "query not found: "),
         "missing tokenizer": ([q, f"tokenizer={tmp_path}/none"], "tokenizer not found: "),
         "missing student": ([q, f"student={tmp_path}/none"], "student not found: "),

@@ -1,0 +1,242 @@
+"""Read prompts from files: a directory of image pairs, a JSON list of pairs, or LVM's JSONL.
+
+A JSON list holds one entry per pair, ``["INPUT", "TARGET"]`` or ``{"input": .., "target": ..}``.
+
+The evaluation scripts of LVM (github.com/ytongbai/LVM, evaluation/EVAL.md) read JSONL, in which
+each line is an object: "input" lists the paths of the images that the model is given, few-shot
+examples included; "target" lists the images that follow, whose perplexity or error is measured;
+"output" is the path that a generated image is saved to. Here, "input" is one prompt of its own: the
+input and target of each example in turn, then the query. The first image of "target" is the true
+answer.
+
+Paths are relative to the file, or to another directory (as LVM's ``input_base_dir``). Neither
+format is trusted: paths stay below that directory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from delvm.data.image_io import aligned, open_stored, stored_size
+from delvm.data.resizing import same_shape
+from delvm.errors import UserError
+from delvm.untrusted import parse_json, schema_error
+
+INPUT, TARGET = "_img", "_label"
+MAX_JSON_BYTES = 64 * 2**20  # of a file of paths, which is held in memory
+
+
+class PairFiles(NamedTuple):
+    """The files of one example pair."""
+
+    input: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class PromptLine:
+    """One line of LVM's JSONL: a prompt of its own.
+
+    Attributes:
+        where: file and number of the line, for messages.
+        pairs: at least one.
+        query: the image to answer.
+        target: the true answer, if it is known.
+        output: where the answer is to be saved, relative to a directory, if the line states it.
+    """
+
+    where: str
+    pairs: tuple[PairFiles, ...]
+    query: Path
+    target: Path | None
+    output: str | None
+
+
+def read_prompt(
+    path: str | Path, base: str | Path | None = None
+) -> list[tuple[Image.Image, Image.Image]]:
+    """Read the example pairs of a prompt.
+
+    Args:
+        path, base: as of `find_pairs`.
+
+    Raises:
+        UserError: as `find_pairs`, or a file cannot be read as an image, or the images of a pair
+            have different shapes.
+    """
+    pairs = find_pairs(path, base)
+    images = [aligned(open_stored(pair.input), open_stored(pair.target)) for pair in pairs]
+    for pair, (first, second) in zip(pairs, images, strict=True):
+        check_shapes(pair, first.size, second.size)
+    return images
+
+
+def check_shapes(pair: PairFiles, first: tuple[int, int], second: tuple[int, int]) -> None:
+    """Check that both images of a pair have the same shape, up to a pixel.
+
+    Raises:
+        UserError: they have not.
+    """
+    if not same_shape(first, second):
+        raise UserError(
+            f"{pair.input} has {first[0]} x {first[1]} pixels and {pair.target.name} "
+            f"{second[0]} x {second[1]}: crop them to one shape"
+        )
+
+
+def find_pairs(path: str | Path, base: str | Path | None = None) -> list[PairFiles]:
+    """Find the example pairs of a prompt.
+
+    Args:
+        path: a directory with the file names of DeLVM, ``NAME_img.*`` and ``NAME_label.*``, in any
+            image format, whose pairs are sorted by name and whose other files are ignored; or a
+            .json list of pairs.
+        base: directory that the paths in a .json file are relative to; None: the file's own.
+
+    Raises:
+        UserError: nothing is there, there is no pair, or one half of a pair is missing or there
+            twice; or the file is not a list of pairs.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"prompt not found: {path} (set prompt=DIR or prompt=FILE.json)")
+    if not path.is_dir():
+        if path.suffix.lower() == ".json":
+            return _pairs_of_json(path, Path(base or path.parent))
+        raise UserError(
+            f"prompt {path} is neither a directory, a .json list of pairs nor a .jsonl file: "
+            "set prompt to one"
+        )
+    inputs, targets = _files_by_name(path, INPUT), _files_by_name(path, TARGET)
+    if not inputs and not targets:
+        raise UserError(f"prompt {path} has no pairs: it needs NAME_img.* and NAME_label.*")
+    for name in sorted(inputs.keys() ^ targets.keys()):
+        file, missing = (inputs[name], TARGET) if name in inputs else (targets[name], INPUT)
+        raise UserError(f"unpaired {file}: {name}{missing}.* is not in the directory")
+    return [PairFiles(inputs[name], targets[name]) for name in sorted(inputs)]
+
+
+def _files_by_name(folder: Path, ending: str) -> dict[str, Path]:
+    """The files whose stem has this ending, by the rest of the stem."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.stem.endswith(ending) and not path.name.startswith("."):
+            name = path.stem.removesuffix(ending)
+            if name in files:
+                raise UserError(f"two files for one image: {files[name]} and {path.name}")
+            files[name] = path
+    return files
+
+
+def _pairs_of_json(path: Path, base: Path) -> list[PairFiles]:
+    pairs = []
+    for number, entry in enumerate(parse_json(_read_text(path), f"prompt {path}", list)):
+        where = f"prompt {path}: pair {number + 1}"
+        schema: Any = {"input": str, "target": str} if isinstance(entry, dict) else [str]
+        if wrong := schema_error(entry, schema):
+            raise UserError(f"{where}: {wrong}")
+        names = [entry["input"], entry["target"]] if isinstance(entry, dict) else entry
+        if len(names) != 2:
+            raise UserError(f"{where} has {len(names)} images: it needs input and target")
+        pairs.append(PairFiles(*(_image_path(name, base, where) for name in names)))
+    if not pairs:
+        raise UserError(f'prompt {path} has no pairs: it needs [["INPUT", "TARGET"], ...]')
+    return pairs
+
+
+def is_jsonl(path: str | Path) -> bool:
+    """Whether a prompt is LVM's JSONL, each line of which has its own query, by its suffix."""
+    return Path(path).suffix.lower() == ".jsonl" and not Path(path).is_dir()
+
+
+def read_lines(path: str | Path, base: str | Path | None = None) -> list[PromptLine]:
+    """Read a file in LVM's JSONL; empty lines and other keys than LVM's are ignored.
+
+    Args:
+        path: the file.
+        base: directory that its paths are relative to; None: the file's own.
+
+    Raises:
+        UserError: it is missing or too large, or a line is not as described above.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"prompt not found: {path} (set prompt=FILE.jsonl)")
+    folder = Path(base or path.parent)
+    lines = [
+        _parse_line(line, f"prompt {path}: line {number}", folder)
+        for number, line in enumerate(_read_text(path).split("\n"), 1)
+        if line.strip()
+    ]
+    if not lines:
+        raise UserError(f"prompt {path} has no lines: set prompt to a file with examples")
+    return lines
+
+
+_LINE = {"input": [str], "target?": [str], "output?": str}
+
+
+def _parse_line(text: str, where: str, folder: Path) -> PromptLine:
+    value = parse_json(text, where)
+    known = {key: each for key, each in value.items() if key in ("input", "target", "output")}
+    if wrong := schema_error(known, _LINE):
+        raise UserError(f"{where}: {wrong}")
+    images = [_image_path(name, folder, where) for name in known["input"]]
+    targets = [_image_path(name, folder, where) for name in known.get("target", [])]
+    if len(images) < 3 or len(images) % 2 == 0:
+        raise UserError(
+            f"{where}: input has {len(images)} images: it needs one or more pairs and then the "
+            "query, an odd number of 3 or more"
+        )
+    pairs = tuple(map(PairFiles, images[:-1:2], images[1::2]))
+    return PromptLine(
+        where, pairs, images[-1], targets[0] if targets else None, known.get("output")
+    )
+
+
+def _image_path(name: str, base: Path, where: str) -> Path:
+    """The path of an image that a file names, which must be below a directory."""
+    given = PurePath(name)
+    if given.is_absolute() or ".." in given.parts or not given.parts:
+        raise UserError(
+            f"{where}: path {name!r} is not below {base}: write relative paths without '..', and "
+            "set prompt_dir=DIR to what they are relative to"
+        )
+    return base / given
+
+
+def _read_text(path: Path) -> str:
+    """The text of a JSON file that is not trusted."""
+    if not path.is_file():
+        raise UserError(f"prompt {path} is not a file: set prompt to one")
+    try:
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise UserError(
+                f"prompt {path} has {size:,} bytes, and the limit is {MAX_JSON_BYTES:,}: split it"
+            )
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompt {path} cannot be read: {error}") from None
+
+
+def check_line_images(lines: Sequence[PromptLine]) -> None:
+    """Open each image of all lines far enough to see that it is one, before any is answered.
+
+    Raises:
+        UserError: one of them is not, or the images of a pair have different shapes.
+    """
+    sizes: dict[Path, tuple[int, int]] = {}
+    for line in lines:
+        targets = [] if line.target is None else [line.target]
+        for file in (*(image for pair in line.pairs for image in pair), line.query, *targets):
+            if file not in sizes:
+                sizes[file] = stored_size(file, f"{line.where}: {file}")
+        for pair in line.pairs:
+            first, second = sizes[pair.input], sizes[pair.target]
+            if not same_shape(first, second):
+                # One of them may be turned by its EXIF tag, which only opening them shows.
+                images = aligned(open_stored(pair.input), open_stored(pair.target))
+                check_shapes(pair, images[0].size, images[1].size)
