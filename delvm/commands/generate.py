@@ -1,6 +1,7 @@
 """`delvm generate`: prompt a student with example pairs and generate the answers to queries."""
 
 from delvm.commands.app import verb_main
+from delvm.commands.continue_video import continue_video
 from delvm.commands.output_check import check_output_dir
 from delvm.configs.verbs import GenerateConfig
 from delvm.data.image_io import open_image
@@ -12,6 +13,9 @@ from delvm.progress import track
 
 def run(cfg: GenerateConfig) -> None:
     """Write an answer for each query, and image grids of prompt, queries and answers."""
+    if cfg.video is not None:
+        return continue_video(cfg, cfg.video)
+    assert cfg.prompt is not None and cfg.query is not None  # or `validate` has an error
     files = plan_outputs(cfg.query, cfg.output)
     queries = [each.query for each in files.questions]
     check_output_dir(str(files.grids[0].parent), "output")
@@ -30,12 +34,8 @@ def run(cfg: GenerateConfig) -> None:
     answers = prompter.stream(
         pairs,
         map(open_image, queries),
-        decoding=cfg.decoding,
-        temperature=cfg.temperature,
-        top_k=cfg.top_k,
-        top_p=cfg.top_p,
-        seed=cfg.seed,
         batch_size=cfg.batch_size,
+        **cfg.sampling,
     )
     if total > cfg.batch_size:
         answers = track(answers, total, "generate", "answers")

@@ -15,7 +15,7 @@ from delvm.configs.store import Groups, schema_of
 from delvm.data.resizing import ResizeMode
 from delvm.data.types import SPLITS
 from delvm.errors import did_you_mean
-from delvm.inference.decoding import Decoding, sampling_errors
+from delvm.inference.decoding import Decoding, SamplingOptions, sampling_errors
 from delvm.interop.formats import output_errors
 from delvm.storage import as_path
 
@@ -98,25 +98,73 @@ class RunsConfig:
 
 
 @dataclass
-class GenerateConfig:
-    prompt: str = MISSING
-    query: str = MISSING
-    prompt_dir: str | None = None
-    output: str = "outputs/generate"
-    tokenizer: str = "shapes"
-    student: str = "shapes"
-    resize: ResizeMode | None = None
+class SamplingKeys:
+    """How answers are generated, see `delvm.inference.decoding.SamplingConfig`."""
+
     decoding: Decoding = Decoding.mean_embedding
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
+    guidance: float = 1.0
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        """The values of these keys."""
+        return {
+            "decoding": self.decoding,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "seed": self.seed,
+            "guidance": self.guidance,
+        }
+
+    def sampling_errors(self) -> list[str]:
+        return sampling_errors(
+            self.decoding, self.temperature, self.top_k, self.top_p, self.guidance
+        )
+
+
+@dataclass
+class GenerateConfig(SamplingKeys):
+    prompt: str | None = None
+    query: str | None = None
+    prompt_dir: str | None = None
+    output: str = "outputs/generate"
+    tokenizer: str = "shapes"
+    student: str = "shapes"
+    resize: ResizeMode | None = None
+    video: str | None = None
+    num_frames: int = 4
+    window: int | None = None
+    stride: int = 1
     batch_size: int = 32
     device: Device = Device.auto
 
     def validate(self) -> list[str]:
-        errors = sampling_errors(self.decoding, self.temperature, self.top_k, self.top_p)
-        if self.prompt_dir is not None:
+        errors = self.sampling_errors()
+        errors += self._prompt_errors() if self.video is None else self._video_errors(self.video)
+        return errors + require_min(1, batch_size=self.batch_size)
+
+    def _prompt_errors(self) -> list[str]:
+        errors = []
+        if self.prompt is None or self.query is None:
+            missing = {"prompt": "DIR", "query": "IMAGE"}
+            missing = {key: each for key, each in missing.items() if getattr(self, key) is None}
+            example = " ".join(f"{key}={each}" for key, each in missing.items())
+            errors.append(
+                f"missing value{'s'[: len(missing) > 1]} for {', '.join(missing)}: set {example}"
+                f"{', or video=PATH' if len(missing) > 1 else ''}"
+            )
+        for key in ("num_frames", "window", "stride"):
+            value, default = getattr(self, key), getattr(GenerateConfig, key)
+            if value != default:
+                errors.append(
+                    f"{key}={value} is for a video: set video=PATH, or "
+                    f"{key}={'null' if default is None else default}"
+                )
+        if self.prompt_dir is not None and self.prompt is not None:
             if Path(self.prompt).is_dir():
                 errors.append(
                     f"prompt_dir={self.prompt_dir} is for the paths in a .json or .jsonl file, and "
@@ -124,7 +172,26 @@ class GenerateConfig:
                 )
             elif not Path(self.prompt_dir).is_dir():
                 errors.append(f"prompt_dir={self.prompt_dir} is not a directory: set it to one")
-        return errors + require_min(1, batch_size=self.batch_size)
+        return errors
+
+    def _video_errors(self, video: str) -> list[str]:
+        given = {key: getattr(self, key) for key in ("prompt", "query", "prompt_dir")}
+        given = {key: value for key, value in given.items() if value is not None}
+        errors = []
+        if given:
+            listed = " ".join(f"{key}={value}" for key, value in given.items())
+            errors.append(
+                f"video={video} is continued without a prompt: leave out {listed}, or set "
+                "video=null"
+            )
+        if self.guidance != 1:
+            errors.append(
+                f"guidance={self.guidance:g} is for answers to a prompt, and video={video} has "
+                "none: set guidance=1"
+            )
+        return errors + require_min(
+            1, num_frames=self.num_frames, window=self.window, stride=self.stride
+        )
 
 
 @dataclass

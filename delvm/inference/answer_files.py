@@ -51,7 +51,7 @@ def plan_outputs(query: str, output: str) -> OutputPaths:
     path = Path(output)
     found = find_queries(query, exclude=path)
     if found.others:
-        log(f"generate: not images, left out: {_shortened([each.name for each in found.others])}")
+        log(f"generate: not images, left out: {shorten([each.name for each in found.others])}")
     if path.suffix and not path.is_dir():
         return _one_file(query, found.images, path)
     if path.exists() and not path.is_dir():
@@ -79,7 +79,8 @@ def grid_paths(folder: Path, questions: Sequence[Question]) -> list[Path]:
     return [folder / f"grid_{number + 1}.png" for number in range(count)]
 
 
-def _shortened(names: Sequence[str]) -> str:
+def shorten(names: Sequence[str]) -> str:
+    """Names in one line, the first of them where there are many."""
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return ", ".join(names[:MAX_NAMES]) + more
 

@@ -26,7 +26,7 @@ class QueryFiles(NamedTuple):
     root: Path
 
 
-def find_queries(query: str | Path, exclude: Path | None = None) -> QueryFiles:
+def find_queries(query: str | Path, exclude: Path | None = None, key: str = "query") -> QueryFiles:
     """Find the images to answer. Hidden files are ignored.
 
     Args:
@@ -34,6 +34,7 @@ def find_queries(query: str | Path, exclude: Path | None = None) -> QueryFiles:
             ``**`` also matches directories of any depth. What exists by that very name is not read
             as a pattern.
         exclude: directory whose images a pattern does not match: the one that answers go to.
+        key: of the config, for messages.
 
     Raises:
         UserError: nothing is there, or no images.
@@ -41,21 +42,21 @@ def find_queries(query: str | Path, exclude: Path | None = None) -> QueryFiles:
     path = Path(query)
     if path.is_dir():
         files = [file for file in path.iterdir() if file.is_file() and file.name[0] != "."]
-        return _select(files, path, f"query directory {path} has no images: set query to another")
+        return _select(files, path, f"{key} directory {path} has no images: set {key} to another")
     if path.exists():
         return QueryFiles([path], [], path.parent)
     if not glob.has_magic(str(query)):
         raise UserError(
-            f"query not found: {path} (set query=IMAGE, query=DIR or query='DIR/**/*.png')"
+            f"{key} not found: {path} (set {key}=IMAGE, {key}=DIR or {key}='DIR/**/*.png')"
         )
     matches = {Path(found) for found in glob.iglob(str(query), recursive=True)}
     files = [file for file in matches if file.is_file()]
     outside = [file for file in files if exclude is None or not _is_below(file, exclude)]
-    none = f"query {query} matches no images"
+    none = f"{key} {query} matches no images"
     if len(outside) < len(files):
         none += f" but {len(files) - len(outside)} in output {exclude}"
     literal = takewhile(lambda part: not glob.has_magic(part), path.parts[:-1])
-    return _select(outside, Path(*literal), f"{none}: set query to another pattern")
+    return _select(outside, Path(*literal), f"{none}: set {key} to another pattern")
 
 
 def _is_below(file: Path, folder: Path) -> bool:

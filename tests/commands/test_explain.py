@@ -68,7 +68,7 @@ LINES = {
     "prepare source.train.pose=x": "source.train.pose=x: Value 'x' of type 'str' could not be "
     "converted to Integer",
     # missing values
-    "generate": "missing values for prompt, query: set prompt=DIR query=IMAGE",
+    "generate": "missing values for prompt, query: set prompt=DIR query=IMAGE, or video=PATH",
     "generate prompt=x": "missing value for query: set query=IMAGE",
     "train teacher=checkpoint": "missing value for teacher.checkpoint: set teacher.checkpoint=PATH",
     # not overrides at all
