@@ -28,11 +28,14 @@ class Answer(NamedTuple):
         query: as the tokenizer sees it, see `Prompter.to_squares`. Of a video, the frame before.
         image: the answer, an RGB square of the tokenizer's resolution.
         ids: its tokens, (N,) int64 on the CPU.
+        prompt: input and target of each pair of the query's own prompt, as the tokenizer sees them;
+            empty where all queries share a prompt.
     """
 
     query: Image.Image
     image: Image.Image
     ids: Tensor
+    prompt: Sequence[Image.Image] = ()
 
 
 class Prompter:
@@ -99,6 +102,7 @@ class Prompter:
         queries: Iterable[Image.Image],
         *,
         batch_size: int = 32,
+        row_ids: Iterable[int] | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[Answer]:
         """As `complete`, for any number of queries: one batch of them is in memory at a time.
@@ -106,6 +110,8 @@ class Prompter:
         Args:
             pairs, batch_size, sampling: as for `complete`.
             queries: read as they are needed, so a generator may open them.
+            row_ids: number of each query, with which it samples whatever is answered along with it;
+                None: 0, 1, 2 and so on.
 
         Yields:
             the answer to each query.
@@ -118,19 +124,91 @@ class Prompter:
         for prompt in prompts:
             self.check_context_length(len(prompt))
         prompt_ids = [self.encode(_open_pairs(prompt)).flatten() for prompt in prompts]
-        waiting, start = iter(queries), 0
-        while batch := self.to_squares(list(islice(waiting, batch_size))):
+        numbered = enumerate(queries) if row_ids is None else zip(row_ids, queries, strict=True)
+        # Each query is reduced before the next one is read: photos can be large.
+        squares = ((row, self.to_squares([query])[0]) for row, query in numbered)
+        while rows := list(islice(squares, batch_size)):
+            batch = [square for _, square in rows]
             query = self.encode(batch)  # (B, N)
             ids = self.engine.generate(
                 prompt_ids,
                 query,
                 query.shape[1],
                 config,
-                row_ids=range(start, start + len(batch)),
+                row_ids=[row for row, _ in rows],
                 codebook=self.tokenizer.codebook,
             )
             yield from map(Answer, batch, to_pil(self.tokenizer.decode(ids)), ids.cpu())
-            start += len(batch)
+
+    def complete_each(
+        self,
+        prompts: Sequence[Pairs],
+        queries: Sequence[Image.Image],
+        *,
+        batch_size: int = 32,
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Image.Image]:
+        """Answer each query after a prompt of its own.
+
+        Args:
+            prompts: (input, target) examples for each query; their numbers may differ.
+            queries, batch_size, sampling: as for `complete`.
+
+        Returns:
+            one image per query, at the tokenizer's resolution.
+
+        Raises:
+            UserError: as `complete`.
+            ValueError: there are not as many prompts as queries.
+        """
+        examples = zip(prompts, queries, strict=True)
+        answers = self.stream_each(examples, batch_size=batch_size, **sampling)
+        return [answer.image for answer in answers]
+
+    def stream_each(
+        self,
+        examples: Iterable[tuple[Pairs, Image.Image]],
+        *,
+        batch_size: int = 32,
+        row_ids: Iterable[int] | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Iterator[Answer]:
+        """As `complete_each`, for any number of queries: one batch is in memory at a time.
+
+        Args:
+            examples: pairs and query, read as they are needed. Those of a batch that have equally
+                many pairs are answered at once.
+            batch_size, row_ids, sampling: as for `stream`.
+
+        Yields:
+            the answer to each query, in the order of the examples.
+
+        Raises:
+            UserError: as `complete`, when a batch is read.
+        """
+        config = SamplingConfig(**sampling)
+        numbered = enumerate(examples) if row_ids is None else zip(row_ids, examples, strict=True)
+        squares = ((row, self._example_squares(*example)) for row, example in numbered)
+        while rows := list(islice(squares, batch_size)):
+            batch = [images for _, images in rows]  # of different lengths, the query last
+            ids = [self.encode(images) for images in batch]  # (images, N) each
+            answers = self.engine.generate_each(
+                [[each[:-1].flatten() for each in ids]],
+                torch.stack([each[-1] for each in ids]),
+                self.tokenizer.tokens_per_image,
+                config,
+                row_ids=[row for row, _ in rows],
+                codebook=self.tokenizer.codebook,
+                batch_size=batch_size,
+            )
+            generated = zip(to_pil(self.tokenizer.decode(answers)), answers.cpu(), strict=True)
+            for images, (image, tokens) in zip(batch, generated, strict=True):
+                yield Answer(images[-1], image, tokens, images[:-1])
+
+    def _example_squares(self, pairs: Pairs, query: Image.Image) -> list[Image.Image]:
+        """The images of one example as the tokenizer sees them, the query last."""
+        self.check_context_length(len(pairs))
+        return self.to_squares([*_open_pairs(pairs), query])
 
     def extend(
         self,
