@@ -1,51 +1,112 @@
 """`delvm generate`: prompt a student with example pairs and generate the answers to queries."""
 
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
 from delvm.commands.app import verb_main
 from delvm.commands.continue_video import continue_video
 from delvm.commands.output_check import check_output_dir
 from delvm.configs.verbs import GenerateConfig
 from delvm.data.image_io import open_image
-from delvm.inference.answer_files import AnswerWriter, plan_outputs
-from delvm.inference.prompt_files import read_prompt
+from delvm.inference.answer_files import (
+    AnswerWriter,
+    OutputPaths,
+    Question,
+    plan_line_outputs,
+    plan_outputs,
+)
+from delvm.inference.prompt_files import (
+    PromptLine,
+    check_line_images,
+    is_jsonl,
+    open_pairs,
+    read_lines,
+    read_prompt,
+)
 from delvm.inference.query_files import check_queries
-from delvm.progress import track
+from delvm.progress import log, track
+
+if TYPE_CHECKING:
+    from delvm.inference.prompter import Answer, Pairs, Prompter
 
 
 def run(cfg: GenerateConfig) -> None:
     """Write an answer for each query, and image grids of prompt, queries and answers."""
     if cfg.video is not None:
         return continue_video(cfg, cfg.video)
-    assert cfg.prompt is not None and cfg.query is not None  # or `validate` has an error
-    files = plan_outputs(cfg.query, cfg.output)
-    queries = [each.query for each in files.questions]
+    assert cfg.prompt is not None  # or `validate` has an error
+    lines: list[PromptLine] = []
+    pairs: Pairs = []
+    if is_jsonl(cfg.prompt):
+        lines = read_lines(cfg.prompt, cfg.prompt_dir)
+        files = plan_line_outputs(lines, cfg.output)
+    else:
+        files = plan_outputs(str(cfg.query), cfg.output)
     check_output_dir(str(files.grids[0].parent), "output")
-    pairs = read_prompt(cfg.prompt, cfg.prompt_dir)
-    check_queries(queries)
-    # Imported here: torch takes seconds, which a mistake above need not wait for.
+    if lines:
+        check_line_images(lines)
+        _log_more_targets(lines)
+    else:
+        pairs = read_prompt(cfg.prompt, cfg.prompt_dir)
+        check_queries(each.query for each in files.questions)
+    prompter = _load_prompter(cfg)
+    if lines:
+        _check_context(prompter, lines)
+    shown = prompter.to_squares([image for pair in pairs for image in pair])
+    writer = AnswerWriter(files, shown, prompter.to_squares)
+    total = len(files.questions)
+    answers = _answers(cfg, prompter, pairs, files.questions)
+    if total > cfg.batch_size:
+        answers = track(answers, total, "generate", "answers")
+    for answer in answers:
+        writer.write(answer)
+    _print_result(cfg, files)
+
+
+def _load_prompter(cfg: GenerateConfig) -> "Prompter":
+    # Imported here: torch takes seconds, which a mistake before need not wait for.
     from delvm.inference.prompter import Prompter
     from delvm.interop.load import load_student, load_tokenizer
     from delvm.models.precision import resolve_device
 
     device = resolve_device(cfg.device)
     tokenizer, student = load_tokenizer(cfg.tokenizer, device), load_student(cfg.student, device)
-    prompter = Prompter(tokenizer, student, resize=cfg.resize)
-    writer = AnswerWriter(files, prompter.to_squares([image for pair in pairs for image in pair]))
-    total = len(queries)
-    answers = prompter.stream(
-        pairs,
-        map(open_image, queries),
-        batch_size=cfg.batch_size,
-        **cfg.sampling,
+    return Prompter(tokenizer, student, resize=cfg.resize)
+
+
+def _answers(
+    cfg: GenerateConfig, prompter: "Prompter", pairs: "Pairs", questions: Sequence[Question]
+) -> "Iterator[Answer]":
+    """The answers to questions, whose images are opened as they are needed."""
+    if pairs:
+        queries = (open_image(each.query) for each in questions)
+        return prompter.stream(pairs, queries, batch_size=cfg.batch_size, **cfg.sampling)
+    examples: Iterator[tuple[list[tuple[Image.Image, Image.Image]], Image.Image]] = (
+        (open_pairs(each.pairs), open_image(each.query)) for each in questions
     )
-    if total > cfg.batch_size:
-        answers = track(answers, total, "generate", "answers")
-    for answer in answers:
-        writer.write(answer.query, answer.image)
-    print(
-        f"answer: {files.questions[0].answer}"
-        if total == 1
-        else f"answers: {total} in {cfg.output}"
-    )
+    return prompter.stream_each(examples, batch_size=cfg.batch_size, **cfg.sampling)
+
+
+def _check_context(prompter: "Prompter", lines: Sequence[PromptLine]) -> None:
+    """Raise a UserError if the longest line does not fit into the student's context."""
+    longest = max(lines, key=lambda line: len(line.pairs))
+    prompter.check_context_length(len(longest.pairs), f"{longest.where}: ")
+
+
+def _log_more_targets(lines: Sequence[PromptLine]) -> None:
+    more = sum(len(line.targets) > 1 for line in lines)
+    if more:
+        log(
+            f"generate: {more} of {len(lines)} lines have several targets: the first is the true "
+            "answer, the others are not shown"
+        )
+
+
+def _print_result(cfg: GenerateConfig, files: OutputPaths) -> None:
+    total, first = len(files.questions), files.questions[0].answer
+    print(f"answer: {first}" if total == 1 else f"answers: {total} in {cfg.output}")
     print(f"image grid: {', '.join(map(str, files.grids))}")
 
 

@@ -148,8 +148,16 @@ class GenerateConfig(SamplingKeys):
         return errors + require_min(1, batch_size=self.batch_size)
 
     def _prompt_errors(self) -> list[str]:
+        from delvm.inference.prompt_files import is_jsonl
+
         errors = []
-        if self.prompt is None or self.query is None:
+        if self.prompt is not None and is_jsonl(self.prompt):
+            if self.query is not None:
+                errors.append(
+                    f"query={self.query} is not for prompt={self.prompt}, whose lines have queries "
+                    "of their own: set query=null"
+                )
+        elif self.prompt is None or self.query is None:
             missing = {"prompt": "DIR", "query": "IMAGE"}
             missing = {key: each for key, each in missing.items() if getattr(self, key) is None}
             example = " ".join(f"{key}={each}" for key, each in missing.items())

@@ -41,17 +41,19 @@ class PromptLine:
     """One line of LVM's JSONL: a prompt of its own.
 
     Attributes:
+        number: of the line, from 1.
         where: file and number of the line, for messages.
         pairs: at least one.
         query: the image to answer.
-        target: the true answer, if it is known.
+        targets: the images that follow, if they are known; the first is the true answer.
         output: where the answer is to be saved, relative to a directory, if the line states it.
     """
 
+    number: int
     where: str
     pairs: tuple[PairFiles, ...]
     query: Path
-    target: Path | None
+    targets: tuple[Path, ...]
     output: str | None
 
 
@@ -67,7 +69,15 @@ def read_prompt(
         UserError: as `find_pairs`, or a file cannot be read as an image, or the images of a pair
             have different shapes.
     """
-    pairs = find_pairs(path, base)
+    return open_pairs(find_pairs(path, base))
+
+
+def open_pairs(pairs: Sequence[PairFiles]) -> list[tuple[Image.Image, Image.Image]]:
+    """Open the images of pairs.
+
+    Raises:
+        UserError: a file cannot be read as an image, or the images of a pair have different shapes.
+    """
     images = [aligned(open_stored(pair.input), open_stored(pair.target)) for pair in pairs]
     for pair, (first, second) in zip(pairs, images, strict=True):
         check_shapes(pair, first.size, second.size)
@@ -167,7 +177,7 @@ def read_lines(path: str | Path, base: str | Path | None = None) -> list[PromptL
         raise UserError(f"prompt not found: {path} (set prompt=FILE.jsonl)")
     folder = Path(base or path.parent)
     lines = [
-        _parse_line(line, f"prompt {path}: line {number}", folder)
+        _parse_line(line, number, path, folder)
         for number, line in enumerate(_read_text(path).split("\n"), 1)
         if line.strip()
     ]
@@ -179,22 +189,21 @@ def read_lines(path: str | Path, base: str | Path | None = None) -> list[PromptL
 _LINE = {"input": [str], "target?": [str], "output?": str}
 
 
-def _parse_line(text: str, where: str, folder: Path) -> PromptLine:
+def _parse_line(text: str, number: int, file: Path, folder: Path) -> PromptLine:
+    where = f"prompt {file}: line {number}"
     value = parse_json(text, where)
     known = {key: each for key, each in value.items() if key in ("input", "target", "output")}
     if wrong := schema_error(known, _LINE):
         raise UserError(f"{where}: {wrong}")
     images = [_image_path(name, folder, where) for name in known["input"]]
-    targets = [_image_path(name, folder, where) for name in known.get("target", [])]
+    targets = tuple(_image_path(name, folder, where) for name in known.get("target", []))
     if len(images) < 3 or len(images) % 2 == 0:
         raise UserError(
             f"{where}: input has {len(images)} images: it needs one or more pairs and then the "
             "query, an odd number of 3 or more"
         )
     pairs = tuple(map(PairFiles, images[:-1:2], images[1::2]))
-    return PromptLine(
-        where, pairs, images[-1], targets[0] if targets else None, known.get("output")
-    )
+    return PromptLine(number, where, pairs, images[-1], targets, known.get("output"))
 
 
 def _image_path(name: str, base: Path, where: str) -> Path:
@@ -230,8 +239,8 @@ def check_line_images(lines: Sequence[PromptLine]) -> None:
     """
     sizes: dict[Path, tuple[int, int]] = {}
     for line in lines:
-        targets = [] if line.target is None else [line.target]
-        for file in (*(image for pair in line.pairs for image in pair), line.query, *targets):
+        inputs = (*(image for pair in line.pairs for image in pair), line.query)
+        for file in (*inputs, *line.targets[:1]):
             if file not in sizes:
                 sizes[file] = stored_size(file, f"{line.where}: {file}")
         for pair in line.pairs:

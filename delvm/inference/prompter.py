@@ -284,13 +284,14 @@ class Prompter:
             yield Answer(last, image, new.cpu())
             last = image
 
-    def check_context_length(self, num_pairs: int) -> None:
+    def check_context_length(self, num_pairs: int, where: str = "") -> None:
         """Raise a UserError if pairs, query and answer do not fit into the student's context."""
         tokens, context = self.tokenizer.tokens_per_image, self.student.max_seq_len
         if (needed := (2 * num_pairs + 2) * tokens) > context:
             raise UserError(
-                f"{num_pairs} pairs, a query and its answer are {needed} tokens, and the student's "
-                f"context is {context}: use at most {max(0, context // tokens // 2 - 1)} pairs"
+                f"{where}{num_pairs} pairs, a query and its answer are {needed} tokens, and the "
+                f"student's context is {context}: use at most "
+                f"{max(0, context // tokens // 2 - 1)} pairs"
             )
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:

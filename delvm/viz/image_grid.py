@@ -9,7 +9,7 @@ BACKGROUND, TEXT, FRAME = (250, 250, 248), (40, 40, 44), (222, 222, 218)
 
 
 def image_grid(
-    rows: Sequence[Sequence[Image.Image]],
+    rows: Sequence[Sequence[Image.Image | None]],
     column_titles: Sequence[str] | None = None,
     cell: int = 128,
     row_titles: Sequence[str] | None = None,
@@ -20,7 +20,7 @@ def image_grid(
     pixel; large ones are reduced to the cell.
 
     Args:
-        rows: Rows of images; rows may differ in length.
+        rows: Rows of images, which may differ in length; None leaves a cell empty.
         column_titles: One per column, above it.
         cell: Side of the square around an image, in pixels.
         row_titles: One per row, to its left.
@@ -45,6 +45,8 @@ def image_grid(
             anchor = (left - 2 * gap, y + cell // 2)
             draw.text(anchor, row_titles[number], TEXT, font, anchor="rm")
         for column, image in enumerate(row):
+            if image is None:
+                continue
             scaled = _to_cell(image, cell)
             x = left + column * step + (cell - scaled.width) // 2
             above = y + (cell - scaled.height) // 2

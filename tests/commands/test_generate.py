@@ -1,5 +1,6 @@
 """`delvm generate` on real files: what it writes, and every kind of bad input."""
 
+import json
 import shutil
 
 import pytest
@@ -7,10 +8,12 @@ from PIL import Image
 
 from delvm.data.image_io import open_image
 from delvm.inference.answer_files import plan_outputs
+from delvm.inference.prompt_files import read_prompt
 from delvm.inference.prompter import Prompter
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import save_model
 from delvm.models.vqgan import VQGAN
+from delvm.viz.image_grid import BACKGROUND
 
 
 @pytest.fixture
@@ -86,6 +89,97 @@ def test_many_queries_fill_several_grids(tmp_path):
     ]
 
 
+def write_lines(path, *lines):
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def test_each_line_of_jsonl_is_a_prompt_and_a_query(generate, prompt, weights, tmp_path):
+    names = [f"{path.name}" for i in range(2) for path in sorted(prompt.glob(f"00000{i}_*"))]
+    query(prompt, "q.png")
+    lines = [
+        {"input": [*names, "q.png"], "target": ["q.png", "q.png"]},
+        {"input": [*names[2:], "q.png"], "output": "below/b.webp"},
+    ]
+    file = write_lines(prompt / "eval.jsonl", *lines)
+    code, out, err = generate(f"prompt={file}", f"output={tmp_path}/out")
+    assert (code, out) == (
+        0,
+        f"answers: 2 in {tmp_path}/out\nimage grid: {tmp_path}/out/grid.png\n",
+    )
+    assert err.startswith("generate: 1 of 2 lines have several targets: the first is the true answ")
+    assert sorted(
+        str(path.relative_to(tmp_path / "out")) for path in tmp_path.glob("out/**/*.*")
+    ) == [
+        "000001_answer.png",
+        "below/b.webp",
+        "grid.png",
+    ]
+    prompter = Prompter(load_tokenizer(weights), load_student(weights))
+    pairs = read_prompt(prompt)
+    [first] = prompter.complete(pairs, [open_image(prompt / "q.png")])
+    assert Image.open(tmp_path / "out/000001_answer.png").tobytes() == first.tobytes()
+    moved = write_lines(tmp_path / "eval.jsonl", {**lines[1], "output": "b.png"})
+    output = f"output={tmp_path}/moved"
+    assert generate(f"prompt={moved}", f"prompt_dir={prompt}", output)[0] == 0
+    [second] = prompter.complete(pairs[1:], [open_image(prompt / "q.png")])
+    assert Image.open(tmp_path / "moved/b.png").tobytes() == second.tobytes()
+    assert generate(f"prompt={moved}", f"prompt_dir={prompt}", f"output={tmp_path}/c.png")[0] == 0
+    assert Image.open(tmp_path / "c.png").tobytes() == second.tobytes()
+
+
+def test_the_grid_of_lines_has_empty_cells_and_true_answers(generate, prompt, tmp_path):
+    inputs = [path.name for i in range(2) for path in sorted(prompt.glob(f"00000{i}_*"))]
+    query(prompt, "q.png")
+    file = write_lines(
+        prompt / "eval.jsonl",
+        {"input": [*inputs, "q.png"]},
+        {"input": [*inputs[2:], "q.png"], "target": ["q.png"]},
+    )
+    assert generate(f"prompt={file}", f"output={tmp_path}/out")[0] == 0
+    grid = Image.open(tmp_path / "out" / "grid.png")
+    step, columns = 128 + 8, 7  # two pairs, query, answer, true answer
+    assert grid.width == 8 + columns * step
+    cells = [
+        [grid.getpixel((8 + column * step + 64, grid.height - y)) for column in range(columns)]
+        for y in (step + 72, 72)
+    ]
+    empty = [[cell == BACKGROUND for cell in row] for row in cells]
+    assert empty[0] == [False] * 6 + [True]
+    assert empty[1] == [False] * 2 + [True] * 2 + [False] * 3
+
+
+def bad_lines(tmp_path, prompt):
+    inputs = [path.name for path in sorted(prompt.glob("000000_*"))]
+    good = {"input": [*inputs, inputs[0]]}
+    cases = {
+        "absolute": ([{**good, "output": "/a.png"}], "output '/a.png' is not the path of an ima"),
+        "above": (
+            [{**good, "output": "../a.png"}],
+            "output '../a.png' is not the path of an image",
+        ),
+        "suffix": ([{**good, "output": "a.npz"}], "output 'a.npz' is not the path of an image"),
+        "twice": ([{**good, "output": "a.png"}] * 2, "a.png is also that of prompt "),
+        "grid": ([{**good, "output": "grid.png"}, good], "grid.png is also that of an image grid"),
+        "an input": ([{**good, "output": inputs[0]}], "is also that of an input: write another"),
+        "missing": ([{"input": [*inputs, "no.png"]}], "image not found: prompt "),
+        "even": ([{"input": inputs}], "input has 2 images"),
+        "long": (
+            [{"input": inputs * 3 + inputs[:1]}],
+            "line 1: 3 pairs, a query and its answer ar",
+        ),
+    }
+    for name, (lines, line) in cases.items():
+        file = write_lines(prompt / f"{name}.jsonl", *lines)
+        output = prompt if name == "an input" else tmp_path / "out"
+        yield name, ([f"prompt={file}", f"output={output}"], line)
+    file = write_lines(prompt / "good.jsonl", good, good)
+    one = [f"prompt={file}", f"output={tmp_path}/out.png"]
+    yield "two lines", (one, "the prompt has 2 lines, output")
+    yield "query", ([*one, "query=q.png"], "query=q.png is not for prompt=")
+    yield "no query", ([f"prompt={prompt}", *one[1:]], "missing value for query: set query=IMAGE")
+
+
 def bad_inputs(tmp_path, prompt, weights):
     path = query(tmp_path)
     empty, text = tmp_path / "empty", tmp_path / "text.png"
@@ -127,7 +221,15 @@ def bad_inputs(tmp_path, prompt, weights):
 
 @pytest.mark.slow
 def test_bad_input_is_one_line_and_2_and_nothing_is_lost(generate, tmp_path, prompt, weights):
-    cases = bad_inputs(tmp_path, prompt, weights)
+    check_bad(generate, tmp_path, bad_inputs(tmp_path, prompt, weights))
+
+
+@pytest.mark.slow
+def test_bad_lines_are_one_line_and_2_and_nothing_is_lost(generate, tmp_path, prompt):
+    check_bad(generate, tmp_path, dict(bad_lines(tmp_path, prompt)))
+
+
+def check_bad(generate, tmp_path, cases):
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for name, (words, line) in cases.items():
         output = (

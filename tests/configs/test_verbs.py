@@ -39,6 +39,12 @@ ERRORS = {
     "temperature=0.5 samples: set decoding=sample or temperature=0",
     "generate prompt=a query=b top_k=5": "top_k=5 is for decoding=sample, not "
     "decoding=mean_embedding: set decoding=sample temperature=1.0, or top_k=null",
+    "generate prompt=a.jsonl query=b": "query=b is not for prompt=a.jsonl, whose lines have "
+    "queries of their own: set query=null",
+    "generate prompt=. query=b prompt_dir=.": "prompt_dir=. is for the paths in a .json or .jsonl "
+    "file, and prompt=. is a directory: set prompt_dir=null",
+    "generate prompt=a.json query=b prompt_dir=none": "prompt_dir=none is not a directory: set "
+    "it to one",
     "evaluate input_dir=. tasks=[poze]": "unknown task 'poze': did you mean 'pose'?",
     "evaluate input_dir=. mode=tokenizer students.a=x": "students={a} are not evaluated by "
     "mode=tokenizer: set mode=students",

@@ -163,11 +163,8 @@ def test_lines_of_lvm(tmp_path):
     file.write_text("\ufeff" + "\n\n".join(map(json.dumps, lines)) + "\n")
     first, second = read_lines(file)
     assert first.pairs == ((tmp_path / "a.png", tmp_path / "b.png"),)
-    assert (first.query, first.target, first.output) == (
-        tmp_path / "c.png",
-        tmp_path / "d.png",
-        None,
-    )
+    assert (first.query, first.output) == (tmp_path / "c.png", None)
+    assert first.targets == (tmp_path / "d.png", tmp_path / "e.png") and second.targets == ()
     assert first.where == f"prompt {file}: line 1" and second.where.endswith("line 3")
     assert (len(second.pairs), second.query, second.output) == (2, tmp_path / "e.png", "x/1.jpg")
     check_line_images([first, second])
