@@ -86,9 +86,12 @@ class KVCache:
 
     Attributes:
         length: tokens seen, those of the prefix included.
+        decoder: what computes a few tokens at once on top of this cache, see
+            `delvm.models.cpu.decode`; False = nothing does, None = not known yet.
     """
 
     length: int
+    decoder: Any = None
 
     def __init__(
         self,
@@ -181,7 +184,7 @@ class Attention(nn.Module):
         q, k = apply_rotary_emb(q, rope), apply_rotary_emb(k, rope)
         dropout = self.dropout if self.training else 0.0
         if cache is not None:
-            y = sdpa_with_cache(q, k, v, cache, layer)
+            y = attend_with_cache(q, k, v, cache, layer, self.backend)
         else:
             backend = select_backend(self.backend, documents, q, dropout)
             y = ATTENTION[backend].attend(q, k, v, documents, dropout)
@@ -203,18 +206,29 @@ def sdpa(
     return y.transpose(1, 2)
 
 
-def sdpa_with_cache(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int) -> Tensor:
+def attend_with_cache(
+    q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, backend: AttentionBackend
+) -> Tensor:
     """Attention of new tokens (B, T, H, D) to all tokens so far; extends the cache."""
     past, t = cache.length, q.shape[1]
     keys, values = cache.extend(layer, k.transpose(1, 2), v.transpose(1, 2))
+    is_flash = backend in (AttentionBackend.auto, AttentionBackend.cpu_flash)
+    is_flash = is_flash and ATTENTION[AttentionBackend.cpu_flash].supports(q, 0.0)
+    if not past:
+        return cpu_flash(q, k, v, None, 0.0) if is_flash else sdpa(q, k, v, None, 0.0)
+    # That kernel is for many tokens, and has no gradient here.
+    is_flash = is_flash and t > 1 and not torch.is_grad_enabled()
     if cache.prefix is not None:
-        return attend_with_prefix(q, keys, values, *cache.of_prefix(layer))
+        prefix = cache.of_prefix(layer)
+        if is_flash and past == cache.prefix.length:
+            return cpu_flash_after_prefix(q, k, v, *prefix)
+        return attend_with_prefix(q, keys, values, *prefix)
+    if is_flash and len(q) == 1:
+        return cpu_flash_after_prefix(q, k, v, keys[0, :, :past], values[0, :, :past])
     mask = None
-    if past and t > 1:  # query i is at position past + i and attends to everything up to itself
+    if t > 1:  # query i is at position past + i and attends to everything up to itself
         mask = torch.ones(t, past + t, dtype=torch.bool, device=q.device).tril(past)
-    y = F.scaled_dot_product_attention(
-        q.transpose(1, 2), keys, values, attn_mask=mask, is_causal=not past and t > 1
-    )
+    y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask)
     return y.transpose(1, 2)
 
 
@@ -293,6 +307,15 @@ def cpu_flash(
     from delvm.models.cpu.attention import cpu_flash_attention
 
     return cpu_flash_attention(q, k, v, None if documents is None else documents.start_index)
+
+
+def cpu_flash_after_prefix(
+    q: Tensor, k: Tensor, v: Tensor, prefix_keys: Tensor, prefix_values: Tensor
+) -> Tensor:
+    """Attention to a prefix (H, P, D) and causally to the rows themselves, by the C++ kernel."""
+    from delvm.models.cpu.attention import attend_after_prefix
+
+    return attend_after_prefix(q, k, v, prefix_keys, prefix_values)
 
 
 def _cpu_flash_supports(q: Tensor, dropout: float) -> bool:

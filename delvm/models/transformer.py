@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from delvm.models.attention import Attention, AttentionBackend, KVCache, PackedDocuments
 from delvm.models.config import below_minimum, config_from_settings, raise_errors
+from delvm.models.cpu.decode import cpu_decoder
 from delvm.models.embedding import CodebookEmbedding
 from delvm.models.mlp import MLPKind, build_mlp
 from delvm.models.norm import LayerNorm, NormKind, RMSNorm, build_norm
@@ -322,6 +323,10 @@ class Transformer(nn.Module):
             raise ValueError(f"{end} tokens exceed max_seq_len {self.max_seq_len}")
         if document_ids is not None and cache is not None:
             raise ValueError("document_ids cannot be combined with a cache")
+        if cache is not None and (decoder := cpu_decoder(self, input_ids, cache)):
+            hidden = decoder(self.embed(input_ids), cache)
+            cache.length = end
+            return hidden
         documents = None if document_ids is None else PackedDocuments(document_ids)
         positions = slice(past, end) if documents is None else documents.positions
         rope = self.rope[:, positions].unsqueeze(-2)  # (2, T, 1, D / 2) or (2, B, T, 1, D / 2)

@@ -8,6 +8,7 @@
 // Notation:
 //   B batch    T tokens    H heads    D dimension of a head    N = B * H
 //   P = T rounded up to a multiple of BLOCK; elements beyond T are zero
+//   L = tokens of a prefix that all rows attend to completely, rounded up likewise
 
 #include <ATen/native/CPUBlas.h>
 
@@ -170,45 +171,70 @@ inline std::pair<float, float> softmax_row(const float* x, BFloat16Bits* y, int6
   return {max + std::log2(sum), 1 / sum};
 }
 
+// Keys and values before all rows, the same for each: (H, >= length, D), heads `stride` apart.
+struct Prefix {
+  const BFloat16Bits *k, *v;  // null = no prefix
+  int64_t length, stride;
+
+  int64_t padded() const { return (length + BLOCK - 1) / BLOCK * BLOCK; }
+};
+
 struct Forward {
   Shape s;
   const BFloat16Bits *q, *k, *v;
   const int64_t* start_index;  // (B, T), or null
+  Prefix prefix;
   BFloat16Bits* out;
-  float* logsumexp;               // (N, T)
-  BFloat16Bits *k_vnni, *v_vnni;  // (N, D, P) transposed, (N, P, D)
+  float* logsumexp;                             // (N, T)
+  BFloat16Bits *k_vnni, *v_vnni;                // (N, D, P) transposed, (N, P, D)
+  BFloat16Bits *prefix_k_vnni, *prefix_v_vnni;  // (H, D, L) transposed, (H, L, D)
 
   void pack(int64_t head) const {
-    int64_t size = s.padded() * s.d;
+    int64_t size = s.padded() * s.d, size_of_prefix = prefix.padded() * s.d;
     pack_vnni_transposed(k + s.offset(head), s.stride(), s.t, s.d, s.padded(), k_vnni + head * size);
     pack_vnni(v + s.offset(head), s.stride(), s.t, s.d, s.padded(), v_vnni + head * size);
+    if (!prefix.length || head >= s.h) return;
+    pack_vnni_transposed(prefix.k + head * prefix.stride, s.d, prefix.length, s.d, prefix.padded(),
+                         prefix_k_vnni + head * size_of_prefix);
+    pack_vnni(prefix.v + head * prefix.stride, s.d, prefix.length, s.d, prefix.padded(),
+              prefix_v_vnni + head * size_of_prefix);
   }
 
-  // One block of queries. Buffers: scores (BLOCK, P + D), weights (BLOCK, P + D).
+  // One block of queries. Buffers: scores (BLOCK, L + P + D), weights (BLOCK, L + P + D).
   void block(int64_t head, int64_t begin, float* scores, BFloat16Bits* weights) const {
-    int64_t p = s.padded(), count = std::min(BLOCK, s.t - begin);
+    int64_t p = s.padded(), count = std::min(BLOCK, s.t - begin), l = prefix.padded();
     int64_t query = s.offset(head) + begin * s.stride();
     const int64_t* start = start_index ? start_index + head / s.h * s.t + begin : nullptr;
     int64_t first = start ? *start / BLOCK * BLOCK : 0;  // the first query has the earliest start
-    int64_t keys = begin + BLOCK - first;
-    float *result = scores + BLOCK * p, normalizer[BLOCK];
-    BFloat16Bits* q_block = weights + BLOCK * p;
+    int64_t own = begin + BLOCK - first, keys = l + own;
+    float *result = scores + BLOCK * (l + p), normalizer[BLOCK];
+    BFloat16Bits* q_block = weights + BLOCK * (l + p);
     copy_block(q + query, s.stride(), count, s.d, q_block);
-    matmul(BLOCK, keys, s.d, q_block, s.d, k_vnni + head * p * s.d + first * 2, p, scores, keys,
+    matmul(BLOCK, own, s.d, q_block, s.d, k_vnni + head * p * s.d + first * 2, p, scores + l, keys,
            false);
+    if (l) matmul(BLOCK, l, s.d, q_block, s.d, prefix_k(head), l, scores, keys, false);
     for (int64_t i = 0; i < BLOCK; i++) {
-      int64_t from = start && i < count ? start[i] - first : 0, end = begin + i + 1 - first;
-      auto [lse, inverse] =
-          softmax_row(scores + i * keys, weights + i * keys, from, end, keys, s.scale * LOG2E);
+      float* x = scores + i * keys;
+      std::fill(x + prefix.length, x + l, -1e30f);
+      int64_t from = start && i < count ? start[i] - first : 0, end = l + begin + i + 1 - first;
+      auto [lse, inverse] = softmax_row(x, weights + i * keys, from, end, keys, s.scale * LOG2E);
       normalizer[i] = inverse;
       if (i < count) logsumexp[head * s.t + begin + i] = lse;
     }
-    matmul(BLOCK, s.d, keys, weights, keys, v_vnni + (head * p + first) * s.d, s.d, result, s.d,
+    matmul(BLOCK, s.d, own, weights + l, keys, v_vnni + (head * p + first) * s.d, s.d, result, s.d,
            false);
+    if (l) matmul(BLOCK, s.d, l, weights, keys, prefix_v(head), s.d, result, s.d, true);
     for (int64_t i = 0; i < count; i++) {
       BFloat16Bits* y = out + query + i * s.stride();
       for (int64_t j = 0; j < s.d; j++) y[j] = to_bf16(result[i * s.d + j] * normalizer[i]);
     }
+  }
+
+  const BFloat16Bits* prefix_k(int64_t head) const {
+    return prefix_k_vnni + head % s.h * prefix.padded() * s.d;
+  }
+  const BFloat16Bits* prefix_v(int64_t head) const {
+    return prefix_v_vnni + head % s.h * prefix.padded() * s.d;
   }
 };
 
@@ -352,22 +378,29 @@ class BackwardHead {
 }  // namespace
 
 // Both return whether oneDNN has the kernel; if not, nothing is computed. All tensors are
-// (B, T, H, D) except start_index (B, T; or null) and logsumexp (N, T).
+// (B, T, H, D) except start_index (B, T; or null), prefix_k and prefix_v (as in Prefix; or null,
+// without start_index) and logsumexp (N, T).
 extern "C" bool delvm_flash_forward(const BFloat16Bits* q, const BFloat16Bits* k,
                                     const BFloat16Bits* v, const int64_t* start_index,
+                                    const BFloat16Bits* prefix_k, const BFloat16Bits* prefix_v,
                                     BFloat16Bits* out, float* logsumexp, int64_t b, int64_t t,
-                                    int64_t h, int64_t d) {
+                                    int64_t h, int64_t d, int64_t prefix_length,
+                                    int64_t prefix_stride) {
   if (!brgemm_available()) return false;
   Shape s{b, t, h, d};
-  int64_t size = s.heads() * s.padded() * d;
-  auto packed = alloc<BFloat16Bits>(2 * size);
-  Forward forward{s, q, k, v, start_index, out, logsumexp, packed.get(), packed.get() + size};
+  Prefix prefix{prefix_k, prefix_v, prefix_length, prefix_stride};
+  int64_t size = s.heads() * s.padded() * d, size_of_prefix = h * prefix.padded() * d;
+  auto packed = alloc<BFloat16Bits>(2 * (size + size_of_prefix));
+  BFloat16Bits *own = packed.get(), *shared = own + 2 * size;
+  Forward forward{s,   q,         k,   v,          start_index, prefix,
+                  out, logsumexp, own, own + size, shared,      shared + size_of_prefix};
 #pragma omp parallel
   {
 #pragma omp for schedule(dynamic)
     for (int64_t head = 0; head < s.heads(); head++) forward.pack(head);
-    auto scores = alloc<float>(BLOCK * (s.padded() + d));
-    auto weights = alloc<BFloat16Bits>(BLOCK * (s.padded() + d));
+    int64_t width = prefix.padded() + s.padded() + d;
+    auto scores = alloc<float>(BLOCK * width);
+    auto weights = alloc<BFloat16Bits>(BLOCK * width);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < s.heads() * s.blocks(); task++) {
       int64_t block = s.blocks() - 1 - task / s.heads();  // the longest first

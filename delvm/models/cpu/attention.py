@@ -9,7 +9,7 @@ Notation:
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -53,6 +53,33 @@ def cpu_flash_attention(
     return cast(Tensor, out)
 
 
+def attend_after_prefix(
+    q: Tensor, k: Tensor, v: Tensor, prefix_keys: Tensor, prefix_values: Tensor
+) -> Tensor:
+    """Attention of rows to a prefix that all of them share, and causally to themselves.
+
+    Args:
+        q, k, v: of the rows, (B, T, H, D) bfloat16 with an even D.
+        prefix_keys, prefix_values: (H, P, D) bfloat16; heads may be further apart than P tokens.
+
+    Returns:
+        (B, T, H, D) bfloat16, without gradient.
+    """
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    out, logsumexp = torch.empty_like(q), q.new_empty(_heads_and_tokens(q), dtype=torch.float32)
+    h, p, d = prefix_keys.shape
+    strides = {prefix_keys.stride(), prefix_values.stride()}
+    assert len(strides) == 1 and prefix_keys.stride()[1:] == (d, 1), strides
+    tensors = (q, k, v, None, prefix_keys, prefix_values, out, logsumexp)
+    _call("delvm_flash_forward", (*q.shape, p, prefix_keys.stride(0)), *tensors)
+    return out
+
+
+def _heads_and_tokens(q: Tensor) -> tuple[int, int]:
+    b, t, h, _ = q.shape
+    return b * h, t
+
+
 def _constant_when_compiled(function: FuncT) -> FuncT:
     """torch.compile calls the function once and takes its result as a constant."""
     return cast(FuncT, cast(Any, torch.compiler).assume_constant_result(function))
@@ -85,11 +112,10 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _call(name: str, shape: torch.Size, *tensors: Tensor | None) -> None:
+def _call(name: str, sizes: Sequence[int], *tensors: Tensor | None) -> None:
     """Call a function of the library; it writes into the last tensors. None = a null pointer."""
-    assert all(x is None or x.is_contiguous() for x in tensors)
     pointers = [None if x is None else ctypes.c_void_p(x.data_ptr()) for x in tensors]
-    if not getattr(_library(), name)(*pointers, *map(ctypes.c_int64, shape)):
+    if not getattr(_library(), name)(*pointers, *map(ctypes.c_int64, sizes)):
         raise RuntimeError("oneDNN, which the kernel multiplies with, is disabled or has no kernel")
 
 
@@ -97,9 +123,9 @@ def _call(name: str, shape: torch.Size, *tensors: Tensor | None) -> None:
 @torch.library.custom_op("delvm::cpu_flash", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, start_index: Tensor | None) -> tuple[Tensor, Tensor]:
     """The result (B, T, H, D), and log-sum-exp (base 2) of the scores of each query, (N, T)."""
-    b, t, h, _ = q.shape
-    out, logsumexp = torch.empty_like(q), q.new_empty(b * h, t, dtype=torch.float32)
-    _call("delvm_flash_forward", q.shape, q, k, v, _contiguous(start_index), out, logsumexp)
+    out, logsumexp = torch.empty_like(q), q.new_empty(_heads_and_tokens(q), dtype=torch.float32)
+    tensors = (q, k, v, _contiguous(start_index), None, None, out, logsumexp)
+    _call("delvm_flash_forward", (*q.shape, 0, 0), *tensors)
     return out, logsumexp
 
 
@@ -126,8 +152,7 @@ def _contiguous(start_index: Tensor | None) -> Tensor | None:
 
 @_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, start_index: Tensor | None) -> tuple[Tensor, Tensor]:
-    b, t, h, _ = q.shape
-    return torch.empty_like(q), q.new_empty(b * h, t, dtype=torch.float32)
+    return torch.empty_like(q), q.new_empty(_heads_and_tokens(q), dtype=torch.float32)
 
 
 @_backward.register_fake

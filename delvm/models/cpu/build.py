@@ -18,12 +18,16 @@ COMPILERS = ("g++", "c++", "clang++")
 FLAGS = "-O3 -std=c++20 -march=x86-64-v4 -mprefer-vector-width=512 -fopenmp -shared -fPIC"
 
 
-def build_extension(source: Path) -> ctypes.CDLL:
+def build_extension(source: Path, *flags: str) -> ctypes.CDLL:
     """Compile a C++ file, which may call torch's libraries, and load it.
 
     Compilation takes a few seconds and happens once: the library is cached in
     `delvm.storage.cache_dir`. The compiler is ``$CXX``, by default the first of g++, c++ and
     clang++ on the path.
+
+    Args:
+        source: the file.
+        flags: of the compiler, in addition to those of all files.
 
     Raises:
         OSError: there is no compiler, or it failed; the library cannot be written or loaded; or it
@@ -31,14 +35,14 @@ def build_extension(source: Path) -> ctypes.CDLL:
     """
     torch_dir = Path(torch.__file__).parent
     compiler = shlex.split(os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), "g++"))
-    inputs = (source.read_bytes(), torch.__version__, torch_dir, compiler, FLAGS)
+    inputs = (source.read_bytes(), torch.__version__, torch_dir, compiler, FLAGS, flags)
     digest = hashlib.sha256(repr(inputs).encode()).hexdigest()[:30]
     library = cache_dir() / "native" / f"{source.stem}-{digest}.so"
     if not library.exists():
         with atomic_path(library) as tmp:
             files: tuple[str | Path, ...] = ("-o", tmp, source, "-isystem", torch_dir / "include")
             libraries = ("-L", torch_dir / "lib", "-ltorch_cpu", "-lc10")
-            command = (*compiler, *FLAGS.split(), *files, *libraries)
+            command = (*compiler, *FLAGS.split(), *flags, *files, *libraries)
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 errors = [line for line in done.stderr.splitlines() if "error" in line]

@@ -227,3 +227,22 @@ def test_disabled_onednn_falls_back_to_sdpa_and_logs_once(capsys):
         assert capsys.readouterr().err.count("falling back to PyTorch SDPA") == 1
     finally:
         attention._probe.cache_clear()
+
+
+@needs_bf16
+@pytest.mark.parametrize("prefix_length", [1, 64, 100])
+@pytest.mark.parametrize("length", [2, 64, 130])
+def test_attention_after_prefix_is_as_close_to_float32_as_torchs(length, prefix_length):
+    q, k, v, _ = random_inputs(length)
+    prefix = torch.randn(2, 3, prefix_length + 7, 16).bfloat16()[:, :, :prefix_length]
+
+    def complete(q: Tensor, *own: Tensor) -> Tensor:
+        rows = [x[None].expand(2, -1, -1, -1).transpose(1, 2).to(q.dtype) for x in prefix]
+        k, v = (torch.cat(pair, dim=1).transpose(1, 2) for pair in zip(rows, own, strict=True))
+        mask = torch.ones(length, prefix_length + length).bool().tril(prefix_length)
+        return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, mask).transpose(1, 2)
+
+    found = attention.attend_after_prefix(q, k, v, prefix[0], prefix[1])
+    exact = complete(q.float(), k.float(), v.float())
+    error = (found - exact).abs().mean()
+    assert 0 < error <= 1.1 * (complete(q, k, v) - exact).abs().mean()

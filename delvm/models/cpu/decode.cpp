@@ -1,0 +1,409 @@
+// A transformer's forward pass over a few new tokens, on top of a key-value cache; see decode.py.
+//
+// Such a pass is bound by the speed at which memory is read. So all layers run in one call, each
+// weight is read once, in the order in which it is stored, and activations stay in cache. The sums
+// of a token are computed in an order that does not depend on the other tokens of the call, so its
+// result does not depend on them either.
+//
+// Notation:
+//   B rows    T new tokens of a row    N = B * T    C width    F inner width of the MLP
+//   H heads   D dimension of a head    P tokens of the prefix that all rows share
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// Weight (rows, columns) and bias (rows), which may be null. Only int8 weights have a scale (rows).
+struct Linear {
+  const void *weight, *bias;
+  const float* scale;
+};
+
+struct Layer {
+  const void *norm1, *norm2;
+  Linear qkv, out, gate, up, down;
+};
+
+struct Model {
+  int64_t n_layers, dim, n_heads, ffn_dim, max_seq_len;
+  double eps;
+  const float* rope;  // (2, max_seq_len, D / 2)
+  const Layer* layers;
+  const void* norm;
+};
+
+struct Cache {
+  void* buffer;        // (layers, 2, B, H, capacity, D)
+  const void* prefix;  // (layers, 2, 1, H, prefix_capacity, D), or null
+  int64_t capacity, prefix_capacity, prefix_length;
+  int64_t length;  // tokens in `buffer` before this call
+};
+
+// ---- numbers ----
+
+inline float to_float(float x) { return x; }
+inline float to_float(BFloat16 x) {
+  uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
+}
+
+inline void store(float x, float& y) { y = x; }
+inline void store(float x, BFloat16& y) {  // round to nearest even; infinity is preserved
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  y.bits = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// e^x with a relative error of 2e-7, for x in [-87, 88]; smaller and larger x are moved there.
+// Adding 1.5 * 2^23, from where on floats have no fraction, rounds to an integer; the remainder goes
+// through a Taylor polynomial, and the integer is added to the exponent.
+inline float exp_clamped(float x) {
+  x = x < -87.f ? -87.f : x > 88.f ? 88.f : x;
+  float shifted = x * 1.44269504f + 12582912.f;
+  float integer = shifted - 12582912.f;
+  float r = x - integer * 0.693359375f + integer * 2.12194440e-4f;
+  float y = 1.98412698e-4f;
+  y = y * r + 1.38888889e-3f;
+  y = y * r + 8.33333333e-3f;
+  y = y * r + 4.16666667e-2f;
+  y = y * r + 0.166666667f;
+  y = y * r + 0.5f;
+  y = y * r + 1.f;
+  y = y * r + 1.f;
+  int32_t exponent, bits;
+  std::memcpy(&exponent, &shifted, sizeof exponent);
+  std::memcpy(&bits, &y, sizeof bits);
+  bits += static_cast<int32_t>(static_cast<uint32_t>(exponent) << 23);
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
+}
+
+// ---- products ----
+
+// One register of activations or weights, and sum += a * b of two; 32 elements in bfloat16, else 16.
+inline __m512 to_floats(const float* x) { return _mm512_loadu_ps(x); }
+inline __m512 to_floats(const BFloat16* x) {
+  __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+inline __m512bh load(const BFloat16* x) { return (__m512bh)_mm512_loadu_si512(x); }
+inline __m512 load(const float* x) { return _mm512_loadu_ps(x); }
+inline __m512 load(const int8_t* x) {
+  __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+inline __m512 multiply_add(__m512bh a, __m512bh b, __m512 sum) {
+  return _mm512_dpbf16_ps(sum, a, b);
+}
+inline __m512 multiply_add(__m512 a, __m512 b, __m512 sum) { return _mm512_fmadd_ps(a, b, sum); }
+
+template <typename X>
+constexpr int64_t WIDTH = std::is_same_v<X, BFloat16> ? 32 : 16;
+
+// The sum of each of N registers, in a fixed order, N = 8 or 16; fewer are filled up with zeros.
+template <int N>
+inline void sum_each(__m512* x, float* y) {
+  for (int i = 0; i < N; i += 2)
+    x[i / 2] = _mm512_add_ps(_mm512_unpacklo_ps(x[i], x[i + 1]), _mm512_unpackhi_ps(x[i], x[i + 1]));
+  for (int i = 0; i < N / 2; i += 2) {
+    __m512d a = _mm512_castps_pd(x[i]), b = _mm512_castps_pd(x[i + 1]);
+    x[i / 2] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  for (int i = 0; i < N / 4; i += 2)
+    x[i / 2] = _mm512_add_ps(_mm512_shuffle_f32x4(x[i], x[i + 1], 0x88),
+                             _mm512_shuffle_f32x4(x[i], x[i + 1], 0xdd));
+  __m512 last = N == 8 ? x[0] : x[1];
+  __m512 sums = _mm512_add_ps(_mm512_shuffle_f32x4(x[0], last, 0x88),
+                              _mm512_shuffle_f32x4(x[0], last, 0xdd));
+  if (N == 8)
+    _mm256_storeu_ps(y, _mm512_castps512_ps256(sums));
+  else
+    _mm512_storeu_ps(y, sums);
+}
+
+constexpr int64_t ROWS = 8;  // of a weight that one thread takes at a time
+
+// Products of M activations (M, k) and R rows of weights (R, k): y (M, R), of 16 elements. The rows
+// that come AHEAD rows later are fetched from memory meanwhile; for M = 1 this does not pay.
+template <int M, int R, int AHEAD, typename X, typename W>
+inline void tile(const X* x, const W* w, int64_t k, float* y) {
+  constexpr int N = M * R <= 8 ? 8 : 16;
+  __m512 sums[N];
+  for (int i = 0; i < N; i++) sums[i] = _mm512_setzero_ps();
+  for (int64_t i = 0; i < k; i += WIDTH<X>) {
+    decltype(load(x)) a[M];
+    for (int m = 0; m < M; m++) a[m] = load(x + m * k + i);
+    for (int r = 0; r < R; r++) {
+      auto b = load(w + r * k + i);
+      if (AHEAD && i * sizeof(W) % 64 == 0)  // once for each line of the cache
+        _mm_prefetch(reinterpret_cast<const char*>(w + (r + AHEAD) * k + i), _MM_HINT_T0);
+      for (int m = 0; m < M; m++) sums[m * R + r] = multiply_add(a[m], b, sums[m * R + r]);
+    }
+  }
+  sum_each<N>(sums, y);
+}
+
+// Rows [row, row + 8) of a product with n activations x (n, k): y(token, row, value) for each.
+template <typename T, typename X, typename W, typename F>
+inline void product(const Linear& linear, const X* x, int64_t n, int64_t k, int64_t row, F y) {
+  const W* w = static_cast<const W*>(linear.weight) + row * k;
+  const T* bias = static_cast<const T*>(linear.bias);
+  float values[16];
+  for (int64_t m = 0; m < n; m += 4) {
+    const X* a = x + m * k;
+    int64_t count = std::min<int64_t>(4, n - m), width = count == 1 ? 8 : 4;
+    for (int64_t first = 0; first < ROWS; first += width) {
+      const W* part = w + first * k;
+      if (count == 1) tile<1, 8, 0>(a, part, k, values);
+      if (count == 2) tile<2, 4, ROWS>(a, part, k, values);
+      if (count == 3) tile<3, 4, ROWS>(a, part, k, values);
+      if (count == 4 && m) tile<4, 4, 0>(a, part, k, values);
+      if (count == 4 && !m) tile<4, 4, ROWS>(a, part, k, values);
+      for (int64_t i = 0; i < count; i++)
+        for (int64_t r = 0; r < width; r++) {
+          float value = values[i * width + r];
+          int64_t index = row + first + r;
+          if (linear.scale) value *= linear.scale[index];
+          if (bias) value += to_float(bias[index]);
+          y(m + i, index, value);
+        }
+    }
+  }
+}
+
+// ---- the pass ----
+
+// T: type of norms, biases, cache and result. W: of weights. X: of what weights are multiplied with.
+template <typename T, typename W, typename X>
+struct Pass {
+  const Model& s;
+  const Cache& cache;
+  float* x;  // (N, C), the residual stream
+  int64_t b, t;
+  int64_t n = b * t, c = s.dim, h = s.n_heads, d = c / h, f = s.ffn_dim;
+  int64_t keys = cache.prefix_length + cache.length + t;  // of the last token
+  std::unique_ptr<float[]> qkv = std::make_unique_for_overwrite<float[]>(n * 3 * c);
+  std::unique_ptr<X[]> attended = std::make_unique_for_overwrite<X[]>(n * c);
+  std::unique_ptr<X[]> hidden = std::make_unique_for_overwrite<X[]>(n * f);
+
+  // RMSNorm of token i.
+  template <typename Y>
+  void norm(int64_t i, const void* weight, Y* y) const {
+    const float* row = x + i * c;
+    const T* scale = static_cast<const T*>(weight);
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < c; j++) sum += row[j] * row[j];
+    float factor = 1 / std::sqrt(sum / c + static_cast<float>(s.eps));
+#pragma omp simd
+    for (int64_t j = 0; j < c; j++) store(row[j] * factor * to_float(scale[j]), y[i * c + j]);
+  }
+
+  // Keys (kind 0) or values (1) of the rows' own tokens, or of the prefix, in a layer: (tokens, D).
+  T* own(int64_t layer, int64_t kind, int64_t row, int64_t head) const {
+    int64_t index = ((layer * 2 + kind) * b + row) * h + head;
+    return static_cast<T*>(cache.buffer) + index * cache.capacity * d;
+  }
+  const T* shared(int64_t layer, int64_t kind, int64_t head) const {
+    int64_t index = (layer * 2 + kind) * h + head;
+    return static_cast<const T*>(cache.prefix) + index * cache.prefix_capacity * d;
+  }
+
+  // Rotate query and key of a head of token i; move key and value to the cache.
+  void extend_cache(int64_t layer, int64_t i, int64_t head) const {
+    int64_t slot = cache.length + i % t, position = cache.prefix_length + slot;
+    const float *cos = s.rope + position * d / 2, *sin = cos + s.max_seq_len * d / 2;
+    float* q = qkv.get() + i * 3 * c + head * d;
+    float *k = q + c, *v = k + c;
+    for (float* y : {q, k}) {
+#pragma omp simd
+      for (int64_t j = 0; j < d / 2; j++) {
+        float first = y[j], second = y[j + d / 2];
+        y[j] = first * cos[j] - second * sin[j];
+        y[j + d / 2] = second * cos[j] + first * sin[j];
+      }
+    }
+    T* key = own(layer, 0, i / t, head) + slot * d;
+    T* value = own(layer, 1, i / t, head) + slot * d;
+#pragma omp simd
+    for (int64_t j = 0; j < d; j++) store(k[j], key[j]);
+#pragma omp simd
+    for (int64_t j = 0; j < d; j++) store(v[j], value[j]);
+  }
+
+  // Scores (M, ld) of M queries (M, D) with `count` keys.
+  template <int M>
+  static void scores(const T* q, const T* key, int64_t count, int64_t d, float* y, int64_t ld) {
+    constexpr int R = M == 1 ? 8 : 4;
+    float values[16];
+    int64_t j = 0;
+    for (; j + R <= count; j += R) {
+      tile<M, R, 0>(q, key + j * d, d, values);
+      for (int64_t m = 0; m < M; m++)
+        for (int64_t r = 0; r < R; r++) y[m * ld + j + r] = values[m * R + r];
+    }
+    for (; j < count; j++) {
+      tile<M, 1, 0>(q, key + j * d, d, values);
+      for (int64_t m = 0; m < M; m++) y[m * ld + j] = values[m];
+    }
+  }
+
+  // y (M, D) += weights (M, ld) @ values (K, D).
+  template <int M, int K>
+  static void add_products(const float* weights, int64_t ld, const T* value, int64_t d, float* y) {
+    __m512 factors[M][K];
+    for (int m = 0; m < M; m++)
+      for (int j = 0; j < K; j++) factors[m][j] = _mm512_set1_ps(weights[m * ld + j]);
+    for (int64_t i = 0; i < d; i += 16) {
+      __m512 sums[M];
+      for (int m = 0; m < M; m++) sums[m] = _mm512_loadu_ps(y + m * d + i);
+      for (int j = 0; j < K; j++) {
+        __m512 v = to_floats(value + j * d + i);
+        for (int m = 0; m < M; m++) sums[m] = _mm512_fmadd_ps(factors[m][j], v, sums[m]);
+      }
+      for (int m = 0; m < M; m++) _mm512_storeu_ps(y + m * d + i, sums[m]);
+    }
+  }
+
+  // y (M, D) += weights (M, ld) @ values (count, D).
+  template <int M>
+  static void add_values(const float* weights, int64_t ld, const T* value, int64_t count, int64_t d,
+                         float* y) {
+    int64_t j = 0;
+    for (; j + 4 <= count; j += 4) add_products<M, 4>(weights + j, ld, value + j * d, d, y);
+    for (; j < count; j++) add_products<M, 1>(weights + j, ld, value + j * d, d, y);
+  }
+
+  // Attention of a head of M tokens from token i on. `buffer` holds 2 D + keys floats per token.
+  template <int M>
+  void attend(int64_t layer, int64_t i, int64_t head, float* buffer) const {
+    int64_t p = cache.prefix_length;
+    T* q = reinterpret_cast<T*>(buffer);
+    float *y = buffer + M * d, *weights = y + M * d;
+    float scale = 1 / std::sqrt(static_cast<float>(d));
+    for (int64_t m = 0; m < M; m++)
+      for (int64_t j = 0; j < d; j++) store(qkv[(i + m) * 3 * c + head * d + j], q[m * d + j]);
+    if (p) scores<M>(q, shared(layer, 0, head), p, d, weights, keys);
+    float sums[M];
+    for (int64_t m = 0; m < M; m++) {
+      int64_t row = (i + m) / t, count = cache.length + (i + m) % t + 1;
+      scores<1>(q + m * d, own(layer, 0, row, head), count, d, weights + m * keys + p, keys);
+      sums[m] = softmax(weights + m * keys, p + count, scale);
+    }
+    std::fill(y, y + M * d, 0.f);
+    if (p) add_values<M>(weights, keys, shared(layer, 1, head), p, d, y);
+    for (int64_t m = 0; m < M; m++) {
+      int64_t row = (i + m) / t, count = cache.length + (i + m) % t + 1;
+      add_values<1>(weights + m * keys + p, keys, own(layer, 1, row, head), count, d, y + m * d);
+      for (int64_t j = 0; j < d; j++) store(y[m * d + j] / sums[m], attended[(i + m) * c + head * d + j]);
+    }
+  }
+
+  // Scores to unnormalized weights, in place; returns their sum.
+  static float softmax(float* x, int64_t count, float scale) {
+    float max = x[0], sum = 0;
+#pragma omp simd reduction(max : max)
+    for (int64_t j = 0; j < count; j++) max = x[j] > max ? x[j] : max;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < count; j++) sum += x[j] = exp_clamped((x[j] - max) * scale);
+    return sum;
+  }
+
+  // Attention of a head of the rows [first, last).
+  void attend_rows(int64_t layer, int64_t head, int64_t first, int64_t last, float* buffer) const {
+    int64_t i = first * t, end = last * t;
+    for (int64_t j = i; j < end; j++) extend_cache(layer, j, head);
+    for (; cache.prefix_length && i + 4 <= end; i += 4) attend<4>(layer, i, head, buffer);
+    for (; i < end; i++) attend<1>(layer, i, head, buffer);
+  }
+
+  // All layers; called by each thread of a team. What is small is computed by all of them.
+  void run(T* result) const {
+    auto buffer = std::make_unique_for_overwrite<float[]>(4 * (2 * d + keys));
+    auto normed = std::make_unique_for_overwrite<X[]>(n * c);
+    // Rows of one task: with a prefix four tokens or more, which read it together.
+    int64_t rows = cache.prefix_length ? (3 + t) / t : 1, groups = (b + rows - 1) / rows;
+    for (int64_t layer = 0; layer < s.n_layers; layer++) {
+      const Layer& l = s.layers[layer];
+      auto add = [&](int64_t i, int64_t row, float value) { x[i * c + row] += value; };
+      for (int64_t i = 0; i < n; i++) norm(i, l.norm1, normed.get());
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < 3 * c; row += ROWS)
+        product<T, X, W>(l.qkv, normed.get(), n, c, row, [&](int64_t i, int64_t r, float value) {
+          qkv[i * 3 * c + r] = value;
+        });
+#pragma omp for schedule(static)  // head by head, so that the prefix of a head is read once
+      for (int64_t task = 0; task < h * groups; task++) {
+        int64_t first = task % groups * rows;
+        attend_rows(layer, task / groups, first, std::min(b, first + rows), buffer.get());
+      }
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < c; row += ROWS)
+        product<T, X, W>(l.out, attended.get(), n, c, row, add);
+      for (int64_t i = 0; i < n; i++) norm(i, l.norm2, normed.get());
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < f; row += ROWS) gated(l, normed.get(), row);
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < c; row += ROWS)
+        product<T, X, W>(l.down, hidden.get(), n, f, row, add);
+    }
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < n; i++) norm(i, s.norm, result);
+  }
+
+  // Channels [row, row + 8) of silu(gate) * up, for all tokens.
+  void gated(const Layer& l, const X* input, int64_t row) const {
+    float gate[MAX_TOKENS][ROWS];
+    product<T, X, W>(l.gate, input, n, c, row, [&](int64_t i, int64_t r, float value) {
+      gate[i][r - row] = value;
+    });
+    product<T, X, W>(l.up, input, n, c, row, [&](int64_t i, int64_t r, float value) {
+      float g = gate[i][r - row];
+      store(g / (1 + exp_clamped(-g)) * value, hidden[i * f + r]);
+    });
+  }
+
+  static constexpr int64_t MAX_TOKENS = 64;
+};
+
+template <typename T, typename W, typename X>
+void decode(const Model& model, const Cache& cache, float* x, void* result, int64_t b, int64_t t,
+            int64_t threads) {
+  Pass<T, W, X> pass{model, cache, x, b, t};
+#pragma omp parallel num_threads(threads)
+  pass.run(static_cast<T*>(result));
+}
+
+}  // namespace
+
+// x: embeddings (B, T, C), overwritten. result: (B, T, C) after the last norm.
+extern "C" void delvm_decode_float(const Model* model, const Cache* cache, float* x, float* result,
+                                   int64_t b, int64_t t, int64_t threads, bool int8) {
+  if (int8)
+    decode<float, int8_t, float>(*model, *cache, x, result, b, t, threads);
+  else
+    decode<float, float, float>(*model, *cache, x, result, b, t, threads);
+}
+
+extern "C" void delvm_decode_bf16(const Model* model, const Cache* cache, float* x,
+                                  BFloat16* result, int64_t b, int64_t t, int64_t threads,
+                                  bool int8) {
+  if (int8)
+    decode<BFloat16, int8_t, float>(*model, *cache, x, result, b, t, threads);
+  else
+    decode<BFloat16, BFloat16, BFloat16>(*model, *cache, x, result, b, t, threads);
+}

@@ -1,0 +1,128 @@
+"""The C++ pass over a few tokens equals PyTorch's layers, row by row, with and without a prefix."""
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from delvm.models.attention import AttentionBackend
+from delvm.models.cpu.decode import CPUDecoder, available
+from delvm.models.int8 import quantize_int8
+from delvm.models.mlp import MLPKind
+from delvm.models.transformer import InputEmbedding, Transformer, TransformerConfig
+
+pytestmark = pytest.mark.skipif(not available(), reason="needs a CPU with bfloat16 and a compiler")
+
+CONFIG = TransformerConfig(64, 128, 2, 4, max_seq_len=96, codebook_dim=8)
+
+
+def make(dtype: torch.dtype = torch.float32, int8: bool = False, **changes: Any) -> Transformer:
+    """A model whose outputs are far from zero, and whose biases and norms matter."""
+    torch.manual_seed(0)
+    model = Transformer(replace(CONFIG, **changes), torch.randn(64, 8)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, float(parameter.ndim == 1), 0.1)
+    model = model.to(dtype)
+    if int8:
+        quantize_int8(model)
+    return model
+
+
+def hidden_states(
+    model: Transformer, ids: Tensor, cuts: list[int], prefix: Tensor | None = None
+) -> tuple[Tensor, Any]:
+    """Hidden states of ids (B, T), computed part by part, and what computed them."""
+    with torch.inference_mode():
+        cache = None
+        if prefix is not None:
+            cache = model.make_kv_cache(1, len(prefix) + 3)
+            model.forward_hidden(prefix[None], cache)
+        cache = model.make_kv_cache(len(ids), model.max_seq_len, cache)
+        parts = [model.forward_hidden(ids[:, a:b], cache) for a, b in pairwise([0, *cuts])]
+    return torch.cat(parts, dim=1).float(), cache.decoder
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("shared", [0, 17])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_equals_pytorch(rows, shared, int8):
+    torch.manual_seed(1)
+    ids, prefix = torch.randint(64, (rows, 40)), torch.randint(64, (shared,)) if shared else None
+    cuts = [1, 2, 3, 8, 9, 10, 20, 21, 32, 40]
+    found, decoder = hidden_states(make(int8=int8), ids, cuts, prefix)
+    expected, none = hidden_states(
+        make(int8=int8, attention=AttentionBackend.sdpa), ids, cuts, prefix
+    )
+    assert isinstance(decoder, CPUDecoder) and none is None
+    assert torch.allclose(found, expected, atol=2e-5)
+
+
+def test_without_bias_equals_pytorch():
+    ids = torch.randint(64, (2, 30))
+    cuts = [4, *range(5, 31)]
+    found, decoder = hidden_states(make(bias=False, mlp_bias=True), ids, cuts)
+    slow = make(bias=False, mlp_bias=True, attention=AttentionBackend.sdpa)
+    assert isinstance(decoder, CPUDecoder)
+    assert torch.allclose(found, hidden_states(slow, ids, cuts)[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("shared", [0, 70])
+def test_bfloat16_is_at_least_as_close_to_float32_as_pytorch(shared, int8):
+    torch.manual_seed(1)
+    ids, prefix = torch.randint(64, (3, 24)), torch.randint(64, (shared,)) if shared else None
+    cuts = [3, *range(4, 25)]
+    exact, _ = hidden_states(make(int8=int8, attention=AttentionBackend.sdpa), ids, cuts, prefix)
+    errors = []
+    for attention in (AttentionBackend.auto, AttentionBackend.sdpa):
+        model = make(torch.bfloat16, int8, attention=attention)
+        errors.append((hidden_states(model, ids, cuts, prefix)[0] - exact).abs().mean().item())
+    assert 0 < errors[0] <= 1.05 * errors[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [False, True])
+def test_row_does_not_depend_on_the_others(dtype, shared):
+    torch.manual_seed(2)
+    # A learned embedding, since the product that projects codes rounds differently in a batch.
+    model, prefix = (
+        make(dtype, embedding=InputEmbedding.learned),
+        torch.randint(64, (10,)) if shared else None,
+    )
+    ids, cuts = torch.randint(64, (7, 20)), [1, *range(2, 18), 20]
+    together, _ = hidden_states(model, ids, cuts, prefix)
+    for row in range(7):
+        alone, _ = hidden_states(model, ids[row : row + 1], cuts, prefix)
+        assert torch.equal(alone[0], together[row])
+
+
+def test_256_steps_equal_the_pass_without_cache():
+    model = make(max_seq_len=300)
+    torch.nn.init.normal_(model.head.weight, std=0.02)
+    ids = torch.randint(64, (2, 300))
+    found, decoder = hidden_states(model, ids, [44, *range(45, 301)])
+    with torch.inference_mode():
+        expected = model(ids)
+        assert isinstance(decoder, CPUDecoder)
+        assert torch.allclose(model.head(found), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"qk_norm": True}, {"mlp": MLPKind.gelu}, {"attention": AttentionBackend.sdpa}]
+)
+def test_other_architectures_are_left_to_pytorch(changes):
+    _, decoder = hidden_states(make(**changes), torch.randint(64, (1, 4)), [3, 4])
+    assert not decoder
+
+
+def test_hooks_gradients_and_training_are_left_to_pytorch():
+    model, ids = make(), torch.randint(64, (1, 4))
+    cache = model.make_kv_cache(1)
+    assert model.forward_hidden(ids, cache).requires_grad and cache.decoder is None
+    calls: list[object] = []
+    model.blocks[0].mlp.up.register_forward_hook(lambda *args: calls.append(args))
+    _, decoder = hidden_states(model, ids, [3, 4])
+    assert decoder is False and len(calls) == 2
