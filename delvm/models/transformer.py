@@ -324,9 +324,9 @@ class Transformer(nn.Module):
         if document_ids is not None and cache is not None:
             raise ValueError("document_ids cannot be combined with a cache")
         if cache is not None and (decoder := cpu_decoder(self, input_ids, cache)):
-            hidden = decoder(self.embed(input_ids), cache)
+            x = decoder(self.embed(input_ids), cache)
             cache.length = end
-            return hidden
+            return x
         documents = None if document_ids is None else PackedDocuments(document_ids)
         positions = slice(past, end) if documents is None else documents.positions
         rope = self.rope[:, positions].unsqueeze(-2)  # (2, T, 1, D / 2) or (2, B, T, 1, D / 2)
@@ -395,7 +395,5 @@ class Transformer(nn.Module):
 def _codebook_errors(cfg: TransformerConfig, codebook: Tensor | None) -> list[str]:
     if codebook is None or tuple(codebook.shape) == (cfg.vocab_size, cfg.codebook_dim):
         return []
-    return [
-        f"codebook {tuple(codebook.shape)} is not (vocab_size {cfg.vocab_size}, "
-        f"codebook_dim {cfg.codebook_dim})"
-    ]
+    expected = f"(vocab_size {cfg.vocab_size}, codebook_dim {cfg.codebook_dim})"
+    return [f"codebook {tuple(codebook.shape)} is not {expected}"]

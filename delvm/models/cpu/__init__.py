@@ -1,1 +1,1 @@
-"""Optional parts for CPUs: kernels of attention and of decoding, their build, and the malloc settings."""
+"""Optional parts for CPUs: kernels, their build, and the malloc settings."""
