@@ -17,7 +17,8 @@ def continue_video(cfg: GenerateConfig, video: str) -> None:
     from delvm.models.precision import resolve_device
 
     device = resolve_device(cfg.device)
-    tokenizer, student = load_tokenizer(cfg.tokenizer, device), load_student(cfg.student, device)
+    tokenizer = load_tokenizer(cfg.tokenizer, device)
+    student = load_student(cfg.student, device, cfg.precision)
     prompter = Prompter(tokenizer, student, resize=cfg.resize)
     window = resolve_window(cfg.window, student.max_seq_len, tokenizer.tokens_per_image)
     given = read_frames(files, window, cfg.stride, lambda frame: prompter.to_squares([frame])[0])

@@ -51,7 +51,7 @@ def _students(cfg: EvaluateConfig) -> None:
     evaluate_students(
         as_path(cfg.input_dir),
         load_tokenizer(cfg.tokenizer, device),
-        {name: load_student(path, device) for name, path in students.items()},
+        {name: load_student(path, device, cfg.precision) for name, path in students.items()},
         output_dir=Path(cfg.output_dir),
         tasks=cfg.tasks or None,
         num_queries=cfg.num_queries,

@@ -72,7 +72,8 @@ def _load_prompter(cfg: GenerateConfig) -> "Prompter":
     from delvm.models.precision import resolve_device
 
     device = resolve_device(cfg.device)
-    tokenizer, student = load_tokenizer(cfg.tokenizer, device), load_student(cfg.student, device)
+    tokenizer = load_tokenizer(cfg.tokenizer, device)
+    student = load_student(cfg.student, device, cfg.precision)
     return Prompter(tokenizer, student, resize=cfg.resize)
 
 

@@ -20,6 +20,7 @@ from delvm.interop.formats import output_errors
 from delvm.storage import as_path
 
 Device = StrEnum("Device", ["auto", "cpu", "cuda"])  # auto: the first GPU, or else the CPU
+Precision = StrEnum("Precision", ["fp32", "bf16", "int8"])  # of a student's weights
 EvaluationMode = Enum("EvaluationMode", ["students", "tokenizer"])
 TokenFormat = StrEnum("TokenFormat", ["shards", "internlm_bin", "lvm_jsonl"])
 ExportFormat = StrEnum("ExportFormat", ["llama", "internlm_hf", "open_muse"])
@@ -140,6 +141,7 @@ class GenerateConfig(SamplingKeys):
     window: int | None = None
     stride: int = 1
     batch_size: int = 32
+    precision: Precision = Precision.fp32
     device: Device = Device.auto
 
     def validate(self) -> list[str]:
@@ -220,6 +222,7 @@ class EvaluateConfig:
     top_p: float | None = None
     seed: int = 0
     batch_size: int = 32
+    precision: Precision = Precision.fp32
     device: Device = Device.auto
 
     def validate(self) -> list[str]:

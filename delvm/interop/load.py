@@ -27,6 +27,7 @@ from delvm.models.attention import AttentionBackend
 from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
+from delvm.models.weight_precision import WeightPrecision, set_weight_precision
 from delvm.untrusted import schema_error
 
 # Sizes that no weight has, and the largest that is believed.
@@ -57,8 +58,12 @@ def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> VQGA
     return model
 
 
-def load_student(path: str | Path, device: str | torch.device = "cpu") -> Transformer:
-    """The student (or teacher) at ``path``, in evaluation mode and float32.
+def load_student(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    precision: WeightPrecision | str = WeightPrecision.fp32,
+) -> Transformer:
+    """The student (or teacher) at ``path``, in evaluation mode.
 
     Its ``tokenizer_fingerprint`` names the tokenizer it was trained with, where that is known, and
     its token space states which ids are codes of the tokenizer.
@@ -69,12 +74,15 @@ def load_student(path: str | Path, device: str | torch.device = "cpu") -> Transf
             file or a sharded folder; the output folder of a training run; or the name of weights
             that ship with the package ("shapes").
         device: where to put it.
+        precision: of its weights: fp32, bf16, or int8 (see `delvm.models.weight_precision`).
 
     Raises:
         UserError: nothing is there, it is something else, or the weights do not fit.
     """
     model = _load(path, "student", device)
     assert isinstance(model, Transformer)
+    if precision != WeightPrecision.fp32:
+        set_weight_precision(model, precision)
     return model
 
 

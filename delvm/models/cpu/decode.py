@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from delvm.models.attention import AttentionBackend, KVCache
 from delvm.models.cpu.build import build_extension
-from delvm.models.int8 import Int8Linear
 from delvm.models.mlp import SwiGLU
 from delvm.models.norm import RMSNorm
 from delvm.models.precision import has_native_bf16
+from delvm.models.weight_precision import Int8Linear
 from delvm.progress import log
 
 # Tokens of all rows together. With more, products are bound by computation, not by reading weights,

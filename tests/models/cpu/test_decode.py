@@ -10,9 +10,9 @@ from torch import Tensor
 
 from delvm.models.attention import AttentionBackend
 from delvm.models.cpu.decode import CPUDecoder, available
-from delvm.models.int8 import quantize_int8
 from delvm.models.mlp import MLPKind
 from delvm.models.transformer import InputEmbedding, Transformer, TransformerConfig
+from delvm.models.weight_precision import quantize_int8
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs a CPU with bfloat16 and a compiler")
 

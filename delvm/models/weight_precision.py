@@ -5,11 +5,23 @@ Each row of a matrix is scaled by its largest value, symmetrically and without c
 2208.07339). Activations, norms, the embedding, the head and the key-value cache keep their dtype.
 """
 
+from enum import StrEnum
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from delvm.errors import UserError
+from delvm.models.precision import has_native_bf16
+
+
+class WeightPrecision(StrEnum):
+    """Of a student's weights when it generates."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    int8 = "int8"
 
 
 class Int8Linear(nn.Module):
@@ -32,6 +44,29 @@ class Int8Linear(nn.Module):
         """x (..., K) -> (..., N) in the dtype of x, in which all int8 values are exact."""
         y = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
         return y if self.bias is None else y + self.bias
+
+
+def set_weight_precision(student: nn.Module, precision: WeightPrecision | str) -> None:
+    """Bring the weights of a student into a precision, in place.
+
+    With int8, what stays in floating point is bfloat16 where that is native, or else float32.
+
+    Raises:
+        UserError: int8, and the student is not built of blocks as `delvm.models.transformer` is.
+    """
+    target = WeightPrecision(precision)
+    device = next(student.parameters()).device.type
+    is_bf16 = target is WeightPrecision.bf16
+    if target is WeightPrecision.int8:
+        if not isinstance(getattr(student, "blocks", None), nn.ModuleList):
+            raise UserError(
+                f"precision=int8 needs a student with blocks, not {type(student).__name__}: "
+                "set precision=bf16"
+            )
+        is_bf16 = has_native_bf16(device)
+    student.to(torch.bfloat16 if is_bf16 else torch.float32)
+    if target is WeightPrecision.int8:
+        quantize_int8(student)
 
 
 def quantize_int8(student: nn.Module) -> None:

@@ -5,8 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from delvm.models.int8 import Int8Linear, quantize_int8
+from delvm.errors import UserError
+from delvm.interop.load import load_student
+from delvm.models.precision import has_native_bf16
 from delvm.models.transformer import Transformer, TransformerConfig
+from delvm.models.weight_precision import Int8Linear, quantize_int8, set_weight_precision
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -32,3 +35,21 @@ def test_all_layers_of_the_blocks_are_quantized_and_nothing_else():
     kinds = [type(m) for m in model.blocks.modules() if hasattr(m, "weight") and m.weight.ndim == 2]
     assert kinds == [Int8Linear] * 10 and torch.equal(model.head.weight, head)
     assert torch.allclose(model(ids), before, atol=0.02 * before.abs().max().item())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_shipped_student_loads_in_each_precision(precision):
+    student = load_student("shapes", precision=precision)
+    wide = torch.bfloat16 if precision == "int8" and has_native_bf16("cpu") else torch.float32
+    expected = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": wide}[precision]
+    assert student.head.weight.dtype is expected
+    ids = torch.randint(student.vocab_size, (2, 40))
+    with torch.inference_mode():
+        found, exact = student(ids).float(), load_student("shapes")(ids)
+    assert (found.argmax(-1) == exact.argmax(-1)).float().mean() > 0.8
+    assert torch.equal(found, exact) == (precision == "fp32")
+
+
+def test_student_without_blocks_is_refused():
+    with pytest.raises(UserError, match="int8 needs a student with blocks, not Linear"):
+        set_weight_precision(nn.Linear(2, 2), "int8")
