@@ -1,7 +1,9 @@
 """`delvm generate`: prompt a student with example pairs and generate the answers to queries."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -11,12 +13,14 @@ from delvm.commands.output_check import check_output_dir
 from delvm.configs.verbs import GenerateConfig
 from delvm.data.image_io import open_image
 from delvm.inference.answer_files import (
-    AnswerWriter,
     OutputPaths,
     Question,
     plan_line_outputs,
     plan_outputs,
 )
+from delvm.inference.answer_record import IDS, AnswerRecord, settings_of
+from delvm.inference.answer_writer import AnswerWriter
+from delvm.inference.decoding import SamplingConfig
 from delvm.inference.prompt_files import (
     PromptLine,
     check_line_images,
@@ -55,13 +59,14 @@ def run(cfg: GenerateConfig) -> None:
     if lines:
         _check_context(prompter, lines)
     shown = prompter.to_squares([image for pair in pairs for image in pair])
-    writer = AnswerWriter(files, shown, prompter.to_squares)
-    total = len(files.questions)
-    answers = _answers(cfg, prompter, pairs, files.questions)
-    if total > cfg.batch_size:
-        answers = track(answers, total, "generate", "answers")
+    record = None if files.folder is None else _open_record(cfg, prompter, shown, files.folder)
+    writer = AnswerWriter(files, shown, prompter.to_squares, record)
+    answers = _answers(cfg, prompter, pairs, files.questions, writer.todo)
+    if len(writer.todo) > cfg.batch_size:
+        answers = track(answers, len(writer.todo), "generate", "answers")
     for answer in answers:
         writer.write(answer)
+    writer.finish()
     _print_result(cfg, files)
 
 
@@ -77,17 +82,43 @@ def _load_prompter(cfg: GenerateConfig) -> "Prompter":
     return Prompter(tokenizer, student, resize=cfg.resize)
 
 
-def _answers(
-    cfg: GenerateConfig, prompter: "Prompter", pairs: "Pairs", questions: Sequence[Question]
-) -> "Iterator[Answer]":
-    """The answers to questions, whose images are opened as they are needed."""
-    if pairs:
-        queries = (open_image(each.query) for each in questions)
-        return prompter.stream(pairs, queries, batch_size=cfg.batch_size, **cfg.sampling)
-    examples: Iterator[tuple[list[tuple[Image.Image, Image.Image]], Image.Image]] = (
-        (open_pairs(each.pairs), open_image(each.query)) for each in questions
+def _open_record(
+    cfg: GenerateConfig, prompter: "Prompter", prompt: Sequence[Image.Image], folder: Path
+) -> AnswerRecord:
+    from delvm.interop.fingerprint import fingerprint, weights_fingerprint
+
+    pixels = hashlib.sha256(b"".join(image.tobytes() for image in prompt))
+    models = {
+        "tokenizer": fingerprint(prompter.tokenizer),
+        "student": weights_fingerprint(prompter.student),
+        "prompt": pixels.hexdigest()[:16] if prompt else None,
+        "resize": str(prompter.resize),
+    }
+    return AnswerRecord(
+        folder,
+        settings_of(models, SamplingConfig(**cfg.sampling)),
+        codebook_size=prompter.tokenizer.codebook_size,
+        tokens_per_image=prompter.tokenizer.tokens_per_image,
+        overwrite=cfg.overwrite,
     )
-    return prompter.stream_each(examples, batch_size=cfg.batch_size, **cfg.sampling)
+
+
+def _answers(
+    cfg: GenerateConfig,
+    prompter: "Prompter",
+    pairs: "Pairs",
+    questions: Sequence[Question],
+    rows: Sequence[int],
+) -> "Iterator[Answer]":
+    """The answers to some of the questions, whose images are opened as they are needed."""
+    if not rows:
+        return iter(())
+    options: Any = {"batch_size": cfg.batch_size, "row_ids": rows, **cfg.sampling}
+    chosen = (questions[row] for row in rows)
+    if pairs:
+        return prompter.stream(pairs, (open_image(each.query) for each in chosen), **options)
+    examples = ((open_pairs(each.pairs), open_image(each.query)) for each in chosen)
+    return prompter.stream_each(examples, **options)
 
 
 def _check_context(prompter: "Prompter", lines: Sequence[PromptLine]) -> None:
@@ -109,6 +140,8 @@ def _print_result(cfg: GenerateConfig, files: OutputPaths) -> None:
     total, first = len(files.questions), files.questions[0].answer
     print(f"answer: {first}" if total == 1 else f"answers: {total} in {cfg.output}")
     print(f"image grid: {', '.join(map(str, files.grids))}")
+    if files.folder is not None:
+        print(f"ids: {files.folder / IDS}")
 
 
 main = verb_main(__name__)

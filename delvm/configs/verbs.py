@@ -143,6 +143,7 @@ class GenerateConfig(SamplingKeys):
     batch_size: int = 32
     precision: Precision = Precision.fp32
     device: Device = Device.auto
+    overwrite: bool = False
 
     def validate(self) -> list[str]:
         errors = self.sampling_errors()

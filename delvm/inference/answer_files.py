@@ -1,23 +1,14 @@
-"""Where answers to queries are written, and the image grids that show them."""
+"""Where answers to queries are written, and the image grids that show them: names alone."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from delvm.data.image_io import open_image
 from delvm.errors import UserError
 from delvm.inference.prompt_files import PairFiles, PromptLine
 from delvm.inference.query_files import QueryFiles, find_queries
 from delvm.progress import log
-from delvm.storage import atomic_path
-from delvm.viz.image_grid import image_grid
-
-if TYPE_CHECKING:  # torch takes seconds
-    from delvm.inference.prompter import Answer
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ROWS_PER_GRID = 16  # one row per query
@@ -48,10 +39,15 @@ class Question:
 
 @dataclass(frozen=True)
 class OutputPaths:
-    """What is answered in which files, and the image grids that show all."""
+    """What is answered in which files, and the image grids that show all.
+
+    Attributes:
+        folder: the directory that all are in or below; None for one answer in a file that is named.
+    """
 
     questions: list[Question]
     grids: list[Path]
+    folder: Path | None
 
 
 def plan_outputs(query: str, output: str) -> OutputPaths:
@@ -91,7 +87,7 @@ def _plan(query: str, found: QueryFiles, path: Path) -> OutputPaths:
         if count[name] > 1 or name.with_name(each.name) in count:
             name = name.with_name(each.name)
         questions.append(Question(each, path / name.with_name(f"{name.name}_answer.png")))
-    return OutputPaths(questions, _grid_paths(path, questions))
+    return OutputPaths(questions, _grid_paths(path, questions), path)
 
 
 def plan_line_outputs(lines: Sequence[PromptLine], output: str) -> OutputPaths:
@@ -133,7 +129,7 @@ def plan_line_outputs(lines: Sequence[PromptLine], output: str) -> OutputPaths:
                 f"{taken[question.answer]}: write another name"
             )
         taken[question.answer] = line.where
-    return OutputPaths(questions, grids)
+    return OutputPaths(questions, grids, path)
 
 
 def _question(line: PromptLine, answer: Path) -> Question:
@@ -171,70 +167,4 @@ def _one_file(question: Question) -> OutputPaths:
     for file in (*question.inputs, question.target):
         if file is not None and file.resolve() in (output.resolve(), grid.resolve()):
             raise UserError(f"output would replace the query {file}: set output to another name")
-    return OutputPaths([question], [grid])
-
-
-class AnswerWriter:
-    """Writes each answer as it comes, and an image grid as soon as its rows are complete."""
-
-    def __init__(
-        self,
-        files: OutputPaths,
-        prompt: Sequence[Image.Image],
-        to_squares: Callable[[Sequence[Image.Image]], list[Image.Image]],
-    ) -> None:
-        """
-        Args:
-            files: what is written.
-            prompt: input and target of each pair in a row, of the prompt that all queries share.
-            to_squares: makes images as the tokenizer sees them.
-        """
-        self.files, self.prompt, self.to_squares = files, list(prompt), to_squares
-        self.count = 0
-        self._rows: list[_Row] = []
-
-    def write(self, answer: "Answer") -> None:
-        """Write the answer to the next query."""
-        question = self.files.questions[self.count]
-        _save(answer.image, question.answer)
-        target = None
-        if question.target is not None:
-            [target] = self.to_squares([open_image(question.target)])
-        prompt = [*self.prompt, *answer.prompt]
-        self._rows.append(_Row(prompt, answer.query, answer.image, target))
-        self.count += 1
-        if len(self._rows) == ROWS_PER_GRID or self.count == len(self.files.questions):
-            _save(_grid(self._rows), self.files.grids[(self.count - 1) // ROWS_PER_GRID])
-            self._rows = []
-
-
-@dataclass(frozen=True)
-class _Row:
-    """What an image grid shows of one query."""
-
-    prompt: list[Image.Image]
-    query: Image.Image
-    answer: Image.Image
-    target: Image.Image | None
-
-
-def _grid(rows: Sequence[_Row]) -> Image.Image:
-    """One row per query: the pairs of the prompt, the query, the answer, the true answer."""
-    most = max(len(row.prompt) for row in rows)
-    titles = [f"{side} {i + 1}" for i in range(most // 2) for side in ("input", "target")]
-    titles += ["query", "answer"]
-    if any(row.target for row in rows):
-        titles.append("true answer")
-    images = [
-        [*row.prompt, *[None] * (most - len(row.prompt)), row.query, row.answer, row.target]
-        for row in rows
-    ]
-    cells = [each[: len(titles)] for each in images]
-    return image_grid(cells, titles, max(*rows[0].query.size, 128))
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    lossy = path.suffix.lower() in (".jpg", ".jpeg", ".webp")
-    options: dict[str, Any] = {"quality": 95} if lossy else {}
-    with atomic_path(path) as tmp:
-        image.save(tmp, **options)
+    return OutputPaths([question], [grid], None)

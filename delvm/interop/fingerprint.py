@@ -33,6 +33,18 @@ def fingerprint(tokenizer: TokenizerNet) -> str:
     return digest.hexdigest()[:16]
 
 
+def weights_fingerprint(student: StudentNet) -> str:
+    """The first 16 hexadecimal digits of a SHA-256 over the weights, their types and names.
+
+    Unlike that of a tokenizer it is not kept in files that must be read years later.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(student.state_dict().items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _architecture(tokenizer: TokenizerNet) -> dict[str, Any]:
     config = getattr(tokenizer, "config", None)
     if not isinstance(config, VQGANConfig):  # a tokenizer from elsewhere

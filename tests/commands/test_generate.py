@@ -65,9 +65,11 @@ def test_a_folder_of_queries(generate, tmp_path):
     assert out.startswith(f"answers: 3 in {tmp_path}/answers\n")
     assert sorted(path.name for path in (tmp_path / "answers").iterdir()) == [
         "a_answer.png",
+        "answers.jsonl",
         "b.png_answer.png",
         "b.webp_answer.png",
         "grid.png",
+        "ids.npz",
     ]
 
 
@@ -103,17 +105,19 @@ def test_each_line_of_jsonl_is_a_prompt_and_a_query(generate, prompt, weights, t
     ]
     file = write_lines(prompt / "eval.jsonl", *lines)
     code, out, err = generate(f"prompt={file}", f"output={tmp_path}/out")
-    assert (code, out) == (
-        0,
-        f"answers: 2 in {tmp_path}/out\nimage grid: {tmp_path}/out/grid.png\n",
+    assert code == 0 and out == (
+        f"answers: 2 in {tmp_path}/out\nimage grid: {tmp_path}/out/grid.png\n"
+        f"ids: {tmp_path}/out/ids.npz\n"
     )
     assert err.startswith("generate: 1 of 2 lines have several targets: the first is the true answ")
     assert sorted(
         str(path.relative_to(tmp_path / "out")) for path in tmp_path.glob("out/**/*.*")
     ) == [
         "000001_answer.png",
+        "answers.jsonl",
         "below/b.webp",
         "grid.png",
+        "ids.npz",
     ]
     prompter = Prompter(load_tokenizer(weights), load_student(weights))
     pairs = read_prompt(prompt)
