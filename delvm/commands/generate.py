@@ -68,6 +68,8 @@ def run(cfg: GenerateConfig) -> None:
         writer.write(answer)
     writer.finish()
     _print_result(cfg, files)
+    if cfg.draft is not None:
+        print(prompter.engine.speculation.summary())
 
 
 def _load_prompter(cfg: GenerateConfig) -> "Prompter":
@@ -79,7 +81,10 @@ def _load_prompter(cfg: GenerateConfig) -> "Prompter":
     device = resolve_device(cfg.device)
     tokenizer = load_tokenizer(cfg.tokenizer, device)
     student = load_student(cfg.student, device, cfg.precision)
-    return Prompter(tokenizer, student, resize=cfg.resize)
+    draft = None if cfg.draft is None else load_student(cfg.draft, device, cfg.precision)
+    return Prompter(
+        tokenizer, student, resize=cfg.resize, draft=draft, draft_tokens=cfg.draft_tokens
+    )
 
 
 def _open_record(

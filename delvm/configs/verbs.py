@@ -135,6 +135,8 @@ class GenerateConfig(SamplingKeys):
     output: str = "outputs/generate"
     tokenizer: str = "shapes"
     student: str = "shapes"
+    draft: str | None = None
+    draft_tokens: int = 4
     resize: ResizeMode | None = None
     video: str | None = None
     num_frames: int = 4
@@ -148,7 +150,12 @@ class GenerateConfig(SamplingKeys):
     def validate(self) -> list[str]:
         errors = self.sampling_errors()
         errors += self._prompt_errors() if self.video is None else self._video_errors(self.video)
-        return errors + require_min(1, batch_size=self.batch_size)
+        if self.draft is None and self.draft_tokens != GenerateConfig.draft_tokens:
+            errors.append(
+                f"draft_tokens={self.draft_tokens} is for a draft: set draft=PATH, or "
+                f"draft_tokens={GenerateConfig.draft_tokens}"
+            )
+        return errors + require_min(1, batch_size=self.batch_size, draft_tokens=self.draft_tokens)
 
     def _prompt_errors(self) -> list[str]:
         from delvm.inference.prompt_files import is_jsonl
@@ -186,7 +193,7 @@ class GenerateConfig(SamplingKeys):
         return errors
 
     def _video_errors(self, video: str) -> list[str]:
-        given = {key: getattr(self, key) for key in ("prompt", "query", "prompt_dir")}
+        given = {key: getattr(self, key) for key in ("prompt", "query", "prompt_dir", "draft")}
         given = {key: value for key, value in given.items() if value is not None}
         errors = []
         if given:

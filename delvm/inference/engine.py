@@ -4,41 +4,69 @@ The pairs of a prompt are the same for all queries. `Engine` runs them through t
 one row, and keeps their keys and values: queries in a batch attend to the same ones, and so do
 later calls with the same pairs, as long as the weights are the same.
 
+With a ``draft``, a small student that proposes tokens, answers of a large student come faster, see
+`delvm.inference.speculative`.
+
 Notation:
     B queries    Q tokens of a query    P tokens of a prompt    M prompts that vote
     N new tokens    C codebook size
 """
 
-import inspect
-from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from delvm.inference.decoding import GREEDY, SamplingConfig
-from delvm.inference.generation import Rows, decode_tokens
+from delvm.errors import UserError
+from delvm.inference.decoding import GREEDY, Decoding, SamplingConfig
+from delvm.inference.generation import Rows, decode_tokens, num_image_tokens
+from delvm.inference.prefix_cache import PrefixCache
+from delvm.inference.speculative import Lane, Speculation, SpeculativeDecoder
+from delvm.models.attention import KVCache
 from delvm.models.protocols import StudentNet
 
+DRAFT_TOKENS = 4
 MAX_PREFIXES = 4  # prompts that are kept; the least recently used goes first
 
 
 class Engine:
-    """Generates with one student."""
+    """Generates with one student, and a draft where one is given.
 
-    def __init__(self, student: StudentNet, max_prefixes: int = MAX_PREFIXES) -> None:
+    Attributes:
+        speculation: what the draft gave so far.
+    """
+
+    def __init__(
+        self,
+        student: StudentNet,
+        max_prefixes: int = MAX_PREFIXES,
+        *,
+        draft: StudentNet | None = None,
+        draft_tokens: int = DRAFT_TOKENS,
+    ) -> None:
         """
         Args:
             student: in evaluation mode. One without a key-value cache that takes a ``prefix`` is
                 given the complete rows.
             max_prefixes: prompts whose keys and values are kept; 0 keeps none between calls.
+            draft: a smaller student of the same tokenizer, in evaluation mode.
+            draft_tokens: tokens that the draft proposes before the student checks them, at least 1.
+
+        Raises:
+            UserError: the draft cannot be one of this student's.
         """
-        self.student, self.max_prefixes = student, max_prefixes
-        self._prefixes: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
-        make: Any = getattr(student, "make_kv_cache", None)
-        self._can_share = make is not None and "prefix" in inspect.signature(make).parameters
-        self.prefills = 0  # prompts that were computed
+        self.student, self.draft, self.draft_tokens = student, draft, draft_tokens
+        self._prefixes = PrefixCache(student, max_prefixes)
+        self.speculation = Speculation()
+        if draft is not None:
+            _check_draft(student, draft, draft_tokens)
+            self._draft_prefixes = PrefixCache(draft, max_prefixes)
+
+    @property
+    def prefills(self) -> int:
+        """Prompts that the student has read."""
+        return self._prefixes.prefills
 
     @torch.inference_mode()
     def generate(
@@ -67,7 +95,10 @@ class Engine:
         Raises:
             ValueError: prompt, query and answer exceed the student's context.
         """
-        contexts = [self._context(prompt, queries, max_new_tokens) for prompt in prompts]
+
+        def contexts(prefixes: PrefixCache) -> list[Rows]:
+            return [_context(prefixes, prompt, queries, max_new_tokens) for prompt in prompts]
+
         return self._decode(contexts, queries, max_new_tokens, sampling, row_ids, codebook)
 
     @torch.inference_mode()
@@ -105,34 +136,25 @@ class Engine:
             for start in range(0, len(same_length), batch_size):
                 rows = same_length[start : start + batch_size]
                 batch = queries[rows]
-                contexts = [
-                    Rows(
-                        self.student,
-                        torch.cat((torch.stack([each[row] for row in rows]), batch), dim=1),
-                        max_new_tokens,
-                    )
+                complete = [
+                    torch.cat((torch.stack([each[row] for row in rows]), batch), dim=1)
                     for each in prompts
                 ]
+
+                def contexts(
+                    prefixes: PrefixCache, complete: list[Tensor] = complete
+                ) -> list[Rows]:
+                    return [Rows(prefixes.student, each, max_new_tokens) for each in complete]
+
                 ids = [numbers[row] for row in rows]
                 answers[rows] = self._decode(
                     contexts, batch, max_new_tokens, sampling, ids, codebook
                 )
         return answers
 
-    def _context(self, prompt: Tensor, queries: Tensor, max_new_tokens: int) -> Rows:
-        """Queries (B, Q) after a prompt (P,), whose keys and values they share where possible."""
-        if self._can_share and len(prompt):
-            # Refused before the prompt is computed.
-            needed = len(prompt) + queries.shape[1] + max_new_tokens
-            if needed > (limit := self.student.max_seq_len):
-                raise ValueError(f"{needed} tokens exceed max_seq_len {limit}")
-            return Rows(self.student, queries, max_new_tokens, self._prefix(prompt))
-        complete = torch.cat((prompt.expand(len(queries), -1), queries), dim=1)
-        return Rows(self.student, complete, max_new_tokens)
-
     def _decode(
         self,
-        contexts: list[Rows],
+        contexts: Callable[[PrefixCache], list[Rows]],
         queries: Tensor,
         max_new_tokens: int,
         sampling: SamplingConfig,
@@ -140,40 +162,81 @@ class Engine:
         codebook: Tensor | None,
     ) -> Tensor:
         guidance = sampling.guidance
-        if guidance != 1:
-            contexts = [*contexts, Rows(self.student, queries, max_new_tokens)]
 
         def combine(logits: list[Tensor]) -> Tensor:
             return vote(logits) if guidance == 1 else guide(vote(logits[:-1]), logits[-1], guidance)
 
+        def lane(prefixes: PrefixCache) -> Lane:
+            rows = contexts(prefixes)
+            if guidance != 1:
+                rows.append(Rows(prefixes.student, queries, max_new_tokens))
+            return Lane(rows, combine)
+
+        student = lane(self._prefixes)
+        if self.draft is not None and self._draft_pays(len(queries), max_new_tokens, sampling):
+            decoder = SpeculativeDecoder(
+                student,
+                lane(self._draft_prefixes),
+                sampling,
+                draft_tokens=self.draft_tokens,
+                relative_cost=_weight_bytes(self.draft) / _weight_bytes(self.student),
+                speculation=self.speculation,
+                codebook=codebook,
+            )
+            return decoder.generate(queries[:, -1], max_new_tokens, row_ids)
         return decode_tokens(
-            contexts,
+            student.contexts,
             max_new_tokens,
             sampling,
             row_ids=row_ids,
             codebook=codebook,
-            combine=combine if len(contexts) > 1 else None,
+            combine=combine if len(student.contexts) > 1 else None,
         )
 
-    def _prefix(self, prompt: Tensor) -> Any:
-        """The cache of a prompt (P,): one that is kept, or computed now."""
-        # Tensors made in inference mode count no changes; there the address has to do.
-        weights = tuple(
-            (each.data_ptr(), None if each.is_inference() else each._version)
-            for each in self.student.parameters()
+    def _draft_pays(self, rows: int, max_new_tokens: int, sampling: SamplingConfig) -> bool:
+        """Whether to use the draft for a batch; a sample must not depend on the clock."""
+        pace = self.speculation.paces.get(rows)
+        pays = pace is None or sampling.decoding is Decoding.sample or pace.pays()
+        self.speculation.fallbacks += not pays
+        return pays and min(rows, max_new_tokens) > 0
+
+
+def _context(prefixes: PrefixCache, prompt: Tensor, queries: Tensor, max_new_tokens: int) -> Rows:
+    """Queries (B, Q) after a prompt (P,), whose keys and values they share where possible."""
+    student = prefixes.student
+    if prefixes.can_share and len(prompt):
+        # Refused before the prompt is computed.
+        needed = len(prompt) + queries.shape[1] + max_new_tokens
+        if needed > (limit := student.max_seq_len):
+            raise ValueError(f"{needed} tokens exceed max_seq_len {limit}")
+        return Rows(student, queries, max_new_tokens, prefixes.get(prompt))
+    complete = torch.cat((prompt.expand(len(queries), -1), queries), dim=1)
+    return Rows(student, complete, max_new_tokens)
+
+
+def _weight_bytes(student: StudentNet) -> int:
+    return sum(int(each.nbytes) for each in student.state_dict().values())
+
+
+def _check_draft(student: StudentNet, draft: StudentNet, draft_tokens: int) -> None:
+    """Raise a UserError if a draft cannot propose tokens to a student."""
+    if draft_tokens < 1:
+        raise UserError(f"draft_tokens={draft_tokens} is below 1: set draft_tokens=1 or more")
+    given, needed = num_image_tokens(draft), num_image_tokens(student)
+    if given != needed:
+        raise UserError(f"{given} codes (draft) != {needed} codes (student): set draft=PATH")
+    if draft.max_seq_len < student.max_seq_len:
+        raise UserError(
+            f"the draft's context of {draft.max_seq_len} tokens is below the student's "
+            f"{student.max_seq_len}: set draft=PATH"
         )
-        key = (prompt.cpu().numpy().tobytes(), weights)
-        if key in self._prefixes:
-            self._prefixes.move_to_end(key)
-            return self._prefixes[key]
-        student: Any = self.student
-        cache = student.make_kv_cache(1, len(prompt))
-        student.forward_hidden(prompt[None], cache)
-        self.prefills += 1
-        self._prefixes[key] = cache
-        while len(self._prefixes) > max(1, self.max_prefixes):
-            self._prefixes.popitem(last=False)
-        return cache if self.max_prefixes else self._prefixes.pop(key)
+    for role, model in (("student", student), ("draft", draft)):
+        make = getattr(model, "make_kv_cache", None)
+        if make is None or not isinstance(make(1, 1), KVCache):
+            raise UserError(
+                f"{role} {type(model).__name__} has no key-value cache that can be rewound: "
+                "set draft=null"
+            )
 
 
 def vote(logits: Sequence[Tensor]) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from delvm.inference.decoding import GREEDY, Decoding, SamplingConfig
-from delvm.inference.sampling import mean_embedding_ids, sample_from_uniform, top_k_top_p_probs
+from delvm.inference.sampling import deterministic_ids, sample_from_uniform, top_k_top_p_probs
 from delvm.models.protocols import StudentNet
+from delvm.models.static_cache import StaticKVCache
 
 
 class Rows:
@@ -42,6 +43,7 @@ class Rows:
                 f"{past + ids.shape[1]} + {max_new_tokens} tokens exceed max_seq_len {limit}"
             )
         self.student, self.ids, self._num_codes = student, ids, num_image_tokens(student)
+        self._context = past + ids.shape[1]
         self.cache: Any = None
         if (make_cache := getattr(student, "make_kv_cache", None)) is not None:
             shared = {} if prefix is None else {"prefix": prefix}
@@ -60,6 +62,22 @@ class Rows:
     def append(self, ids: Tensor) -> None:
         """Append tokens (B, 1), which the next `first_logits` reads."""
         self.ids = ids if self.cache is not None else torch.cat((self.ids, ids), dim=1)
+
+    def each_logits(self, ids: Tensor) -> Tensor:
+        """Append tokens (B, T) to a cache; logits (B, T, C) of the token after each of them."""
+        logits: Tensor = self.student.head(self.student.forward_hidden(ids, self.cache))
+        return logits[..., : self._num_codes]
+
+    def rewind(self, kept: Tensor) -> None:
+        """Forget all but ``kept`` (B,) of the tokens after the context; -1 forgets one of those.
+
+        Rows of different lengths need the cache of `make_static`.
+        """
+        self.cache.rewind(self._context + kept)
+
+    def make_static(self) -> None:
+        """Let rows have lengths of their own from now on, see `delvm.models.static_cache`."""
+        self.cache = StaticKVCache(self.cache)
 
     def _logits(self, ids: Tensor) -> Tensor:
         hidden = self.student.forward_hidden(ids, self.cache)[:, -1]
@@ -131,6 +149,7 @@ def decode_tokens(
     if method is Decoding.sample:
         numbers = range(count) if row_ids is None else row_ids
         uniform = uniform_values(numbers, max_new_tokens, sampling.seed).to(device)
+    used = codebook if method is Decoding.mean_embedding else None
     ids = torch.empty(count, max_new_tokens, dtype=torch.int64, device=device)
     logits = [each.first_logits() for each in contexts]
     for step in range(max_new_tokens):
@@ -140,10 +159,8 @@ def decode_tokens(
         if uniform is not None:
             probs = top_k_top_p_probs(chosen, sampling.temperature, sampling.top_k, sampling.top_p)
             ids[:, step] = sample_from_uniform(probs, uniform[:, step])
-        elif method is Decoding.mean_embedding and codebook is not None:
-            ids[:, step] = mean_embedding_ids(chosen, codebook)
         else:
-            ids[:, step] = chosen.argmax(-1)
+            ids[:, step] = deterministic_ids(chosen, used)
     return ids
 
 

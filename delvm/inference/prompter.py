@@ -12,7 +12,7 @@ from delvm.data.image_io import StoredImage, aligned, to_pil, to_stored, to_tens
 from delvm.data.resizing import ResizeMode, parse_resize_mode, same_shape, to_square
 from delvm.errors import UserError
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
-from delvm.inference.engine import Engine
+from delvm.inference.engine import DRAFT_TOKENS, Engine
 from delvm.inference.generation import num_image_tokens
 from delvm.inference.video import continue_images, resolve_window
 from delvm.interop.fingerprint import codebook_matches, fingerprint
@@ -46,7 +46,13 @@ class Prompter:
     """
 
     def __init__(
-        self, tokenizer: TokenizerNet, student: StudentNet, *, resize: str | None = None
+        self,
+        tokenizer: TokenizerNet,
+        student: StudentNet,
+        *,
+        resize: str | None = None,
+        draft: StudentNet | None = None,
+        draft_tokens: int = DRAFT_TOKENS,
     ) -> None:
         """Put both models in evaluation mode.
 
@@ -55,14 +61,20 @@ class Prompter:
             student: its weights stay on the device where they are.
             resize: how images of other shapes are made square, a `ResizeMode`. None: as those that
                 the student was trained on, or short_side where it does not record that.
+            draft: a smaller student of the same tokenizer that proposes tokens of answers, not of
+                videos, so that they come faster, see `delvm.inference.speculative`.
+            draft_tokens: how many it proposes at once.
 
         Raises:
-            UserError: the student was trained on another tokenizer's tokens, or the mode is
-                unknown.
+            UserError: student or draft were trained on another tokenizer's tokens, the draft does
+                not fit the student, or the mode is unknown.
         """
         check_tokenizer_match(tokenizer, student)
+        if draft is not None:
+            check_tokenizer_match(tokenizer, draft, "draft")
+            set_eval_mode(draft)
         self.tokenizer, self.student = tokenizer, student
-        self.engine = Engine(student)
+        self.engine = Engine(student, draft=draft, draft_tokens=draft_tokens)
         trained_on = str(getattr(student, "resize", ""))  # students of other packages have none
         self.resize = parse_resize_mode(resize or trained_on or ResizeMode.short_side)
         set_eval_mode(tokenizer, student)
@@ -342,27 +354,35 @@ def set_eval_mode(*models: TokenizerNet | StudentNet) -> None:
         cast(nn.Module, model).eval()
 
 
-def check_tokenizer_match(tokenizer: TokenizerNet, student: StudentNet) -> None:
+def check_tokenizer_match(
+    tokenizer: TokenizerNet, student: StudentNet, role: str = "student"
+) -> None:
     """Check that a student was trained on a tokenizer's tokens.
 
     Students of other projects do not store the fingerprint of their tokenizer. They are matched by
     the codebook that they contain or, without one, by the number of image tokens.
+
+    Args:
+        tokenizer, student: the two.
+        role: of the student, for the message.
 
     Raises:
         UserError: it was trained on another tokenizer's tokens.
     """
     given, trained_on = fingerprint(tokenizer), student.tokenizer_fingerprint
     fix = "set tokenizer=PATH to the one its token shards were made with"
+    if role != "student":
+        fix = f"set {role}=PATH to a student of this tokenizer"
     if trained_on and trained_on != given:
         raise UserError(
-            f"tokenizer {given} is not the one this student was trained on ({trained_on}): {fix}"
+            f"tokenizer {given} is not the one this {role} was trained on ({trained_on}): {fix}"
         )
     codebook_size, known = tokenizer.codebook_size, num_image_tokens(student)
     if codebook_size != known:
         raise UserError(
-            f"num_embeddings {codebook_size} (tokenizer) != {known} codes (student): {fix}"
+            f"num_embeddings {codebook_size} (tokenizer) != {known} codes ({role}): {fix}"
         )
     if not trained_on and not codebook_matches(student, tokenizer.codebook):
         raise UserError(
-            f"the codes of tokenizer {given} differ from those that this student contains: {fix}"
+            f"the codes of tokenizer {given} differ from those that this {role} contains: {fix}"
         )

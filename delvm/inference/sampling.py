@@ -45,6 +45,11 @@ def mean_embedding_ids(logits: Tensor, codebook: Tensor) -> Tensor:
     return torch.cdist(expected[None], codebook[None])[0].argmin(-1)
 
 
+def deterministic_ids(logits: Tensor, codebook: Tensor | None) -> Tensor:
+    """Ids (B,): `mean_embedding_ids` with a codebook, and the most likely ones without."""
+    return logits.argmax(-1) if codebook is None else mean_embedding_ids(logits, codebook)
+
+
 def sample_from_uniform(probs: Tensor, uniform: Tensor) -> Tensor:
     """Sample ids (B,) by inverting the cumulative distribution of probs (B, V) at uniform (B,)."""
     cdf = probs.double().cumsum(-1)

@@ -129,6 +129,24 @@ class KVCache:
         self.buffer[layer, 1, :, :, start:end] = v
         return self.buffer[layer, 0, :, :, :end], self.buffer[layer, 1, :, :, :end]
 
+    def positions(self, count: int) -> slice | Tensor:
+        """Positions of the next tokens of all rows, an index of the rotary table."""
+        return slice(self.length, self.length + count)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, layer: int, backend: AttentionBackend
+    ) -> Tensor:
+        """Attention of new tokens (B, T, H, D) to all tokens so far; appends them to a layer."""
+        return attend_with_cache(q, k, v, self, layer, backend)
+
+    def advance(self, count: int) -> None:
+        """Count new tokens, which all layers have seen now."""
+        self.length += count
+
+    def rewind(self, lengths: Tensor) -> None:
+        """Forget all tokens beyond ``lengths`` (B,), which must be equal: rows share one length."""
+        self.length = int(lengths[0])
+
     def of_prefix(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the prefix in a layer, (H, P, D)."""
         assert self.prefix is not None
@@ -184,7 +202,7 @@ class Attention(nn.Module):
         q, k = apply_rotary_emb(q, rope), apply_rotary_emb(k, rope)
         dropout = self.dropout if self.training else 0.0
         if cache is not None:
-            y = attend_with_cache(q, k, v, cache, layer, self.backend)
+            y = cache.attend(q, k, v, layer, self.backend)
         else:
             backend = select_backend(self.backend, documents, q, dropout)
             y = ATTENTION[backend].attend(q, k, v, documents, dropout)

@@ -252,8 +252,7 @@ class Transformer(nn.Module):
 
     def rope_table(self) -> Tensor:
         """Cosines and sines of the rotary angles, (2, max_seq_len, D / 2) float32."""
-        cfg = self.config
-        return precompute_rope(cfg.max_seq_len, cfg.head_dim, cfg.rope_base)
+        return precompute_rope(self.max_seq_len, self.config.head_dim, self.config.rope_base)
 
     def init_weights(self) -> Iterator[nn.Module]:
         """Set all initial weights; yield each block when it is done, and at last the model.
@@ -317,19 +316,19 @@ class Transformer(nn.Module):
         Raises:
             ValueError: more tokens than max_seq_len, or both document_ids and a cache.
         """
-        past = cache.length if cache is not None else 0
-        end = past + input_ids.shape[1]
-        if end > self.max_seq_len:
-            raise ValueError(f"{end} tokens exceed max_seq_len {self.max_seq_len}")
+        count = input_ids.shape[1]
+        positions = slice(0, count) if cache is None else cache.positions(count)
+        if isinstance(positions, slice) and positions.stop > self.max_seq_len:
+            raise ValueError(f"{positions.stop} tokens exceed max_seq_len {self.max_seq_len}")
         if document_ids is not None and cache is not None:
             raise ValueError("document_ids cannot be combined with a cache")
         if cache is not None and (decoder := cpu_decoder(self, input_ids, cache)):
             x = decoder(self.embed(input_ids), cache)
-            cache.length = end
+            cache.advance(count)
             return x
         documents = None if document_ids is None else PackedDocuments(document_ids)
-        positions = slice(past, end) if documents is None else documents.positions
-        rope = self.rope[:, positions].unsqueeze(-2)  # (2, T, 1, D / 2) or (2, B, T, 1, D / 2)
+        index = positions if documents is None else documents.positions
+        rope = self.rope[:, index].unsqueeze(-2)  # (2, T, 1, D / 2) or (2, B, T, 1, D / 2)
         x = self.embed(input_ids)
         every = self.config.activation_checkpointing
         for layer, block in enumerate(self.blocks):
@@ -338,7 +337,7 @@ class Transformer(nn.Module):
             else:
                 x = block(x, rope, documents, cache, layer)
         if cache is not None:
-            cache.length = end
+            cache.advance(count)
         return cast(Tensor, self.norm(x))
 
     def forward(

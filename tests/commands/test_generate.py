@@ -91,6 +91,21 @@ def test_many_queries_fill_several_grids(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("decoding", ["mean_embedding", "greedy"])
+def test_a_draft_gives_the_same_answers_and_one_line(generate, weights, tmp_path, decoding):
+    for name in ("a.png", "b.png"):
+        query(tmp_path / "q", name)
+    words = f"query={tmp_path}/q", f"decoding={decoding}"
+    assert generate(*words, f"output={tmp_path}/alone")[0] == 0
+    code, out, err = generate(
+        *words, f"output={tmp_path}/both", f"draft={weights}", "draft_tokens=2"
+    )
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1].startswith("draft: ") and "tokens per call" in out
+    for name in ("a_answer.png", "b_answer.png"):
+        assert (tmp_path / "both" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
 def write_lines(path, *lines):
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return path
@@ -198,9 +213,19 @@ def bad_inputs(tmp_path, prompt, weights):
         query(long, f"000002_{side}.png")
     other = tmp_path / "other"
     save_model(VQGAN(load_tokenizer(weights).config), other)  # of the same shape, drawn anew
+    student = load_student(weights)
+    student.tokenizer_fingerprint = "another"
+    save_model(student, tmp_path / "draft")
     q = f"query={path}"
     return {
         "missing prompt": ([q, f"prompt={tmp_path}/none"], "prompt not found: "),
+        "draft of another tokenizer": (
+            [q, f"draft={tmp_path}/draft"],
+            "is not the one this draft was trained on (another): set draft=PATH",
+        ),
+        "missing draft": ([q, f"draft={tmp_path}/none"], "not found: "),
+        "no draft tokens": ([q, f"draft={weights}", "draft_tokens=0"], "draft_tokens=0 is below 1"),
+        "no draft": ([q, "draft_tokens=2"], "draft_tokens=2 is for a draft: set draft=PATH"),
         "missing query": ([f"query={tmp_path}/none.png"], "query not found: "),
         "missing tokenizer": ([q, f"tokenizer={tmp_path}/none"], "tokenizer not found: "),
         "missing student": ([q, f"student={tmp_path}/none"], "student not found: "),

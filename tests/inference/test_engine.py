@@ -67,11 +67,11 @@ def test_prefix_is_computed_once_and_stored_once(student):
     assert torch.equal(engine.generate([prompt], queries, 4), first) and engine.prefills == 1
     engine.generate([torch.flip(prompt, [0])], queries, 4)
     assert engine.prefills == 2
-    cache = student.make_kv_cache(5, 30, prefix=next(iter(engine._prefixes.values())))
+    cache = student.make_kv_cache(5, 30, prefix=next(iter(engine._prefixes.kept.values())))
     assert cache.buffer.shape[-2] == 10  # tokens after the prefix
     for number in range(10):
         engine.generate([torch.full((8,), number)], queries, 1)
-    assert len(engine._prefixes) == 4
+    assert len(engine._prefixes.kept) == 4
 
 
 def test_prefix_is_computed_again_when_weights_change(student):
