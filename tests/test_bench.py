@@ -126,3 +126,16 @@ def test_encode_benchmark_writes_shards(tmp_path):
 def test_the_training_run_that_is_timed_fits_together(tmp_path):
     startup.write_shards(tmp_path / "tokens")
     assert config_errors("train", compose("train", startup.train_overrides(tmp_path))) == []
+
+
+def test_speculative_benchmark_accepts_all_drafts_of_the_constructed_pair(monkeypatch):
+    from delvm.models.transformer import TransformerConfig
+    from experiments.bench import speculative
+
+    config = TransformerConfig(32, 16, 4, 2, max_seq_len=64, codebook_dim=4)
+    row = speculative.ceiling(config, 1, prompt_tokens=24, new_tokens=20)
+    assert ", 100% accepted, 4 per cycle" in row.note and row.ratio == row.ours / row.peer
+    student, draft = speculative.constructed_pair(config, 1, torch.float32)
+    assert student.parameter_count() > draft.parameter_count()
+    ids = torch.randint(32, (2, 9))
+    assert torch.equal(student(ids), draft(ids))

@@ -1,0 +1,151 @@
+"""Speculative decoding: how many drafted tokens are accepted, and what that gains.
+
+"ceiling" is a constructed pair of random weights at 300M in bfloat16. The last layers of the
+student add nothing to their input, but take their time, and the draft is its first layers: every
+draft is accepted. It shows what checking several tokens at once can gain, not what distilled
+students reach. "demo" is a real pair, on held-out queries: the teacher that `make demo` trains, and
+the student distilled from it. Both are so small that a token takes the time of the calls, not of
+the weights, so drafting need not pay: look at how many drafts are accepted. Both sides of a row
+answer the same queries, one by one.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from delvm.evaluation.query_set import build_query_set
+from delvm.inference.decoding import SamplingConfig
+from delvm.inference.engine import DRAFT_TOKENS, Engine
+from delvm.inference.speculative import Pace
+from delvm.interop.load import load_student, load_tokenizer
+from delvm.models.precision import has_native_bf16
+from delvm.models.transformer import Block, Transformer, TransformerConfig
+from experiments.bench.harness import Row
+
+DEMO = Path("outputs/demo")
+TASKS = ("segmentation", "pose", "derain", "deblur")
+SAMPLINGS = {
+    "greedy": SamplingConfig("greedy"),
+    "mean_embedding": SamplingConfig("mean_embedding"),
+    "sample": SamplingConfig("sample", temperature=1.0),
+}
+
+
+def rows() -> list[Row]:
+    """Both pairs; the second one where `make demo` has left its models."""
+    found = [ceiling(TransformerConfig(), layers) for layers in (2, 6)]
+    if not (DEMO / "student").is_dir():
+        print(f"speculative: no {DEMO}, run `make demo` for a trained pair", file=sys.stderr)
+        return found
+    return [*found, *demo(DEMO)]
+
+
+def ceiling(
+    config: TransformerConfig, draft_layers: int, prompt_tokens: int = 1536, new_tokens: int = 64
+) -> Row:
+    """Tokens/s with and without a draft of the first layers, all of whose tokens are accepted."""
+    dtype = torch.bfloat16 if has_native_bf16("cpu") else torch.float32
+    student, draft = constructed_pair(config, draft_layers, dtype)
+    prompt = torch.randint(config.vocab_size, (prompt_tokens,))
+    queries = torch.randint(config.vocab_size, (2, prompt_tokens // 6))
+    engine = Engine(student, draft=draft)
+    rate, alone = rates(engine, [(prompt, query) for query in queries], new_tokens)
+    counts = engine.speculation
+    share = counts.accepted / max(1, counts.drafted)
+    note = (
+        f"{config.n_layers} layers of which the last {config.n_layers - draft_layers} add nothing; "
+        f"the draft has {draft_layers}, {share:.0%} accepted, {DRAFT_TOKENS} per cycle; vs. without"
+    )
+    return Row.compare(f"speculative_ceiling_{draft_layers}_layers", rate, alone,
+                       unit="tokens/s", note=note)  # fmt: skip
+
+
+def constructed_pair(
+    config: TransformerConfig, draft_layers: int, dtype: torch.dtype
+) -> tuple[Transformer, Transformer]:
+    """A student whose layers after ``draft_layers`` add zero, and its first layers as a draft."""
+    torch.manual_seed(0)
+    codebook = torch.randn(config.vocab_size, config.codebook_dim)
+    student = Transformer(config, codebook).eval().requires_grad_(False)
+    for block in list(student.blocks)[draft_layers:]:
+        assert isinstance(block, Block)
+        for layer in (block.attention.out, block.mlp.down):
+            assert isinstance(layer, nn.Linear)
+            layer.weight.zero_()
+    draft = Transformer(replace(config, n_layers=draft_layers), codebook).eval()
+    kept = draft.state_dict()
+    draft.load_state_dict(
+        {name: each for name, each in student.state_dict().items() if name in kept}
+    )
+    return student.to(dtype), draft.requires_grad_(False).to(dtype)
+
+
+def demo(folder: Path, queries: int = 8, shots: int = 3) -> list[Row]:
+    """Accepted share and speed of the demo's pair, over held-out queries of all tasks."""
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    teacher, draft = load_student(folder / "teacher"), load_student(folder / "student")
+    given: list[tuple[Tensor, Tensor]] = []
+    for task in TASKS:
+        query_set = build_query_set(folder / "pairs", task, tokenizer, num_queries=queries,
+                                    num_shots=shots, seed=0, batch_size=32)  # fmt: skip
+        given += zip(query_set.prompts(slice(None)), query_set.queries.ids, strict=True)
+    found = []
+    for name, sampling in SAMPLINGS.items():
+        engine, usual = Engine(teacher, draft=draft), Engine(teacher, draft=draft)
+        engine.speculation.paces[1] = AlwaysPays(DRAFT_TOKENS + 1)
+        size, codebook = tokenizer.tokens_per_image, tokenizer.codebook
+        rate, alone = rates(engine, given, size, sampling, codebook)
+        as_usual, alone_then = rates(usual, given, size, sampling, codebook)
+        counts = engine.speculation
+        per_call = counts.tokens / max(1, counts.teacher_calls)
+        note = (
+            f"{len(given)} held-out queries of {', '.join(TASKS)}; {draft.parameter_count():,} "
+            f"parameters draft for {teacher.parameter_count():,}"
+        )
+        found += [
+            Row(f"speculative_demo_{name}_accepted", counts.accepted / max(1, counts.drafted), None,
+                None, "", "of drafts", f"{note}; {per_call:.2f} tokens per call of the teacher"),
+            Row.compare(f"speculative_demo_{name}", rate, alone, unit="tokens/s",
+                        note=f"{note}; drafting to the end of each answer vs. without"),
+            Row.compare(f"speculative_demo_{name}_falls_back", as_usual, alone_then,
+                        unit="tokens/s", note=f"{note}; until it does not pay vs. without"),
+        ]  # fmt: skip
+    return found
+
+
+class AlwaysPays(Pace):
+    """Never gives the draft up."""
+
+    def pays(self) -> bool:
+        """True."""
+        return True
+
+
+def rates(
+    engine: Engine,
+    given: Sequence[tuple[Tensor, Tensor]],
+    new_tokens: int,
+    sampling: SamplingConfig = SAMPLINGS["greedy"],
+    codebook: Tensor | None = None,
+) -> tuple[float, float]:
+    """Tokens/s of an engine with a draft and of its student alone, interleaved.
+
+    The first token and the prompt are not timed: each query is answered with one token first.
+    """
+    engines, seconds = (engine, Engine(engine.student)), [0.0, 0.0]
+    for number, (prompt, query) in enumerate(given):
+        for which, each in enumerate(engines):
+            times = []
+            for count in (1, new_tokens):
+                start = time.perf_counter()
+                each.generate([prompt], query[None], count, sampling, row_ids=[number],
+                              codebook=codebook)  # fmt: skip
+                times.append(time.perf_counter() - start)
+            seconds[which] += times[1] - times[0]
+    tokens = len(given) * (new_tokens - 1)
+    return tokens / seconds[0], tokens / seconds[1]
