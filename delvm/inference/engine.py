@@ -23,6 +23,7 @@ from delvm.inference.decoding import GREEDY, Decoding, SamplingConfig
 from delvm.inference.generation import Rows, decode_tokens, num_image_tokens
 from delvm.inference.prefix_cache import PrefixCache
 from delvm.inference.speculative import Lane, Speculation, SpeculativeDecoder
+from delvm.inference.static_step import StaticStep
 from delvm.models.attention import KVCache
 from delvm.models.protocols import StudentNet
 
@@ -44,6 +45,7 @@ class Engine:
         *,
         draft: StudentNet | None = None,
         draft_tokens: int = DRAFT_TOKENS,
+        compile: bool = False,
     ) -> None:
         """
         Args:
@@ -52,13 +54,19 @@ class Engine:
             max_prefixes: prompts whose keys and values are kept; 0 keeps none between calls.
             draft: a smaller student of the same tokenizer, in evaluation mode.
             draft_tokens: tokens that the draft proposes before the student checks them, at least 1.
+            compile: compile the step of one token, see `delvm.inference.static_step`. It takes a
+                minute for each size of a batch, so it is for many answers.
 
         Raises:
-            UserError: the draft cannot be one of this student's.
+            UserError: the draft cannot be one of this student's, or the student has no key-value
+                cache and cannot be compiled.
         """
         self.student, self.draft, self.draft_tokens = student, draft, draft_tokens
         self._prefixes = PrefixCache(student, max_prefixes)
         self.speculation = Speculation()
+        self._step = StaticStep() if compile else None
+        if compile:
+            _check_cache(student, "student", "compile=false")
         if draft is not None:
             _check_draft(student, draft, draft_tokens)
             self._draft_prefixes = PrefixCache(draft, max_prefixes)
@@ -97,7 +105,7 @@ class Engine:
         """
 
         def contexts(prefixes: PrefixCache) -> list[Rows]:
-            return [_context(prefixes, prompt, queries, max_new_tokens) for prompt in prompts]
+            return [self._context(prefixes, each, queries, max_new_tokens) for each in prompts]
 
         return self._decode(contexts, queries, max_new_tokens, sampling, row_ids, codebook)
 
@@ -144,7 +152,7 @@ class Engine:
                 def contexts(
                     prefixes: PrefixCache, complete: list[Tensor] = complete
                 ) -> list[Rows]:
-                    return [Rows(prefixes.student, each, max_new_tokens) for each in complete]
+                    return [self._rows(prefixes.student, each, max_new_tokens) for each in complete]
 
                 ids = [numbers[row] for row in rows]
                 answers[rows] = self._decode(
@@ -169,9 +177,11 @@ class Engine:
         def lane(prefixes: PrefixCache) -> Lane:
             rows = contexts(prefixes)
             if guidance != 1:
-                rows.append(Rows(prefixes.student, queries, max_new_tokens))
+                rows.append(self._rows(prefixes.student, queries, max_new_tokens))
             return Lane(rows, combine)
 
+        if self._step is not None:
+            self._step.begin()
         student = lane(self._prefixes)
         if self.draft is not None and self._draft_pays(len(queries), max_new_tokens, sampling):
             decoder = SpeculativeDecoder(
@@ -182,6 +192,7 @@ class Engine:
                 relative_cost=_weight_bytes(self.draft) / _weight_bytes(self.student),
                 speculation=self.speculation,
                 codebook=codebook,
+                static=self._step is not None,
             )
             return decoder.generate(queries[:, -1], max_new_tokens, row_ids)
         return decode_tokens(
@@ -200,18 +211,24 @@ class Engine:
         self.speculation.fallbacks += not pays
         return pays and min(rows, max_new_tokens) > 0
 
+    def _context(
+        self, prefixes: PrefixCache, prompt: Tensor, queries: Tensor, max_new_tokens: int
+    ) -> Rows:
+        """Queries (B, Q) after a prompt (P,), whose keys and values they share where possible."""
+        student = prefixes.student
+        if prefixes.can_share and len(prompt):
+            # Refused before the prompt is computed.
+            needed = len(prompt) + queries.shape[1] + max_new_tokens
+            if needed > (limit := student.max_seq_len):
+                raise ValueError(f"{needed} tokens exceed max_seq_len {limit}")
+            return self._rows(student, queries, max_new_tokens, prefixes.get(prompt))
+        complete = torch.cat((prompt.expand(len(queries), -1), queries), dim=1)
+        return self._rows(student, complete, max_new_tokens)
 
-def _context(prefixes: PrefixCache, prompt: Tensor, queries: Tensor, max_new_tokens: int) -> Rows:
-    """Queries (B, Q) after a prompt (P,), whose keys and values they share where possible."""
-    student = prefixes.student
-    if prefixes.can_share and len(prompt):
-        # Refused before the prompt is computed.
-        needed = len(prompt) + queries.shape[1] + max_new_tokens
-        if needed > (limit := student.max_seq_len):
-            raise ValueError(f"{needed} tokens exceed max_seq_len {limit}")
-        return Rows(student, queries, max_new_tokens, prefixes.get(prompt))
-    complete = torch.cat((prompt.expand(len(queries), -1), queries), dim=1)
-    return Rows(student, complete, max_new_tokens)
+    def _rows(
+        self, student: StudentNet, ids: Tensor, max_new_tokens: int, prefix: KVCache | None = None
+    ) -> Rows:
+        return Rows(student, ids, max_new_tokens, prefix, self._step)
 
 
 def _weight_bytes(student: StudentNet) -> int:
@@ -231,12 +248,13 @@ def _check_draft(student: StudentNet, draft: StudentNet, draft_tokens: int) -> N
             f"{student.max_seq_len}: set draft=PATH"
         )
     for role, model in (("student", student), ("draft", draft)):
-        make = getattr(model, "make_kv_cache", None)
-        if make is None or not isinstance(make(1, 1), KVCache):
-            raise UserError(
-                f"{role} {type(model).__name__} has no key-value cache that can be rewound: "
-                "set draft=null"
-            )
+        _check_cache(model, role, "draft=null")
+
+
+def _check_cache(model: StudentNet, role: str, fix: str) -> None:
+    make = getattr(model, "make_kv_cache", None)
+    if make is None or not isinstance(make(1, 1), KVCache):
+        raise UserError(f"{role} {type(model).__name__} has no key-value cache of ours: set {fix}")
 
 
 def vote(logits: Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from delvm.inference.decoding import GREEDY, Decoding, SamplingConfig
 from delvm.inference.sampling import deterministic_ids, sample_from_uniform, top_k_top_p_probs
+from delvm.inference.static_step import StaticStep
 from delvm.models.protocols import StudentNet
 from delvm.models.static_cache import StaticKVCache
 
@@ -23,7 +24,12 @@ class Rows:
     """
 
     def __init__(
-        self, student: StudentNet, ids: Tensor, max_new_tokens: int, prefix: Any = None
+        self,
+        student: StudentNet,
+        ids: Tensor,
+        max_new_tokens: int,
+        prefix: Any = None,
+        step: StaticStep | None = None,
     ) -> None:
         """
         Args:
@@ -32,6 +38,7 @@ class Rows:
             ids: (B, T) int64, T >= 1.
             max_new_tokens: how many tokens may follow.
             prefix: cache of one row of tokens before every row, see `delvm.inference.engine`.
+            step: computes all tokens after the first one; None = as the first one.
 
         Raises:
             ValueError: all tokens together exceed the student's context.
@@ -42,7 +49,8 @@ class Rows:
             raise ValueError(
                 f"{past + ids.shape[1]} + {max_new_tokens} tokens exceed max_seq_len {limit}"
             )
-        self.student, self.ids, self._num_codes = student, ids, num_image_tokens(student)
+        self.student, self.ids, self._step = student, ids, step
+        self._num_codes = num_image_tokens(student)
         self._context = past + ids.shape[1]
         self.cache: Any = None
         if (make_cache := getattr(student, "make_kv_cache", None)) is not None:
@@ -57,6 +65,8 @@ class Rows:
         """Append tokens (B, 1); logits (B, C) of the one after them."""
         if self.cache is None:
             self.ids = ids = torch.cat((self.ids, ids), dim=1)
+        elif self._step is not None:
+            return self.each_logits(ids)[:, -1]
         return self._logits(ids)
 
     def append(self, ids: Tensor) -> None:
@@ -65,7 +75,12 @@ class Rows:
 
     def each_logits(self, ids: Tensor) -> Tensor:
         """Append tokens (B, T) to a cache; logits (B, T, C) of the token after each of them."""
-        logits: Tensor = self.student.head(self.student.forward_hidden(ids, self.cache))
+        logits: Tensor
+        if self._step is not None:
+            self.make_static()
+            logits = self._step(self.student, ids, self.cache)
+        else:
+            logits = self.student.head(self.student.forward_hidden(ids, self.cache))
         return logits[..., : self._num_codes]
 
     def rewind(self, kept: Tensor) -> None:
@@ -77,7 +92,9 @@ class Rows:
 
     def make_static(self) -> None:
         """Let rows have lengths of their own from now on, see `delvm.models.static_cache`."""
-        self.cache = StaticKVCache(self.cache)
+        if not isinstance(self.cache, StaticKVCache):
+            make = StaticKVCache if self._step is None else self._step.take_over
+            self.cache = make(self.cache)
 
     def _logits(self, ids: Tensor) -> Tensor:
         hidden = self.student.forward_hidden(ids, self.cache)[:, -1]

@@ -149,6 +149,7 @@ class SpeculativeDecoder:
         relative_cost: float,
         speculation: Speculation,
         codebook: Tensor | None,
+        static: bool = False,
     ) -> None:
         """
         Args:
@@ -159,6 +160,7 @@ class SpeculativeDecoder:
             relative_cost: of a call of the draft, that of the large student being 1.
             speculation: where everything is counted.
             codebook: (C, d) of the tokenizer; needed by ``decoding=mean_embedding``.
+            static: keep all shapes the same for one row too, not just for several.
 
         Raises:
             ValueError: no codebook is given where one is needed.
@@ -170,6 +172,7 @@ class SpeculativeDecoder:
         self.codebook = codebook if sampling.decoding is Decoding.mean_embedding else None
         self.samples = sampling.decoding is Decoding.sample
         self._cycle_cost = 1 + draft_tokens * relative_cost
+        self.static = static
         self._unread = 2  # tokens at the end of each row that the draft has not read for certain
 
     @torch.inference_mode()
@@ -198,7 +201,8 @@ class SpeculativeDecoder:
         ids[:, 0] = last
         ids[:, 1] = self._choose(self.student.first_logits()[:, None], torch.zeros_like(last))[:, 0]
         self.draft.first_logits()
-        if rows > 1:
+        static = rows > 1 or self.static
+        if static:
             self.student.make_static()
             self.draft.make_static()
         # Counts of each row stay on the CPU; a cycle waits for the device once, for its new tokens.
@@ -217,6 +221,8 @@ class SpeculativeDecoder:
                 most = most.clamp_max(0)
                 fell_back |= pace.plain_steps >= PLAIN_STEPS
             count = int(most.max())
+            if static and count > 0:
+                count = self.draft_tokens  # the same shapes to the end; `most` limits what is kept
             new = self._cycle(ids, known.to(device), most.to(device), count).cpu()
             known = known + new
             progress.add(most, new)
@@ -304,7 +310,7 @@ class SpeculativeDecoder:
             return
         self.counts.drafted += int(most.clamp_min(0).sum())
         self.counts.accepted += int((new - 1)[most > 0].sum())
-        if count == self.draft_tokens:  # the last cycles are shorter
+        if int(most.max()) == self.draft_tokens:  # the last cycles are shorter
             pace.cycle, pace.cycles = min(pace.cycle, seconds), pace.cycles + 1
             pace.tokens += gained / calls
 

@@ -20,9 +20,9 @@ PAYS = Pace.pays
 CODEBOOK = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
 
 
-def noisy(student, noise):
+def noisy(student, noise, **changes):
     """A draft that often agrees with a student: its weights with noise."""
-    draft = make()
+    draft = make(**changes)
     draft.load_state_dict(student.state_dict())
     torch.manual_seed(5)
     for parameter in draft.parameters():
@@ -214,7 +214,10 @@ def test_summary_is_one_line():
     [
         (lambda: make(max_seq_len=40), "context of 40 tokens is below the student's 48"),
         (lambda: five_codes(0), r"5 codes \(draft\) != 30 codes \(student\)"),
-        (lambda: WithoutCache(make()).eval(), "draft WithoutCache has no key-value cache"),
+        (
+            lambda: WithoutCache(make()).eval(),
+            "draft WithoutCache has no key-value cache of ours",
+        ),
     ],
 )
 def test_unsuitable_draft_is_refused(student, draft, message):
