@@ -119,6 +119,8 @@ METRICS_SETTINGS: dict[str, str] = {
     "pairs": "num_shots",
     "vocab_size": "codebook_size",
 }
+# What an evaluation of students did before these settings existed.
+METRICS_SETTINGS_ADDED = {"num_prompts": 1, "shared_prompt": False, "guidance": 1.0}
 METRICS: dict[str, str] = {
     "primary": "primary_metric",
     "queries": "num_queries",
@@ -229,7 +231,9 @@ def upgrade_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics.json of an evaluation under the names of this version."""
     upgraded = dict(metrics)
     if isinstance(settings := metrics.get("settings"), Mapping):
-        upgraded["settings"] = rename_keys(settings, METRICS_SETTINGS)
+        settings = rename_keys(settings, METRICS_SETTINGS)
+        added = METRICS_SETTINGS_ADDED if "num_shots" in settings else {}
+        upgraded["settings"] = added | settings
     for group in ("tasks", "students"):
         if isinstance(results := metrics.get(group), Mapping):
             upgraded[group] = {

@@ -56,15 +56,13 @@ def _students(cfg: EvaluateConfig) -> None:
         tasks=cfg.tasks or None,
         num_queries=cfg.num_queries,
         num_shots=cfg.num_shots,
-        seed=cfg.seed,
-        temperature=cfg.temperature,
-        top_k=cfg.top_k,
-        top_p=cfg.top_p,
-        decoding=cfg.decoding,
+        num_prompts=cfg.num_prompts,
+        shared_prompt=cfg.shared_prompt,
         batch_size=cfg.batch_size,
         histories={name: path for name in models if (path := find_history(models[name]))},
         origins={name: describe_source(path) for name, path in models.items()},
         title=cfg.title,
+        **cfg.sampling,
     )
 
 

@@ -4,6 +4,7 @@ The comments of conf/verbs/VERB.yaml explain each key. `validate` returns the er
 settings, one line each.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import Path
@@ -33,6 +34,16 @@ def require_min(least: float, **values: float | None) -> list[str]:
         f"{key}={value} is below {least}: set {key}={least} or more"
         for key, value in values.items()
         if value is not None and value < least
+    ]
+
+
+def _changed(cfg: Any, keys: Iterable[str]) -> list[tuple[str, Any]]:
+    """Those of the keys that do not have their defaults, which follow as they are typed."""
+    defaults = ((key, getattr(type(cfg), key)) for key in keys)
+    return [
+        (key, "null" if default is None else str(default).lower())
+        for key, default in defaults
+        if getattr(cfg, key) != default
     ]
 
 
@@ -175,13 +186,9 @@ class GenerateConfig(SamplingKeys):
                 f"missing value{'s'[: len(missing) > 1]} for {', '.join(missing)}: set {example}"
                 f"{', or video=PATH' if len(missing) > 1 else ''}"
             )
-        for key in ("num_frames", "window", "stride"):
-            value, default = getattr(self, key), getattr(GenerateConfig, key)
-            if value != default:
-                errors.append(
-                    f"{key}={value} is for a video: set video=PATH, or "
-                    f"{key}={'null' if default is None else default}"
-                )
+        for key, default in _changed(self, ("num_frames", "window", "stride")):
+            value = getattr(self, key)
+            errors.append(f"{key}={value} is for a video: set video=PATH, or {key}={default}")
         if self.prompt_dir is not None and self.prompt is not None:
             if Path(self.prompt).is_dir():
                 errors.append(
@@ -213,7 +220,7 @@ class GenerateConfig(SamplingKeys):
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(SamplingKeys):
     input_dir: str = "outputs/shapes/pairs"
     output_dir: str = "outputs/evaluate"
     tokenizer: str = "shapes"
@@ -224,11 +231,8 @@ class EvaluateConfig:
     tasks: list[str] = field(default_factory=list)
     num_queries: int = 100
     num_shots: int = 3
-    decoding: Decoding = Decoding.mean_embedding
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
+    num_prompts: int = 1
+    shared_prompt: bool = False
     batch_size: int = 32
     precision: Precision = Precision.fp32
     device: Device = Device.auto
@@ -236,9 +240,12 @@ class EvaluateConfig:
     def validate(self) -> list[str]:
         from delvm import tasks
 
-        errors = sampling_errors(self.decoding, self.temperature, self.top_k, self.top_p)
-        errors += require_min(
-            1, batch_size=self.batch_size, num_queries=self.num_queries, num_shots=self.num_shots
+        errors = self.sampling_errors() + require_min(
+            1,
+            batch_size=self.batch_size,
+            num_queries=self.num_queries,
+            num_shots=self.num_shots,
+            num_prompts=self.num_prompts,
         )
         for task in self.tasks:
             if task not in tasks.NAMES and not (as_path(self.input_dir) / "test" / task).is_dir():
@@ -259,14 +266,23 @@ class EvaluateConfig:
                 f"students={{{','.join(self.students)}}} are not evaluated by mode=tokenizer: "
                 "set mode=students"
             )
-        for key in ("decoding", "temperature", "top_k", "top_p"):
-            value, default = getattr(self, key), getattr(EvaluateConfig, key)
-            if value != default:
-                errors.append(
-                    f"{key}={value} is for the answers of students, not for mode=tokenizer: "
-                    f"set {key}={'null' if default is None else default} or mode=students"
-                )
+        for key, default in _changed(self, _OF_ANSWERS):
+            errors.append(
+                f"{key}={getattr(self, key)} is for the answers of students, not for "
+                f"mode=tokenizer: set {key}={default} or mode=students"
+            )
         return errors
+
+
+_OF_ANSWERS = (
+    "decoding",
+    "temperature",
+    "top_k",
+    "top_p",
+    "guidance",
+    "num_prompts",
+    "shared_prompt",
+)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Query sets: each held-out query of a task with example pairs of its own.
 
 Notation:
-    Q queries    k example pairs per prompt    P pairs in the pool of examples
+    Q queries    M prompts that vote    k example pairs per prompt    P pairs in the pool
     B queries in a batch    N tokens per image    H image size
 """
 
@@ -45,13 +45,14 @@ class EncodedImages:
 
 @dataclass(frozen=True)
 class QuerySet:
-    """The held-out queries of one task, each with its prompt.
+    """The held-out queries of one task, each with its prompts.
 
     Attributes:
         task: Name.
         queries, ground_truth: Q images of the split "test".
         pool_inputs, pool_targets: P images of the split "val".
-        example_indices: (Q, k) int64, the pool pairs of each query's prompt, in order.
+        example_indices: (Q, M, k) int64, the pool pairs of each query's prompts, in order.
+        shared: whether all queries have the same prompts.
     """
 
     task: str
@@ -60,27 +61,35 @@ class QuerySet:
     pool_inputs: EncodedImages
     pool_targets: EncodedImages
     example_indices: npt.NDArray[np.int64]
+    shared: bool = False
+
+    @property
+    def num_prompts(self) -> int:
+        """M."""
+        return int(self.example_indices.shape[1])
 
     def __len__(self) -> int:
         return len(self.queries)
 
-    def prompts(self, rows: slice) -> Tensor:
-        """Token ids (B, 2k N) of the pairs: input 1, target 1, ..., input k, target k."""
-        indices = torch.from_numpy(self.example_indices[rows])  # (B, k)
+    def prompts(self, rows: slice, number: int = 0) -> Tensor:
+        """Token ids (B, 2k N) of one of the M prompts: input 1, target 1, ..., target k."""
+        indices = torch.from_numpy(self.example_indices[rows, number])  # (B, k)
         pairs = torch.stack((self.pool_inputs.ids[indices], self.pool_targets.ids[indices]), dim=2)
         return pairs.flatten(1)  # of (B, k, 2, N)
 
     def sentences(self, rows: slice) -> Tensor:
-        """Token ids (B, (2k + 2) N): the prompt, the query, the ground truth."""
+        """Token ids (B, (2k + 2) N): the first prompt, the query, the ground truth."""
         images = self.queries.ids[rows], self.ground_truth.ids[rows]
         return torch.cat((self.prompts(rows), *images), dim=1)
 
     def example_pixels(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the example pairs, pixels (B, k, 3, H, H) each."""
-        shape, flat = self.example_indices[rows].shape, self.example_indices[rows].flatten()
-        inputs = to_tensor(list(self.pool_inputs.images[flat]))  # (B k, 3, H, H)
+        """Inputs and targets of the pairs of all prompts, pixels (B, M k, 3, H, H) each."""
+        indices = self.example_indices[rows]
+        flat = indices.flatten()
+        inputs = to_tensor(list(self.pool_inputs.images[flat]))  # (B M k, 3, H, H)
         targets = to_tensor(list(self.pool_targets.images[flat]))
-        return inputs.view(*shape, *inputs.shape[1:]), targets.view(*shape, *targets.shape[1:])
+        shape = len(indices), -1, *inputs.shape[1:]
+        return inputs.view(shape), targets.view(shape)
 
     def mean_target(self) -> Tensor:
         """Mean of the P targets, pixels (3, H, H)."""
@@ -137,25 +146,33 @@ def build_query_set(
     *,
     num_queries: int,
     num_shots: int,
+    num_prompts: int = 1,
+    shared_prompt: bool = False,
     seed: int,
     batch_size: int,
 ) -> QuerySet:
-    """Take the first test pairs as queries, and sample validation pairs for each query's prompt.
+    """Take the first test pairs as queries, and sample validation pairs for their prompts.
 
-    A query's prompt depends on (seed, task, index of the query) only, so a larger query set begins
-    with the smaller one.
+    A prompt depends on (seed, task, index of the query, number of the prompt) only, so a larger
+    query set begins with the smaller one, and more prompts with the fewer. With ``shared_prompt``
+    all queries have the prompts of the first one.
     """
     tests = list(islice(read_examples(root, "test", task), num_queries))
     pool = list(islice(read_examples(root, "val", task), POOL_SIZE))
-    indices = [
-        seeded_rng(seed, task, index).choice(len(pool), size=num_shots, replace=False)
-        for index in range(len(tests))
-    ]
+
+    def sample(index: int, number: int) -> npt.NDArray[np.int64]:
+        # That of evaluations with one prompt comes from the query alone.
+        numbers = [number] if number else []
+        rng = seeded_rng(seed, task, 0 if shared_prompt else index, *numbers)
+        return rng.choice(len(pool), size=num_shots, replace=False)
+
+    indices = [[sample(row, number) for number in range(num_prompts)] for row in range(len(tests))]
     return QuerySet(
         task,
         *_encode_pairs(tests, tokenizer, batch_size),
         *_encode_pairs(pool, tokenizer, batch_size),
-        np.stack(indices).astype(np.int64),
+        np.array(indices, np.int64),
+        shared_prompt,
     )
 
 

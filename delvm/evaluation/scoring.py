@@ -11,6 +11,7 @@ Notation:
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ class PromptExample:
     """One query with its prompt and all answers, as images.
 
     Attributes:
-        pairs: (input, target) of the prompt, in order.
+        pairs: (input, target) of the first prompt, in order.
         reconstruction: The ground truth, encoded and decoded.
         answers: Student -> its answer.
     """
@@ -99,6 +100,9 @@ def score_task(
 ) -> TaskScores:
     """Answer and score every query of a task.
 
+    Where several prompts vote, or answers are guided, so are the answers alone: next-token losses
+    are those of the sentence with the first prompt.
+
     Args:
         students: By name, in evaluation mode.
         on_answered: Called with (number of queries, name of the student) after each batch.
@@ -107,6 +111,8 @@ def score_task(
     scores, losses = _ScoreBuffer(), _ScoreBuffer()
     examples: list[PromptExample] = []
     mean_target = query_set.mean_target()
+    kept = query_set.num_prompts if query_set.shared else 0
+    engines = {name: Engine(student, kept) for name, student in students.items()}
     for rows in query_set.batches(batch_size):
         truth = to_tensor(list(query_set.ground_truth.images[rows]))
         reconstruction = decode(tokenizer, query_set.ground_truth.ids[rows])
@@ -115,7 +121,9 @@ def score_task(
             scores.add(method, values)
         shown = _visual_examples(query_set, rows, reconstruction)
         for name, student in students.items():
-            answer = decode(tokenizer, _generate(student, tokenizer, query_set, rows, sampling))
+            answer = decode(
+                tokenizer, _generate(engines[name], tokenizer, query_set, rows, sampling)
+            )
             scores.add(f"student/{name}", task.score(answer, truth))
             losses.add(name, _next_token_scores(student, query_set, rows))
             for example, image in zip(shown, to_pil(answer[: len(shown)]), strict=True):
@@ -151,22 +159,27 @@ def _score_baselines(
 
 
 def _generate(
-    student: StudentNet,
+    engine: Engine,
     tokenizer: TokenizerNet,
     query_set: QuerySet,
     rows: slice,
     sampling: SamplingConfig,
 ) -> Tensor:
     """Token ids (B, N) of a student's answers."""
-    device = _device(student)
-    return Engine(student, max_prefixes=0).generate_each(
-        [query_set.prompts(rows).to(device).unbind()],
-        query_set.queries.ids[rows].to(device),
-        query_set.ground_truth.ids.shape[1],
-        sampling,
-        row_ids=range(rows.start, rows.stop),
-        codebook=tokenizer.codebook.to(device),
-    )
+    device = _device(engine.student)
+    prompts = [
+        query_set.prompts(rows, number).to(device) for number in range(query_set.num_prompts)
+    ]  # M of (B, 2k N)
+    queries, length = query_set.queries.ids[rows].to(device), query_set.ground_truth.ids.shape[1]
+    options: Any = {
+        "row_ids": range(rows.start, rows.stop),
+        "codebook": tokenizer.codebook.to(device),
+    }
+    if query_set.shared:
+        shared = [each[0] for each in prompts]
+        return engine.generate(shared, queries, length, sampling, **options)
+    own = [each.unbind() for each in prompts]
+    return engine.generate_each(own, queries, length, sampling, **options)
 
 
 def _next_token_scores(student: StudentNet, query_set: QuerySet, rows: slice) -> dict[str, Tensor]:
@@ -195,7 +208,7 @@ def _visual_examples(
     for row, image in enumerate(to_pil(reconstruction[:count]), start=rows.start):
         pairs = [
             (_image(query_set.pool_inputs, index), _image(query_set.pool_targets, index))
-            for index in query_set.example_indices[row]
+            for index in query_set.example_indices[row, 0]
         ]
         query, truth = _image(query_set.queries, row), _image(query_set.ground_truth, row)
         examples.append(PromptExample(pairs, query, truth, image))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from PIL import Image
 
@@ -16,7 +16,7 @@ from delvm.evaluation.query_set import build_query_set, validate
 from delvm.evaluation.report.student_report import render_report
 from delvm.evaluation.scoring import PromptExample, score_task
 from delvm.evaluation.training_curves import read_history
-from delvm.inference.decoding import Decoding, SamplingConfig, resolve_decoding
+from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.prompter import check_tokenizer_match, set_eval_mode
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.protocols import StudentNet, TokenizerNet
@@ -36,16 +36,16 @@ class _Options:
     input_dir: str
     num_queries: int
     num_shots: int
-    seed: int
-    decoding: Decoding
-    temperature: float
-    top_k: int | None
-    top_p: float | None
+    num_prompts: int
+    shared_prompt: bool
     batch_size: int
+    sampling: SamplingConfig
 
     @property
-    def sampling(self) -> SamplingConfig:
-        return SamplingConfig(self.decoding, self.temperature, self.top_k, self.top_p, self.seed)
+    def settings(self) -> dict[str, Any]:
+        settings = asdict(self)
+        sampling: dict[str, Any] = settings.pop("sampling")
+        return settings | sampling
 
 
 def evaluate_students(
@@ -57,15 +57,13 @@ def evaluate_students(
     tasks: list[str] | None = None,
     num_queries: int = 100,
     num_shots: int = 3,
-    seed: int = 0,
-    decoding: Decoding | str | None = None,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    num_prompts: int = 1,
+    shared_prompt: bool = False,
     batch_size: int = 32,
     histories: Mapping[str, Path] | None = None,
     origins: Mapping[str, str] | None = None,
     title: str = "Evaluation",
+    **sampling: Unpack[SamplingOptions],
 ) -> dict[str, Any]:
     """Score students on held-out pairs, between trivial baselines and the tokenizer's ceiling.
 
@@ -77,8 +75,9 @@ def evaluate_students(
         tasks: None or empty: all tasks of the shards.
         num_queries: Queries per task.
         num_shots: Example pairs per prompt.
-        seed: Of the prompts, of sampling and of the bootstrap.
-        decoding, temperature, top_k, top_p: As for `delvm.inference.Prompter.complete`.
+        num_prompts: Prompts that vote on each answer, see `delvm.inference.Engine`.
+        shared_prompt: Whether all queries of a task have the same prompts, which is several times
+            faster, instead of each its own.
         histories: Name of a student, or "tokenizer" -> metrics.csv of its training, for the loss
             curves.
         origins: Name of a student, or "tokenizer" -> where its weights come from.
@@ -90,9 +89,9 @@ def evaluate_students(
     Raises:
         UserError: Shards, tasks or models are missing or do not fit together.
     """
-    method = resolve_decoding(decoding, temperature)
+    config = SamplingConfig(**sampling)
     options = _Options(
-        str(input_dir), num_queries, num_shots, seed, method, temperature, top_k, top_p, batch_size
+        str(input_dir), num_queries, num_shots, num_prompts, shared_prompt, batch_size, config
     )
     selected = _select_tasks(input_dir, tasks)
     _validate(options, selected, tokenizer, students)
@@ -100,7 +99,7 @@ def evaluate_students(
     task_results, examples = _score_tasks(options, selected, tokenizer, students)
     metrics = {
         "title": title,
-        "settings": asdict(options) | _derived_settings(tokenizer),
+        "settings": options.settings | _derived_settings(tokenizer),
         **_model_info(tokenizer, students, task_results, origins or {}),
         "tasks": task_results,
     }
@@ -137,7 +136,7 @@ def _validate(
     options: _Options, tasks: list[str], tokenizer: TokenizerNet, students: Students
 ) -> None:
     """Refuse impossible requests before any work is done."""
-    for name in ("num_queries", "num_shots", "batch_size"):
+    for name in ("num_queries", "num_shots", "num_prompts", "batch_size"):
         if (value := getattr(options, name)) < 1:
             raise UserError(f"{name}={value} is below 1: set {name}=1 or more")
     if not students:
@@ -199,7 +198,9 @@ def _score_tasks(
                 tokenizer,
                 num_queries=options.num_queries,
                 num_shots=options.num_shots,
-                seed=options.seed,
+                num_prompts=options.num_prompts,
+                shared_prompt=options.shared_prompt,
+                seed=options.sampling.seed,
                 batch_size=options.batch_size,
             )
 
@@ -209,7 +210,7 @@ def _score_tasks(
             scores = score_task(
                 query_set, tokenizer, students, options.sampling, options.batch_size, on_answered
             )
-            task_results[task] = results.task_results(scores, options.seed)
+            task_results[task] = results.task_results(scores, options.sampling.seed)
             examples[task] = scores.examples
     return task_results, examples
 

@@ -50,6 +50,13 @@ ERRORS = {
     "mode=tokenizer: set mode=students",
     "evaluate input_dir=. mode=tokenizer decoding=greedy": "decoding=greedy is for the answers of "
     "students, not for mode=tokenizer: set decoding=mean_embedding or mode=students",
+    "evaluate input_dir=. num_prompts=0": "num_prompts=0 is below 1: set num_prompts=1 or more",
+    "evaluate input_dir=. guidance=-1": "guidance=-1.0 is below 0: set it to 1 (off) or more",
+    "generate prompt=a query=b guidance=nan": "guidance=nan is below 0: set it to 1 (off) or more",
+    "evaluate input_dir=. mode=tokenizer shared_prompt=true": "shared_prompt=True is for the "
+    "answers of students, not for mode=tokenizer: set shared_prompt=false or mode=students",
+    "evaluate input_dir=. mode=tokenizer guidance=2": "guidance=2.0 is for the answers of "
+    "students, not for mode=tokenizer: set guidance=1.0 or mode=students",
     "evaluate input_dir=. fid_features=x": "fid_features=x is for the rFID of mode=tokenizer: "
     "set mode=tokenizer or fid_features=null",
     "evaluate input_dir=. num_queries=0": "num_queries=0 is below 1: set num_queries=1 or more",

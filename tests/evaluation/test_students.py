@@ -115,6 +115,36 @@ def test_report_shows_the_first_queries(
     assert 'alt="derain, query 3: answer of half"' in page
 
 
+def test_settings_are_repeated_under_flat_keys(evaluated: dict) -> None:
+    assert (
+        evaluated["settings"].items()
+        >= {
+            "num_shots": 3,
+            "num_prompts": 1,
+            "shared_prompt": False,
+            "seed": 0,
+            "decoding": "mean_embedding",
+            "temperature": 0.0,
+            "top_k": None,
+            "top_p": None,
+            "guidance": 1.0,
+        }.items()
+    )
+    assert "sampling" not in evaluated["settings"]
+
+
+def test_report_names_votes_and_guidance(
+    shards: Path, tokenizer: Any, students: Students, tmp_path: Path
+) -> None:
+    evaluate_students(
+        shards, tokenizer, students, output_dir=tmp_path, num_queries=2, num_prompts=2,
+        shared_prompt=True, guidance=1.5,
+    )  # fmt: skip
+    page = " ".join((tmp_path / "report.html").read_text().split())
+    assert "by the vote of 2 prompts of 3 example pairs, the same for all queries of a" in page
+    assert "with guidance 1.5" in page
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -124,6 +154,8 @@ def test_report_shows_the_first_queries(
         ({"num_shots": 9}, "set num_shots=8"),
         ({"num_shots": 4}, "context of student 'oracle' is 128: set num_shots=3"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"num_prompts": 0}, "num_prompts=0 is below 1"),
+        ({"guidance": -1.0}, "guidance=-1.0 is below 0"),
         ({"students": {}}, "set students.NAME=PATH"),
         ({"input_dir": Path("nowhere")}, "delvm prepare"),
         ({"settings": {"resolution": 32}}, "16 px.*resolution 32"),
@@ -216,6 +248,8 @@ def test_metrics_of_an_earlier_version_are_read(evaluated: dict, tmp_path: Path)
     settings = old["settings"]
     settings["queries"], settings["pairs"] = settings.pop("num_queries"), settings.pop("num_shots")
     settings["input"] = settings.pop("input_dir")
+    for added in ("num_prompts", "shared_prompt", "guidance"):
+        del settings[added]
     settings["vocab_size"] = settings.pop("codebook_size")
     for task in old["tasks"].values():
         task["primary"], task["pool"] = task.pop("primary_metric"), task.pop("pool_size")
