@@ -40,11 +40,10 @@ def run(cfg: GenerateConfig) -> None:
     """Write an answer for each query, and image grids of prompt, queries and answers."""
     if cfg.video is not None:
         return continue_video(cfg, cfg.video)
-    assert cfg.prompt is not None  # or `validate` has an error
     lines: list[PromptLine] = []
-    pairs: Pairs = []
-    if is_jsonl(cfg.prompt):
-        lines = read_lines(cfg.prompt, cfg.prompt_dir)
+    prompts: list[Pairs] = []
+    if is_jsonl(cfg.prompts[0]):
+        lines = read_lines(cfg.prompts[0], cfg.prompt_dir)
         files = plan_line_outputs(lines, cfg.output)
     else:
         files = plan_outputs(str(cfg.query), cfg.output)
@@ -53,15 +52,18 @@ def run(cfg: GenerateConfig) -> None:
         check_line_images(lines)
         _log_more_targets(lines)
     else:
-        pairs = read_prompt(cfg.prompt, cfg.prompt_dir)
+        prompts = [read_prompt(each, cfg.prompt_dir) for each in cfg.prompts]
         check_queries(each.query for each in files.questions)
     prompter = _load_prompter(cfg)
     if lines:
         _check_context(prompter, lines)
-    shown = prompter.to_squares([image for pair in pairs for image in pair])
-    record = None if files.folder is None else _open_record(cfg, prompter, shown, files.folder)
+    images = [image for prompt in prompts for pair in prompt for image in pair]
+    shown = prompter.to_squares(images)
+    record = None
+    if files.folder is not None:
+        record = _open_record(cfg, prompter, shown, list(map(len, prompts)), files.folder)
     writer = AnswerWriter(files, shown, prompter.to_squares, record)
-    answers = _answers(cfg, prompter, pairs, files.questions, writer.todo)
+    answers = _answers(cfg, prompter, prompts, files.questions, writer.todo)
     if len(writer.todo) > cfg.batch_size:
         answers = track(answers, len(writer.todo), "generate", "answers")
     for answer in answers:
@@ -88,11 +90,17 @@ def _load_prompter(cfg: GenerateConfig) -> "Prompter":
 
 
 def _open_record(
-    cfg: GenerateConfig, prompter: "Prompter", prompt: Sequence[Image.Image], folder: Path
+    cfg: GenerateConfig,
+    prompter: "Prompter",
+    prompt: Sequence[Image.Image],
+    lengths: list[int],
+    folder: Path,
 ) -> AnswerRecord:
     from delvm.interop.fingerprint import fingerprint, weights_fingerprint
 
     pixels = hashlib.sha256(b"".join(image.tobytes() for image in prompt))
+    if len(lengths) > 1:  # the same pairs in one prompt are another prompt
+        pixels.update(repr(lengths).encode())
     models = {
         "tokenizer": fingerprint(prompter.tokenizer),
         "student": weights_fingerprint(prompter.student),
@@ -111,7 +119,7 @@ def _open_record(
 def _answers(
     cfg: GenerateConfig,
     prompter: "Prompter",
-    pairs: "Pairs",
+    prompts: "list[Pairs]",
     questions: Sequence[Question],
     rows: Sequence[int],
 ) -> "Iterator[Answer]":
@@ -120,8 +128,8 @@ def _answers(
         return iter(())
     options: Any = {"batch_size": cfg.batch_size, "row_ids": rows, **cfg.sampling}
     chosen = (questions[row] for row in rows)
-    if pairs:
-        return prompter.stream(pairs, (open_image(each.query) for each in chosen), **options)
+    if prompts:
+        return prompter.stream(prompts, (open_image(each.query) for each in chosen), **options)
     examples = ((open_pairs(each.pairs), open_image(each.query)) for each in chosen)
     return prompter.stream_each(examples, **options)
 

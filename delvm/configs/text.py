@@ -6,7 +6,7 @@ Hydra reads ``output_dir=2024_01_05`` and ``output_dir=1.10`` as numbers, and wo
 
 import re
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.conf import HydraConf
@@ -15,6 +15,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from delvm.configs.register import schemas
+
+# Metadata of a field of type Any: OmegaConf has no union of text and lists.
+TEXT_OR_LIST = {"type": str | list[str]}
 
 # A string in quotes, or what stands between commas and brackets.
 _ELEMENT = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^,()\[\]{}'"]+""")
@@ -67,7 +70,8 @@ def is_text(verb: str, key: str) -> bool:
             if below[:1] == [name]:  # a group of several at once: callbacks.checkpoint.dirpath
                 hints.append(_type_at(schema, below[1:]))
     found = [each for each in hints if each is not Any]
-    return bool(found) and all(each in (str, str | None, list[str]) for each in found)
+    text = (str, str | None, list[str], TEXT_OR_LIST["type"])
+    return bool(found) and all(each in text for each in found)
 
 
 def _type_at(schema: Any, path: Sequence[str]) -> Any:
@@ -75,7 +79,9 @@ def _type_at(schema: Any, path: Sequence[str]) -> Any:
     found = schema if path else Any
     for name in path:
         if is_dataclass(found):
-            found = get_type_hints(found).get(name, Any)
+            hint = get_type_hints(found).get(name, Any)
+            stated = {each.name: each.metadata.get("type") for each in fields(found)}
+            found = stated.get(name) or hint
         else:
             found = get_args(found)[1] if get_origin(found) is dict else Any
     return found

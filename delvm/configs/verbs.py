@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from delvm.configs.store import Groups, schema_of
+from delvm.configs.text import TEXT_OR_LIST
 from delvm.data.resizing import ResizeMode
 from delvm.data.types import SPLITS
 from delvm.errors import did_you_mean
@@ -140,7 +141,7 @@ class SamplingKeys:
 
 @dataclass
 class GenerateConfig(SamplingKeys):
-    prompt: str | None = None
+    prompt: Any = field(default=None, metadata=TEXT_OR_LIST)
     query: str | None = None
     prompt_dir: str | None = None
     output: str = "outputs/generate"
@@ -168,12 +169,30 @@ class GenerateConfig(SamplingKeys):
             )
         return errors + require_min(1, batch_size=self.batch_size, draft_tokens=self.draft_tokens)
 
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts, which vote where there are several."""
+        if self.prompt is None:
+            return []
+        return list(map(str, self.prompt if isinstance(self.prompt, list) else [self.prompt]))
+
     def _prompt_errors(self) -> list[str]:
         from delvm.inference.prompt_files import is_jsonl
 
+        listed = self.prompt if isinstance(self.prompt, list) else [self.prompt or ""]
+        if not listed or any(each is None or isinstance(each, list | dict) for each in listed):
+            return [
+                f"prompt={self.prompt} is neither a path nor a list of paths: set prompt=DIR or "
+                "'prompt=[DIR1,DIR2]'"
+            ]
         errors = []
-        if self.prompt is not None and is_jsonl(self.prompt):
-            if self.query is not None:
+        if any(map(is_jsonl, self.prompts)):
+            if len(self.prompts) > 1:
+                errors.append(
+                    f"prompt=[{','.join(self.prompts)}] has a .jsonl file, whose lines have "
+                    "queries of their own: set prompt to that file alone, or leave it out"
+                )
+            elif self.query is not None:
                 errors.append(
                     f"query={self.query} is not for prompt={self.prompt}, whose lines have queries "
                     "of their own: set query=null"
@@ -190,10 +209,10 @@ class GenerateConfig(SamplingKeys):
             value = getattr(self, key)
             errors.append(f"{key}={value} is for a video: set video=PATH, or {key}={default}")
         if self.prompt_dir is not None and self.prompt is not None:
-            if Path(self.prompt).is_dir():
+            if all(Path(each).is_dir() for each in self.prompts):
                 errors.append(
                     f"prompt_dir={self.prompt_dir} is for the paths in a .json or .jsonl file, and "
-                    f"prompt={self.prompt} is a directory: set prompt_dir=null"
+                    f"prompt={','.join(self.prompts)} is a directory: set prompt_dir=null"
                 )
             elif not Path(self.prompt_dir).is_dir():
                 errors.append(f"prompt_dir={self.prompt_dir} is not a directory: set it to one")

@@ -55,6 +55,39 @@ def test_one_query_one_file(generate, weights, prompt, tmp_path):
     assert grid.width > 6 * 128 > grid.height  # two pairs, the query and the answer in a row
 
 
+def test_several_prompts_vote_with_guidance(generate, prompt, tmp_path, monkeypatch):
+    other, path = tmp_path / "2024_01_05", query(tmp_path)
+    for side in ("img", "label"):
+        query(other, f"1_{side}.png")
+    seen = []
+    stream = Prompter.stream
+
+    def record(prompter, *given, **options):
+        seen.append((given, options))
+        return stream(prompter, *given, **options)
+
+    monkeypatch.setattr(Prompter, "stream", record)
+    options = (f"query={path}", f"output={tmp_path}/out", "guidance=3", "seed=4")
+    assert generate(f"prompt=[{prompt},2024_01_05]", *options)[0] == 0
+    [((prompts, _), sampling)] = seen
+    expected = [read_prompt(prompt), read_prompt(other)]  # of different lengths
+    assert [[each[0].tobytes() for each in pairs] for pairs in prompts] == [
+        [each[0].tobytes() for each in pairs] for pairs in expected
+    ]
+    assert (sampling["guidance"], sampling["seed"], sampling["decoding"]) == (
+        3,
+        4,
+        "mean_embedding",
+    )
+
+
+def test_image_grid_shows_all_prompts(generate, prompt, tmp_path):
+    path = query(tmp_path)
+    words = (f"query={path}", f"output={tmp_path}/answer.png")
+    assert generate(f"prompt=[{prompt},{prompt}]", *words)[0] == 0
+    assert Image.open(tmp_path / "answer_grid.png").width > 10 * 128  # four pairs in a row
+
+
 def test_a_folder_of_queries(generate, tmp_path):
     for name in ("b.png", "a.jpg", "b.webp"):
         query(tmp_path / "queries", name)

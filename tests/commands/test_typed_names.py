@@ -1,6 +1,7 @@
 """Outputs named by dates and versions, which Hydra would read as numbers."""
 
 from delvm.commands import evaluate
+from delvm.commands.app import compose
 
 
 def test_directories_are_named_by_dates_and_versions(delvm, weights, tmp_path):
@@ -16,3 +17,13 @@ def test_jobs_of_a_sweep_are_named_as_typed(delvm, monkeypatch):
     monkeypatch.setattr(evaluate, "run", lambda cfg: seen.append((cfg.tokenizer, cfg.output_dir)))
     assert delvm("evaluate", "-m", "tokenizer=1.1,1.10", "output_dir=2024_01_05")[0] == 0
     assert seen == [(name, f"2024_01_05/tokenizer={name}") for name in ("1.1", "1.10")]
+
+
+def test_prompts_are_named_as_typed():
+    for word, expected in (
+        ("prompt=2024_01_05", ["2024_01_05"]),
+        ("prompt=[2024_01_05,1.10,7]", ["2024_01_05", "1.10", "7"]),
+        ("prompt=true", ["true"]),
+        ("prompt=null", []),
+    ):
+        assert compose("generate", [word]).prompts == expected

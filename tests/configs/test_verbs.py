@@ -45,6 +45,16 @@ ERRORS = {
     "file, and prompt=. is a directory: set prompt_dir=null",
     "generate prompt=a.json query=b prompt_dir=none": "prompt_dir=none is not a directory: set "
     "it to one",
+    "generate prompt={a:b} query=b": "prompt={'a': 'b'} is neither a path nor a list of paths: set "
+    "prompt=DIR or 'prompt=[DIR1,DIR2]'",
+    "generate prompt=[] query=b": "prompt=[] is neither a path nor a list of paths: set prompt=DIR "
+    "or 'prompt=[DIR1,DIR2]'",
+    "generate prompt=[a,null] query=b": "prompt=['a', None] is neither a path nor a list of paths: "
+    "set prompt=DIR or 'prompt=[DIR1,DIR2]'",
+    "generate prompt=[a,[b]] query=b": "prompt=['a', ['b']] is neither a path nor a list of paths: "
+    "set prompt=DIR or 'prompt=[DIR1,DIR2]'",
+    "generate prompt=[a,b.jsonl] query=b": "prompt=[a,b.jsonl] has a .jsonl file, whose lines have "
+    "queries of their own: set prompt to that file alone, or leave it out",
     "evaluate input_dir=. tasks=[poze]": "unknown task 'poze': did you mean 'pose'?",
     "evaluate input_dir=. mode=tokenizer students.a=x": "students={a} are not evaluated by "
     "mode=tokenizer: set mode=students",
