@@ -59,6 +59,7 @@ def _students(cfg: EvaluateConfig) -> None:
         num_prompts=cfg.num_prompts,
         shared_prompt=cfg.shared_prompt,
         batch_size=cfg.batch_size,
+        compile=cfg.compile,
         histories={name: path for name in models if (path := find_history(models[name]))},
         origins={name: describe_source(path) for name, path in models.items()},
         title=cfg.title,

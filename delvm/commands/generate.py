@@ -85,7 +85,12 @@ def _load_prompter(cfg: GenerateConfig) -> "Prompter":
     student = load_student(cfg.student, device, cfg.precision)
     draft = None if cfg.draft is None else load_student(cfg.draft, device, cfg.precision)
     return Prompter(
-        tokenizer, student, resize=cfg.resize, draft=draft, draft_tokens=cfg.draft_tokens
+        tokenizer,
+        student,
+        resize=cfg.resize,
+        draft=draft,
+        draft_tokens=cfg.draft_tokens,
+        compile=cfg.compile,
     )
 
 

@@ -156,6 +156,7 @@ class GenerateConfig(SamplingKeys):
     stride: int = 1
     batch_size: int = 32
     precision: Precision = Precision.fp32
+    compile: bool = False
     device: Device = Device.auto
     overwrite: bool = False
 
@@ -221,6 +222,8 @@ class GenerateConfig(SamplingKeys):
     def _video_errors(self, video: str) -> list[str]:
         given = {key: getattr(self, key) for key in ("prompt", "query", "prompt_dir", "draft")}
         given = {key: value for key, value in given.items() if value is not None}
+        if self.compile:
+            given["compile"] = "true"
         errors = []
         if given:
             listed = " ".join(f"{key}={value}" for key, value in given.items())
@@ -254,6 +257,7 @@ class EvaluateConfig(SamplingKeys):
     shared_prompt: bool = False
     batch_size: int = 32
     precision: Precision = Precision.fp32
+    compile: bool = False
     device: Device = Device.auto
 
     def validate(self) -> list[str]:
@@ -301,6 +305,7 @@ _OF_ANSWERS = (
     "guidance",
     "num_prompts",
     "shared_prompt",
+    "compile",
 )
 
 

@@ -93,7 +93,7 @@ class _ScoreBuffer:
 def score_task(
     query_set: QuerySet,
     tokenizer: TokenizerNet,
-    students: Mapping[str, StudentNet],
+    engines: Mapping[str, Engine],
     sampling: SamplingConfig,
     batch_size: int,
     on_answered: Callable[[int, str], None],
@@ -104,15 +104,13 @@ def score_task(
     are those of the sentence with the first prompt.
 
     Args:
-        students: By name, in evaluation mode.
+        engines: By name, of students in evaluation mode.
         on_answered: Called with (number of queries, name of the student) after each batch.
     """
     task = tasks.get_or_default(query_set.task)
     scores, losses = _ScoreBuffer(), _ScoreBuffer()
     examples: list[PromptExample] = []
     mean_target = query_set.mean_target()
-    kept = query_set.num_prompts if query_set.shared else 0
-    engines = {name: Engine(student, kept) for name, student in students.items()}
     for rows in query_set.batches(batch_size):
         truth = to_tensor(list(query_set.ground_truth.images[rows]))
         reconstruction = decode(tokenizer, query_set.ground_truth.ids[rows])
@@ -120,12 +118,10 @@ def score_task(
         for method, values in _score_baselines(query_set, rows, mean_target, tokenizer, truth):
             scores.add(method, values)
         shown = _visual_examples(query_set, rows, reconstruction)
-        for name, student in students.items():
-            answer = decode(
-                tokenizer, _generate(engines[name], tokenizer, query_set, rows, sampling)
-            )
+        for name, engine in engines.items():
+            answer = decode(tokenizer, _generate(engine, tokenizer, query_set, rows, sampling))
             scores.add(f"student/{name}", task.score(answer, truth))
-            losses.add(name, _next_token_scores(student, query_set, rows))
+            losses.add(name, _next_token_scores(engine.student, query_set, rows))
             for example, image in zip(shown, to_pil(answer[: len(shown)]), strict=True):
                 example.answers[name] = image
             on_answered(len(truth), name)

@@ -17,6 +17,7 @@ from delvm.evaluation.report.student_report import render_report
 from delvm.evaluation.scoring import PromptExample, score_task
 from delvm.evaluation.training_curves import read_history
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
+from delvm.inference.engine import Engine
 from delvm.inference.prompter import check_tokenizer_match, set_eval_mode
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.protocols import StudentNet, TokenizerNet
@@ -39,6 +40,7 @@ class _Options:
     num_prompts: int
     shared_prompt: bool
     batch_size: int
+    compile: bool
     sampling: SamplingConfig
 
     @property
@@ -60,6 +62,7 @@ def evaluate_students(
     num_prompts: int = 1,
     shared_prompt: bool = False,
     batch_size: int = 32,
+    compile: bool = False,
     histories: Mapping[str, Path] | None = None,
     origins: Mapping[str, str] | None = None,
     title: str = "Evaluation",
@@ -78,6 +81,7 @@ def evaluate_students(
         num_prompts: Prompts that vote on each answer, see `delvm.inference.Engine`.
         shared_prompt: Whether all queries of a task have the same prompts, which is several times
             faster, instead of each its own.
+        compile: Whether to compile what computes the tokens, see `delvm.inference.static_step`.
         histories: Name of a student, or "tokenizer" -> metrics.csv of its training, for the loss
             curves.
         origins: Name of a student, or "tokenizer" -> where its weights come from.
@@ -90,9 +94,8 @@ def evaluate_students(
         UserError: Shards, tasks or models are missing or do not fit together.
     """
     config = SamplingConfig(**sampling)
-    options = _Options(
-        str(input_dir), num_queries, num_shots, num_prompts, shared_prompt, batch_size, config
-    )
+    counts = (num_queries, num_shots, num_prompts)
+    options = _Options(str(input_dir), *counts, shared_prompt, batch_size, compile, config)
     selected = _select_tasks(input_dir, tasks)
     _validate(options, selected, tokenizer, students)
     curves = {name: read_history(path) for name, path in (histories or {}).items()}
@@ -187,6 +190,10 @@ def _score_tasks(
     options: _Options, tasks: list[str], tokenizer: TokenizerNet, students: Students
 ) -> tuple[results.Results, Examples]:
     set_eval_mode(tokenizer, *students.values())
+    kept = options.num_prompts if options.shared_prompt else 0
+    engines = {
+        name: Engine(student, kept, compile=options.compile) for name, student in students.items()
+    }
     task_results: results.Results = {}
     examples: Examples = {}
     total = len(tasks) * options.num_queries * len(students)
@@ -208,7 +215,7 @@ def _score_tasks(
                 bar.update(n, f"{task}, {name}")
 
             scores = score_task(
-                query_set, tokenizer, students, options.sampling, options.batch_size, on_answered
+                query_set, tokenizer, engines, options.sampling, options.batch_size, on_answered
             )
             task_results[task] = results.task_results(scores, options.sampling.seed)
             examples[task] = scores.examples

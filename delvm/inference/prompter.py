@@ -53,6 +53,7 @@ class Prompter:
         resize: str | None = None,
         draft: StudentNet | None = None,
         draft_tokens: int = DRAFT_TOKENS,
+        compile: bool = False,
     ) -> None:
         """Put both models in evaluation mode.
 
@@ -64,6 +65,8 @@ class Prompter:
             draft: a smaller student of the same tokenizer that proposes tokens of answers, not of
                 videos, so that they come faster, see `delvm.inference.speculative`.
             draft_tokens: how many it proposes at once.
+            compile: whether to compile what computes the tokens of answers, see
+                `delvm.inference.static_step`.
 
         Raises:
             UserError: student or draft were trained on another tokenizer's tokens, the draft does
@@ -74,7 +77,7 @@ class Prompter:
             check_tokenizer_match(tokenizer, draft, "draft")
             set_eval_mode(draft)
         self.tokenizer, self.student = tokenizer, student
-        self.engine = Engine(student, draft=draft, draft_tokens=draft_tokens)
+        self.engine = Engine(student, draft=draft, draft_tokens=draft_tokens, compile=compile)
         trained_on = str(getattr(student, "resize", ""))  # students of other packages have none
         self.resize = parse_resize_mode(resize or trained_on or ResizeMode.short_side)
         set_eval_mode(tokenizer, student)

@@ -104,3 +104,12 @@ def test_answers_are_those_of_the_dynamic_cache(student, sampling, with_draft):
 def test_student_without_a_cache_cannot_be_compiled(student):
     with pytest.raises(UserError, match="has no key-value cache of ours: set compile=false"):
         Engine(WithoutCache(student).eval(), compile=True)
+
+
+def test_compile_is_an_option_of_the_verbs():
+    from delvm.commands.app import compose
+
+    assert compose("generate", ["prompt=a", "query=b", "compile=true"]).compile
+    assert compose("evaluate", ["compile=true"]).compile and not compose("evaluate", []).compile
+    video = compose("generate", ["video=a", "compile=true"])
+    assert any("leave out compile=true" in error for error in video.validate())
