@@ -52,20 +52,13 @@ def test_all_prompts_of_a_query_vote_on_its_answer(shards, tokenizer, student, s
     assert not torch.equal(first, alone)  # the others count
 
 
-def test_shared_prompts_are_computed_once(shards, tokenizer, student, monkeypatch):
-    engines = []
-    make = Engine.__init__
-
-    def remember(engine, *arguments):
-        engines.append(engine)
-        make(engine, *arguments)
-
-    monkeypatch.setattr(Engine, "__init__", remember)
+def test_shared_prompts_are_computed_once(shards, tokenizer, student):
+    engine = Engine(student, max_prefixes=2)
     query_set = build(shards, tokenizer, num_prompts=2, shared_prompt=True)
-    options: Any = (tokenizer, {"a": student}, SAMPLINGS[0], 2, lambda count, name: None)
+    options: Any = (tokenizer, {"a": engine}, SAMPLINGS[0], 2, lambda count, name: None)
     shared = score_task(query_set, *options)
-    assert [engine.prefills for engine in engines] == [2]
+    assert engine.prefills == 2
     own = score_task(replace(query_set, shared=False), *options)
-    assert engines[1].prefills == 0
+    assert engine.prefills == 2
     for metric, values in own.scores["student/a"].items():
         assert values == pytest.approx(shared.scores["student/a"][metric])
