@@ -1,7 +1,7 @@
 """`delvm generate video=PATH`: continue the frames of a video."""
 
 from delvm.commands.output_check import check_output_dir
-from delvm.configs.verbs import GenerateConfig
+from delvm.configs.generate import GenerateConfig
 from delvm.inference.video_files import FrameWriter, find_frames, read_frames
 from delvm.progress import track
 

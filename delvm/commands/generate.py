@@ -10,7 +10,7 @@ from PIL import Image
 from delvm.commands.app import verb_main
 from delvm.commands.continue_video import continue_video
 from delvm.commands.output_check import check_output_dir
-from delvm.configs.verbs import GenerateConfig
+from delvm.configs.generate import GenerateConfig
 from delvm.data.image_io import open_image
 from delvm.inference.answer_files import (
     OutputPaths,
