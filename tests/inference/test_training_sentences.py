@@ -69,8 +69,8 @@ def prompt_tokens(prompter, monkeypatch, images):
 
 def images_of(data, row, examples, start, count):
     """The images of ``count`` examples of a row, by where they are on disk."""
-    places = data.locate(np.array([row]))[start : start + count]
-    return [image for each in places for image in examples[each["task"]][each["index"]]]
+    found = data.locate(np.array([row]))[start : start + count]
+    return [image for each in found for image in examples[each["task"]][each["index"]]]
 
 
 def cached_logits(student, prompt, rest):
