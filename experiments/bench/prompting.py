@@ -1,107 +1,217 @@
-"""Prompting a 300M student of random weights in bfloat16: 7 images of prompt, 1 of answer.
+"""Prompting a 300M student of random weights: 7 images of prompt (1,792 tokens), 1 of answer.
 
-"shared" is `delvm.inference.Engine` with 16 queries that continue one prompt of 3 pairs. Its peer
-is the plain loop: one query at a time, the complete prompt each time. "decode" is one query
-compared with transformers' `generate` (dynamic cache, eager) on the exported model; "of_limit"
-compares with the speed at which memory can be read, all weights once per token.
+The peer of one query is the fastest of four ways to call transformers' `generate` on the exported
+model: dynamic or static cache, eager or compiled. "of_limit" compares decoding with the speed at
+which memory can be read, all weights once per token. "shared" is `delvm.inference.Engine` with 16
+queries that continue one prompt of 3 pairs; its peer is the plain loop: PyTorch's layers, one query
+at a time, the complete prompt each time.
 """
 
+import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, StaticCache
 
 from delvm.inference.engine import Engine
 from delvm.inference.generation import generate
 from delvm.interop.formats import llama
-from delvm.models.precision import has_native_bf16, measure_peak_flops
+from delvm.models.attention import AttentionBackend
+from delvm.models.precision import has_native_bf16, peak_memory_bytes
 from delvm.models.transformer import Transformer, TransformerConfig
+from delvm.models.weight_precision import quantize_int8
 from experiments.bench.harness import Row
 
 TOKENS, PAIRS, QUERIES = 256, 3, 16
+PROMPT = (2 * PAIRS + 1) * TOKENS
 DECODED = 32  # tokens that are timed; each one takes the same time, within a few percent
+ROUNDS = 3
+PEERS = {
+    f"{cache} cache, {'compiled' if compiled else 'eager'}": (cache, compiled)
+    for compiled in (False, True)
+    for cache in ("dynamic", "static")
+}
+Times = dict[str, list[float]]
 
 
 def rows() -> list[Row]:
-    """Speed of shared prompts, of decoding and of prefill."""
+    """Speed of decoding, of prefill and of shared prompts; memory over the batch size."""
     dtype = torch.bfloat16 if has_native_bf16("cpu") else torch.float32
-    torch.manual_seed(0)
-    student = Transformer(TransformerConfig(), torch.randn(8192, 256)).eval().to(dtype)
-    prompt = torch.randint(8192, (2 * PAIRS * TOKENS,))
-    queries = torch.randint(8192, (QUERIES, TOKENS))
+    student = build_student(dtype)
+    torch.manual_seed(1)
+    row = torch.randint(8192, (1, PROMPT))
     with torch.inference_mode():
-        return [shared(student, prompt, queries), *decode(student, prompt, queries[:1], dtype)]
+        measured = [shared(student, row), *one_query(student, row, dtype)]
+    return [*measured, memory()]
 
 
-def seconds(call: Callable[[], object], repeats: int = 1) -> float:
-    """Median wall time of a call."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def build_student(dtype: torch.dtype) -> Transformer:
+    """The paper's 300M model with random weights."""
+    torch.manual_seed(0)
+    return Transformer(TransformerConfig(), torch.randn(8192, 256)).eval().to(dtype)
 
 
-def shared(student: Transformer, prompt: Tensor, queries: Tensor) -> Row:
-    """Images/s of a batch that shares its prompt, and of the plain loop over two of its queries."""
-    complete = torch.cat((prompt.expand(2, -1), queries[:2]), dim=1)
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of a call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
-    def plain() -> None:
-        for row in complete:
-            generate(student, row[None], TOKENS)
 
+def shared(student: Transformer, row: Tensor) -> Row:
+    """Images/s of a batch that shares its prompt, of a plain loop, and of the engine one by one."""
+    prompt, query = row[0, : 2 * PAIRS * TOKENS], row[:, 2 * PAIRS * TOKENS :]
+    queries = torch.cat((query, torch.randint(8192, (QUERIES - 1, TOKENS))))
+    generate(student, row, 1)  # builds the kernels
     ours = seconds(lambda: Engine(student).generate([prompt], queries, TOKENS))
-    peer = seconds(plain)
-    note = f"{QUERIES} queries that share 3 pairs vs. each alone with its complete prompt"
-    return Row.compare("prompting_shared", QUERIES / ours, 2 / peer, goal="ratio >= 6",
+    alone = seconds(lambda: generate(student, row, TOKENS))
+    with pytorch_layers(student):
+        peer = seconds(lambda: generate(student, row, TOKENS))
+    note = (
+        f"{QUERIES} queries that share 3 pairs vs. PyTorch's layers, each query alone with its "
+        f"complete prompt; alone with the CPU kernel: {1 / alone:.3g} images/s"
+    )
+    return Row.compare("prompting_shared", QUERIES / ours, 1 / peer, goal="ratio >= 6",
                        unit="images/s", note=note)  # fmt: skip
 
 
-def decode(student: Transformer, prompt: Tensor, query: Tensor, dtype: torch.dtype) -> list[Row]:
-    """Prefill and decoding of one query, next to transformers."""
-    row = torch.cat((prompt, query[0]))[None]
+@contextmanager
+def pytorch_layers(student: Transformer) -> Iterator[None]:
+    """Without the kernels of this package."""
+    attentions: list[Any] = [block.attention for block in student.blocks]
+    for attention in attentions:
+        attention.backend = AttentionBackend.sdpa
+    student.config.attention = AttentionBackend.sdpa
+    try:
+        yield
+    finally:
+        for attention in attentions:
+            attention.backend = AttentionBackend.auto
+        student.config.attention = AttentionBackend.auto
+
+
+def one_query(student: Transformer, row: Tensor, dtype: torch.dtype) -> list[Row]:
+    """Prefill and decoding of one query, next to transformers and to what the machine can do."""
     with tempfile.TemporaryDirectory() as tmp:
         llama.write(student, Path(tmp, "llama"), dtype)
         theirs = LlamaForCausalLM.from_pretrained(Path(tmp, "llama"), dtype=dtype).eval()
-
-    def ours(count: int) -> None:
-        generate(student, row, count)
-
-    def peer(count: int) -> None:
-        options = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
-        theirs.generate(row, attention_mask=torch.ones_like(row), pad_token_id=0, **options)
-
-    times: dict[str, list[float]] = {}
-    for _ in range(3):  # interleaved
-        for name, call in (("ours", ours), ("peer", peer)):
-            first = seconds(lambda call=call: call(1))  # type: ignore[misc]
-            rest = seconds(lambda call=call: call(1 + DECODED))  # type: ignore[misc]
-            times.setdefault(f"{name}_prefill", []).append(first)
-            times.setdefault(f"{name}_decode", []).append((rest - first) / DECODED)
+    peers = {name: peer_call(theirs, row, *how) for name, how in PEERS.items()}
+    first = {name: prefill_and_decode(call) for name, call in peers.items()}
+    best = [min(first, key=lambda name: first[name][part]) for part in (0, 1)]
+    int8 = build_student(dtype)
+    quantize_int8(int8)
+    calls: dict[str, Callable[[int], object]] = {
+        "ours": lambda count: generate(student, row, count),
+        "int8": lambda count: generate(int8, row, count),
+        **{name: peers[name] for name in best},
+    }
+    times: Times = {}
+    for _ in range(ROUNDS):  # interleaved, since the speed of a shared machine changes
+        for name, call in calls.items():
+            prefill, step = prefill_and_decode(call)
+            times.setdefault(f"{name} prefill", []).append(prefill)
+            times.setdefault(f"{name} decode", []).append(step)
+        times.setdefault("read", []).append(read_time(student))
+        times.setdefault("product", []).append(product_time(dtype))
     t = {name: statistics.median(each) for name, each in times.items()}
-    size = sum(p.numel() * p.element_size() for p in student.parameters())
-    limit = size / read_bandwidth()
-    peak = measure_peak_flops(torch.device("cpu"), dtype, 2048)
-    flops = student.flops_per_token(row.shape[1]) / 3 * row.shape[1] / t["ours_prefill"]
+    all_peers = "; ".join(
+        f"{name}: {a:.2f} s and {1 / b:.3g} tokens/s" for name, (a, b) in first.items()
+    )
+    decode = 1 / t["ours decode"]
+    work = student.flops_per_token(PROMPT) / 3 * PROMPT
     return [
-        Row.compare("prompting_decode", 1 / t["ours_decode"], 1 / t["peer_decode"],
-                    goal="ratio >= 3", unit="tokens/s", note="one query vs. transformers"),
-        Row.compare("prompting_decode_of_limit", 1 / t["ours_decode"], 1 / limit,
-                    goal="ratio >= 0.6", unit="tokens/s", note="vs. reading all weights once"),
-        Row.compare("prompting_prefill", 1 / t["ours_prefill"], 1 / t["peer_prefill"],
-                    unit="prompts/s", note="1,792 tokens and one answer token vs. transformers"),
-        Row.compare("prompting_prefill_of_peak", flops / 1e9, peak / 1e9, goal="ratio >= 0.8",
-                    unit="GFLOP/s", note="vs. a product of 2,048 x 2,048 matrices"),
+        Row.compare("prompting_decode", decode, 1 / t[f"{best[1]} decode"], goal="ratio >= 3",
+                    unit="tokens/s", note=f"one query vs. transformers, {best[1]} ({all_peers})"),
+        Row.compare("prompting_decode_of_limit", decode, 1 / t["read"], goal="ratio >= 0.6",
+                    unit="tokens/s", note="vs. reading all weights once"),
+        Row.compare("prompting_decode_int8", 1 / t["int8 decode"], decode, goal="ratio >= 1.7",
+                    unit="tokens/s", note="one query with int8 weights vs. bfloat16"),
+        Row.compare("prompting_prefill", 1 / t["ours prefill"], 1 / t[f"{best[0]} prefill"],
+                    unit="prompts/s", note=f"and one token of the answer vs. {best[0]}"),
+        Row.compare("prompting_prefill_of_peak", work / t["ours prefill"] / 1e9,
+                    2 * 2048**3 / t["product"] / 1e9, goal="ratio >= 0.8", unit="GFLOP/s",
+                    note="vs. a product of 2,048 x 2,048 matrices"),
     ]  # fmt: skip
 
 
-def read_bandwidth() -> float:
-    """Bytes/s at which memory is read: the sum of 1 GiB."""
+def peer_call(theirs: Any, row: Tensor, cache: str, compiled: bool) -> Callable[[int], object]:
+    """A call of transformers' `generate`, greedy, with so many new tokens."""
+    eager = theirs.forward
+    forward = torch.compile(eager, dynamic=cache == "dynamic") if compiled else eager
+
+    def call(count: int) -> None:
+        options: dict[str, Any] = {"max_new_tokens": count, "min_new_tokens": count}
+        if cache == "static":  # as long for all counts, or each would be compiled for itself
+            options["past_key_values"] = StaticCache(theirs.config, max_cache_len=PROMPT + TOKENS)
+        theirs.forward = forward
+        mask = torch.ones_like(row)
+        theirs.generate(row, attention_mask=mask, do_sample=False, pad_token_id=0, **options)
+        theirs.forward = eager
+
+    return call
+
+
+def prefill_and_decode(call: Callable[[int], object]) -> tuple[float, float]:
+    """Seconds of a prompt with the first token of its answer, and of each token after it."""
+    call(2)  # warm up; compiles
+    first = min(seconds(lambda: call(1)) for _ in range(2))
+    call(1 + DECODED)
+    rest = seconds(lambda: call(1 + DECODED))
+    return first, (rest - first) / DECODED
+
+
+def read_time(student: Transformer) -> float:
+    """Seconds to read as many bytes as the weights have, at the speed of summing 1 GiB."""
     data = torch.ones(2**28)
-    return data.numel() * 4 / seconds(data.sum, 5)
+    speed = data.numel() * 4 / statistics.median(seconds(data.sum) for _ in range(5))
+    return sum(p.numel() * p.element_size() for p in student.parameters()) / speed
+
+
+def product_time(dtype: torch.dtype) -> float:
+    """Seconds of a product of two matrices of 2,048 x 2,048."""
+    a = torch.ones(2048, 2048, dtype=dtype)
+    return statistics.median(seconds(lambda: a @ a) for _ in range(7))
+
+
+def memory() -> Row:
+    """Peak memory of 16 queries that share their prompt, and of complete rows; a process each."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        ours, peer = pool.map(memory_curve, [True, False], chunksize=1)
+    curve = ", ".join(
+        f"{b}: {a:.2f} vs. {c:.2f}" for b, a, c in zip(BATCHES, ours, peer, strict=True)
+    )
+    return Row.compare("prompting_memory", ours[-1], peer[-1], unit="GiB",
+                       note=f"16 queries that share it vs. complete rows; {curve}")  # fmt: skip
+
+
+BATCHES = (1, 4, 16)
+
+
+def memory_curve(share: bool) -> list[float]:
+    """Peak memory in GiB of prefill and two tokens, for growing batches, the weights included."""
+    student = build_student(torch.bfloat16)
+    curve = []
+    with torch.inference_mode():
+        for size in BATCHES:
+            prompt = torch.randint(8192, (2 * PAIRS * TOKENS,))
+            queries = torch.randint(8192, (size, TOKENS))
+            cache = None
+            if share:
+                cache = student.make_kv_cache(1, len(prompt))
+                student.forward_hidden(prompt[None], cache)
+            else:
+                queries = torch.cat((prompt.expand(size, -1), queries), dim=1)
+            own = student.make_kv_cache(size, PROMPT + TOKENS, cache)
+            own.buffer.zero_()  # an answer uses all of it
+            hidden = student.forward_hidden(queries, own)[:, -1]
+            student.forward_hidden(student.head(hidden).argmax(-1, keepdim=True), own)
+            curve.append(peak_memory_bytes(torch.device("cpu")) / 2**30)
+            del own, cache, hidden
+    return curve

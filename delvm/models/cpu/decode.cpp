@@ -187,13 +187,17 @@ inline void product(const Linear& linear, const X* x, int64_t n, int64_t k, int6
 
 // ---- the pass ----
 
+// Tokens of one pass, whose activations stay in cache; t is at most as many, b may be more.
+constexpr int64_t MAX_TOKENS = 64;
+
 // T: type of norms, biases, cache and result. W: of weights. X: of what weights are multiplied with.
 template <typename T, typename W, typename X>
 struct Pass {
   const Model& s;
   const Cache& cache;
-  float* x;  // (N, C), the residual stream
-  int64_t b, t;
+  float* x;             // (N, C), the residual stream
+  int64_t first, b, t;  // rows [first, first + B) of the cache, which has `rows`
+  int64_t rows;
   int64_t n = b * t, c = s.dim, h = s.n_heads, d = c / h, f = s.ffn_dim;
   int64_t keys = cache.prefix_length + cache.length + t;  // of the last token
   std::unique_ptr<float[]> qkv = std::make_unique_for_overwrite<float[]>(n * 3 * c);
@@ -215,7 +219,7 @@ struct Pass {
 
   // Keys (kind 0) or values (1) of the rows' own tokens, or of the prefix, in a layer: (tokens, D).
   T* own(int64_t layer, int64_t kind, int64_t row, int64_t head) const {
-    int64_t index = ((layer * 2 + kind) * b + row) * h + head;
+    int64_t index = ((layer * 2 + kind) * rows + first + row) * h + head;
     return static_cast<T*>(cache.buffer) + index * cache.capacity * d;
   }
   const T* shared(int64_t layer, int64_t kind, int64_t head) const {
@@ -323,9 +327,9 @@ struct Pass {
     return sum;
   }
 
-  // Attention of a head of the rows [first, last).
-  void attend_rows(int64_t layer, int64_t head, int64_t first, int64_t last, float* buffer) const {
-    int64_t i = first * t, end = last * t;
+  // Attention of a head of the rows [row, last).
+  void attend_rows(int64_t layer, int64_t head, int64_t row, int64_t last, float* buffer) const {
+    int64_t i = row * t, end = last * t;
     for (int64_t j = i; j < end; j++) extend_cache(layer, j, head);
     for (; cache.prefix_length && i + 4 <= end; i += 4) attend<4>(layer, i, head, buffer);
     for (; i < end; i++) attend<1>(layer, i, head, buffer);
@@ -336,7 +340,7 @@ struct Pass {
     auto buffer = std::make_unique_for_overwrite<float[]>(4 * (2 * d + keys));
     auto normed = std::make_unique_for_overwrite<X[]>(n * c);
     // Rows of one task: with a prefix four tokens or more, which read it together.
-    int64_t rows = cache.prefix_length ? (3 + t) / t : 1, groups = (b + rows - 1) / rows;
+    int64_t group = cache.prefix_length ? (3 + t) / t : 1, groups = (b + group - 1) / group;
     for (int64_t layer = 0; layer < s.n_layers; layer++) {
       const Layer& l = s.layers[layer];
       auto add = [&](int64_t i, int64_t row, float value) { x[i * c + row] += value; };
@@ -348,8 +352,8 @@ struct Pass {
         });
 #pragma omp for schedule(static)  // head by head, so that the prefix of a head is read once
       for (int64_t task = 0; task < h * groups; task++) {
-        int64_t first = task % groups * rows;
-        attend_rows(layer, task / groups, first, std::min(b, first + rows), buffer.get());
+        int64_t row = task % groups * group;
+        attend_rows(layer, task / groups, row, std::min(b, row + group), buffer.get());
       }
 #pragma omp for schedule(static)
       for (int64_t row = 0; row < c; row += ROWS)
@@ -377,15 +381,18 @@ struct Pass {
     });
   }
 
-  static constexpr int64_t MAX_TOKENS = 64;
 };
 
 template <typename T, typename W, typename X>
 void decode(const Model& model, const Cache& cache, float* x, void* result, int64_t b, int64_t t,
             int64_t threads) {
-  Pass<T, W, X> pass{model, cache, x, b, t};
+  int64_t most = std::max<int64_t>(1, MAX_TOKENS / t);
+  for (int64_t first = 0; first < b; first += most) {
+    int64_t offset = first * t * model.dim;
+    Pass<T, W, X> pass{model, cache, x + offset, first, std::min(most, b - first), t, b};
 #pragma omp parallel num_threads(threads)
-  pass.run(static_cast<T*>(result));
+    pass.run(static_cast<T*>(result) + offset);
+  }
 }
 
 }  // namespace

@@ -23,8 +23,8 @@ from delvm.models.precision import has_native_bf16
 from delvm.models.weight_precision import Int8Linear
 from delvm.progress import log
 
-# Tokens of all rows together. With more, products are bound by computation, not by reading weights,
-# and PyTorch's are as fast.
+# Tokens of all rows together, unless there is one of each row. With more, products are bound by
+# computation, not by reading weights, and PyTorch's are faster.
 MAX_TOKENS = 64
 _SMALL = 2**20  # parameters below which a second thread costs more than it saves
 
@@ -139,7 +139,7 @@ def cpu_decoder(model: Any, input_ids: Tensor, cache: KVCache) -> CPUDecoder | N
     """
     if (
         input_ids.device.type != "cpu"
-        or input_ids.numel() > MAX_TOKENS
+        or (input_ids.shape[1] > 1 and input_ids.numel() > MAX_TOKENS)
         or model.training
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")

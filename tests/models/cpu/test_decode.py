@@ -60,6 +60,14 @@ def test_equals_pytorch(rows, shared, int8):
     assert torch.allclose(found, expected, atol=2e-5)
 
 
+def test_more_rows_than_one_pass_takes_equal_pytorch():
+    torch.manual_seed(1)
+    ids, prefix, cuts = torch.randint(64, (150, 6)), torch.randint(64, (9,)), [2, 3, 4, 5, 6]
+    found, decoder = hidden_states(make(), ids, cuts, prefix)
+    expected, _ = hidden_states(make(attention=AttentionBackend.sdpa), ids, cuts, prefix)
+    assert isinstance(decoder, CPUDecoder) and torch.allclose(found, expected, atol=2e-5)
+
+
 def test_without_bias_equals_pytorch():
     ids = torch.randint(64, (2, 30))
     cuts = [4, *range(5, 31)]
