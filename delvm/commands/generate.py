@@ -20,7 +20,7 @@ from delvm.inference.answer_files import (
 )
 from delvm.inference.answer_record import IDS, AnswerRecord, settings_of
 from delvm.inference.answer_writer import AnswerWriter
-from delvm.inference.decoding import SamplingConfig
+from delvm.inference.decoding import Decoding, SamplingConfig
 from delvm.inference.prompt_files import (
     PromptLine,
     check_line_images,
@@ -34,6 +34,9 @@ from delvm.progress import log, track
 
 if TYPE_CHECKING:
     from delvm.inference.prompter import Answer, Pairs, Prompter
+
+
+MAX_LISTED = 4  # image grids
 
 
 def run(cfg: GenerateConfig) -> None:
@@ -70,7 +73,7 @@ def run(cfg: GenerateConfig) -> None:
         writer.write(answer)
     writer.finish()
     _print_result(cfg, files)
-    if cfg.draft is not None:
+    if cfg.draft is not None and writer.todo:
         print(prompter.engine.speculation.summary())
 
 
@@ -111,10 +114,15 @@ def _open_record(
         "student": weights_fingerprint(prompter.student),
         "prompt": pixels.hexdigest()[:16] if prompt else None,
         "resize": str(prompter.resize),
+        "precision": str(cfg.precision),
     }
+    sampling = SamplingConfig(**cfg.sampling)
+    if (draft := prompter.engine.draft) is not None and sampling.decoding is Decoding.sample:
+        # It changes which tokens are sampled, though not how likely each is.
+        models["draft"] = f"{weights_fingerprint(draft)} {cfg.draft_tokens}"
     return AnswerRecord(
         folder,
-        settings_of(models, SamplingConfig(**cfg.sampling)),
+        settings_of(models, sampling),
         codebook_size=prompter.tokenizer.codebook_size,
         tokens_per_image=prompter.tokenizer.tokens_per_image,
         overwrite=cfg.overwrite,
@@ -157,7 +165,9 @@ def _log_more_targets(lines: Sequence[PromptLine]) -> None:
 def _print_result(cfg: GenerateConfig, files: OutputPaths) -> None:
     total, first = len(files.questions), files.questions[0].answer
     print(f"answer: {first}" if total == 1 else f"answers: {total} in {cfg.output}")
-    print(f"image grid: {', '.join(map(str, files.grids))}")
+    grids = files.grids
+    listed = map(str, grids) if len(grids) <= MAX_LISTED else (grids[0], "...", grids[-1])
+    print(f"image grid: {', '.join(map(str, listed))}")
     if files.folder is not None:
         print(f"ids: {files.folder / IDS}")
 

@@ -124,9 +124,9 @@ class GenerateConfig(SamplingKeys):
                     f"query={self.query} is not for prompt={self.prompt}, whose lines have queries "
                     "of their own: set query=null"
                 )
-        elif self.prompt is None or self.query is None:
+        elif not self.prompt or not self.query:
             missing = {"prompt": "DIR", "query": "IMAGE"}
-            missing = {key: each for key, each in missing.items() if getattr(self, key) is None}
+            missing = {key: each for key, each in missing.items() if not getattr(self, key)}
             example = " ".join(f"{key}={each}" for key, each in missing.items())
             errors.append(
                 f"missing value{'s'[: len(missing) > 1]} for {', '.join(missing)}: set {example}"

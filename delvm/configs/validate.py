@@ -49,7 +49,7 @@ def config_errors(verb: str, cfg: DictConfig) -> list[str]:
     """
     errors = [
         f"{key}={cfg[key]} is a URL, and delvm {verb} needs a local path: set {key}=PATH"
-        for key in ("input", "input_dir", "output", "output_dir")
+        for key in ("input", "input_dir", "output", "output_dir", "prompt", "query")
         if key in cfg and is_url(str(cfg[key])) and key not in _TAKES_URLS.get(verb, ())
     ]
     for path, node in walk(cfg):

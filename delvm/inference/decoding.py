@@ -6,6 +6,7 @@ greedy            the most likely token. Deterministic.
 sample            a random token, after temperature, top-k and top-p.
 """
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypedDict
@@ -65,10 +66,12 @@ def sampling_errors(
         guidance: 0 or above; 1 is off.
     """
     errors = []
-    if not guidance >= 0:  # true of NaN too
-        errors.append(f"guidance={guidance} is below 0: set it to 1 (off) or more")
-    if not temperature >= 0:
-        errors.append(f"temperature={temperature} is below 0: set temperature=0 or more")
+    for key, value, fix in (
+        ("guidance", guidance, "set it to 1 (off) or more"),
+        ("temperature", temperature, "set temperature=0 or more"),
+    ):
+        if not 0 <= value < math.inf:  # true of NaN too
+            errors.append(f"{key}={value} is {'below 0' if value < 0 else 'not finite'}: {fix}")
     if top_k is not None and top_k < 1:
         errors.append(f"top_k={top_k} is below 1: set top_k=1 or more")
     if top_p is not None and not 0 < top_p <= 1:

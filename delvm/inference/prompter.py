@@ -306,7 +306,7 @@ class Prompter:
             raise UserError(
                 f"{where}{num_pairs} pairs, a query and its answer are {needed} tokens, and the "
                 f"student's context is {context}: use at most "
-                f"{max(0, context // tokens // 2 - 1)} pairs"
+                f"{max(0, context // tokens // 2 - 1)} pairs, or a student with a longer context"
             )
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:

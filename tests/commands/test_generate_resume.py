@@ -153,7 +153,8 @@ def test_a_row_that_moves_is_sampled_again_but_greedy_answers_are_kept(run, tmp_
     assert contents(tmp_path / "sampled") == contents(tmp_path / "once")
 
 
-def test_answers_of_other_settings_are_kept_until_asked(run, tmp_path, prompt):
+@pytest.mark.slow
+def test_answers_of_other_settings_are_kept_until_asked(run, tmp_path, prompt, weights):
     folder = tmp_path / "out"
     run(*SAMPLED)
     before = contents(folder)
@@ -161,6 +162,8 @@ def test_answers_of_other_settings_are_kept_until_asked(run, tmp_path, prompt):
         (("decoding=sample", "temperature=0.5"), "temperature 1.0 is now 0.5"),
         ((*SAMPLED, "seed=1"), "seed 0 is now 1"),
         ((*SAMPLED, "resize=squash"), "(resize short_side is now squash"),
+        ((*SAMPLED, "precision=bf16"), "(precision fp32 is now bf16, student "),
+        ((*SAMPLED, f"draft={weights}"), "(draft None is now "),
         (("decoding=greedy",), "decoding sample is now greedy, seed 0 is now None, temperature 1"),
     ):
         out, err = run(*words, expect=2)
@@ -169,6 +172,9 @@ def test_answers_of_other_settings_are_kept_until_asked(run, tmp_path, prompt):
         assert change in err and err.count("\n") == 1 and not out
         assert contents(folder) == before
     run("decoding=greedy", "overwrite=true")
+    # Greedy answers are the same with a draft; nothing is drafted, so there is nothing to report.
+    out, err = run("decoding=greedy", f"draft={weights}")
+    assert "20 of 20 answers exist" in err and "draft" not in out
     run("decoding=greedy", output=tmp_path / "once")
     assert contents(folder) == contents(tmp_path / "once")
     assert "20 of 20 answers exist" in run("decoding=greedy")[1]
@@ -200,6 +206,7 @@ def test_grids_of_a_list_that_has_grown_replace_the_former_one(run, tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "once")
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_one_line_or_counted(run, tmp_path):
     record = tmp_path / "out" / "answers.jsonl"
     run()
@@ -254,3 +261,10 @@ def test_lines_of_jsonl_resume(delvm, weights, prompt, tmp_path):
     assert run(folder).startswith("generate: 0 of 3 answers exist, 3 to make, 3 of them again")
     run(tmp_path / "once")
     assert contents(folder) == contents(tmp_path / "once")
+
+
+def test_of_many_image_grids_the_first_and_the_last_are_printed(run, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    assert f"image grid: {folder}/grid_1.png, {folder}/grid_2.png\n" in run()[0]
+    monkeypatch.setattr("delvm.commands.generate.MAX_LISTED", 1)
+    assert f"image grid: {folder}/grid_1.png, ..., {folder}/grid_2.png\n" in run()[0]

@@ -39,6 +39,12 @@ ERRORS = {
     "temperature=0.5 samples: set decoding=sample or temperature=0",
     "generate prompt=a query=b top_k=5": "top_k=5 is for decoding=sample, not "
     "decoding=mean_embedding: set decoding=sample temperature=1.0, or top_k=null",
+    "generate prompt=a query=b decoding=sample temperature=inf": "temperature=inf is not "
+    "finite: set temperature=0 or more",
+    "generate prompt= query=b": "missing value for prompt: set prompt=DIR",
+    "generate prompt=a query=": "missing value for query: set query=IMAGE",
+    "generate prompt=a query=s3://b/*.png": "query=s3://b/*.png is a URL, and delvm generate "
+    "needs a local path: set query=PATH",
     "generate prompt=a.jsonl query=b": "query=b is not for prompt=a.jsonl, whose lines have "
     "queries of their own: set query=null",
     "generate prompt=. query=b prompt_dir=.": "prompt_dir=. is for the paths in a .json or .jsonl "
@@ -62,7 +68,8 @@ ERRORS = {
     "students, not for mode=tokenizer: set decoding=mean_embedding or mode=students",
     "evaluate input_dir=. num_prompts=0": "num_prompts=0 is below 1: set num_prompts=1 or more",
     "evaluate input_dir=. guidance=-1": "guidance=-1.0 is below 0: set it to 1 (off) or more",
-    "generate prompt=a query=b guidance=nan": "guidance=nan is below 0: set it to 1 (off) or more",
+    "generate prompt=a query=b guidance=nan": "guidance=nan is not finite: set it to 1 (off) or "
+    "more",
     "evaluate input_dir=. mode=tokenizer shared_prompt=true": "shared_prompt=True is for the "
     "answers of students, not for mode=tokenizer: set shared_prompt=false or mode=students",
     "evaluate input_dir=. mode=tokenizer guidance=2": "guidance=2.0 is for the answers of "
