@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from delvm.inference.engine import Engine
+from delvm.inference.generation import generate
 from delvm.models.attention import AttentionBackend
 from delvm.models.cpu.decode import CPUDecoder, available
 from delvm.models.mlp import MLPKind
@@ -134,3 +136,15 @@ def test_hooks_gradients_and_training_are_left_to_pytorch():
     model.blocks[0].mlp.up.register_forward_hook(lambda *args: calls.append(args))
     _, decoder = hidden_states(model, ids, [3, 4])
     assert decoder is False and len(calls) == 2
+
+
+def test_greedy_answers_equal_pytorch_batched_and_alone_with_and_without_sharing():
+    torch.manual_seed(3)
+    prompt, queries = torch.randint(64, (24,)), torch.randint(64, (5, 8))
+    rows = torch.cat((prompt.expand(5, -1), queries), dim=1)
+    slow, fast = make(attention=AttentionBackend.sdpa), make()
+    expected = generate(slow, rows, 40)
+    assert torch.equal(generate(fast, rows, 40), expected)
+    assert torch.equal(Engine(fast).generate([prompt], queries, 40), expected)
+    for row, query in enumerate(queries):
+        assert torch.equal(Engine(fast).generate([prompt], query[None], 40)[0], expected[row])
