@@ -276,6 +276,13 @@ def to_tensor(images: Sequence[Image.Image | ImageArray]) -> Tensor:
     return stacked.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
+def upload(pixels: Tensor, device: torch.device) -> Tensor:
+    """Pixels on a device; to a GPU they are copied from pinned memory, and nobody waits for it."""
+    if device.type == "cuda" and pixels.device.type == "cpu":
+        return pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.to(device)
+
+
 def to_pil(pixels: Tensor) -> list[Image.Image]:
     """Pixels (B, 3, H, W) as images: values are clamped to [0, 1] and rounded half up."""
     if pixels.ndim != 4 or pixels.shape[1] != 3:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from delvm.data.datasets.sampler import seeded_rng
-from delvm.data.image_io import to_tensor
+from delvm.data.image_io import to_tensor, upload
 from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
@@ -194,7 +194,7 @@ def _encode_pairs(
 @torch.inference_mode()
 def encode(tokenizer: TokenizerNet, pixels: Tensor) -> Tensor:
     """Token ids (B, N) on the CPU of pixels (B, 3, H, H)."""
-    return tokenizer.encode(pixels.to(tokenizer.codebook.device)).cpu()
+    return tokenizer.encode(upload(pixels, tokenizer.codebook.device)).cpu()
 
 
 @torch.inference_mode()

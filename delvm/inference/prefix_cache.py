@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from delvm.models.precision import autocast_dtype
 from delvm.models.protocols import StudentNet
 
 
@@ -41,7 +42,8 @@ class PrefixCache:
             (each.data_ptr(), None if each.is_inference() else each._version)
             for each in self.student.parameters()
         )
-        key = (prompt.cpu().numpy().tobytes(), weights)
+        dtype = autocast_dtype(next(iter(self.student.parameters())))
+        key = (prompt.cpu().numpy().tobytes(), dtype, weights)
         if key in self.kept:
             self.kept.move_to_end(key)
             return self.kept[key]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from delvm.data.image_io import StoredImage, aligned, to_pil, to_stored, to_tensor
+from delvm.data.image_io import StoredImage, aligned, to_pil, to_stored, to_tensor, upload
 from delvm.data.resizing import ResizeMode, parse_resize_mode, same_shape, to_square
 from delvm.errors import UserError
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
@@ -314,7 +314,7 @@ class Prompter:
         tokenizer, device = self.tokenizer, self.tokenizer.codebook.device
         if not images:
             return torch.empty(0, tokenizer.tokens_per_image, dtype=torch.int64, device=device)
-        return tokenizer.encode(to_tensor(self.to_squares(images)).to(device))
+        return tokenizer.encode(upload(to_tensor(self.to_squares(images)), device))
 
     def to_squares(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Images of any size as the tokenizer sees them: RGB squares of its resolution."""

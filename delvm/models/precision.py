@@ -5,6 +5,7 @@ import time
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from delvm.errors import UserError
 
@@ -47,6 +48,12 @@ def compute_dtype(precision: str) -> torch.dtype:
     """Dtype of matrix products under one of Lightning's precisions ("bf16-mixed")."""
     dtypes = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
     return dtypes.get(precision.partition("-")[0], torch.float32)
+
+
+def autocast_dtype(weight: Tensor) -> torch.dtype:
+    """Dtype of matmuls with a weight: autocast's where it is on, else the weight's own."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 @cache

@@ -25,6 +25,7 @@ from delvm.models.cpu.decode import cpu_decoder
 from delvm.models.embedding import CodebookEmbedding
 from delvm.models.mlp import MLPKind, build_mlp
 from delvm.models.norm import LayerNorm, NormKind, RMSNorm, build_norm
+from delvm.models.precision import autocast_dtype
 from delvm.models.rope import precompute_rope
 from delvm.models.token_space import TokenSpace
 
@@ -358,7 +359,7 @@ class Transformer(nn.Module):
         """
         cfg, weight, length = self.config, self.head.weight, max_seq_len or self.max_seq_len
         shape = cfg.n_layers, batch_size, cfg.n_heads, length, cfg.head_dim
-        return KVCache(*shape, weight.dtype, weight.device, prefix)
+        return KVCache(*shape, autocast_dtype(weight), weight.device, prefix)
 
     def parameter_groups(self, weight_decay: float) -> Iterator[dict[str, Any]]:
         """Parameter groups of the optimizer: matrices decay, norms and biases do not."""

@@ -308,10 +308,10 @@ class VQGAN(nn.Module):
         cfg = self.config
         if ids.ndim != 2 or ids.shape[1] != cfg.tokens_per_image:
             raise ValueError(f"ids {tuple(ids.shape)} are not (B, {cfg.tokens_per_image})")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < cfg.num_embeddings:
+        low, high = torch.stack(ids.aminmax()).tolist() if ids.numel() else (0, 0)
+        if not 0 <= low <= high < cfg.num_embeddings:  # before a GPU stops at such an index
             raise ValueError(
-                f"ids {int(ids.min())} to {int(ids.max())} are outside of a codebook of "
-                f"{cfg.num_embeddings}"
+                f"ids {low} to {high} are outside of a codebook of {cfg.num_embeddings}"
             )
         with self._autocast():
             pixels = self.decode_embeddings(F.embedding(ids, self.codebook)).float()
@@ -334,7 +334,7 @@ class VQGAN(nn.Module):
             )
         if not pixels.numel():
             return
-        low, high = (value.item() for value in pixels.aminmax())  # both NaN if any pixel is
+        low, high = torch.stack(pixels.aminmax()).tolist()  # both NaN if any pixel is
         if math.isnan(low):
             raise ValueError(f"{int(pixels.isnan().sum())} of {pixels.numel()} pixels are NaN")
         if low < 0 or high > 1:

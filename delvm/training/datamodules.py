@@ -119,6 +119,11 @@ class StreamDataModule(L.LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
+    def _on_gpu(self) -> bool:
+        """Whether batches are copied to a GPU, which waits for nobody from pinned memory."""
+        trainer = self.trainer
+        return trainer is not None and trainer.strategy.root_device.type == "cuda"
+
     def train_dataloader(self) -> DataLoader[Any]:
         sampler = ResumableBatchSampler(
             self.position,
@@ -132,6 +137,7 @@ class StreamDataModule(L.LightningDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=self.config.num_workers,
+            pin_memory=self._on_gpu(),
             generator=_worker_generator(),
         )
 
@@ -232,7 +238,13 @@ class SentenceDataModule(StreamDataModule):
         batch = {name: values[padded % count] for name, values in self.val.batch.items()}
         batch["task"][padded >= count] = -1
         of_rank = [{name: batch[name][i] for name in batch} for i in padded[rank::world_size]]
-        return DataLoader(of_rank, self.config.batch_size, generator=_worker_generator())  # type: ignore[arg-type]
+        loader: DataLoader[Any] = DataLoader(
+            of_rank,  # type: ignore[arg-type]
+            self.config.batch_size,
+            pin_memory=self._on_gpu(),
+            generator=_worker_generator(),
+        )
+        return loader
 
 
 class ImageDataModule(StreamDataModule):
@@ -287,6 +299,7 @@ class ImageDataModule(StreamDataModule):
             self.val,
             self.config.batch_size,
             collate_fn=_collate_images,
+            pin_memory=self._on_gpu(),
             generator=_worker_generator(),
         )
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from delvm.errors import UserError
 from delvm.interop.fingerprint import codebook_matches
 from delvm.interop.load import load_student
+from delvm.models.precision import autocast_dtype
 from delvm.models.transformer import Transformer
-from delvm.training.losses import TokenLoss, autocast_dtype
+from delvm.training.losses import TokenLoss
 from delvm.training.optim import OptimizerFactory, SchedulerFactory
 from delvm.training.student import Batch, StudentModule
 

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from delvm.models.precision import autocast_dtype
+
 MAX_LOGITS_BYTES = 1 << 25  # of logits that are held at once, in the matmul dtype
 # Number of logits per float32 loss chunk on CPU (sized to the L2 cache).
 LOSS_CHUNK_ELEMENTS = {"cpu": 1 << 20}
@@ -260,12 +262,6 @@ def kl_divergence(
     teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
     p, q = (student, teacher) if reverse else (teacher, student)
     return temperature**2 * (p.exp() * (p - q)).sum(-1)
-
-
-def autocast_dtype(weight: Tensor) -> torch.dtype:
-    """Dtype of matmuls with a weight: autocast's where it is on, else the weight's own."""
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def chunked_linear_loss(

@@ -86,6 +86,17 @@ def test_prefix_is_computed_again_when_weights_change(student):
     assert torch.equal(after, Engine(changed).generate([prompt], queries, 8, SAMPLED))
 
 
+def test_caches_have_the_dtype_of_autocast(student):
+    engine = Engine(student)
+    prompt, queries = torch.randint(30, (20,)), torch.randint(30, (2, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        engine.generate([prompt], queries, 4)
+    found = engine.generate([prompt], queries, 4)
+    assert torch.equal(found, Engine(student).generate([prompt], queries, 4))
+    dtypes = [each.buffer.dtype for each in engine._prefixes.kept.values()]
+    assert dtypes == [torch.bfloat16, torch.float32]
+
+
 def test_student_without_such_a_cache_is_given_complete_rows(student):
     prompt, queries = torch.randint(30, (9,)), torch.randint(30, (2, 6))
     engine = Engine(WithoutCache(student).eval())

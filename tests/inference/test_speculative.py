@@ -121,7 +121,7 @@ def joint_probs(student, context, sampling, count):
     return probs
 
 
-def chi_square(sampling, draft_tokens=2, count=3, rows=20_000):
+def chi_square(sampling, draft_tokens=2, count=3, rows=8_000):
     """(p-value of joint samples, degrees of freedom, how many samples had probability 0)."""
     student, draft = five_codes(1), five_codes(2)
     context = torch.tensor([3, 1, 4, 1])

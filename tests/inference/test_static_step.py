@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from delvm.errors import UserError
 from delvm.inference.decoding import SamplingConfig
@@ -99,6 +100,41 @@ def test_answers_are_those_of_the_dynamic_cache(student, sampling, with_draft):
             each.generate(prompts, queries, 20, sampling, **options) for each in engines
         )
         assert torch.equal(found, expected)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what a GPU would have to finish its queue for: values that Python reads."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().removeprefix("aten::").split(".")[0]
+        self.count += name in ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("method", ["greedy", "mean_embedding", "sample"])
+def test_no_token_waits_for_the_host(student, method, compile):
+    sampling = SamplingConfig(method, *((1.0, 20, 0.9) if method == "sample" else ()))
+    engine, reads = Engine(student, compile=compile), []
+    prompt, queries = torch.randint(30, (20,)), torch.randint(30, (3, 6))
+    for count in (2, 12):
+        with HostReads() as mode:
+            engine.generate([prompt], queries, count, sampling, codebook=CODEBOOK)
+        reads.append(mode.count)
+    assert reads == [0, 0]
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_cycle_of_a_draft_waits_for_the_host_a_few_times(student, monkeypatch):
+    monkeypatch.setattr("delvm.inference.speculative.Pace.pays", lambda self: True)
+    engine = Engine(student, draft=noisy(student, 0.3, max_seq_len=student.max_seq_len))
+    with HostReads() as mode:
+        engine.generate([torch.randint(30, (20,))], torch.randint(30, (3, 6)), 40)
+    cycles = engine.speculation.paces[3].cycles
+    assert 0 < mode.count <= 10 * (cycles + 4)  # most of them of counts on the CPU
 
 
 def test_student_without_a_cache_cannot_be_compiled(student):

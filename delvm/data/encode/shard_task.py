@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from delvm.data.augment import BalanceMode, Geometry, Jitter, augment
-from delvm.data.image_io import to_tensor
+from delvm.data.image_io import to_tensor, upload
 from delvm.data.shards.manifest import Manifest
 from delvm.data.shards.reader import iter_lazy
 from delvm.data.shards.replacement import build_dir
@@ -164,7 +164,7 @@ def _decode_threads(tokenizer: Tokenizer) -> int:
 def _encode_batch(batch: list[Example], tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
     """Token ids (n, k, N) of n examples of k images each."""
     pixels = to_tensor([image for example in batch for image in example.images])
-    ids = tokenizer.encode(pixels.to(tokenizer.codebook.device))  # (n k, N)
+    ids = tokenizer.encode(upload(pixels, tokenizer.codebook.device))  # (n k, N)
     array: npt.NDArray[np.int64] = ids.reshape(len(batch), len(batch[0].images), -1).cpu().numpy()
     return array
 
