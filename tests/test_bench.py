@@ -139,3 +139,49 @@ def test_speculative_benchmark_accepts_all_drafts_of_the_constructed_pair(monkey
     assert student.parameter_count() > draft.parameter_count()
     ids = torch.randint(32, (2, 9))
     assert torch.equal(student(ids), draft(ids))
+
+
+def test_gpu_benchmark_without_a_gpu_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(runner, "RESULTS", tmp_path / "bench.json")
+    assert runner.main(["only=gpu"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("gpu: no CUDA device is visible here") and "0 of 0 goals met" in out
+
+
+def test_gpu_rows_of_small_models_on_the_cpu(tmp_path, monkeypatch, capsys):
+    from delvm.models.transformer import TransformerConfig
+    from experiments.bench import gpu
+    from tests.commands.conftest import TINY_TOKENIZER
+
+    device = torch.device("cpu")
+    config = TransformerConfig(32, 16, 1, 2, max_seq_len=24, codebook_dim=4)
+    found = [gpu.training("300m", config, device, 1e9, rows=2, repeats=1)]
+    found += gpu.answers("300m", config, device, tokens=4, prompt_tokens=12, queries=2, repeats=1)
+    found += gpu.tokenizer_rates(TINY_TOKENIZER, device, batch=2, repeats=1)
+    found.append(gpu.encoding(device, TINY_TOKENIZER, pairs=3, batch_size=2))
+    assert [row.name for row in found] == [
+        "gpu_train_300m_sdpa",
+        "gpu_answer_300m_eager_1",
+        "gpu_answer_300m_eager_2",
+        "gpu_encode_fp32",
+        "gpu_decode_fp32",
+        "gpu_encode_bf16",
+        "gpu_decode_bf16",
+        "gpu_encode_shards",
+    ]
+    assert all(row.ours > 0 for row in found) and found[1].peer == 2.1
+    monkeypatch.setattr(gpu, "OUTPUTS", tmp_path)
+    gpu.write_table("NVIDIA H100 80GB", found)
+    text = (tmp_path / "bench_gpu_NVIDIA_H100_80GB.md").read_text()
+    assert text.startswith("# NVIDIA H100 80GB\n") and "gpu_encode_shards" in text
+    assert capsys.readouterr().out == f"gpu: table in {tmp_path}/bench_gpu_NVIDIA_H100_80GB.md\n"
+
+
+def test_the_sharded_run_that_is_timed_fits_together(tmp_path):
+    from experiments.bench import gpu
+
+    compile(gpu.VLLM, "vllm", "exec")
+    startup.write_shards(tmp_path / "tokens")
+    errors = config_errors("train", compose("train", gpu.sharded_words(tmp_path, "cpu")))
+    assert errors == []
