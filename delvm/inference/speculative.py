@@ -202,9 +202,6 @@ class SpeculativeDecoder:
         ids[:, 1] = self._choose(self.student.first_logits()[:, None], torch.zeros_like(last))[:, 0]
         self.draft.first_logits()
         static = rows > 1 or self.static
-        if static:
-            self.student.make_static()
-            self.draft.make_static()
         # Counts of each row stay on the CPU; a cycle waits for the device once, for its new tokens.
         known = torch.ones(rows, dtype=torch.int64)
         progress = _Progress(torch.zeros_like(known), torch.zeros_like(known))
@@ -222,6 +219,9 @@ class SpeculativeDecoder:
                 fell_back |= pace.plain_steps >= PLAIN_STEPS
             count = int(most.max())
             if static and count > 0:
+                # From now on, since single tokens are timed as they are computed without a draft.
+                self.student.make_static()
+                self.draft.make_static()
                 count = self.draft_tokens  # the same shapes to the end; `most` limits what is kept
             new = self._cycle(ids, known.to(device), most.to(device), count).cpu()
             known = known + new

@@ -135,17 +135,18 @@ def rates(
 ) -> tuple[float, float]:
     """Tokens/s of an engine with a draft and of its student alone, interleaved.
 
-    The first token and the prompt are not timed: each query is answered with one token first.
+    Not timed are the prompt, which is computed by the first call and kept, and the query with the
+    first token, which the second call takes alone.
     """
     engines, seconds = (engine, Engine(engine.student)), [0.0, 0.0]
     for number, (prompt, query) in enumerate(given):
         for which, each in enumerate(engines):
             times = []
-            for count in (1, new_tokens):
+            for count in (1, 1, new_tokens):
                 start = time.perf_counter()
                 each.generate([prompt], query[None], count, sampling, row_ids=[number],
                               codebook=codebook)  # fmt: skip
                 times.append(time.perf_counter() - start)
-            seconds[which] += times[1] - times[0]
+            seconds[which] += times[2] - times[1]
     tokens = len(given) * (new_tokens - 1)
     return tokens / seconds[0], tokens / seconds[1]

@@ -10,8 +10,9 @@ from delvm.errors import UserError
 from delvm.inference import speculative
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.engine import Engine
+from delvm.inference.generation import Rows
 from delvm.inference.sampling import top_k_top_p_probs
-from delvm.inference.speculative import Pace, Speculation
+from delvm.inference.speculative import PLAIN_STEPS, Pace, Speculation
 from delvm.models.transformer import Transformer, TransformerConfig
 from tests.inference.test_engine import SAMPLED, make
 from tests.inference.test_sampling import WithoutCache
@@ -198,6 +199,14 @@ def test_answers_are_the_same_while_it_falls_back(student, monkeypatch):
     calls = engine.speculation.teacher_calls
     assert torch.equal(engine.generate([prompt], queries, 22), expected)  # without any draft
     assert engine.speculation.fallbacks == 2 and engine.speculation.teacher_calls == calls
+
+
+def test_single_tokens_are_timed_in_the_cache_of_an_engine_without_a_draft(student, monkeypatch):
+    made = []
+    monkeypatch.setattr(Rows, "make_static", lambda rows: made.append(rows))
+    engine = Engine(student, draft=student)
+    engine.generate([torch.randint(30, (20,))], torch.randint(30, (3, 6)), 1 + PLAIN_STEPS)
+    assert engine.speculation.paces[3].plain_steps == PLAIN_STEPS and not made
 
 
 def test_summary_is_one_line():
