@@ -178,6 +178,16 @@ def test_gpu_rows_of_small_models_on_the_cpu(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"gpu: table in {tmp_path}/bench_gpu_NVIDIA_H100_80GB.md\n"
 
 
+def test_gpu_benchmark_continues_without_what_does_not_fit(capsys):
+    from experiments.bench import gpu
+
+    def too_large():
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    assert gpu.attempt(too_large) == [] and gpu.attempt(lambda: [FAST]) == [FAST]
+    assert capsys.readouterr().out == ("gpu: not measured: CUDA out of memory. Tried to allocate\n")
+
+
 def test_the_sharded_run_that_is_timed_fits_together(tmp_path):
     from experiments.bench import gpu
 

@@ -55,7 +55,7 @@ class StaticStep:
         self._kept[number:] = [cache]
         if self.compile:
             prefix = [] if cache.prefix is None else [cache.prefix.buffer]
-            for each in (*cache.keys, *cache.values, cache.lengths, *prefix):
+            for each in (*cache.tensors(), *prefix):
                 # A CUDA graph would copy any other input to an address of its own at each step.
                 torch._dynamo.mark_static_address(each, guard=False)
         return cache

@@ -55,6 +55,10 @@ class StaticKVCache(KVCache):
         self.prefix = source.prefix
         self.lengths.fill_(source.length)
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors of its own, which stay where they are."""
+        return [*self.keys, *self.values, self.lengths, self._rows, self._slots]
+
     def fits(self, source: KVCache) -> bool:
         """Whether `load` may copy a cache: its shapes and those of its prefix are the same."""
         own = self.keys[0]

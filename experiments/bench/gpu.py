@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,14 +58,29 @@ def rows() -> list[Row]:
     peak = measure_peak_flops(device, DTYPE)
     found.append(Row("gpu_peak", peak / 1e12, None, None, "", "TFLOP/s", f"{name}: GEMM in bf16"))
     for size, config in SIZES.items():
-        found += [training(size, config, device, peak, *each) for each in variants(device)]
-        found += answers(size, config, device)
-        found += vllm_answers(size, config, device)
-        torch.cuda.empty_cache()
-    found += tokenizer_rates(VQGANConfig(), device)
-    found += [sharded_step(), encoding(device)]
+        for each in variants(device):
+            found += attempt(training, size, config, device, peak, *each)
+        found += attempt(answers, size, config, device)
+        found += attempt(vllm_answers, size, config, device)
+    found += attempt(tokenizer_rates, VQGANConfig(), device)
+    found += attempt(sharded_step)
+    found += attempt(encoding, device)
     write_table(name, found)
     return found
+
+
+def attempt(measure: Callable[..., Row | list[Row]], *arguments: Any) -> list[Row]:
+    """Rows of a measurement; none, and the reason, where it fails: another GPU has less memory."""
+    try:
+        found = measure(*arguments)
+        return found if isinstance(found, list) else [found]
+    except RuntimeError as error:  # out of memory is one
+        reason = " ".join(str(error).split())[:300]
+        print(f"gpu: not measured: {reason}")
+        return []
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def write_table(name: str, found: list[Row]) -> None:
