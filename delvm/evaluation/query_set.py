@@ -151,29 +151,45 @@ def build_query_set(
     seed: int,
     batch_size: int,
 ) -> QuerySet:
-    """Take the first test pairs as queries, and sample validation pairs for their prompts.
+    """Take the first test pairs as queries, and sample validation pairs for their prompts."""
+    tests = list(islice(read_examples(root, "test", task), num_queries))
+    pool = list(islice(read_examples(root, "val", task), POOL_SIZE))
+    indices = sample_prompts(
+        seed, task, len(tests), len(pool), num_shots, num_prompts, shared_prompt
+    )
+    return QuerySet(
+        task,
+        *_encode_pairs(tests, tokenizer, batch_size),
+        *_encode_pairs(pool, tokenizer, batch_size),
+        indices,
+        shared_prompt,
+    )
+
+
+def sample_prompts(
+    seed: int,
+    task: str,
+    num_queries: int,
+    pool_size: int,
+    num_shots: int,
+    num_prompts: int = 1,
+    shared_prompt: bool = False,
+) -> npt.NDArray[np.int64]:
+    """Pool pairs of each query's prompts, (Q, M, k).
 
     A prompt depends on (seed, task, index of the query, number of the prompt) only, so a larger
     query set begins with the smaller one, and more prompts with the fewer. With ``shared_prompt``
     all queries have the prompts of the first one.
     """
-    tests = list(islice(read_examples(root, "test", task), num_queries))
-    pool = list(islice(read_examples(root, "val", task), POOL_SIZE))
 
     def sample(index: int, number: int) -> npt.NDArray[np.int64]:
         # That of evaluations with one prompt comes from the query alone.
         numbers = [number] if number else []
         rng = seeded_rng(seed, task, 0 if shared_prompt else index, *numbers)
-        return rng.choice(len(pool), size=num_shots, replace=False)
+        return rng.choice(pool_size, size=num_shots, replace=False)
 
-    indices = [[sample(row, number) for number in range(num_prompts)] for row in range(len(tests))]
-    return QuerySet(
-        task,
-        *_encode_pairs(tests, tokenizer, batch_size),
-        *_encode_pairs(pool, tokenizer, batch_size),
-        np.array(indices, np.int64),
-        shared_prompt,
-    )
+    rows = [[sample(row, number) for number in range(num_prompts)] for row in range(num_queries)]
+    return np.array(rows, np.int64)
 
 
 def _encode_pairs(

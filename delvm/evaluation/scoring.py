@@ -119,7 +119,9 @@ def score_task(
             scores.add(method, values)
         shown = _visual_examples(query_set, rows, reconstruction)
         for name, engine in engines.items():
-            answer = decode(tokenizer, _generate(engine, tokenizer, query_set, rows, sampling))
+            answer = decode(
+                tokenizer, generate_answers(engine, tokenizer, query_set, rows, sampling)
+            )
             scores.add(f"student/{name}", task.score(answer, truth))
             losses.add(name, _next_token_scores(engine.student, query_set, rows))
             for example, image in zip(shown, to_pil(answer[: len(shown)]), strict=True):
@@ -154,7 +156,7 @@ def _score_baselines(
     return scores
 
 
-def _generate(
+def generate_answers(
     engine: Engine,
     tokenizer: TokenizerNet,
     query_set: QuerySet,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from delvm.evaluation.query_set import QuerySet, build_query_set
-from delvm.evaluation.scoring import _generate, score_task
+from delvm.evaluation.scoring import generate_answers, score_task
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.engine import Engine
 from delvm.models.transformer import Init, Transformer, TransformerConfig
@@ -41,7 +41,7 @@ def build(shards: Path, tokenizer: Any, **options: Any) -> QuerySet:
 def test_all_prompts_of_a_query_vote_on_its_answer(shards, tokenizer, student, shared, sampling):
     query_set = build(shards, tokenizer, num_prompts=3, shared_prompt=shared)
     rows = slice(1, 5)
-    found = _generate(Engine(student), tokenizer, query_set, rows, sampling)
+    found = generate_answers(Engine(student), tokenizer, query_set, rows, sampling)
     for row in range(1, 5):
         one = slice(row, row + 1)
         prompts = [query_set.prompts(one, number)[0] for number in range(3)]
