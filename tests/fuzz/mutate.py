@@ -5,6 +5,7 @@ import json
 import struct
 import tarfile
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def mutate_value(value: Any, rng: Rng) -> Any:
     for _ in range(rng.integers(1, 3)):
         holders = list(_holders(value))
         if not holders:
-            return _VALUES[rng.integers(len(_VALUES))]
+            return deepcopy(_VALUES[rng.integers(len(_VALUES))])
         holder, key = holders[rng.integers(len(holders))]
         match int(rng.integers(6)):
             case 0 if isinstance(holder, dict):
@@ -76,7 +77,7 @@ def mutate_value(value: Any, rng: Rng) -> Any:
             case 3 if isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
                 holder[key] = holder[key] * [-1, 0, 2, 1000, 10**6, 10**12, 0.5][rng.integers(7)]
             case _:
-                holder[key] = _VALUES[rng.integers(len(_VALUES))]
+                holder[key] = deepcopy(_VALUES[rng.integers(len(_VALUES))])
     return value
 
 
@@ -194,7 +195,7 @@ def mutate_checkpoint(data: bytes, rng: Rng) -> bytes:
         case 1:
             holder[key] = tensor_values[rng.integers(len(tensor_values))]
         case _:
-            holder[key] = _VALUES[rng.integers(len(_VALUES))]
+            holder[key] = deepcopy(_VALUES[rng.integers(len(_VALUES))])
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
