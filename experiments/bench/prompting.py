@@ -7,24 +7,27 @@ queries that continue one prompt of 3 pairs; its peer is the plain loop: PyTorch
 at a time, the complete prompt each time.
 """
 
+import gc
 import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, StaticCache
+from transformers import LlamaForCausalLM, StaticCache, StoppingCriteriaList
 
+from delvm.inference.decoding import GREEDY
 from delvm.inference.engine import Engine
-from delvm.inference.generation import generate
+from delvm.inference.generation import Rows, decode_tokens, generate
 from delvm.interop.formats import llama
 from delvm.models.attention import AttentionBackend
-from delvm.models.precision import has_native_bf16, peak_memory_bytes
+from delvm.models.precision import has_native_bf16
 from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.models.weight_precision import quantize_int8
 from experiments.bench.harness import Row
@@ -39,6 +42,7 @@ PEERS = {
     for cache in ("dynamic", "static")
 }
 Times = dict[str, list[float]]
+Clock = Callable[[int], list[float]]
 
 
 def rows() -> list[Row]:
@@ -102,20 +106,20 @@ def one_query(student: Transformer, row: Tensor, dtype: torch.dtype) -> list[Row
     with tempfile.TemporaryDirectory() as tmp:
         llama.write(student, Path(tmp, "llama"), dtype)
         theirs = LlamaForCausalLM.from_pretrained(Path(tmp, "llama"), dtype=dtype).eval()
-    peers = {name: peer_call(theirs, row, *how) for name, how in PEERS.items()}
-    first = {name: prefill_and_decode(call) for name, call in peers.items()}
+    peers = {name: peer_clock(theirs, row, *how) for name, how in PEERS.items()}
+    first = {name: prefill_and_decode(clock) for name, clock in peers.items()}
     best = [min(first, key=lambda name: first[name][part]) for part in (0, 1)]
     int8 = build_student(dtype)
     quantize_int8(int8)
-    calls: dict[str, Callable[[int], object]] = {
-        "ours": lambda count: generate(student, row, count),
-        "int8": lambda count: generate(int8, row, count),
+    clocks: dict[str, Clock] = {
+        "ours": lambda count: our_clock(student, row, count),
+        "int8": lambda count: our_clock(int8, row, count),
         **{name: peers[name] for name in best},
     }
     times: Times = {}
     for _ in range(ROUNDS):  # interleaved, since the speed of a shared machine changes
-        for name, call in calls.items():
-            prefill, step = prefill_and_decode(call)
+        for name, clock in clocks.items():
+            prefill, step = prefill_and_decode(clock)
             times.setdefault(f"{name} prefill", []).append(prefill)
             times.setdefault(f"{name} decode", []).append(step)
         times.setdefault("read", []).append(read_time(student))
@@ -141,30 +145,49 @@ def one_query(student: Transformer, row: Tensor, dtype: torch.dtype) -> list[Row
     ]  # fmt: skip
 
 
-def peer_call(theirs: Any, row: Tensor, cache: str, compiled: bool) -> Callable[[int], object]:
-    """A call of transformers' `generate`, greedy, with so many new tokens."""
+def our_clock(student: Transformer, row: Tensor, count: int) -> list[float]:
+    """When each of ``count`` greedy tokens was there; the first entry is the start."""
+    stamps = [time.perf_counter()]
+
+    def stamp(logits: list[Tensor]) -> Tensor:
+        stamps.append(time.perf_counter())
+        return logits[0]
+
+    decode_tokens([Rows(student, row, count)], count, GREEDY, combine=stamp)
+    return stamps
+
+
+def peer_clock(theirs: Any, row: Tensor, cache: str, compiled: bool) -> Clock:
+    """As `our_clock`, of transformers' `generate`."""
     eager = theirs.forward
     forward = torch.compile(eager, dynamic=cache == "dynamic") if compiled else eager
 
-    def call(count: int) -> None:
+    def clock(count: int) -> list[float]:
+        stamps: list[float] = []
+
+        def stamp(ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+            stamps.append(time.perf_counter())
+            return torch.zeros(len(ids), dtype=torch.bool)
+
         options: dict[str, Any] = {"max_new_tokens": count, "min_new_tokens": count}
+        options["stopping_criteria"] = StoppingCriteriaList([stamp])
         if cache == "static":  # as long for all counts, or each would be compiled for itself
             options["past_key_values"] = StaticCache(theirs.config, max_cache_len=PROMPT + TOKENS)
         theirs.forward = forward
+        stamps.append(time.perf_counter())
         mask = torch.ones_like(row)
         theirs.generate(row, attention_mask=mask, do_sample=False, pad_token_id=0, **options)
         theirs.forward = eager
+        return stamps
 
-    return call
+    return clock
 
 
-def prefill_and_decode(call: Callable[[int], object]) -> tuple[float, float]:
-    """Seconds of a prompt with the first token of its answer, and of each token after it."""
-    call(2)  # warm up; compiles
-    first = min(seconds(lambda: call(1)) for _ in range(2))
-    call(1 + DECODED)
-    rest = seconds(lambda: call(1 + DECODED))
-    return first, (rest - first) / DECODED
+def prefill_and_decode(clock: Clock) -> tuple[float, float]:
+    """Seconds of a prompt with the first token of its answer; median of each token after it."""
+    clock(3)  # warm up; compiles
+    stamps = clock(1 + DECODED)
+    return stamps[1] - stamps[0], statistics.median(b - a for a, b in pairwise(stamps[1:]))
 
 
 def read_time(student: Transformer) -> float:
@@ -181,37 +204,49 @@ def product_time(dtype: torch.dtype) -> float:
 
 
 def memory() -> Row:
-    """Peak memory of 16 queries that share their prompt, and of complete rows; a process each."""
+    """Memory of 16 queries that share their prompt, and of complete rows; a process each."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         ours, peer = pool.map(memory_curve, [True, False], chunksize=1)
-    curve = ", ".join(
-        f"{b}: {a:.2f} vs. {c:.2f}" for b, a, c in zip(BATCHES, ours, peer, strict=True)
-    )
-    return Row.compare("prompting_memory", ours[-1], peer[-1], unit="GiB",
-                       note=f"16 queries that share it vs. complete rows; {curve}")  # fmt: skip
+    rows = zip(BATCHES, ours, peer, strict=True)
+    curve = ", ".join(f"{size} queries {a:,.0f} vs. {b:,.0f}" for size, a, b in rows)
+    note = f"peak above the weights, that share a prompt vs. complete rows; {curve}"
+    return Row.compare("prompting_memory", ours[-1], peer[-1], unit="MiB", note=note)
 
 
 BATCHES = (1, 4, 16)
 
 
 def memory_curve(share: bool) -> list[float]:
-    """Peak memory in GiB of prefill and two tokens, for growing batches, the weights included."""
+    """Peak memory in MiB of prefill and two tokens, above that of the weights, per batch size."""
     student = build_student(torch.bfloat16)
     curve = []
-    with torch.inference_mode():
-        for size in BATCHES:
-            prompt = torch.randint(8192, (2 * PAIRS * TOKENS,))
-            queries = torch.randint(8192, (size, TOKENS))
-            cache = None
-            if share:
-                cache = student.make_kv_cache(1, len(prompt))
-                student.forward_hidden(prompt[None], cache)
-            else:
-                queries = torch.cat((prompt.expand(size, -1), queries), dim=1)
-            own = student.make_kv_cache(size, PROMPT + TOKENS, cache)
-            own.buffer.zero_()  # an answer uses all of it
-            hidden = student.forward_hidden(queries, own)[:, -1]
-            student.forward_hidden(student.head(hidden).argmax(-1, keepdim=True), own)
-            curve.append(peak_memory_bytes(torch.device("cpu")) / 2**30)
-            del own, cache, hidden
+    for size in BATCHES:
+        prompt = torch.randint(8192, (2 * PAIRS * TOKENS,))
+        queries = torch.randint(8192, (size, TOKENS))
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak from now on
+        before = _status("VmRSS")
+        answer_two_tokens(student, prompt, queries, share)
+        curve.append((_status("VmHWM") - before) / 1024)
     return curve
+
+
+@torch.inference_mode()
+def answer_two_tokens(student: Transformer, prompt: Tensor, queries: Tensor, share: bool) -> None:
+    """Prefill, and two tokens of each answer, with room for the complete answers."""
+    cache = None
+    if share:
+        cache = student.make_kv_cache(1, len(prompt))
+        student.forward_hidden(prompt[None], cache)
+    else:
+        queries = torch.cat((prompt.expand(len(queries), -1), queries), dim=1)
+    own = student.make_kv_cache(len(queries), PROMPT + TOKENS, cache)
+    own.buffer.zero_()  # an answer uses all of it
+    hidden = student.forward_hidden(queries, own)[:, -1]
+    student.forward_hidden(student.head(hidden).argmax(-1, keepdim=True), own)
+
+
+def _status(key: str) -> int:
+    """A value in KiB of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
