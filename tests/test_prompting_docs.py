@@ -25,7 +25,7 @@ def test_commands_are_valid(root):
 
 def test_settings_and_options_exist(root):
     text = (root / "docs" / "prompting.md").read_text("utf-8")
-    known = vars(compose("generate", ["prompt=a", "query=b"]))
+    known = vars(compose("generate", ["prompt=a", "query=b"])) | vars(compose("evaluate", []))
     named = set(re.findall(r"`([a-z_]+)=[^`]*`", text)) - {"preset"}
     assert len(named) > 8 and named <= set(known)
 
