@@ -133,7 +133,7 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, fl
 def table(rows: list[dict[str, Any]]) -> str:
     """The summary in Markdown: a row for each setting, a column for each task.
 
-    The last column is the fraction of tokens that are those of the default, over all tasks and seeds.
+    The last column is the fraction of tokens that equal the default's, over all tasks and seeds.
     """
     metrics = {row["task"]: row["metric"] for row in rows}
     lines = [
