@@ -138,7 +138,7 @@ inline void sum_each(__m512* x, float* y) {
 constexpr int64_t ROWS = 8;  // of a weight that one thread takes at a time
 
 // Products of M activations (M, k) and R rows of weights (R, k): y (M, R), of 16 elements. The rows
-// that come AHEAD rows later are fetched from memory meanwhile; for M = 1 this does not pay.
+// that come AHEAD rows later are fetched from memory meanwhile.
 template <int M, int R, int AHEAD, typename X, typename W>
 inline void tile(const X* x, const W* w, int64_t k, float* y) {
   constexpr int N = M * R <= 8 ? 8 : 16;
@@ -166,9 +166,11 @@ inline void product(const Linear& linear, const X* x, int64_t n, int64_t k, int6
   for (int64_t m = 0; m < n; m += 4) {
     const X* a = x + m * k;
     int64_t count = std::min<int64_t>(4, n - m), width = count == 1 ? 8 : 4;
+    // For one activation, fetching ahead pays with int8 alone.
+    constexpr int AHEAD = std::is_same_v<W, int8_t> ? ROWS : 0;
     for (int64_t first = 0; first < ROWS; first += width) {
       const W* part = w + first * k;
-      if (count == 1) tile<1, 8, 0>(a, part, k, values);
+      if (count == 1) tile<1, 8, AHEAD>(a, part, k, values);
       if (count == 2) tile<2, 4, ROWS>(a, part, k, values);
       if (count == 3) tile<3, 4, ROWS>(a, part, k, values);
       if (count == 4 && m) tile<4, 4, 0>(a, part, k, values);
