@@ -1,6 +1,7 @@
 """Sentences: their contents, their order, and which rank gets which."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,6 +133,7 @@ def test_mixture_is_exact_over_an_epoch(root):
 class _Trainer:
     def __init__(self, rank, ranks):
         self.global_rank, self.world_size = rank, ranks
+        self.strategy = SimpleNamespace(root_device=torch.device("cpu"))
 
 
 def module(root, rank=0, ranks=1, state=None, **changes):
