@@ -3,14 +3,16 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from delvm.errors import UserError
 from delvm.inference.decoding import GREEDY, SamplingConfig
 from delvm.inference.generation import generate
 from delvm.interop.formats import llama
 from delvm.interop.load import load_student
-from delvm.interop.save import save_model
+from delvm.interop.save import config_dict, save_model
 from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Init, InputEmbedding, Transformer, TransformerConfig
 
@@ -99,3 +101,114 @@ def test_special_tokens_are_never_generated(tmp_path):
     ):
         found_ids = generate(found, prefix, 12, sampling, codebook=torch.randn(CODES, 4))
         assert found_ids.max() < CODES
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_export_and_load_round_trip(tmp_path, dtype):
+    model = rounded(student(), dtype)
+    model.token_space, model.tokenizer_fingerprint = TokenSpace(36, 36, 37), "0123456789abcdef"
+    llama.write(model, tmp_path / "out", dtype)
+    again = load_student(tmp_path / "out")
+    assert again.config == TransformerConfig(**vars(model.config) | {"init": again.config.init})
+    assert again.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    ids = torch.randint(0, 40, (2, 20))
+    assert torch.equal(again(ids), model(ids))
+    assert (again.token_space, again.tokenizer_fingerprint) == (
+        model.token_space,
+        "0123456789abcdef",
+    )
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (36, 37)
+
+
+def test_codebook_embedding_is_exported_as_learned(tmp_path):
+    config = TransformerConfig(20, 32, 2, 2, max_seq_len=16, codebook_dim=8, init=Init.gpt2)
+    model = Transformer(config, torch.randn(20, 8)).eval()
+    llama.write(model, tmp_path / "out")
+    again = load_student(tmp_path / "out")
+    assert again.config.embedding is InputEmbedding.learned
+    assert torch.equal(again.embed.weight, model.embed(torch.arange(20)))
+    ids = torch.randint(0, 20, (2, 16))
+    torch.testing.assert_close(again(ids), model(ids), atol=1e-6, rtol=0)
+
+
+def test_tied_embedding(tmp_path):
+    llama.write(student(), tmp_path / "out")
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    del state["lm_head.weight"]
+    save_file(state, tmp_path / "out" / "model.safetensors")
+    with pytest.raises(UserError, match=r"missing: head\.weight"):
+        load_student(tmp_path / "out")
+    tied = load_student(edit(tmp_path / "out", tie_word_embeddings=True))
+    assert torch.equal(tied.head.weight, tied.embed.weight)
+
+
+def test_rope_parameters_of_transformers_5(tmp_path):
+    llama.write(student(), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    del config["rope_theta"], config["rope_scaling"]
+    config["rope_parameters"] = {"rope_theta": 5000.0, "rope_type": "default"}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    assert load_student(tmp_path / "out").config.rope_base == 5000.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_key_value_heads": 2}, "num_key_value_heads 2 != num_attention_heads 4"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear' is not support"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type 'llama3' is not supported"),
+        ({"rope_scaling": "yarn"}, "rope_type 'yarn' is not supported"),
+        ({"rope_theta": -1}, "rope_theta -1 is not a positive number"),
+        ({"hidden_act": "gelu"}, "hidden_act gelu is not supported, only silu"),
+        ({"mlp_bias": True}, "mlp_bias True is not supported"),
+        ({"head_dim": 16}, "head_dim 16 x 4 heads != hidden_size 32"),
+        ({"num_attention_heads": 0}, "num_attention_heads 0 is not a positive integer"),
+        ({"num_hidden_layers": 2}, r"unexpected: blocks\.2"),
+        ({"attention_bias": False}, r"unexpected: blocks\.0\.attention\.out\.bias"),
+        ({"vocab_size": 41}, r"head\.weight \(40, 32\) != \(41, 32\)"),
+        ({"delvm": {"space": {"codes": 41}}}, r"codebook_size 41 is not one of 40 ids"),
+        ({"delvm": {"space": {"codes": 30, "bos": 40}}}, r"bos 40 is not one of 40 ids"),
+        (
+            {"delvm": {"space": {"codes": 30, "pad": 1}}},
+            "space .*: expected the keys bos, codebook_size, eos",
+        ),
+        ({"delvm": {"space": {"codes": 30, "eos": 3}}}, "eos=3 is an image token"),
+        (
+            {"architectures": ["MistralForCausalLM"], "model_type": "mistral"},
+            "is not in a known format: delvm-1",
+        ),
+    ],
+)
+def test_unsupported_config_is_refused(tmp_path, values, message):
+    llama.write(student(), tmp_path / "out")
+    with pytest.raises(UserError, match=message):
+        load_student(edit(tmp_path / "out", **values))
+
+
+def test_invalid_weights_are_refused(tmp_path):
+    llama.write(student(), tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    state = load_file(file)
+    save_file(state | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, file)
+    with pytest.raises(UserError, match="inv_freq does not match head_dim 8 and rope base 5000"):
+        load_student(tmp_path / "out")
+    key = "model.layers.0.self_attn.k_proj.weight"
+    save_file(state | {key: torch.zeros(16, 32)}, file)
+    with pytest.raises(UserError, match=r"missing: blocks\.0\.attention\.qkv\.weight.*k_proj"):
+        load_student(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    del config["rms_norm_eps"]
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json: missing keys: rms_norm_eps"):
+        load_student(tmp_path / "out")
+
+
+def test_lightning_checkpoint_keeps_the_token_space(tmp_path):
+    model = student()
+    model.token_space = TokenSpace(36, bos=36)
+    state = {f"model.{k}": v for k, v in model.state_dict().items()}
+    torch.save({"state_dict": state, "delvm": config_dict(model)}, tmp_path / "last.ckpt")
+    assert load_student(tmp_path / "last.ckpt").token_space == model.token_space
