@@ -22,7 +22,7 @@ from delvm.errors import UserError
 from delvm.inference.decoding import GREEDY, Decoding, SamplingConfig
 from delvm.inference.generation import Rows, decode_tokens, num_image_tokens
 from delvm.inference.prefix_cache import PrefixCache
-from delvm.inference.speculative import Lane, Speculation, SpeculativeDecoder
+from delvm.inference.speculative import Speculation, SpeculativeDecoder, StudentContexts
 from delvm.inference.static_step import StaticStep
 from delvm.models.attention import KVCache
 from delvm.models.protocols import StudentNet
@@ -174,19 +174,19 @@ class Engine:
         def combine(logits: list[Tensor]) -> Tensor:
             return vote(logits) if guidance == 1 else guide(vote(logits[:-1]), logits[-1], guidance)
 
-        def lane(prefixes: PrefixCache) -> Lane:
+        def contexts_of(prefixes: PrefixCache) -> StudentContexts:
             rows = contexts(prefixes)
             if guidance != 1:
                 rows.append(self._rows(prefixes.student, queries, max_new_tokens))
-            return Lane(rows, combine)
+            return StudentContexts(rows, combine)
 
         if self._step is not None:
             self._step.begin()
-        student = lane(self._prefixes)
+        student = contexts_of(self._prefixes)
         if self.draft is not None and self._draft_pays(len(queries), max_new_tokens, sampling):
             decoder = SpeculativeDecoder(
                 student,
-                lane(self._draft_prefixes),
+                contexts_of(self._draft_prefixes),
                 sampling,
                 draft_tokens=self.draft_tokens,
                 relative_cost=_weight_bytes(self.draft) / _weight_bytes(self.student),
@@ -206,8 +206,8 @@ class Engine:
 
     def _draft_pays(self, rows: int, max_new_tokens: int, sampling: SamplingConfig) -> bool:
         """Whether to use the draft for a batch; a sample must not depend on the clock."""
-        pace = self.speculation.paces.get(rows)
-        pays = pace is None or sampling.decoding is Decoding.sample or pace.pays()
+        timing = self.speculation.timings.get(rows)
+        pays = timing is None or sampling.decoding is Decoding.sample or timing.pays()
         self.speculation.fallbacks += not pays
         return pays and min(rows, max_new_tokens) > 0
 

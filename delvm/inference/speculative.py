@@ -41,7 +41,7 @@ FIRST_CYCLES = 3  # before it is given up where not even accepting all drafts wo
 MIN_CYCLES = 16  # before it is given up for the drafts that were accepted
 
 
-class Lane(NamedTuple):
+class StudentContexts(NamedTuple):
     """The contexts of one student, and how their logits become one."""
 
     contexts: list[Rows]
@@ -67,7 +67,7 @@ class Lane(NamedTuple):
 
 
 @dataclass
-class Pace:
+class DraftTiming:
     """What drafting gave so far in batches of one size, when the choice is deterministic.
 
     Attributes:
@@ -115,7 +115,7 @@ class Speculation:
         tokens: new tokens of all answers, but for the first of each, which follows the prompt.
         teacher_calls: calls of the large student that gave them.
         fallbacks: batches without a draft, completely or from some token on.
-        paces: size of a batch -> what decides there.
+        timings: size of a batch -> what decides there.
     """
 
     drafted: int = 0
@@ -123,7 +123,7 @@ class Speculation:
     tokens: int = 0
     teacher_calls: int = 0
     fallbacks: int = 0
-    paces: dict[int, Pace] = field(default_factory=dict)
+    timings: dict[int, DraftTiming] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One line for people."""
@@ -141,8 +141,8 @@ class SpeculativeDecoder:
 
     def __init__(
         self,
-        student: Lane,
-        draft: Lane,
+        student: StudentContexts,
+        draft: StudentContexts,
         sampling: SamplingConfig,
         *,
         draft_tokens: int,
@@ -205,7 +205,10 @@ class SpeculativeDecoder:
         # Counts of each row stay on the CPU; a cycle waits for the device once, for its new tokens.
         known = torch.ones(rows, dtype=torch.int64)
         progress = _Progress(torch.zeros_like(known), torch.zeros_like(known))
-        pace, fell_back = self.counts.paces.setdefault(rows, Pace(self.draft_tokens + 1)), False
+        timing, fell_back = (
+            self.counts.timings.setdefault(rows, DraftTiming(self.draft_tokens + 1)),
+            False,
+        )
         while int((left := max_new_tokens - known).max()) > 0:
             start = time.perf_counter()
             # -1 where a row is complete; 0 takes one token of the large student.
@@ -214,9 +217,9 @@ class SpeculativeDecoder:
                 pays = progress.pays(self._cycle_cost)
                 most = torch.where(pays, most, most.clamp_max(0))
                 fell_back |= not bool(pays.all())
-            elif pace.plain_steps < PLAIN_STEPS or not pace.pays():
+            elif timing.plain_steps < PLAIN_STEPS or not timing.pays():
                 most = most.clamp_max(0)
-                fell_back |= pace.plain_steps >= PLAIN_STEPS
+                fell_back |= timing.plain_steps >= PLAIN_STEPS
             count = int(most.max())
             if static and count > 0:
                 # From now on, since single tokens are timed as they are computed without a draft.
@@ -226,7 +229,7 @@ class SpeculativeDecoder:
             new = self._cycle(ids, known.to(device), most.to(device), count).cpu()
             known = known + new
             progress.add(most, new)
-            self._count(pace, most, new, count, time.perf_counter() - start)
+            self._count(timing, most, new, count, time.perf_counter() - start)
         self.counts.fallbacks += fell_back
         return ids[:, 1 : 1 + max_new_tokens]
 
@@ -301,18 +304,20 @@ class SpeculativeDecoder:
         steps = known[:, None] + torch.arange(count, device=known.device)
         return self.uniform.gather(1, steps[..., None].expand(-1, -1, 3))
 
-    def _count(self, pace: Pace, most: Tensor, new: Tensor, count: int, seconds: float) -> None:
+    def _count(
+        self, timing: DraftTiming, most: Tensor, new: Tensor, count: int, seconds: float
+    ) -> None:
         calls, gained = int((most >= 0).sum()), int(new.sum())
         self.counts.teacher_calls += calls
         self.counts.tokens += gained
         if not count:
-            pace.plain, pace.plain_steps = min(pace.plain, seconds), pace.plain_steps + 1
+            timing.plain, timing.plain_steps = min(timing.plain, seconds), timing.plain_steps + 1
             return
         self.counts.drafted += int(most.clamp_min(0).sum())
         self.counts.accepted += int((new - 1)[most > 0].sum())
         if int(most.max()) == self.draft_tokens:  # the last cycles are shorter
-            pace.cycle, pace.cycles = min(pace.cycle, seconds), pace.cycles + 1
-            pace.tokens += gained / calls
+            timing.cycle, timing.cycles = min(timing.cycle, seconds), timing.cycles + 1
+            timing.tokens += gained / calls
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:

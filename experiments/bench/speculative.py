@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from delvm.evaluation.query_set import build_query_set
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.engine import DRAFT_TOKENS, Engine
-from delvm.inference.speculative import Pace
+from delvm.inference.speculative import DraftTiming
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.models.precision import has_native_bf16
 from delvm.models.transformer import Block, Transformer, TransformerConfig
@@ -97,7 +97,7 @@ def demo(folder: Path, queries: int = 8, shots: int = 3) -> list[Row]:
     found = []
     for name, sampling in SAMPLINGS.items():
         engine, usual = Engine(teacher, draft=draft), Engine(teacher, draft=draft)
-        engine.speculation.paces[1] = AlwaysPays(DRAFT_TOKENS + 1)
+        engine.speculation.timings[1] = AlwaysPays(DRAFT_TOKENS + 1)
         size, codebook = tokenizer.tokens_per_image, tokenizer.codebook
         rate, alone = rates(engine, given, size, sampling, codebook)
         as_usual, alone_then = rates(usual, given, size, sampling, codebook)
@@ -118,7 +118,7 @@ def demo(folder: Path, queries: int = 8, shots: int = 3) -> list[Row]:
     return found
 
 
-class AlwaysPays(Pace):
+class AlwaysPays(DraftTiming):
     """Never gives the draft up."""
 
     def pays(self) -> bool:

@@ -12,12 +12,12 @@ from delvm.inference.decoding import SamplingConfig
 from delvm.inference.engine import Engine
 from delvm.inference.generation import Rows
 from delvm.inference.sampling import top_k_top_p_probs
-from delvm.inference.speculative import PLAIN_STEPS, Pace, Speculation
+from delvm.inference.speculative import PLAIN_STEPS, DraftTiming, Speculation
 from delvm.models.transformer import Transformer, TransformerConfig
 from tests.inference.test_engine import SAMPLED, make
 from tests.inference.test_sampling import WithoutCache
 
-PAYS = Pace.pays
+PAYS = DraftTiming.pays
 CODEBOOK = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -38,7 +38,7 @@ def student():
 
 @pytest.fixture(autouse=True)
 def always_draft(monkeypatch):
-    monkeypatch.setattr(Pace, "pays", lambda self: True)
+    monkeypatch.setattr(DraftTiming, "pays", lambda self: True)
 
 
 DETERMINISTIC = (SamplingConfig("greedy"), SamplingConfig("mean_embedding"))
@@ -175,17 +175,17 @@ def test_wrong_residual_is_found_by_the_chi_square_test(sampling, monkeypatch):
 
 
 def test_it_falls_back_where_drafting_takes_longer():
-    pace = Pace(5, plain=1.0, cycle=3.0)
-    pace.cycles, pace.tokens = 16, 16 * 3.1
-    assert PAYS(pace)
-    pace.tokens = 16 * 2.9
-    assert not PAYS(pace)
-    pace.cycles = 15
-    assert PAYS(pace)  # too early to say
-    pace.cycle = 5.1
-    assert not PAYS(pace)  # whatever is accepted
-    pace.cycles = 2
-    assert PAYS(pace)
+    timing = DraftTiming(5, plain=1.0, cycle=3.0)
+    timing.cycles, timing.tokens = 16, 16 * 3.1
+    assert PAYS(timing)
+    timing.tokens = 16 * 2.9
+    assert not PAYS(timing)
+    timing.cycles = 15
+    assert PAYS(timing)  # too early to say
+    timing.cycle = 5.1
+    assert not PAYS(timing)  # whatever is accepted
+    timing.cycles = 2
+    assert PAYS(timing)
 
 
 def test_answers_are_the_same_while_it_falls_back(student, monkeypatch):
@@ -193,9 +193,9 @@ def test_answers_are_the_same_while_it_falls_back(student, monkeypatch):
     torch.manual_seed(4)
     prompt, queries = torch.randint(30, (20,)), torch.randint(30, (3, 6))
     expected = Engine(student).generate([prompt], queries, 22)
-    monkeypatch.setattr(Pace, "pays", lambda self: self.cycles < 2)
+    monkeypatch.setattr(DraftTiming, "pays", lambda self: self.cycles < 2)
     assert torch.equal(engine.generate([prompt], queries, 22), expected)
-    assert engine.speculation.fallbacks == 1 and engine.speculation.paces[3].cycles == 2
+    assert engine.speculation.fallbacks == 1 and engine.speculation.timings[3].cycles == 2
     calls = engine.speculation.teacher_calls
     assert torch.equal(engine.generate([prompt], queries, 22), expected)  # without any draft
     assert engine.speculation.fallbacks == 2 and engine.speculation.teacher_calls == calls
@@ -206,7 +206,7 @@ def test_single_tokens_are_timed_in_the_cache_of_an_engine_without_a_draft(stude
     monkeypatch.setattr(Rows, "make_static", lambda rows: made.append(rows))
     engine = Engine(student, draft=student)
     engine.generate([torch.randint(30, (20,))], torch.randint(30, (3, 6)), 1 + PLAIN_STEPS)
-    assert engine.speculation.paces[3].plain_steps == PLAIN_STEPS and not made
+    assert engine.speculation.timings[3].plain_steps == PLAIN_STEPS and not made
 
 
 def test_summary_is_one_line():

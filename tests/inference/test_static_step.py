@@ -129,11 +129,11 @@ def test_no_token_waits_for_the_host(student, method, compile):
 
 @pytest.mark.usefixtures("eager")
 def test_a_cycle_of_a_draft_waits_for_the_host_a_few_times(student, monkeypatch):
-    monkeypatch.setattr("delvm.inference.speculative.Pace.pays", lambda self: True)
+    monkeypatch.setattr("delvm.inference.speculative.DraftTiming.pays", lambda self: True)
     engine = Engine(student, draft=noisy(student, 0.3, max_seq_len=student.max_seq_len))
     with HostReads() as mode:
         engine.generate([torch.randint(30, (20,))], torch.randint(30, (3, 6)), 40)
-    cycles = engine.speculation.paces[3].cycles
+    cycles = engine.speculation.timings[3].cycles
     assert 0 < mode.count <= 10 * (cycles + 4)  # most of them of counts on the CPU
 
 

@@ -17,9 +17,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from delvm.models.cpu.build import build_extension
+from delvm.models.cpu.build import build_extension, kernel_works
 from delvm.models.precision import has_native_bf16
-from delvm.progress import log
 
 FuncT = TypeVar("FuncT", bound=Callable[..., Any])
 
@@ -95,13 +94,8 @@ def cpu_flash_available() -> bool:
 def _probe() -> bool:
     if not has_native_bf16("cpu"):
         return False
-    try:
-        x = torch.zeros(1, 1, 1, 2, dtype=torch.bfloat16)
-        _forward(x, x, x, None)
-    except (OSError, RuntimeError) as error:
-        log(f"falling back to PyTorch SDPA on CPU (over 2x slower): {error}")
-        return False
-    return True
+    x = torch.zeros(1, 1, 1, 2, dtype=torch.bfloat16)
+    return kernel_works(lambda: _forward(x, x, x, None), "PyTorch SDPA on CPU (over 2x slower)")
 
 
 @cache

@@ -6,10 +6,12 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from delvm.progress import log
 from delvm.storage import atomic_path, cache_dir
 
 COMPILERS = ("g++", "c++", "clang++")
@@ -54,3 +56,13 @@ def build_extension(source: Path, *flags: str) -> ctypes.CDLL:
             f"{library} belongs to another user: set DELVM_CACHE to a directory of your own"
         )
     return ctypes.CDLL(str(library))
+
+
+def kernel_works(call: Callable[[], object], fallback: str) -> bool:
+    """Whether a first call of a kernel succeeds; if not, log why, and what is used instead."""
+    try:
+        call()
+    except (OSError, RuntimeError) as error:
+        log(f"falling back to {fallback}: {error}")
+        return False
+    return True

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from delvm.models.attention import AttentionBackend, KVCache
-from delvm.models.cpu.build import build_extension
+from delvm.models.cpu.build import build_extension, kernel_works
 from delvm.models.mlp import SwiGLU
 from delvm.models.norm import RMSNorm
 from delvm.models.precision import has_native_bf16
 from delvm.models.weight_precision import Int8Linear
-from delvm.progress import log
 
 # Tokens of all rows together, unless there is one of each row. With more, products are bound by
 # computation, not by reading weights, and PyTorch's are faster.
@@ -106,17 +105,26 @@ class CPUDecoder:
         """Embeddings (B, T, C) -> hidden states (B, T, C) after the last norm; extends ``cache``.
 
         The length of the cache is left to the caller.
+
+        Raises:
+            ValueError: the cache is of another number of rows, or has no room for T more tokens.
         """
         b, t, _ = x.shape
         prefix = cache.prefix
         shared = 0 if prefix is None else prefix.length
+        rows, capacity, used = cache.buffer.shape[2], cache.buffer.shape[-2], cache.length - shared
+        if b != rows or used + t > capacity:  # C++ would write beyond the buffer
+            raise ValueError(
+                f"{b} rows of {used} + {t} tokens do not fit into a key-value cache of {rows} rows "
+                f"and {capacity} tokens"
+            )
         arguments = _Cache(
             cache.buffer.data_ptr(),
             None if prefix is None else prefix.buffer.data_ptr(),
-            cache.buffer.shape[-2],
+            capacity,
             0 if prefix is None else prefix.buffer.shape[-2],
             shared,
-            cache.length - shared,
+            used,
         )
         result = torch.empty_like(x)
         buffer = x.to(torch.float32, copy=True)
@@ -147,7 +155,8 @@ def cpu_decoder(model: Any, input_ids: Tensor, cache: KVCache) -> CPUDecoder | N
     ):
         return None
     if cache.decoder is None:
-        cache.decoder = CPUDecoder(model) if supports(model) else False
+        fits = cache.buffer.dtype is model.norm.weight.dtype and supports(model)
+        cache.decoder = CPUDecoder(model) if fits else False
     return cache.decoder or None
 
 
@@ -166,7 +175,8 @@ def supports(model: Any) -> bool:
         return False
     if not all(map(_is_plain, _tensors(model))):
         return False
-    if any(parameter.dtype is not dtype for parameter in model.blocks.parameters()):
+    parameters = (*model.embed.parameters(), *model.blocks.parameters())
+    if any(parameter.dtype is not dtype for parameter in parameters):
         return False
     kinds = set()
     for block in model.blocks:
@@ -200,21 +210,13 @@ def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in kinds and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
+@cache
 def available() -> bool:
     """Whether the C++ works here; if not although bfloat16 is native, log why, once."""
-    return _probe()
-
-
-@cache
-def _probe() -> bool:
-    if not has_native_bf16("cpu"):
-        return False
-    try:
-        _library()
-    except OSError as error:
-        log(f"falling back to PyTorch for decoding on CPU (several times slower): {error}")
-        return False
-    return True
+    # AMX alone is not enough: the products are instructions of AVX-512.
+    has_products = has_native_bf16("cpu") and torch.cpu.get_capabilities().get("avx512_bf16")
+    fallback = "PyTorch for decoding on CPU (several times slower)"
+    return bool(has_products) and kernel_works(_library, fallback)
 
 
 @cache

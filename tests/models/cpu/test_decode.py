@@ -1,5 +1,6 @@
 """The C++ pass over a few tokens equals PyTorch's layers, row by row, with and without a prefix."""
 
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -148,3 +149,33 @@ def test_greedy_answers_equal_pytorch_batched_and_alone_with_and_without_sharing
     assert torch.equal(Engine(fast).generate([prompt], queries, 40), expected)
     for row, query in enumerate(queries):
         assert torch.equal(Engine(fast).generate([prompt], query[None], 40)[0], expected[row])
+
+
+@pytest.mark.parametrize("shared", [0, 9])
+def test_what_does_not_fit_into_the_cache_is_refused_and_changes_nothing(shared):
+    model, prefix = make(), None
+    ids = torch.randint(64, (2, 30))
+    with torch.inference_mode():
+        if shared:
+            prefix = model.make_kv_cache(1, shared)
+            model.forward_hidden(torch.randint(64, (1, shared)), prefix)
+        cache = model.make_kv_cache(2, shared + 10, prefix)
+        model.forward_hidden(ids[:, :8], cache)
+        assert isinstance(cache.decoder, CPUDecoder)
+        before = cache.buffer[..., :8, :].clone()
+        with pytest.raises(ValueError, match=r"2 rows of 8 \+ 3 tokens do not fit .* 10 tokens"):
+            model.forward_hidden(ids[:, 8:11], cache)
+        with pytest.raises(ValueError, match="3 rows .* cache of 2 rows"):
+            model.forward_hidden(torch.zeros(3, 1, dtype=torch.int64), cache)
+        assert cache.length == shared + 8 and torch.equal(cache.buffer[..., :8, :], before)
+        model.forward_hidden(ids[:, 8:10], cache)  # the last that fits
+
+
+@pytest.mark.parametrize("part", ["head", "embed"])
+def test_mixed_dtypes_are_left_to_pytorch(part):
+    model = make(torch.bfloat16, embedding=InputEmbedding.learned)
+    getattr(model, part).float()  # a head of another dtype gives the cache another one
+    cache = model.make_kv_cache(1, 8)
+    with torch.inference_mode(), suppress(RuntimeError):
+        model.forward_hidden(torch.zeros(1, 3, dtype=torch.int64), cache)
+    assert cache.decoder is False
