@@ -94,6 +94,7 @@ class Killed(BaseException):
     """Nothing catches it, as nothing catches SIGKILL."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [0, 1, 5, 16, 19])
 def test_a_killed_run_is_continued_to_the_same_files(run, tmp_path, monkeypatch, answers):
     """Rows keep the numbers that they sample with."""

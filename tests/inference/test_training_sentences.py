@@ -96,6 +96,7 @@ def test_sentences_of_pairs_are_prompts(prompter, examples, root, monkeypatch):
         assert torch.equal(batch["input_ids"][row], torch.cat((prompt, rest)))
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_packed_documents_are_prompts(prompter, examples, root, monkeypatch):
     config = SentencesConfig(str(root), images_per_sentence=8, packing=True)

@@ -98,18 +98,21 @@ def test_two_processes_learn_what_one_does(runs, strategy):
         torch.testing.assert_close(distributed.state_dict()[name], weight, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_tied_head_gets_the_gradients_of_both_uses(runs):
     for metric in ("train/loss", "train/grad_norm"):
         expected = curve(runs / "one_tied", metric)
         assert curve(runs / "tied", metric) == pytest.approx(expected, **EXACT)
 
 
+@pytest.mark.slow
 def test_bfloat16_param_dtype_trains_as_well(runs):
     expected = curve(runs / "one_bf16", "train/loss")
     found = curve(runs / "bf16", "train/loss")
     assert found == pytest.approx(expected, abs=2e-3) and found != expected
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_by_the_global_norm_on_every_rank(runs):
     first, second = (json.loads((runs / f"norms_{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
@@ -120,6 +123,7 @@ def test_gradients_are_clipped_by_the_global_norm_on_every_rank(runs):
         assert logged.tolist() == pytest.approx(curve(runs / name, "train/grad_norm"))
 
 
+@pytest.mark.slow
 def test_each_process_holds_its_shard_and_no_more(runs, mixture):
     net = build_run(config(mixture, SINGLE, 1)).module.model.config
     for name in SHARDED:
@@ -152,6 +156,7 @@ def test_run_resumes_on_any_number_of_processes(runs, name):
     assert len(curve(runs / name, "train/loss")) == 20  # no step is done twice, none left out
 
 
+@pytest.mark.slow
 def test_run_leaves_checkpoints_and_nothing_else(runs):
     for name in ("fsdp2", "two_two", "two_one", "one_two"):
         found = {path.name for path in (runs / name / "checkpoints").iterdir()}
@@ -164,6 +169,7 @@ def test_run_leaves_checkpoints_and_nothing_else(runs):
     assert (runs / "two_one" / "checkpoints" / "last.ckpt").is_file()
 
 
+@pytest.mark.slow
 def test_sharded_checkpoint_loads_as_a_student(runs):
     exported = load_student(runs / "fsdp2").state_dict()
     read = load_student(runs / "fsdp2" / "checkpoints" / "last.ckpt")

@@ -34,6 +34,7 @@ def test_sharded_strategies_are_refused(tokens, strategy):
     assert any("callbacks.weight_ema averages complete weights" in each for each in found)
 
 
+@pytest.mark.slow
 def test_average_of_a_student_is_exported_and_exact_over_two_jobs(tokens, tmp_path):
     exported = []
     for name, stops in {"one": [None], "two": [2, None]}.items():
