@@ -117,6 +117,12 @@ class RemotePath:
         fs, path = self._open()
         return bytes(fs.cat_file(path)).decode(encoding)
 
+    @_wrap_errors
+    def read_bytes(self) -> bytes:
+        """The contents of a file."""
+        fs, path = self._open()
+        return bytes(fs.cat_file(path))
+
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Do nothing: a directory exists as soon as there is a file below it."""
 

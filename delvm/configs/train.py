@@ -18,6 +18,7 @@ from delvm.training.distillation import DistillationModule, load_teacher
 from delvm.training.grad_scaler import LossScale
 from delvm.training.losses import CrossEntropyLoss, DistillationLoss
 from delvm.training.optim import ScheduleFreeMode, WarmupCosine, WeightDecayOn, optimizer_errors
+from delvm.training.streaming import StreamingSentenceDataModule
 from delvm.training.student import StudentModule
 from delvm.training.tokenizer import TokenizerModule
 
@@ -147,6 +148,9 @@ GROUPS: Groups = {
     },
     "data": {
         "sentences": schema_of(SentenceDataModule, task_weights={}, seed="${seed}"),
+        "streaming": schema_of(
+            StreamingSentenceDataModule, task_weights={}, shards={}, seed="${seed}"
+        ),
         "images": schema_of(ImageDataModule, seed="${seed}"),
     },
     "optimizer": {

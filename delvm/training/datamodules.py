@@ -12,6 +12,7 @@ from delvm.data.datasets.images import ImageDataset, ImagesConfig, validation_im
 from delvm.data.datasets.packing import PackedDataset, load_validation
 from delvm.data.datasets.sampler import SHUFFLE_WINDOW_SHARDS, ResumableBatchSampler
 from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
+from delvm.data.datasets.streaming_sentences import StreamingSentences
 from delvm.data.shards.codebook import read_codebook
 from delvm.errors import UserError, missing_members
 from delvm.legacy import DATA_ORDER, rename_keys
@@ -78,7 +79,7 @@ class StreamDataModule(L.LightningDataModule):
     prefetched: the callback `TrackDataPosition` calls `advance` after each batch.
     """
 
-    train: SentenceDataset | ImageDataset
+    train: SentenceDataset | StreamingSentences | ImageDataset
     val: Any  # None without a validation split
 
     def __init__(self, config: SentencesConfig | ImagesConfig) -> None:
@@ -138,14 +139,14 @@ class StreamDataModule(L.LightningDataModule):
             sampler=sampler,
             num_workers=self.config.num_workers,
             pin_memory=self._on_gpu(),
-            generator=_worker_generator(),
+            generator=worker_generator(),
         )
 
 
 class SentenceDataModule(StreamDataModule):
     """Batches of visual sentences, as `SentenceDataset` packs them from token shards."""
 
-    train: SentenceDataset
+    train: SentenceDataset | StreamingSentences
     validate = SentencesConfig.validate  # of arguments, which have the same names
 
     def __init__(
@@ -191,8 +192,17 @@ class SentenceDataModule(StreamDataModule):
             shuffle_window_shards=shuffle_window_shards,
             packing=packing,
         )
-        super().__init__(config)
-        self.train = (PackedDataset if packing else SentenceDataset)(config, seed)
+        self.start(config, (PackedDataset if packing else SentenceDataset)(config, seed))
+
+    def start(self, config: SentencesConfig, train: SentenceDataset | StreamingSentences) -> None:
+        """Read the validation sentences; the rest of what `__init__` does.
+
+        Args:
+            config: of the data.
+            train: its training sentences.
+        """
+        StreamDataModule.__init__(self, config)
+        self.train = train
         self.train_tasks = list(self.train.mixture_weights)
         self.val = load_validation(config, self.train.tasks, self.train_tasks)
         self.tasks = [] if self.val is None else self.val.tasks
@@ -202,7 +212,7 @@ class SentenceDataModule(StreamDataModule):
         self.sentence_length = config.num_images * self.tokens_per_image
         kinds = [manifest.images_per_example for manifest in self.train.manifests.values()]
         singles = self.val is not None and self.val.holds_single_images
-        self.is_packed = packing or 1 in kinds or singles
+        self.is_packed = config.packing or 1 in kinds or singles
 
     @cached_property
     def _codebook(self) -> tuple[Tensor, str]:
@@ -242,7 +252,7 @@ class SentenceDataModule(StreamDataModule):
             of_rank,  # type: ignore[arg-type]
             self.config.batch_size,
             pin_memory=self._on_gpu(),
-            generator=_worker_generator(),
+            generator=worker_generator(),
         )
         return loader
 
@@ -300,11 +310,11 @@ class ImageDataModule(StreamDataModule):
             self.config.batch_size,
             collate_fn=_collate_images,
             pin_memory=self._on_gpu(),
-            generator=_worker_generator(),
+            generator=worker_generator(),
         )
 
 
-def _worker_generator() -> torch.Generator:
+def worker_generator() -> torch.Generator:
     """A loader's own generator: each loader draws a seed for its workers, which use none.
 
     From torch's global generator, that seed would change the random numbers of a resumed run.

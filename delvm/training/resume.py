@@ -38,6 +38,12 @@ _TYPES: dict[str, type] = {
     "delvm": dict,
 }
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+# Class of a data module, under which a checkpoint has its position -> its option.
+_DATA_OPTIONS = {
+    "SentenceDataModule": "sentences",
+    "StreamingSentenceDataModule": "streaming",
+    "ImageDataModule": "images",
+}
 # Functions of Lightning and torch that restore a part of it.
 _RESTORING = {
     "resume_start", "restore_model", "restore_training_state", "load_state_dict",
@@ -107,7 +113,14 @@ def _check_values(path: str, found: dict[str, Any], data: object) -> None:
     if not sharded_checkpoint.can_load(path):  # else each process has its own
         types["optimizer_states"] = list
     if isinstance(data, StreamDataModule):
-        types[type(data).__qualname__] = dict
+        name = type(data).__qualname__
+        if name not in found and (others := sorted(_DATA_OPTIONS.keys() & found.keys())):
+            raise UserError(
+                f"resume={path} was trained on data={_DATA_OPTIONS[others[0]]}, another reader "
+                f"than {name}: set data={_DATA_OPTIONS[others[0]]}, or begin a new run with the "
+                "same weights by init_from=PATH"
+            )
+        types[name] = dict
     wrong = [key for key, kind in types.items() if not isinstance(found.get(key), kind)]
     if wrong:
         raise UserError(

@@ -125,9 +125,14 @@ class PackedDataset(SentenceDataset):
     "task" int64, "document" int64, "is_target" bool. `PADDING` is the task and document of padding.
     """
 
-    def __init__(self, config: SentencesConfig, seed: int) -> None:
+    def __init__(
+        self,
+        config: SentencesConfig,
+        seed: int,
+        manifests: Mapping[str, Manifest] | None = None,
+    ) -> None:
         """Read the manifests of the training split; arguments and errors as of the base class."""
-        super().__init__(config, seed)
+        super().__init__(config, seed, manifests)
         sizes = [self.manifests[task].images_per_example for task in self.mixture_weights]
         self.packed = PackedSchedule(
             self.mixture_weights, sizes, self.examples_per_sentence, config.num_images
@@ -169,7 +174,7 @@ class PackedDataset(SentenceDataset):
     def __getitem__(self, indices: Int64) -> dict[str, Any]:
         """The batch of the rows with these numbers (B,)."""
         assert self.token_layout.tokens_per_image is not None
-        rows = _Rows(len(indices), self.config.num_images, self.token_layout.tokens_per_image)
+        rows = PackedRows(len(indices), self.config.num_images, self.token_layout.tokens_per_image)
         placed = [
             (row, document)
             for row, index in enumerate(indices.tolist())
@@ -185,13 +190,19 @@ class PackedDataset(SentenceDataset):
             self.readers[task].read(*self.shuffles[task](positions), examples)
             done = 0
             for row, document in mine:
-                part = examples[done : done + document.num_examples]
-                rows.place(row, document.start, part, int(self._task_ids[task]), size)
+                self.place(rows, row, document, examples[done : done + document.num_examples])
                 done += document.num_examples
         return rows.batch() | {"next_index": int(indices[-1]) + 1}
 
+    def place(
+        self, rows: "PackedRows", row: int, document: Document, examples: npt.NDArray[np.uint16]
+    ) -> None:
+        """Write the examples (n, size * N) of a document into its row."""
+        task, size = int(self._task_ids[document.task]), self._images_per_example[document.task]
+        rows.place(row, document.start, examples, task, int(size))
 
-class _Rows:
+
+class PackedRows:
     """A batch of rows that is being filled."""
 
     def __init__(self, count: int, num_images: int, tokens_per_image: int) -> None:
@@ -215,6 +226,7 @@ class _Rows:
         self.is_target[row, part] = np.arange(images) % 2 == 1 if size == 2 else True
 
     def batch(self) -> dict[str, Tensor]:
+        """The rows, under the keys of `PackedDataset`."""
         return {
             "input_ids": torch.from_numpy(self.ids.astype(np.int64)),
             "task": torch.from_numpy(self.task),
@@ -295,7 +307,7 @@ def packed_validation(
         assert manifest.tokens_per_image is not None
         examples = first_examples(root, manifest, max(size, config.num_val_examples))
         count = len(examples) // size
-        rows = _Rows(count, config.num_images, manifest.tokens_per_image)
+        rows = PackedRows(count, config.num_images, manifest.tokens_per_image)
         for row in range(count):
             mine = examples[row * size : (row + 1) * size]
             rows.place(row, 0, mine, number, manifest.images_per_example)

@@ -208,6 +208,16 @@ class WindowedShuffle:
                 shards[here], index[here] = files[slot], position - first[slot]
         return shards, index
 
+    @property
+    def num_windows(self) -> int:
+        """Windows of an epoch."""
+        return -(-len(self.counts) // self.window_shards)
+
+    def window(self, epoch: int, number: int) -> tuple[Int64, npt.NDArray[np.int32]]:
+        """The shards of a window, and the order of its examples, numbered through these shards."""
+        files, _, order = self._shuffle_window(epoch, number)
+        return files, order
+
     def _shuffle_shards(self, epoch: int) -> tuple[Int64, Int64]:
         """The shards in the order of an epoch, and the position at which each window begins."""
         files = seeded_rng(self.seed, epoch, self.task).permutation(len(self.counts))

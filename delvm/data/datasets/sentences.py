@@ -81,19 +81,25 @@ class SentenceDataset(Dataset[dict[str, Any]]):
     "images_per_example": (B,) int64 of that task, "next_index": index of the last sentence + 1}.
     """
 
-    def __init__(self, config: SentencesConfig, seed: int) -> None:
+    def __init__(
+        self,
+        config: SentencesConfig,
+        seed: int,
+        manifests: Mapping[str, Manifest] | None = None,
+    ) -> None:
         """Read the manifests of the training split.
 
         Args:
             config: Which shards, and how sentences are made of them.
             seed: Of the order.
+            manifests: Of the training split, if they have been read already.
 
         Raises:
             UserError: There are no token shards, a weight is for an unknown task, all weights are
                 0, or a sentence does not hold complete examples, or holds more than there are.
         """
         self.root, self.seed, self.config = as_path(config.path), seed, config
-        self.manifests = load_manifests(self.root, "train", "tokens")
+        self.manifests = dict(manifests or load_manifests(self.root, "train", "tokens"))
         self.tasks = sorted(self.manifests)
         held_out = load_manifests_if_any(self.root, "val", "tokens")
         self.mixture_weights = mixture_weights(config.task_weights, self.tasks, [*held_out])
@@ -168,12 +174,15 @@ class SentenceDataset(Dataset[dict[str, Any]]):
             examples = np.empty((len(positions), length // size), np.uint16)
             self.readers[task].read(*self.shuffles[task](positions), examples)
             ids[rows] = examples.reshape(-1, length)
+        return self.label(ids, task_ids) | {"next_index": int(indices[-1]) + 1}
+
+    def label(self, ids: npt.NDArray[np.uint16], task_ids: Int64) -> dict[str, Any]:
+        """A batch of sentences (B, T), with the task of each by its position in the mixture."""
         return {
             # torch's uint16 can be stacked but not looked up with: cast here, in the worker.
             "input_ids": torch.from_numpy(ids.astype(np.int64)),
             "task": torch.from_numpy(self._task_ids[task_ids]),
             "images_per_example": torch.from_numpy(self._images_per_example[task_ids]),
-            "next_index": int(indices[-1]) + 1,
         }
 
 

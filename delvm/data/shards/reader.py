@@ -1,5 +1,6 @@
 """Read shards from front to back. Tars may come from elsewhere: all that is read is checked."""
 
+import io
 import os
 import re
 import tarfile
@@ -12,6 +13,7 @@ import numpy as np
 from webdataset.tariterators import group_by_keys
 
 from delvm.data.image_io import open_image
+from delvm.data.shards.fetch import ShardCommand, ShardPath
 from delvm.data.shards.manifest import (
     Manifest,
     TokenIds,
@@ -91,23 +93,40 @@ def read_tokens(
     manifest = manifest or load_manifest(root, split, task, "tokens")
     for shard in manifest.shards:
         path = as_path(root) / split / task / shard["file"]
-        count = 0
-        for key, files in _read_records(path, {"ids.npy"}):
-            try:
-                array = parse_npy(files["ids.npy"])
-            except ValueError as error:
-                raise UserError(f"{path}: {key}.ids.npy cannot be read: {error}") from None
-            wrong = ids_error(array, manifest)
-            if array.dtype != np.uint16:
-                wrong = f"{array.dtype} is not uint16"
-            if wrong:
-                raise UserError(f"{path}: {key}.ids.npy: {wrong}")
-            count += len(array)
-            yield array
-        check_count(path, count, shard["count"])
+        yield from read_token_shard(path, manifest, shard["count"])
 
 
-def check_count(path: StoragePath, count: int, expected: int) -> None:
+def read_token_shard(
+    path: ShardPath, manifest: Manifest, expected: int, contents: bytes | None = None
+) -> Iterator[TokenIds]:
+    """The records of one shard in order: uint16 (n, k, N), k images per example.
+
+    Args:
+        path: Of the shard.
+        manifest: Of its task.
+        expected: Examples that it holds by the manifest.
+        contents: Of it, if they have been fetched already.
+
+    Raises:
+        UserError: The shard is missing or damaged, or its contents differ from its manifest.
+    """
+    count = 0
+    for key, files in _read_records(path, {"ids.npy"}, contents):
+        try:
+            array = parse_npy(files["ids.npy"])
+        except ValueError as error:
+            raise UserError(f"{path}: {key}.ids.npy cannot be read: {error}") from None
+        wrong = ids_error(array, manifest)
+        if array.dtype != np.uint16:
+            wrong = f"{array.dtype} is not uint16"
+        if wrong:
+            raise UserError(f"{path}: {key}.ids.npy: {wrong}")
+        count += len(array)
+        yield array
+    check_count(path, count, expected)
+
+
+def check_count(path: ShardPath, count: int, expected: int) -> None:
     """Refuse a shard that holds another number of examples than its manifest lists."""
     if count != expected:
         raise UserError(
@@ -115,10 +134,12 @@ def check_count(path: StoragePath, count: int, expected: int) -> None:
         )
 
 
-def _read_records(path: StoragePath, names: set[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _read_records(
+    path: ShardPath, names: set[str], contents: bytes | None = None
+) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, {name: bytes}) of a tar whose records hold exactly the `names`."""
     with shard_errors(path):
-        for record in group_by_keys(_read_members(path)):
+        for record in group_by_keys(_read_members(path, contents)):
             key = record["__key__"]
             files = {name: data for name, data in record.items() if not name.startswith("__")}
             if files.keys() != names:
@@ -126,13 +147,13 @@ def _read_records(path: StoragePath, names: set[str]) -> Iterator[tuple[str, dic
             yield key, files
 
 
-def _read_members(path: StoragePath) -> Iterator[dict[str, Any]]:
+def _read_members(path: ShardPath, contents: bytes | None) -> Iterator[dict[str, Any]]:
     """Each member as WebDataset's stages pass it on; nothing is ever unpacked to disk.
 
     In place of webdataset's tar_file_expander, which unpacks compressed tars of any size, trusts
     the size that a sparse member claims, skips links silently, and takes up to 1.7 times as long.
     """
-    for tar, info, _, _ in members(path):
+    for tar, info, _, _ in members(path, contents):
         # Not through tar.extractfile, whose buffers cost as much as reading a small image.
         assert tar.fileobj is not None
         tar.fileobj.seek(info.offset_data)
@@ -142,14 +163,20 @@ def _read_members(path: StoragePath) -> Iterator[dict[str, Any]]:
         yield {"fname": info.name, "data": data, "__url__": str(path)}
 
 
-def members(path: StoragePath) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str, str]]:
+def members(
+    path: ShardPath, contents: bytes | None = None
+) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str, str]]:
     """(tar, member, key, name) of each member KEY.NAME of a shard.
+
+    Args:
+        path: Of the shard.
+        contents: Of it, if they have been fetched already.
 
     Raises:
         UserError: The shard is missing or damaged, or a member is not a plain file of such a name.
     """
-    with shard_errors(path), tarfile.open(local_copy(path), "r:") as tar:
-        end = os.path.getsize(str(tar.name))
+    with shard_errors(path), _open_tar(path, contents) as tar:
+        end = os.path.getsize(str(tar.name)) if contents is None else len(contents)
         for info in tar:
             parts = re.fullmatch(r"([\w-]+)\.([a-z0-9]+\.[a-z]+)", info.name)
             # A sparse member may claim a size that no disk holds.
@@ -160,8 +187,15 @@ def members(path: StoragePath) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInf
             yield tar, info, parts[1], parts[2]
 
 
+def _open_tar(path: ShardPath, contents: bytes | None) -> tarfile.TarFile:
+    if contents is None:
+        assert not isinstance(path, ShardCommand)
+        return tarfile.open(local_copy(path), "r:")
+    return tarfile.open(fileobj=io.BytesIO(contents), mode="r:")
+
+
 @contextmanager
-def shard_errors(path: StoragePath) -> Iterator[None]:
+def shard_errors(path: ShardPath) -> Iterator[None]:
     """Report what is wrong with a shard in one line."""
     try:
         yield
@@ -173,7 +207,7 @@ def shard_errors(path: StoragePath) -> Iterator[None]:
         raise _damaged(path, error.args[0]) from None
 
 
-def _damaged(path: StoragePath, reason: object) -> UserError:
+def _damaged(path: ShardPath, reason: object) -> UserError:
     return UserError(
         f"shard {path} is damaged ({reason}): delete it, and run again what made it, "
         "`delvm prepare` (images) or `delvm encode` (tokens)"

@@ -1,0 +1,205 @@
+"""Fetch complete shards from any store, with retries; what cannot be had is listed and skipped.
+
+A shard is fetched into memory, checked against its manifest, and used or rejected as a whole, so
+that a stream never holds a part of one.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+from delvm.errors import UserError
+from delvm.progress import log
+from delvm.storage import StoragePath
+
+T = TypeVar("T")
+
+FIRST_WAIT_S, MAX_WAIT_S = 0.5, 30.0  # between two attempts; it doubles with each
+MAX_REJECTED_IN_A_ROW = 16  # shards of a task, after which the store counts as lost
+
+
+@dataclass(frozen=True)
+class ShardCommand:
+    """A shell command that writes a shard to its standard output; WebDataset's ``pipe:``.
+
+    It can run anything: it must come from the user's own config, never from a file that was read.
+    """
+
+    command: str
+
+    def __str__(self) -> str:
+        return f"pipe:{self.command}"
+
+    def read(self, timeout_s: float) -> bytes:
+        """What the command writes.
+
+        Raises:
+            TimeoutError: It does not end in time; it is killed, with what it started.
+            OSError: It fails.
+        """
+        process = subprocess.Popen(
+            self.command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            output, errors = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise _too_slow(self, timeout_s) from None
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+        if process.returncode:
+            reason = errors.decode(errors="replace").strip().rpartition("\n")[2]
+            raise OSError(f"{self} ended with exit code {process.returncode}: {reason}")
+        return output
+
+
+ShardPath: TypeAlias = StoragePath | ShardCommand
+
+
+@dataclass
+class ShardFetcher:
+    """Fetches the shards of one task.
+
+    Attributes:
+        task: Name of the task, for messages.
+        retries: Attempts after the first one.
+        timeout_s: Seconds that an attempt may take in a remote store.
+        rejects: File that lists the shards that failed, one JSON object a line; None = no file.
+    """
+
+    task: str
+    retries: int = 3
+    timeout_s: float = 60.0
+    rejects: str | None = None
+    _rejected_in_a_row: int = field(default=0, init=False)
+
+    def __call__(self, path: ShardPath, decode: Callable[[bytes], T], epoch: int) -> T | None:
+        """What ``decode`` makes of a shard; None if it was rejected.
+
+        Args:
+            path: Of the shard.
+            decode: Raises UserError for contents that are damaged.
+            epoch: For the list of rejects.
+
+        Raises:
+            UserError: So many shards in a row have failed that the store must be lost.
+        """
+        try:
+            found = fetch(path, decode, self.retries, self.timeout_s)
+        except FetchError as error:
+            self._reject(path, error, epoch)
+            return None
+        self._rejected_in_a_row = 0
+        return found
+
+    def _reject(self, path: ShardPath, error: "FetchError", epoch: int) -> None:
+        attempts = f"{error.attempts} attempt{'s' if error.attempts > 1 else ''}"
+        log(f"data: left out a shard of '{self.task}' after {attempts}: {error}")
+        if self.rejects is not None:
+            line = {
+                "task": self.task,
+                "shard": str(path),
+                "epoch": epoch,
+                "attempts": error.attempts,
+                "reason": str(error),
+            }
+            append_line(Path(self.rejects), json.dumps(line))
+        self._rejected_in_a_row += 1
+        if self._rejected_in_a_row == MAX_REJECTED_IN_A_ROW:
+            raise UserError(
+                f"{MAX_REJECTED_IN_A_ROW} shards of task '{self.task}' in a row could not be read, "
+                f"the last one because {error}: make them readable and set resume=auto"
+            )
+
+
+class FetchError(UserError):
+    """A shard that could not be fetched, or is damaged."""
+
+    def __init__(self, reason: str, attempts: int = 1) -> None:
+        super().__init__(reason)
+        self.attempts = attempts
+
+
+def fetch(path: ShardPath, decode: Callable[[bytes], T], retries: int, timeout_s: float) -> T:
+    """What ``decode`` makes of a shard.
+
+    Args:
+        path: Of the shard.
+        decode: Raises UserError for contents that are damaged, which are fetched again.
+        retries: Attempts after the first one.
+        timeout_s: Seconds that an attempt may take in a remote store.
+
+    Raises:
+        FetchError: Every attempt failed, or there is no such file; the reason of the last one.
+    """
+    for attempt in range(1, retries + 2):
+        try:
+            return decode(read_within(path, timeout_s))
+        except FileNotFoundError:  # it will not be there a second later
+            raise FetchError(f"shard not found: {path}", attempt) from None
+        except (OSError, UserError) as error:
+            if attempt > retries:
+                raise FetchError(str(error) or type(error).__name__, attempt) from None
+        time.sleep(min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)))
+    raise AssertionError("unreachable")
+
+
+def read_within(path: ShardPath, timeout_s: float) -> bytes:
+    """The contents of a file, if a remote store gives them in time.
+
+    Raises:
+        TimeoutError: It does not. Its thread ends when the store's own library gives up.
+        FileNotFoundError: There is no such file.
+        OSError: It cannot be read.
+        UserError: As OSError, of a library with errors of its own.
+    """
+    if isinstance(path, ShardCommand):
+        return path.read(timeout_s)
+    if isinstance(path, Path):
+        return path.read_bytes()
+    result: list[bytes | Exception] = []
+
+    def read() -> None:
+        try:
+            result.append(path.read_bytes())
+        except Exception as error:
+            result.append(error)
+
+    # Each library has timeouts of its own, or none. A daemon does not keep a process alive.
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if not result:
+        raise _too_slow(path, timeout_s)
+    if isinstance(result[0], Exception):
+        raise result[0]
+    return result[0]
+
+
+def _too_slow(path: ShardPath, timeout_s: float) -> TimeoutError:
+    return TimeoutError(f"{path} took more than {timeout_s:g} s")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line in one write, since processes of several ranks share the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, (line + "\n").encode())
+    finally:
+        os.close(file)

@@ -1,0 +1,156 @@
+"""Sentences streamed from a real HTTP server that stalls, cuts answers and fails."""
+
+import itertools
+import json
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from delvm.data.datasets.streaming_sentences import StreamingConfig, StreamingSentences
+from delvm.training.streaming import StreamingSentenceDataModule
+from tests.data.datasets.streams import COUNTS, IMAGES, examples_of, write_corpus
+
+pytest.importorskip("aiohttp")  # what fsspec reads http:// with
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves files, and fails by `failures`, URL path -> what happens at each of its requests.
+
+    "500" answers so, "cut" sends half of the file and hangs up, "stall" sends half and waits; a
+    path that has no failures left is served.
+    """
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, *args, failures, requests, release, **options):
+        self.failures, self.requests, self.release = failures, requests, release
+        super().__init__(*args, **options)
+
+    def do_GET(self):
+        self.requests[self.path] += 1
+        left = self.failures.get(self.path)
+        failure = next(left, None) if left is not None else None
+        if failure is None:
+            super().do_GET()
+        elif failure == "500":
+            self.send_error(500)
+        else:
+            data = Path(self.translate_path(self.path)).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2])
+            self.wfile.flush()
+            if failure == "stall":
+                self.release.wait(30)
+            self.close_connection = True
+
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def serve(root, failures):
+    """(URL of the root, number of requests by path)."""
+    requests, release = Counter(), threading.Event()
+    handler = partial(
+        Handler, directory=str(root), failures=failures, requests=requests, release=release
+    )
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", requests
+    finally:
+        release.set()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr("delvm.data.shards.fetch.FIRST_WAIT_S", 0.01)
+    return write_corpus(tmp_path / "corpus", monkeypatch)
+
+
+def stream(url, **changes):
+    settings = {"images_per_sentence": IMAGES, "batch_size": 1, "timeout_s": 0.5}
+    return StreamingSentences(StreamingConfig(url, **settings | changes), seed=0)
+
+
+def first_epoch(data, task, count):
+    """The first examples of a task."""
+    found = (each for batch in data for each in examples_of(batch, data.tasks))
+    return [*itertools.islice((number for name, number in found if name == task), count)]
+
+
+def shard(task, number):
+    return f"/train/{task}/{number:06d}.tar"
+
+
+@pytest.mark.slow
+def test_epoch_is_complete_though_the_server_fails_at_times(root, tmp_path):
+    failures = {
+        shard("derain", 0): iter(["500", "cut"]),
+        shard("derain", 1): iter(["stall"]),
+        shard("derain", 5): iter(["cut", "500", "cut"]),
+    }
+    rejects = tmp_path / "rejects.jsonl"
+    with serve(root, failures) as (url, requests):
+        data = stream(url, rejects=str(rejects))
+        assert sorted(first_epoch(data, "derain", COUNTS["derain"])) == [*range(COUNTS["derain"])]
+        assert not rejects.exists()
+    assert requests[shard("derain", 5)] >= 4
+
+
+@pytest.mark.slow
+def test_workers_read_what_the_training_process_would(root):
+    """The connections of the process that read the manifests are not shared with its workers."""
+    settings = {"images_per_sentence": IMAGES, "batch_size": 1}
+    with serve(root, {}) as (url, _):
+        here = StreamingSentenceDataModule(url, num_workers=0, **settings)
+        there = StreamingSentenceDataModule(url, num_workers=1, **settings)
+        loaders = [iter(each.train_dataloader()) for each in (here, there)]
+        for _ in range(12):
+            ours, theirs = map(next, loaders)
+            assert (ours["input_ids"] == theirs["input_ids"]).all()
+        loaders.clear()
+
+
+@pytest.mark.slow
+def test_shards_that_keep_failing_are_listed(root, tmp_path):
+    failures = {
+        shard("derain", 0): itertools.repeat("500"),
+        shard("derain", 1): itertools.repeat("stall"),
+        shard("derain", 5): itertools.repeat("cut"),
+    }
+    rejects = tmp_path / "rejects.jsonl"
+    started = time.monotonic()
+    with serve(root, failures) as (url, _):
+        data = stream(url, rejects=str(rejects), retries=1)
+        expected = {*range(COUNTS["derain"])} - {0, 1, 2, 3, 10, 11}
+        assert sorted(first_epoch(data, "derain", len(expected))) == sorted(expected)
+        lines = [json.loads(line) for line in rejects.read_text().splitlines()]
+    assert time.monotonic() - started < 20
+    reasons = {line["shard"].removeprefix(url): line["reason"] for line in lines}
+    assert {*failures} == {*reasons}
+    assert "500" in reasons[shard("derain", 0)]
+    assert "took more than 0.5 s" in reasons[shard("derain", 1)]
+
+
+def test_manifests_at_one_place_and_shards_on_a_server(root):
+    """A server without a listing needs none."""
+    with serve(root / "train", {}) as (url, requests):
+        patterns = {
+            task: f"{url}/{task}/{{000000..00000{last}}}.tar"
+            for task, last in (("derain", 3), ("video", 5))
+        }
+        data = stream(str(root), shards=patterns)
+        assert sorted(first_epoch(data, "derain", 8)) == [*range(8)]
+    assert all(path.endswith(".tar") for path in requests)

@@ -1,0 +1,215 @@
+"""The data module of streams: its batches, workers, and what a checkpoint of it continues."""
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from delvm.errors import UserError
+from delvm.interop.load import load_student
+from delvm.training.datamodules import SentenceData, check_data
+from delvm.training.streaming import StreamingSentenceDataModule
+from tests.data.datasets.streams import COUNTS, IMAGES, examples_of, write_corpus
+from tests.training.runs import student_config, train
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    return write_corpus(tmp_path, monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def end_loaders():
+    """End the workers at once: in a cycle of garbage they would be waited for."""
+    yield
+    while Ranks.opened:
+        Ranks.opened.pop().loaders.clear()
+
+
+class Ranks:
+    """The data modules of all ranks of a run, as Lightning would have them."""
+
+    opened: ClassVar[list["Ranks"]] = []
+
+    def __init__(self, root, ranks=1, state=None, **changes):
+        settings = {"images_per_sentence": IMAGES, "batch_size": 2, "num_workers": 0}
+        settings |= {"shuffle_window_shards": 2} | changes
+        self.modules = [StreamingSentenceDataModule(str(root), **settings) for _ in range(ranks)]
+        strategy = SimpleNamespace(root_device=torch.device("cpu"), all_gather=self.gather)
+        for rank, module in enumerate(self.modules):
+            module.trainer = SimpleNamespace(global_rank=rank, world_size=ranks, strategy=strategy)
+            if state is not None:
+                module.load_state_dict(state)
+        self.opened.append(self)
+        self.loaders = [iter(module.train_dataloader()) for module in self.modules]
+
+    def gather(self, _):
+        workers = self.modules[0].train.num_workers
+        positions = [torch.from_numpy(module.train.state.positions) for module in self.modules]
+        return torch.stack(
+            [each[rank * workers : (rank + 1) * workers] for rank, each in enumerate(positions)]
+        )
+
+    def pull(self, steps):
+        """Train on so many steps: the batches of all ranks, in their order."""
+        seen = []
+        for _ in range(steps):
+            for module, loader in zip(self.modules, self.loaders, strict=True):
+                batch = next(loader)
+                module.advance(batch)
+                seen.append(batch)
+        return seen
+
+    def state_dict(self):
+        """That of the first rank, after a check that any other's would do."""
+        states = [module.state_dict() for module in self.modules]
+        assert all(
+            torch.equal(each.pop("positions"), states[0]["positions"]) for each in states[1:]
+        )
+        assert all(each == {k: states[0][k] for k in each} for each in states[1:])
+        return states[0]
+
+
+def sentences(batches):
+    return [tuple(ids) for batch in batches for ids in batch["input_ids"].tolist()]
+
+
+def counts(run, batches):
+    return Counter(each for b in batches for each in examples_of(b, run.modules[0].tasks))
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (3, 0), (2, 2)])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_resume_continues_with_the_next_batch(root, ranks, workers, steps, tmp_path):
+    """To the last id, with as many ranks and workers; what was prefetched does not count."""
+    unbroken = sentences(Ranks(root, ranks, num_workers=workers).pull(12))
+    first = Ranks(root, ranks, num_workers=workers)
+    seen = sentences(first.pull(steps))
+    torch.save(first.state_dict(), tmp_path / "state")
+    state = torch.load(tmp_path / "state", weights_only=True)
+    again = Ranks(root, ranks, state, num_workers=workers)
+    assert seen + sentences(again.pull(12 - steps)) == unbroken
+    assert again.modules[0].position == 12 * ranks * 2
+
+
+def test_one_worker_reads_what_the_training_process_would(root):
+    assert sentences(Ranks(root).pull(6)) == sentences(Ranks(root, num_workers=1).pull(6))
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 3)])
+def test_resume_with_another_number_of_ranks(root, before, after, capsys):
+    """At the end of the epoch each example was read once."""
+    settings = {"task_weights": {"derain": 1.0}, "batch_size": 1}
+    first = Ranks(root, before, **settings)
+    seen = counts(first, first.pull(4 // before))
+    then = Ranks(root, after, first.state_dict(), **settings)
+    assert f"{before} ranks x 1 workers had read it, now {after} x 1 do" in capsys.readouterr().err
+    assert max(seen.values()) == 1
+    for module in then.modules:
+        reader = module.train.open_stream(0, module.train.rank)
+        per_epoch = module.train.layout.shuffles[0].num_windows
+        sequence = module.train.state.sequences[0]
+        while sequence[reader.position.element].window < per_epoch:
+            seen["derain", int(reader.take(1)[0, 0]) // 2] += 1
+    assert seen == Counter({("derain", number): 1 for number in range(COUNTS["derain"])})
+
+
+def test_resume_with_another_number_twice(root):
+    """The leftovers of the first change are in the state of the second."""
+    settings = {"task_weights": {"derain": 1.0}, "batch_size": 1}
+    first = Ranks(root, 4, **settings)
+    seen = counts(first, first.pull(1))
+    second = Ranks(root, 1, first.state_dict(), **settings)
+    seen += counts(second, second.pull(1))
+    third = Ranks(root, 2, second.state_dict(), **settings)
+    seen += counts(third, third.pull(1))
+    assert max(seen.values()) == 1 and sum(seen.values()) == 7 * 3
+    assert any(second.state_dict()["leftovers"].values())
+
+
+def test_mixture_continues_with_another_number_of_ranks(root):
+    settings = {"task_weights": {"derain": 3.0, "video": 1.0}}
+    first = Ranks(root, 2, **settings)
+    tasks = [task for b in first.pull(3) for task in b["task"].tolist()]
+    again = Ranks(root, 3, first.state_dict(), **settings)
+    tasks += [task for b in again.pull(2) for task in b["task"].tolist()]
+    assert tasks.count(1) == len(tasks) / 4
+
+
+def test_loader_has_a_length(root):
+    assert len(StreamingSentenceDataModule(str(root), images_per_sentence=6).train_dataloader())
+
+
+def test_student_can_train_on_it(root):
+    module = StreamingSentenceDataModule(str(root), images_per_sentence=6)
+    check_data(module, SentenceData, "module=student")
+    assert module.sentence_length == 24 and module.tasks == ["derain", "video"]
+    assert module.codebook.shape == (1000, 2) and module.tokenizer_fingerprint == "f" * 16
+
+
+def test_order_is_compared(root):
+    state = Ranks(root).state_dict()
+    with pytest.raises(UserError, match="shuffle_window_shards 2 != 4"):
+        Ranks(root, state=state, shuffle_window_shards=4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"positions": None},
+        {"positions": torch.zeros(1, 3, 2, dtype=torch.int64)},
+        {"positions": torch.zeros(1, 2, 2)},
+        {"positions": torch.zeros(0, 2, 2, dtype=torch.int64)},
+        {"positions": -torch.ones(1, 2, 2, dtype=torch.int64)},
+        {"num_workers": 0},
+        {"num_workers": 3},
+        {"first_worker": 1},
+        {"base": {"derain": 0}},
+        {"leftovers": {"derain": [[1]], "video": []}},
+        {"leftovers": {"derain": [[1, -1]], "video": []}},
+        {"position": "x"},
+    ],
+)
+def test_damaged_position_is_refused(root, change):
+    state = Ranks(root).state_dict() | change
+    with pytest.raises(UserError, match="the checkpoint's position in the data is damaged"):
+        Ranks(root, state=state)
+    state.pop(next(iter(change)))
+    with pytest.raises(UserError, match="is damaged: .*(missing|positions)"):
+        Ranks(root, state=state)
+
+
+def test_overfit_batches_is_refused(root):
+    module = StreamingSentenceDataModule(str(root), images_per_sentence=6)
+    module.overfit_batches = 1
+    with pytest.raises(UserError, match="set data=sentences"):
+        module.train_dataloader()
+
+
+def test_workers_take_turns(root):
+    batches = Ranks(root, num_workers=2).pull(4)
+    assert [batch["stream"][0] for batch in batches] == [0, 1, 0, 1]
+    assert [batch["next_index"] for batch in batches] == [2, 4, 6, 8]
+
+
+@pytest.mark.slow
+def test_resumed_run_continues_its_data(tokens, tmp_path):
+    """Six steps in one job and in two: bit-identical weights."""
+    stream = ("data=streaming", "data.num_workers=2", "data.shuffle_window_shards=1")
+    train(student_config(tokens, 6, *stream), tmp_path / "one")
+    two = student_config(tokens, 6, *stream, "trainer.val_check_interval=3")
+    two.callbacks.stop_at_step.step = 3
+    train(two, tmp_path / "two")
+    two.callbacks.stop_at_step.step, two.resume = None, "auto"
+    train(two, tmp_path / "two")
+    one, resumed = (load_student(tmp_path / name).state_dict() for name in ("one", "two"))
+    assert all(torch.equal(one[key], resumed[key]) for key in one)
+
+
+@pytest.mark.slow
+def test_checkpoint_of_the_other_reader_is_refused(tokens, tmp_path):
+    train(student_config(tokens, 2), tmp_path)
+    with pytest.raises(UserError, match="was trained on data=sentences.*: set data=sentences"):
+        train(student_config(tokens, 4, "data=streaming", "resume=auto"), tmp_path)
