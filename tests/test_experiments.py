@@ -11,7 +11,7 @@ from delvm.commands.app import compose
 from delvm.commands.build import build
 from delvm.data.sources import SOURCES
 from delvm.tasks import get_or_default
-from experiments.sources.source_overview import IMAGES_PER_ROW, ROWS, row_images
+from experiments.sources.source_overview import IMAGES_PER_ROW, OVERVIEWS, row_images
 from experiments.tokenizer import compare
 
 
@@ -56,6 +56,9 @@ def test_score_is_relative_to_the_best_ceiling():
     assert not any("floor" in key for each in rows for key in each)
 
 
+ROWS = [row for rows in OVERVIEWS.values() for row in rows]
+
+
 @pytest.mark.parametrize("source", SOURCES)
 def test_source_settings_in_docs_and_overview(source):
     text = (Path(__file__).parents[1] / "docs/sources.md").read_text("utf-8")
@@ -72,7 +75,7 @@ def test_source_settings_in_docs_and_overview(source):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.source}-{row.tasks[0]}")
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.title)
 def test_overview_row_composes(row):
     words = [f"source={row.source}", *row.overrides, *(["source.path=x"] if row.raw else [])]
     assert isinstance(build(compose("prepare", words).source), SOURCES[row.source])

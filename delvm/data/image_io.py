@@ -147,15 +147,21 @@ def _formats() -> list[str]:
 
 
 def aligned(first: StoredImage, second: StoredImage) -> tuple[Image.Image, Image.Image]:
-    """The images of a pair, of which both are turned as EXIF asks for, or neither.
+    """The images of a pair, of which both are turned as EXIF asks for, or neither."""
+    one, other = all_aligned((first, second))
+    return one, other
 
-    Where only one has the tag, the other was usually made from its stored pixels, or for them, by a
+
+def all_aligned(images: Sequence[StoredImage]) -> list[Image.Image]:
+    """The images of an example, of which all are turned as EXIF asks for, or none.
+
+    Where only some have the tag, the others were usually made from stored pixels, or for them, by a
     tool that dropped the tag; the sizes decide where they can.
     """
-    stored, upright = (first.pixels, second.pixels), (first.upright(), second.upright())
-    if first.orientation == second.orientation or stored[0].size != stored[1].size:
-        return upright
-    return stored
+    orientations = {each.orientation for each in images}
+    if len(orientations) == 1 or len({each.pixels.size for each in images}) > 1:
+        return [each.upright() for each in images]
+    return [each.pixels for each in images]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -36,6 +36,7 @@ _TASKS = {
         unpaired.IMAGES,
         unpaired.CATEGORIES,
         unpaired.TUPLE,
+        unpaired.ANNOTATED,
         unpaired.VIDEO,
     )
 }

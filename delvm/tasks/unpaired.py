@@ -18,3 +18,10 @@ VIDEO = Task(
     allows_hflip=False,
     max_degrees=SMALL_ROTATION,
 )
+# Where annotations are normals, mirroring or turning images would have to change their colors too.
+ANNOTATED = Task(
+    name="annotated",
+    description="an image and all its annotations, any of which may be normals",
+    allows_hflip=False,
+    max_degrees=0.0,
+)

@@ -1,13 +1,16 @@
-"""Make docs/sources.png: what each source makes of a small raw data set in its true layout.
+"""Make docs/sources.png and docs/visual_sentences.png: examples of each source.
 
     python -m experiments.sources.source_overview
 
-It runs `delvm prepare` as a user would, so it also shows that every source works.
+The first shows what each source makes of a small raw data set in its true layout, the second every
+kind of example that has more than two images. It runs `delvm prepare` as a user would, so it also
+shows that every source works.
 """
 
 import itertools
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +21,9 @@ from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
 from delvm.storage import atomic_path
 from delvm.viz.image_grid import image_grid
-from experiments.sources.raw import RAW
+from experiments.sources import raw, raw_annotated
 
-OVERVIEW = Path("docs/sources.png")
+RAW = raw.RAW | raw_annotated.RAW
 IMAGES_PER_ROW, CELL = 8, 96
 
 
@@ -30,19 +33,29 @@ class Row(NamedTuple):
     Attributes:
         source: as in conf/verbs/source.
         tasks: whose examples are shown, the same number of images of each.
-        raw: key in `raw.RAW` of what is read; None for a source that generates its images.
+        raw: key in `RAW` of what is read; None for a source that generates its images.
         overrides: for the command line.
+        note: what is special about it, for the title.
+        num_images: images that are shown.
     """
 
     source: str
     tasks: tuple[str, ...]
     raw: str | None
     overrides: tuple[str, ...] = ()
+    note: str = ""
+    num_images: int = IMAGES_PER_ROW
+
+    @property
+    def title(self) -> str:
+        """To the left of its images."""
+        return f"{self.source}: {self.note or ', '.join(self.tasks)}"
 
 
 COUNTS = "source.train={segmentation: 1, pose: 1, derain: 1, deblur: 1}"
 CLIPS = ("source.clip_length=4", "source.stride=6")
 TUPLES = ("source.tasks=[]", "source.annotations=[grayscale,edges]")
+SHUFFLED = ("source.order=shuffled",)
 ROWS = (
     Row("shapes", ("segmentation", "pose", "derain", "deblur"), None, (COUNTS, "source.num_val=1")),
     Row("gopro", ("deblur",), "gopro"),
@@ -59,6 +72,16 @@ ROWS = (
     Row("video", ("video",), "video", CLIPS),
     Row("hdvila", ("video",), "hdvila", CLIPS),
 )
+CATEGORIES = ("source.categories=true", "source.group_size=4")
+STRIDES = ("source.clip_length=4", "source.strides=[8,2]")
+SENTENCE_ROWS = (
+    Row("images", ("categories",), "classes", CATEGORIES, "categories"),
+    Row("video", ("video",), "frames", STRIDES, "clips of strides 8 and 2"),
+    Row("derived", ("tuple",), "images", TUPLES, "tuple", num_images=9),
+    Row("annotated", ("annotated",), "annotated", note="fixed order", num_images=10),
+    Row("annotated", ("annotated",), "annotated", SHUFFLED, "shuffled", num_images=10),
+)
+OVERVIEWS = {Path("docs/sources.png"): ROWS, Path("docs/visual_sentences.png"): SENTENCE_ROWS}
 
 
 def row_images(row: Row, folder: Path, size: int) -> list[Image.Image]:
@@ -79,26 +102,26 @@ def row_images(row: Row, folder: Path, size: int) -> list[Image.Image]:
     for task in row.tasks:
         examples = read_examples(folder / "images", "train", task)
         task_images = (Image.fromarray(each) for example in examples for each in example.images)
-        images += itertools.islice(task_images, 2 if len(row.tasks) > 1 else IMAGES_PER_ROW)
+        images += itertools.islice(task_images, 2 if len(row.tasks) > 1 else row.num_images)
     return images
 
 
-def write_overview(path: Path, size: int = 256) -> None:
-    """Write the grid of all rows, from images prepared with that side."""
-    rows, titles = [], []
+def write_overview(path: Path, rows: Sequence[Row], size: int = 256) -> None:
+    """Write the grid of some rows, from images prepared with that side."""
+    images = []
     with tempfile.TemporaryDirectory() as scratch:
-        for number, row in enumerate(ROWS):
-            rows.append(row_images(row, Path(scratch) / str(number), size))
-            titles.append(f"{row.source}: {', '.join(row.tasks)}")
-    grid = image_grid(rows, cell=CELL, row_titles=titles)
+        for number, row in enumerate(rows):
+            images.append(row_images(row, Path(scratch) / str(number), size))
+    grid = image_grid(images, cell=CELL, row_titles=[row.title for row in rows])
     with atomic_path(path) as tmp:
         # 256 colors halve the file, and are enough at this size.
         grid.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(tmp, optimize=True)
 
 
 if __name__ == "__main__":
-    try:
-        write_overview(OVERVIEW)
-    except UserError as error:
-        sys.exit(str(error))
-    print(f"image: {OVERVIEW}")
+    for path, rows in OVERVIEWS.items():
+        try:
+            write_overview(path, rows)
+        except UserError as error:
+            sys.exit(str(error))
+        print(f"image: {path}")

@@ -4,6 +4,7 @@ Each is a dataclass with the methods of `delvm.data.sources.base.Source`; its fi
 `conf/verbs/source/NAME.yaml`, from which Hydra builds it.
 """
 
+from delvm.data.sources.annotated.images import Annotated
 from delvm.data.sources.base import RawSource, Source, check_source
 from delvm.data.sources.coco_pose import CocoPose
 from delvm.data.sources.derived import Derived
@@ -19,6 +20,7 @@ from delvm.data.sources.video import Video
 
 # Option in conf/verbs/source -> class.
 SOURCES: dict[str, type[RawSource] | type[Shapes]] = {
+    "annotated": Annotated,
     "coco_pose": CocoPose,
     "derived": Derived,
     "gopro": GoPro,
@@ -35,6 +37,7 @@ SOURCES: dict[str, type[RawSource] | type[Shapes]] = {
 __all__ = [
     "SA1B",
     "SOURCES",
+    "Annotated",
     "CocoPose",
     "Derived",
     "GoPro",

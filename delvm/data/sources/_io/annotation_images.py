@@ -1,0 +1,179 @@
+"""Annotations as images: depth, normals, labels and masks in the formats that data sets store."""
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from delvm.data.image_io import StoredImage, convert_to_rgb, open_stored
+from delvm.data.sources._io.label_images import Palette, labels_to_rgb
+
+# Gray of 8 bits with more values than this is a soft mask, or a compressed one, and not ids.
+MAX_GRAY_IDS = 63
+# What an image's own depths are scaled to: the darkest and brightest 2% of the pixels are clipped.
+PERCENTILES = (2, 98)
+
+
+class AnnotationKind(StrEnum):
+    """What the pixels of an annotation are.
+
+    Attributes:
+        image: colors or gray, such as edges or a rendered pose; as they are.
+        labels: colors or ids; never smoothed.
+        mask: how likely each pixel is foreground, in 8 or 16 bits; white from one half on.
+        depth: distances in 16 or 32 bits, 0 where unknown; in 8 bits taken as rendered already.
+        depth_float16: the same in half precision, whose bits are stored as an integer of 16 bits.
+        disparity: as depth, but larger values are nearer (inverse or relative depth).
+        normals: directions as colors; smoothed, never mirrored or turned.
+    """
+
+    image = "image"
+    labels = "labels"
+    mask = "mask"
+    depth = "depth"
+    depth_float16 = "depth_float16"
+    disparity = "disparity"
+    normals = "normals"
+
+
+_GUESSES = (
+    (AnnotationKind.disparity, r"dispar|inverse_?depth"),
+    (AnnotationKind.depth, r"depth"),
+    (AnnotationKind.normals, r"normal"),
+    (AnnotationKind.labels, r"seg|label|mask|semantic|panoptic|instance"),
+)
+
+
+def guess_kind(folder: str) -> AnnotationKind:
+    """The kind that the name of a directory suggests."""
+    matches = (kind for kind, pattern in _GUESSES if re.search(pattern, folder.lower()))
+    return next(matches, AnnotationKind.image)
+
+
+class OpenedAnnotation(NamedTuple):
+    """An image or an annotation in RGB.
+
+    Attributes:
+        stored: its pixels, and how it is to be turned.
+        kind: what its pixels are; None for the image that is annotated.
+        unsmoothed: whether it is resized to the nearest pixel.
+    """
+
+    stored: StoredImage
+    kind: AnnotationKind | None = None
+    unsmoothed: bool = False
+
+
+def open_annotation(
+    file: Path, name: str, kind: AnnotationKind | None, depth_range: tuple[float, float] | None
+) -> OpenedAnnotation:
+    """Open an image or annotation, which is not trusted, and render it in RGB.
+
+    Args:
+        file: its path.
+        name: what to call it in messages.
+        kind: of the annotation; None for the image that is annotated.
+        depth_range: smallest and largest value to show of depth or disparity; None: its own.
+
+    Raises:
+        UserError: it is missing, damaged, too large, or has other values than its kind.
+    """
+    match kind:
+        case None | AnnotationKind.image | AnnotationKind.normals:
+            return OpenedAnnotation(open_stored(file, name), kind)
+        case AnnotationKind.labels:
+            return OpenedAnnotation(open_stored(file, name, _labels), kind, unsmoothed=True)
+        case AnnotationKind.mask:
+            return OpenedAnnotation(open_stored(file, name, _mask), kind, unsmoothed=True)
+    unknown: list[bool] = []
+
+    def render(image: Image.Image) -> Image.Image:
+        rgb = depth_to_rgb(image, kind, depth_range)
+        # Pixels without a depth must not be mixed with others.
+        unknown.append(_is_deep(image) and not np.asarray(rgb).all())
+        return rgb
+
+    return OpenedAnnotation(open_stored(file, name, render), kind, any(unknown))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an image has one channel of more than 8 bits."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def depth_to_rgb(
+    image: Image.Image, kind: AnnotationKind, depth_range: tuple[float, float] | None = None
+) -> Image.Image:
+    """A depth map as gray: near is white (255), far is dark gray (1), and unknown is black (0).
+
+    The gray level is linear in the inverse of the depth, as monocular depth networks predict it and
+    LVM shows it. So it does not depend on the unit of the file. Depth in 8 bits, gray or color, is
+    rendered already, and is not changed.
+
+    Args:
+        image: of any mode.
+        kind: depth, depth_float16 or disparity.
+        depth_range: smallest and largest value shown, in the unit of the file; None: those of the
+            image itself, between the percentiles `PERCENTILES` of its inverse depth.
+
+    Raises:
+        ValueError: no pixel has a depth.
+    """
+    if not _is_deep(image):
+        return convert_to_rgb(image)
+    values = np.asarray(image)
+    if kind is AnnotationKind.depth_float16:
+        values = values.astype(np.uint16).view(np.float16)
+    values = values.astype(np.float64)
+    known = np.isfinite(values) & (values > 0)
+    if not known.any():
+        raise ValueError("no pixel has a depth")
+    inverse = kind is not AnnotationKind.disparity
+    near = np.divide(1, values, where=known, out=np.zeros_like(values)) if inverse else values
+    if depth_range is None:
+        low, high = np.percentile(near[known], PERCENTILES)
+    else:
+        low, high = sorted(1 / each if inverse else each for each in depth_range)
+    with np.errstate(invalid="ignore"):
+        level = (
+            np.clip((near - low) / (high - low), 0, 1) if high > low else np.full(near.shape, 0.5)
+        )
+    gray = np.where(known, np.round(1 + 254 * np.where(known, level, 0)), 0)
+    return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+
+
+def _labels(image: Image.Image) -> Image.Image:
+    """Labels as RGB: colors are kept, and ids become the colors of Pascal VOC."""
+    if image.mode == "L" and len(np.unique(np.asarray(image))) > MAX_GRAY_IDS + 1:
+        return convert_to_rgb(image)
+    return labels_to_rgb(image, VOC_PALETTE)
+
+
+def _mask(image: Image.Image) -> Image.Image:
+    """A soft mask as black and white."""
+    if image.mode == "1":
+        return image.convert("RGB")
+    values = np.asarray(image.convert("L") if not _is_deep(image) else image)
+    half = {"F": 0.5}.get(image.mode, 32767.5) if _is_deep(image) else 127.5
+    return Image.fromarray(np.where(values > half, 255, 0).astype(np.uint8)).convert("RGB")
+
+
+def voc_palette(count: int = 255) -> npt.NDArray[np.uint8]:
+    """The colors (count, 3) of labels 1, 2, ... of Pascal VOC.
+
+    Bits 0, 3 and 6 of a label are the highest three bits of red, bits 1, 4 and 7 those of green,
+    and bits 2 and 5 those of blue, each lowest first.
+    """
+    labels = np.arange(1, count + 1)
+    colors = np.zeros((count, 3), int)
+    for position in range(3):
+        for channel in range(3):
+            colors[:, channel] |= (labels >> (3 * position + channel) & 1) << (7 - position)
+    return colors.astype(np.uint8)
+
+
+VOC_PALETTE: Palette = [(int(r), int(g), int(b)) for r, g, b in voc_palette()]

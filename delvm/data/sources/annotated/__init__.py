@@ -1,0 +1,1 @@
+"""Images, videos and views of objects with annotations in other directories or files."""
