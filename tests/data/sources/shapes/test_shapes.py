@@ -1,9 +1,13 @@
+from hashlib import blake2b
+from importlib.metadata import version
+
 import numpy as np
 import pytest
 
 from delvm import tasks
 from delvm.data.sources.shapes import people, photographs, scenes
 from delvm.data.sources.shapes.source import Shapes
+from delvm.data.types import SPLITS
 from delvm.errors import UserError
 from delvm.tasks import pose, segmentation
 
@@ -150,3 +154,26 @@ def test_inputs_do_not_parse_as_targets():
         assert segmentation.miou(pair.input, pair.target) < 0.5
         pair = source.pair("test", "pose", index)
         assert pose.pck(pair.input, pair.target) < 0.2
+
+
+# Of the bytes of pairs 0 to 3 of every task, at 32 px.
+CORPUS_DIGESTS = {
+    "train": "35b9eab611be3d0ab71aafcc24d2ca29",
+    "val": "12ea1fad7d49b2714175fbc54a8d6e7c",
+    "test": "dc00eaf01bc080a0a3b716e53c3c17b0",
+}
+PINNED = {"Pillow": "13.0.0", "numpy": "2.4.6"}
+
+
+@pytest.mark.skipif(
+    any(version(package) != pinned for package, pinned in PINNED.items()),
+    reason="other versions of Pillow and numpy may round differently",
+)
+@pytest.mark.parametrize("split", SPLITS)
+def test_default_corpus_has_the_same_bytes(split):
+    source, digest = Shapes(size=32), blake2b(digest_size=16)
+    for task in source.counts(split):
+        for index in range(4):
+            for image in source.pair(split, task, index).images:
+                digest.update(image.tobytes())
+    assert digest.hexdigest() == CORPUS_DIGESTS[split]
