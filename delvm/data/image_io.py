@@ -66,7 +66,9 @@ _TRANSPOSE = {
 _INVERSE = {6: 8, 8: 6}  # the others are their own inverses
 
 
-def open_image(file: str | Path | bytes, name: str = "") -> Image.Image:
+def open_image(
+    file: str | Path | bytes, name: str = "", short_side: int | None = None
+) -> Image.Image:
     """Open any image that PIL reads as 8-bit RGB; the file is not trusted.
 
     The first frame of an animation is taken; the rest is as in `to_rgb`.
@@ -74,6 +76,8 @@ def open_image(file: str | Path | bytes, name: str = "") -> Image.Image:
     Args:
         file: A path, or the bytes of a file.
         name: What to call it in messages; the path by default.
+        short_side: A JPEG may be decoded at a half, a quarter or an eighth of its size, which takes
+            less time and memory, as long as its short side stays at least this.
 
     Returns:
         The image in mode RGB, at least one pixel in each direction.
@@ -81,18 +85,19 @@ def open_image(file: str | Path | bytes, name: str = "") -> Image.Image:
     Raises:
         UserError: The file is missing, is not an image, is damaged, or exceeds MAX_PIXELS.
     """
-    return open_stored(file, name).upright()
+    return open_stored(file, name, short_side=short_side).upright()
 
 
 def open_stored(
     file: str | Path | bytes,
     name: str = "",
     convert: Callable[[Image.Image], Image.Image] | None = None,
+    short_side: int | None = None,
 ) -> StoredImage:
     """Open an image without turning it as EXIF asks for; the rest is as for `open_image`.
 
     Args:
-        file, name: As for `open_image`.
+        file, name, short_side: As for `open_image`.
         convert: Makes RGB of an image in its own mode; may raise ValueError.
     """
     name = name or ("image" if isinstance(file, bytes) else str(file))
@@ -107,6 +112,8 @@ def open_stored(
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
+            if short_side:
+                image.draft(None, (short_side, short_side))
             return _stored(image, convert or convert_to_rgb)
     except Image.DecompressionBombError as error:
         raise UserError(

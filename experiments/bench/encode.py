@@ -25,7 +25,7 @@ from delvm.data.encode.shard_task import EncodeJob, ShardTask, encode_shard
 from delvm.data.image_io import to_tensor
 from delvm.data.prepare.chunks import finish_chunks, start_chunks, write_chunk
 from delvm.data.shards.manifest import plan_images
-from delvm.data.sources.shapes import photographs
+from delvm.data.sources.shapes.photographs import packaged_pool
 from delvm.data.types import Example, split_into_chunks
 from delvm.interop.tokenizer_factory import LoadTokenizer
 from delvm.models.vqgan import VQGAN, VQGANConfig
@@ -57,7 +57,9 @@ def rows() -> list[Row]:
 def make_job(root: Path, tokenizer: VQGAN, pairs: int, batch_size: int) -> EncodeJob:
     """An encode job over crops of photographs in the tokenizer's size, one shard per task."""
     side, rng = tokenizer.config.resolution, np.random.default_rng(0)
-    crops = [photographs.crop(rng, "train", side).round().astype(np.uint8) for _ in range(DISTINCT)]
+    crops = [
+        packaged_pool("train").crop(rng, side).round().astype(np.uint8) for _ in range(DISTINCT)
+    ]
     for task in TASKS:
         plan = plan_images(
             "train", task, source="bench", seed=0, image_size=side, shard_size=max(1, pairs)

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import delvm
 from delvm.data.image_io import to_tensor
-from delvm.data.sources.shapes import photographs
+from delvm.data.sources.shapes.photographs import packaged_pool
 from delvm.models.precision import has_native_bf16
 from delvm.models.quantizer import VectorQuantizer
 from delvm.models.vqgan import VQGAN, VQGANConfig
@@ -57,7 +57,7 @@ def rows() -> list[Row]:
 def crops(split: str, count: int, side: int) -> Tensor:
     """Pixels (count, 3, side, side) of photographs of a split."""
     rng = np.random.default_rng(0)
-    images = [photographs.crop(rng, split, side).round().astype(np.uint8) for _ in range(count)]
+    images = [packaged_pool(split).crop(rng, side).round().astype(np.uint8) for _ in range(count)]
     return to_tensor(images)
 
 

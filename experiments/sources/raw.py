@@ -120,14 +120,14 @@ def coco(root: Path) -> None:
 def _two_people(seed: int) -> tuple[ImageArray, list[pose.Points]]:
     """Two people in front of one background, and their keypoints in pixels."""
     rng = np.random.default_rng(seed)
-    keypoints, halves = [], []
+    keypoints, halves, photos = [], [], photographs.packaged_pool("train")
     for left in (0.0, 0.5):
         points = people.random_keypoints(rng)
         low, high = np.nanmin(points, axis=0), np.nanmax(points, axis=0)
         scale = min(0.42 / (high - low)[0], 0.8 / (high - low)[1])
         points = (points - low) * scale + (left + 0.04, 0.1)
         # The same seed for both, and so the same background.
-        halves.append(people.render(np.random.default_rng(seed), "train", 2 * SIDE, points))
+        halves.append(people.render(np.random.default_rng(seed), photos, 2 * SIDE, points))
         keypoints.append(points * 2 * SIDE)
     return np.concatenate((halves[0][:, :SIDE], halves[1][:, SIDE:]), axis=1), keypoints
 

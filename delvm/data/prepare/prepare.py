@@ -66,23 +66,39 @@ def prepare(
     for plan, _ in jobs:
         rename_former_task(output_dir, plan.split, plan.task)
     todo = [pending_chunks(output_dir, plan, chunks, overwrite) for plan, chunks in jobs]
+    manifests = _write(source, output_dir, jobs, todo, max_reject_fraction, overwrite)
+    _put_in_place(output_dir, manifests)
+    # A data set may have no test split, or an empty one.
+    filled = [manifest.split for manifest in manifests if manifest.count] or [manifests[-1].split]
+    write_contact_sheet(output_dir, "test" if "test" in filled else filled[-1])
+    return manifests
+
+
+def _write(
+    source: Source,
+    output_dir: StoragePath,
+    jobs: list[tuple[Manifest, list[SourceChunk]]],
+    todo: list[list[SourceChunk]],
+    max_reject_fraction: float,
+    overwrite: bool,
+) -> list[Manifest]:
+    """Write the chunks that are to be read, and the manifests of all."""
     manifests = []
+    record = getattr(source, "write_record", lambda root: None)
+    record(output_dir)
     with _progress(output_dir, jobs, todo) as progress:
         for (plan, chunks), pending in zip(jobs, todo, strict=True):
             start_chunks(output_dir, plan, chunks, overwrite)
             for chunk in pending:
                 examples = source.read(plan.split, plan.task, chunk)
                 write_chunk(output_dir, plan, chunk, _with_progress(examples, progress, plan))
+                record(output_dir)
             manifests.append(finish_chunks(output_dir, plan, chunks, in_place=False))
             try:
                 _enforce_reject_limit(output_dir, manifests[-1], max_reject_fraction)
             except CheckFailed:  # what has been written is kept
                 _put_in_place(output_dir, manifests)
                 raise
-    _put_in_place(output_dir, manifests)
-    # A data set may have no test split, or an empty one.
-    filled = [manifest.split for manifest in manifests if manifest.count] or [manifests[-1].split]
-    write_contact_sheet(output_dir, "test" if "test" in filled else filled[-1])
     return manifests
 
 

@@ -48,7 +48,9 @@ class Source(Protocol):
     """Where examples come from: what `delvm prepare source=...` needs of an object.
 
     The examples of a chunk must depend on the settings alone. A source may also have a `name`,
-    which manifests record; without one it is the name of the class in lower case.
+    which manifests record; without one it is the name of the class in lower case. With a method
+    `write_record(root)` it may write a file of its own next to the splits; `delvm prepare` calls it
+    before the first chunk and after each.
 
     Attributes:
         size: side of its images in pixels.

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from delvm.data.sources.shapes import scenes
+from delvm.data.sources.shapes.photo_pool import PhotoPool
 from delvm.data.types import ImageArray
 from delvm.tasks import pose
 from delvm.tasks.pose import Points
@@ -83,20 +84,20 @@ def _min_joint_distance(joints: Points) -> float:
     return float(distances[np.triu_indices(len(joints), 1)].min())
 
 
-def render(rng: np.random.Generator, split: str, size: int, points: Points) -> ImageArray:
+def render(rng: np.random.Generator, photos: PhotoPool, size: int, points: Points) -> ImageArray:
     """A person in this pose in front of a background: bare head and forearms, a shirt, trousers.
 
     Args:
         rng: Where colors, textures and the background come from.
-        split: "train", "val" or "test".
+        photos: Of the split.
         size: Side of the image.
         points: (18, 2) as from `random_keypoints`.
 
     Returns:
         (size, size, 3) uint8.
     """
-    image = scenes.background(rng, split, size)
-    grain = scenes.texture(rng, split, size)
+    image = scenes.background(rng, photos, size)
+    grain = scenes.texture(rng, photos, size)
     skin = np.array((255, 214, 178), np.float32) * rng.uniform(0.75, 1.0)
     hue = rng.uniform(0.2, 0.95)  # of the shirt; away from that of the skin
     shirt = scenes.random_bright_color(rng, hue)

@@ -6,14 +6,12 @@ They are split once, here: a held-out photograph is never a texture or a backgro
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from delvm.data.sources.shapes.photo_pool import LoadedPhoto, PhotoPool, has_no_colors, shrink
 from delvm.errors import UserError
-
-_MAX_SHORT_SIDE = 512  # crops are small; a larger copy would only cost time and memory
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,17 @@ class Photograph:
     package: str
     path: str
     weight: float = 1.0
+
+
+class PackagedPhoto(NamedTuple):
+    """A photograph of `TRAIN` or `HELD_OUT`, by its name; a `Photo`."""
+
+    name: str
+    weight: float
+
+    def load(self) -> LoadedPhoto:
+        """The photograph; raises UserError if its package is not installed."""
+        return LoadedPhoto(load_photo(self.name), is_gray(self.name))
 
 
 def _skimage(file: str, weight: float = 1.0) -> Photograph:
@@ -69,6 +78,17 @@ def photos_of_split(split: str) -> dict[str, Photograph]:
     return TRAIN if split == "train" else HELD_OUT
 
 
+def packaged_photos(split: str) -> list[PackagedPhoto]:
+    """The photographs of a split, to draw from."""
+    return [PackagedPhoto(name, photo.weight) for name, photo in photos_of_split(split).items()]
+
+
+@cache
+def packaged_pool(split: str) -> PhotoPool:
+    """The photographs that ship inside packages, of a split."""
+    return PhotoPool(packaged_photos(split), "photographs inside packages")
+
+
 @cache
 def load_photo(name: str) -> Image.Image:
     """A photograph by name, as RGB, its short side at most 512.
@@ -85,64 +105,10 @@ def load_photo(name: str) -> Image.Image:
         raise UserError(
             f"photograph '{name}' not found in package {package}: pip install {package}"
         ) from None
-    short = min(image.size)
-    if short > _MAX_SHORT_SIDE:
-        scale = _MAX_SHORT_SIDE / short
-        width, height = (round(scale * side) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    return image
+    return shrink(image)
 
 
 @cache
 def is_gray(name: str) -> bool:
     """Whether a photograph has no colors."""
-    pixels = np.asarray(load_photo(name).resize((64, 64)), np.int16)
-    return bool((pixels.max(axis=2) - pixels.min(axis=2)).max() <= 4)
-
-
-def crop(
-    rng: np.random.Generator,
-    split: str,
-    size: int,
-    *,
-    smallest: float = 0.25,
-    largest: float = 1.0,
-    tint_gray: float = 0.7,
-) -> npt.NDArray[np.float32]:
-    """A random square crop of a random photograph, resized, color-jittered, flipped half the time.
-
-    Args:
-        rng: Where every choice comes from.
-        split: "train", "val" or "test".
-        size: Side of the result.
-        smallest: Smallest side of the crop, as a fraction of the photograph's short side.
-        largest: Largest side of the crop.
-        tint_gray: Probability that a gray photograph is tinted.
-
-    Returns:
-        (size, size, 3) float32 in [0, 255].
-    """
-    names, cdf = _cumulative_weights(split)
-    name = names[int(np.searchsorted(cdf, rng.random(), side="right"))]
-    photo = load_photo(name)
-    side = rng.uniform(smallest, largest) * min(photo.size)
-    left = rng.uniform(0, photo.width - side)
-    top = rng.uniform(0, photo.height - side)
-    resized = photo.resize(
-        (size, size), Image.Resampling.BILINEAR, (left, top, left + side, top + side), 2.0
-    )
-    pixels = np.asarray(resized, np.float32)
-    if rng.random() < 0.5:
-        pixels = pixels[:, ::-1]
-    gains = rng.uniform(0.85, 1.15, 3)
-    if is_gray(name) and rng.random() < tint_gray:
-        gains = rng.uniform(0.6, 1.1, 3)
-    return np.clip(pixels * (rng.uniform(0.9, 1.1) * gains).astype(np.float32), 0, 255)
-
-
-@cache
-def _cumulative_weights(split: str) -> tuple[list[str], npt.NDArray[np.float64]]:
-    """Names, and the cumulative distribution of their weights."""
-    photos = photos_of_split(split)
-    weights = np.array([photo.weight for photo in photos.values()])
-    return list(photos), np.cumsum(weights) / weights.sum()
+    return has_no_colors(load_photo(name))

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from delvm.data.sources.shapes import photographs
+from delvm.data.sources.shapes.photo_pool import PhotoPool
 from delvm.data.types import ImageArray
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
@@ -59,21 +59,21 @@ POLYGONS = {
 }
 
 
-def background(rng: np.random.Generator, split: str, size: int) -> Floats:
+def background(rng: np.random.Generator, photos: PhotoPool, size: int) -> Floats:
     """A photograph crop, dimmed and desaturated, in front of which bright objects are visible.
 
     Returns:
         (size, size, 3) float32 in [0, 255].
     """
-    crop = photographs.crop(rng, split, size)
+    crop = photos.crop(rng, size)
     luma = crop.mean(axis=2, keepdims=True)
     dimmed: Floats = (luma + 0.45 * (crop - luma)) * np.float32(rng.uniform(0.34, 0.5))
     return dimmed
 
 
-def texture(rng: np.random.Generator, split: str, size: int) -> Floats:
+def texture(rng: np.random.Generator, photos: PhotoPool, size: int) -> Floats:
     """Brightness of a photograph crop, normalized to 0.55 to 1: (size, size, 1) float32."""
-    luma = photographs.crop(rng, split, size, smallest=0.5).mean(axis=2, keepdims=True)
+    luma = photos.crop(rng, size, smallest=0.5).mean(axis=2, keepdims=True)
     std = max(float(luma.std()), 8.0)
     brightness: Floats = np.clip(0.85 + 0.13 * (luma - luma.mean()) / std, 0.55, 1.0)
     return brightness
@@ -135,15 +135,15 @@ def paint(image: Floats, mask: Floats, surface: Floats) -> Floats:
     return image + mask[:, :, None] * (surface - image)
 
 
-def instances(rng: np.random.Generator, split: str, size: int) -> tuple[Floats, Floats]:
+def instances(rng: np.random.Generator, photos: PhotoPool, size: int) -> tuple[Floats, Floats]:
     """One to three bright shapes of clearly different sizes on a background.
 
     Returns:
         The image (size, size, 3) float32 in [0, 255], and masks (n, size, size) of coverage,
         largest first.
     """
-    image = background(rng, split, size)
-    grain = texture(rng, split, size)
+    image = background(rng, photos, size)
+    grain = texture(rng, photos, size)
     count = int(rng.choice(3, p=(0.2, 0.4, 0.4))) + 1
     areas = [float(rng.uniform(*bounds)) for bounds in SIZE_CLASSES[:count]]
     masks = np.stack([polygon_mask(polygon, size) for polygon in random_polygons(rng, areas)])
@@ -154,27 +154,27 @@ def instances(rng: np.random.Generator, split: str, size: int) -> tuple[Floats, 
 
 
 def natural_scene(
-    rng: np.random.Generator, split: str, size: int, shapes_probability: float
+    rng: np.random.Generator, photos: PhotoPool, size: int, shapes_probability: float
 ) -> ImageArray:
     """A sharp scene: a photograph crop of full contrast, often with shapes on it.
 
     Args:
         rng: Where every choice comes from.
-        split: "train", "val" or "test".
+        photos: Of the split.
         size: Side of the image.
         shapes_probability: Probability that there are shapes on the photograph.
 
     Returns:
         (size, size, 3) uint8.
     """
-    image = photographs.crop(rng, split, size, smallest=0.2, largest=0.7)
+    image = photos.crop(rng, size, smallest=0.2, largest=0.7)
     low, high = np.percentile(image.mean(axis=2), (2, 98))
     target_low, target_high = rng.uniform(8, 40), rng.uniform(190, 235)
     gain = min((target_high - target_low) / max(float(high - low), 1.0), 2.0)
     image = (image - np.float32(low)) * np.float32(gain) + np.float32(target_low)
     if rng.random() < shapes_probability:
         areas = [float(rng.uniform(*bounds)) for bounds in SIZE_CLASSES[: int(rng.integers(1, 4))]]
-        grain = texture(rng, split, size)
+        grain = texture(rng, photos, size)
         for polygon in random_polygons(rng, areas):
             # Dark shapes too, so that brightness does not reveal what is in front.
             brightness = 1.0 if rng.random() < 0.6 else 0.25

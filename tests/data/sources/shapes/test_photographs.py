@@ -38,17 +38,17 @@ def test_crop_uses_photographs_of_its_split(split, monkeypatch):
 
     monkeypatch.setattr(photographs, "load_photo", spy)
     for seed in range(80):
-        photographs.crop(np.random.default_rng(seed), split, 16)
+        photographs.packaged_pool(split).crop(np.random.default_rng(seed), 16)
     assert opened <= set(photographs.photos_of_split(split))
     assert len(opened) >= 5
 
 
 @pytest.mark.parametrize("size", [16, 48])
 def test_crop_shape_range_and_determinism(size):
-    first = photographs.crop(np.random.default_rng(7), "train", size)
+    first = photographs.packaged_pool("train").crop(np.random.default_rng(7), size)
     assert first.shape == (size, size, 3) and first.dtype == np.float32
     assert first.min() >= 0 and first.max() <= 255 and first.std() > 1
-    assert (first == photographs.crop(np.random.default_rng(7), "train", size)).all()
+    assert (first == photographs.packaged_pool("train").crop(np.random.default_rng(7), size)).all()
 
 
 def test_missing_package_error(monkeypatch):

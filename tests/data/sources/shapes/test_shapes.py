@@ -6,6 +6,7 @@ import pytest
 
 from delvm import tasks
 from delvm.data.sources.shapes import people, photographs, scenes
+from delvm.data.sources.shapes.photographs import packaged_pool
 from delvm.data.sources.shapes.source import Shapes
 from delvm.data.types import SPLITS
 from delvm.errors import UserError
@@ -111,7 +112,7 @@ def test_pair_out_of_range_error():
 @pytest.mark.parametrize("size", [32, 64])
 def test_masks_match_instances(size):
     for seed in range(15):
-        image, masks = scenes.instances(np.random.default_rng(seed), "train", size)
+        image, masks = scenes.instances(np.random.default_rng(seed), packaged_pool("train"), size)
         areas = masks.sum(axis=(1, 2))
         assert 1 <= len(masks) <= 3 and (np.diff(areas) < 0).all()
         labels = segmentation.parse(segmentation.render(masks))
