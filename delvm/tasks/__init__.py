@@ -38,6 +38,8 @@ _TASKS = {
         unpaired.TUPLE,
         unpaired.ANNOTATED,
         unpaired.VIDEO,
+        unpaired.VIDEO_SEPARATE,
+        unpaired.VIDEO_INTERLEAVED,
     )
 }
 

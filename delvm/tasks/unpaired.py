@@ -25,3 +25,15 @@ ANNOTATED = Task(
     allows_hflip=False,
     max_degrees=0.0,
 )
+VIDEO_SEPARATE = Task(
+    name="video_separate",
+    description="all frames of a clip, then all their annotations",
+    allows_hflip=False,
+    max_degrees=0.0,
+)
+VIDEO_INTERLEAVED = Task(
+    name="video_interleaved",
+    description="each frame of a clip, followed by its annotations",
+    allows_hflip=False,
+    max_degrees=0.0,
+)

@@ -40,4 +40,16 @@ def frames(root: Path) -> None:
     write_frames(root / "spheres", (random_scene(1, scene("flower"), step).image for step in steps))
 
 
-RAW: dict[str, Callable[[Path], None]] = {"annotated": annotated, "frames": frames}
+def clips(root: Path) -> None:
+    """{image,segmentation}/NAME: a directory of frames and one of labels."""
+    for number in range(26):
+        made = random_scene(1, scene("flower"), number / 25)
+        save(root / "image" / "spheres" / f"{number}.jpg", made.image)
+        save_gray(root / "segmentation" / "spheres" / f"{number}.png", made.ids)
+
+
+RAW: dict[str, Callable[[Path], None]] = {
+    "annotated": annotated,
+    "frames": frames,
+    "clips": clips,
+}

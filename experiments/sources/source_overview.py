@@ -80,6 +80,8 @@ SENTENCE_ROWS = (
     Row("derived", ("tuple",), "images", TUPLES, "tuple", num_images=9),
     Row("annotated", ("annotated",), "annotated", note="fixed order", num_images=10),
     Row("annotated", ("annotated",), "annotated", SHUFFLED, "shuffled", num_images=10),
+    Row("annotated_video", ("video_separate",), "clips", (), "separate"),
+    Row("annotated_video", ("video_interleaved",), "clips", (), "interleaved"),
 )
 OVERVIEWS = {Path("docs/sources.png"): ROWS, Path("docs/visual_sentences.png"): SENTENCE_ROWS}
 

@@ -5,6 +5,7 @@ Each is a dataclass with the methods of `delvm.data.sources.base.Source`; its fi
 """
 
 from delvm.data.sources.annotated.images import Annotated
+from delvm.data.sources.annotated.video import AnnotatedVideo
 from delvm.data.sources.base import RawSource, Source, check_source
 from delvm.data.sources.coco_pose import CocoPose
 from delvm.data.sources.derived import Derived
@@ -21,6 +22,7 @@ from delvm.data.sources.video import Video
 # Option in conf/verbs/source -> class.
 SOURCES: dict[str, type[RawSource] | type[Shapes]] = {
     "annotated": Annotated,
+    "annotated_video": AnnotatedVideo,
     "coco_pose": CocoPose,
     "derived": Derived,
     "gopro": GoPro,
@@ -38,6 +40,7 @@ __all__ = [
     "SA1B",
     "SOURCES",
     "Annotated",
+    "AnnotatedVideo",
     "CocoPose",
     "Derived",
     "GoPro",

@@ -10,7 +10,8 @@ from delvm.data.file_kinds import describe_file
 from delvm.data.sources._io.video import VIDEO_SUFFIXES, natural_sort_key
 from delvm.data.sources._io.walk import walk
 from delvm.data.sources.base import image_files
-from delvm.data.sources.video import Video, VideoItem
+from delvm.data.sources.clips_base import VideoItem
+from delvm.data.sources.video import Video
 from delvm.errors import UserError
 from delvm.progress import log
 from delvm.untrusted import parse_json

@@ -42,3 +42,46 @@ def write_annotated(root: Path, count: int = 6, width: int = 24, height: int = 2
         save_array(root / "edge" / name, smooth(width, height, seed=100 + number)[:, :, 0])
         save_array(root / "normal" / name, normal_map(height, width))
         save_array(root / "segmentation" / name, label_map(height, width))
+
+
+def moving(count: int, height: int = 32, width: int = 48) -> list[np.ndarray]:
+    """Frames (H, W, 3) uint8 of a bright square that jumps about on a smooth image."""
+    frames = [smooth(width, height, seed=7).copy() for _ in range(count)]
+    for number, frame in enumerate(frames):
+        left = 11 * number % (width - 16)
+        frame[8:24, left : left + 16] = (250, 60, 60)
+    return frames
+
+
+def depth_of(frame: np.ndarray) -> np.ndarray:
+    """A depth map (H, W) uint16 whose near pixels are those of the square."""
+    return np.where(square_of(frame), 1000, 4000).astype(np.uint16)
+
+
+def labels_of(frame: np.ndarray) -> np.ndarray:
+    """Labels (H, W) uint8 of the square (2) and of the rest (1)."""
+    return np.where(square_of(frame), 2, 1).astype(np.uint8)
+
+
+def square_of(frame: np.ndarray) -> np.ndarray:
+    """Where the square of `moving` is (H, W)."""
+    return np.abs(frame.astype(int) - (250, 60, 60)).max(axis=2) < 40
+
+
+def write_frame_folder(
+    folder: Path, frames: list[np.ndarray], name: str = "frame{:04d}.png"
+) -> None:
+    """Frames as numbered images."""
+    for number, frame in enumerate(frames):
+        save_array(folder / name.format(number), frame)
+
+
+def write_annotated_clip(root: Path, video: str, count: int, *, by_video: bool = False) -> None:
+    """A directory of frames with depth and labels: image/VIDEO or, by video, VIDEO/image."""
+    frames = moving(count)
+    for kind, made in {
+        "image": frames,
+        "depth": [depth_of(frame) for frame in frames],
+        "seg": [labels_of(frame) for frame in frames],
+    }.items():
+        write_frame_folder(root / (f"{video}/{kind}" if by_video else f"{kind}/{video}"), made)

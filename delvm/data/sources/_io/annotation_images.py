@@ -100,6 +100,15 @@ def open_annotation(
     return OpenedAnnotation(open_stored(file, name, render), kind, any(unknown))
 
 
+def annotation_of_frame(frame: Image.Image, kind: AnnotationKind | None) -> OpenedAnnotation:
+    """A frame of a video file as an annotation, or as what is annotated; depth is not changed."""
+    if kind is AnnotationKind.mask:
+        frame = _mask(frame)
+    return OpenedAnnotation(
+        StoredImage(frame, 1), kind, kind in (AnnotationKind.mask, AnnotationKind.labels)
+    )
+
+
 def _is_deep(image: Image.Image) -> bool:
     """Whether an image has one channel of more than 8 bits."""
     return image.mode.startswith("I") or image.mode == "F"

@@ -6,7 +6,7 @@ A frame is kept only until its clip is complete, however long the video is.
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from delvm.errors import UserError
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts"
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"))
 
+T = TypeVar("T")
 # (number of the frame in the video, the frame or why it was rejected)
 Frame = tuple[int, Image.Image | str]
 
@@ -34,7 +35,7 @@ class Clip(NamedTuple):
 
     Attributes:
         start: number of the first frame in the video.
-        frames: (size, size, 3) uint8 each.
+        frames: (size, size, 3) uint8 each; (k, size, size, 3) of a frame and its annotations.
     """
 
     start: int
@@ -55,15 +56,20 @@ def read_frame_folder(folder: Path, stride: int, start: int = 0) -> Iterator[Fra
     Yields:
         (number, image), or (number, name of the file and why it was rejected).
     """
-    files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-    names = (path.name for path in files if not path.name.startswith("."))
-    frames = sorted(names, key=natural_sort_key)
+    frames = frame_names(folder)
     for number in range(start, len(frames), stride):
         name = frames[number]
         try:
             yield number, open_image(folder / name, name)
         except UserError as error:
             yield number, str(error)
+
+
+def frame_names(folder: Path) -> list[str]:
+    """Names of the images directly in a directory, sorted by number; hidden ones are skipped."""
+    files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    names = (path.name for path in files if not path.name.startswith("."))
+    return sorted(names, key=natural_sort_key)
 
 
 def read_video(path: Path, stride: int, start: int = 0) -> Iterator[Frame]:
@@ -101,6 +107,21 @@ def read_video(path: Path, stride: int, start: int = 0) -> Iterator[Frame]:
         reason = f"cannot be read as a video: {known or getattr(error, 'strerror', None) or error}"
     if reason:
         yield number, reason
+
+
+def count_frames(path: Path) -> int | None:
+    """Frames of the first video stream of a file, without decoding it; None if that fails."""
+    try:
+        import av
+
+        allowed = {"format_whitelist": _CONTAINERS}
+        with (
+            path.open("rb") as file,
+            av.open(file, "r", container_options=allowed, metadata_errors="replace") as container,
+        ):
+            return sum(1 for packet in container.demux(_video_stream(container)) if packet.size)
+    except Exception:  # its reader reports why
+        return None
 
 
 def _video_stream(container: Any) -> Any:
@@ -212,8 +233,8 @@ def scene_distance(first: ImageArray, second: ImageArray) -> float:
 
 
 def split_into_clips(
-    frames: Iterable[Frame],
-    to_square: Callable[[Image.Image], ImageArray],
+    frames: Iterable[tuple[int, T | str]],
+    to_square: Callable[[T], ImageArray],
     length: int,
     overlap: int = 0,
     scene_cut_threshold: float = 0.0,
@@ -221,8 +242,9 @@ def split_into_clips(
     """The clips of a video, and a line for each error that prevented one.
 
     Args:
-        frames: Of one video; of consecutive errors only the first is yielded.
-        to_square: Makes an image (size, size, 3) of a frame.
+        frames: Of one video, with their numbers; of consecutive errors only the first is yielded.
+        to_square: Makes an image (size, size, 3) of a frame, or (k, size, size, 3) of a frame and
+            its annotations, the frame first.
         length: Frames per clip.
         overlap: Last frames of a clip that are also the first of the next.
         scene_cut_threshold: Scene distance above which a clip ends; 0 ignores cuts.
@@ -242,7 +264,7 @@ def split_into_clips(
         num_frames += 1
         image = to_square(frame)
         threshold = scene_cut_threshold if kept else 0
-        if threshold and scene_distance(kept[-1][1], image) > threshold:
+        if threshold and scene_distance(_frame(kept[-1][1]), _frame(image)) > threshold:
             num_cuts += 1
             kept.clear()
         kept.append((number, image))
@@ -253,3 +275,9 @@ def split_into_clips(
     if not num_yielded:
         cuts = f" and {num_cuts} cuts between them" if num_cuts else ""
         yield TooShort(f"too short: {num_frames} frames{cuts}, a clip has {length}")
+
+
+def _frame(image: ImageArray) -> ImageArray:
+    """The frame (size, size, 3) without its annotations."""
+    first: ImageArray = image if image.ndim == 3 else image[0]
+    return first
