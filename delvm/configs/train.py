@@ -18,7 +18,7 @@ from delvm.training.distillation import DistillationModule, load_teacher
 from delvm.training.grad_scaler import LossScale
 from delvm.training.losses import CrossEntropyLoss, DistillationLoss
 from delvm.training.optim import ScheduleFreeMode, WarmupCosine, WeightDecayOn, optimizer_errors
-from delvm.training.streaming import StreamingSentenceDataModule
+from delvm.training.streaming import StreamingImageDataModule, StreamingSentenceDataModule
 from delvm.training.student import StudentModule
 from delvm.training.tokenizer import TokenizerModule
 
@@ -152,6 +152,7 @@ GROUPS: Groups = {
             StreamingSentenceDataModule, task_weights={}, shards={}, seed="${seed}"
         ),
         "images": schema_of(ImageDataModule, seed="${seed}"),
+        "streaming_images": schema_of(StreamingImageDataModule, shards={}, seed="${seed}"),
     },
     "optimizer": {
         "adamw": AdamWConfig,

@@ -12,6 +12,8 @@ from delvm.data.datasets.images import ImageDataset, ImagesConfig, validation_im
 from delvm.data.datasets.packing import PackedDataset, load_validation
 from delvm.data.datasets.sampler import SHUFFLE_WINDOW_SHARDS, ResumableBatchSampler
 from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
+from delvm.data.datasets.streaming import StreamingDataset
+from delvm.data.datasets.streaming_images import StreamingImages
 from delvm.data.datasets.streaming_sentences import StreamingSentences
 from delvm.data.shards.codebook import read_codebook
 from delvm.errors import UserError, missing_members
@@ -79,7 +81,7 @@ class StreamDataModule(L.LightningDataModule):
     prefetched: the callback `TrackDataPosition` calls `advance` after each batch.
     """
 
-    train: SentenceDataset | StreamingSentences | ImageDataset
+    train: SentenceDataset | ImageDataset | StreamingDataset
     val: Any  # None without a validation split
 
     def __init__(self, config: SentencesConfig | ImagesConfig) -> None:
@@ -260,7 +262,7 @@ class SentenceDataModule(StreamDataModule):
 class ImageDataModule(StreamDataModule):
     """Batches of single images, as `ImageDataset` reads them from image shards."""
 
-    train: ImageDataset
+    train: ImageDataset | StreamingImages
     validate = ImagesConfig.validate  # of arguments, which have the same names
 
     def __init__(
@@ -290,8 +292,17 @@ class ImageDataModule(StreamDataModule):
             num_val_examples=num_val_examples,
             shuffle_window_shards=shuffle_window_shards,
         )
-        super().__init__(config)
-        self.train = ImageDataset(config, seed)
+        self.start(config, ImageDataset(config, seed))
+
+    def start(self, config: ImagesConfig, train: ImageDataset | StreamingImages) -> None:
+        """Read the validation images; the rest of what `__init__` does.
+
+        Args:
+            config: of the data.
+            train: its training images.
+        """
+        StreamDataModule.__init__(self, config)
+        self.train = train
         images = validation_images(config)
         self.val = None if images is None else TensorDataset(images)
         self.image_size = self.train.image_size

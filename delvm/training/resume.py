@@ -43,6 +43,7 @@ _DATA_OPTIONS = {
     "SentenceDataModule": "sentences",
     "StreamingSentenceDataModule": "streaming",
     "ImageDataModule": "images",
+    "StreamingImageDataModule": "streaming_images",
 }
 # Functions of Lightning and torch that restore a part of it.
 _RESTORING = {

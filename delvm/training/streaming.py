@@ -1,4 +1,4 @@
-"""The Lightning data module of streamed sentences, and the position of all its streams."""
+"""The Lightning data modules of streams, and the positions of all streams of a run."""
 
 from typing import Any
 
@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from delvm.data.datasets.stream_order import WindowPart, WindowSequence
-from delvm.data.datasets.streaming import StreamState
+from delvm.data.datasets.streaming import StreamingDataset, StreamState
+from delvm.data.datasets.streaming_images import STREAM_WINDOW_SHARDS as IMAGE_WINDOW_SHARDS
+from delvm.data.datasets.streaming_images import StreamingImages, StreamingImagesConfig
 from delvm.data.datasets.streaming_sentences import (
     STREAM_WINDOW_SHARDS,
     StreamingConfig,
@@ -16,7 +18,12 @@ from delvm.data.datasets.streaming_sentences import (
 )
 from delvm.errors import UserError
 from delvm.progress import log
-from delvm.training.datamodules import SentenceDataModule, worker_generator
+from delvm.training.datamodules import (
+    ImageDataModule,
+    SentenceDataModule,
+    StreamDataModule,
+    worker_generator,
+)
 from delvm.untrusted import schema_error
 
 # Of a position in a checkpoint, next to the table "positions".
@@ -26,16 +33,111 @@ _STATE = {
 }  # fmt: skip
 
 
-class StreamingSentenceDataModule(SentenceDataModule):
+class StreamingDataModule(StreamDataModule):
+    """Batches of shards that are read in sequence; for the data modules of an indexed reader.
+
+    Checkpoints hold the position of each worker of each rank: with as many of them a run continues
+    with exactly the next batches, with another number the examples that are left are dealt out
+    again.
+    """
+
+    train: StreamingDataset
+    indexed: str  # option of the data module that reads the same shards at random
+
+    @property
+    def num_streams(self) -> int:
+        """Workers of all ranks."""
+        return self._rank()[1] * self.train.num_workers
+
+    def _set_rank(self) -> None:
+        """Tell the data set which rank this is; a run that begins has no position to keep."""
+        data = self.train
+        data.rank, data.world_size = self._rank()
+        if len(data.state.positions) != self.num_streams:
+            assert not self.position
+            data.state = data.begin()
+
+    def advance(self, batch: dict[str, Any]) -> None:
+        super().advance(batch)
+        worker, positions = batch["stream"]
+        state, workers = self.train.state, self.train.num_workers
+        state.next_index, state.first_worker = self.position, (worker + 1) % workers
+        state.positions[self._rank()[0] * workers + worker] = positions
+
+    def state_dict(self) -> dict[str, Any]:
+        """The positions of the streams of all ranks, and all that the order depends on."""
+        self._set_rank()
+        state, tasks = self.train.state, self.train.mixed_tasks
+        by_task = dict(zip(tasks, state.sequences, strict=True))
+        return super().state_dict() | {
+            "num_workers": self.train.num_workers,
+            "first_worker": state.first_worker,
+            "leftovers": {
+                task: [list(part) for part in each.leftovers] for task, each in by_task.items()
+            },
+            "base": {task: each.base for task, each in by_task.items()},
+            "positions": torch.from_numpy(self._gather(state.positions)),
+        }
+
+    def _gather(self, positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The positions of all streams, of which each rank knows those of its own workers."""
+        rank, world_size = self._rank()
+        if world_size == 1:
+            return positions.copy()
+        assert self.trainer is not None
+        workers, strategy = self.train.num_workers, self.trainer.strategy
+        mine = torch.from_numpy(positions[rank * workers : (rank + 1) * workers])
+        gathered: Tensor = strategy.all_gather(mine.to(strategy.root_device))
+        return gathered.cpu().reshape(positions.shape).numpy().copy()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue earlier streams; ranks, workers and the batch size may have changed.
+
+        Raises:
+            UserError: the streams have another order than those that were stopped.
+        """
+        positions = state.get("positions")
+        if wrong := schema_error({k: v for k, v in state.items() if k != "positions"}, _STATE):
+            raise UserError(f"the checkpoint's position in the data is damaged: {wrong}")
+        super().load_state_dict({key: state[key] for key in ("position", "order")})
+        data = self.train
+        data.rank, data.world_size = self._rank()
+        data.state = _read_state(state, positions, data.mixed_tasks)
+        streams, workers = len(data.state.positions), state["num_workers"]
+        if (streams, workers) == (self.num_streams, data.num_workers):
+            return
+        data.state = data.state.regroup(self.num_streams)
+        if data.rank == 0:
+            log(
+                f"data: {streams // workers} ranks x {workers} workers had read it, now "
+                f"{data.world_size} x {data.num_workers} do: what is left of the shards is dealt "
+                "out again. No example is lost or repeated, but other examples share a batch"
+            )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        if self.overfit_batches:
+            raise UserError(
+                f"overfit_batches needs data that can be read again: set data={self.indexed}"
+            )
+        self._set_rank()
+        return DataLoader(
+            self.train,
+            batch_size=None,
+            num_workers=self.config.num_workers,
+            pin_memory=self._on_gpu(),
+            generator=worker_generator(),
+        )
+
+
+class StreamingSentenceDataModule(StreamingDataModule, SentenceDataModule):
     """Batches of visual sentences from shards that are read in sequence, from disk or a store.
 
-    Nothing is kept on disk. Checkpoints hold the position of each worker of each rank: with as many
-    of them a run continues with exactly the next batches, with another number the examples that
-    are left are dealt out again. Validation reads its few examples as `SentenceDataModule` does.
+    Nothing is kept on disk. Validation reads its few examples as `SentenceDataModule` does.
     """
 
     train: StreamingSentences
     config: StreamingConfig
+    indexed = "sentences"
     validate = StreamingConfig.validate  # of arguments, which have the same names
 
     def __init__(
@@ -90,87 +192,57 @@ class StreamingSentenceDataModule(SentenceDataModule):
         )
         self.start(config, StreamingSentences(config, seed))
 
-    @property
-    def num_streams(self) -> int:
-        """Workers of all ranks."""
-        return self._rank()[1] * self.train.num_workers
 
-    def _set_rank(self) -> None:
-        """Tell the data set which rank this is; a run that begins has no position to keep."""
-        data = self.train
-        data.rank, data.world_size = self._rank()
-        if len(data.state.positions) != self.num_streams:
-            assert not self.position
-            data.state = data.begin()
+class StreamingImageDataModule(StreamingDataModule, ImageDataModule):
+    """Batches of single images from shards that are read in sequence, from disk or a store.
 
-    def advance(self, batch: dict[str, Any]) -> None:
-        super().advance(batch)
-        worker, positions = batch["stream"]
-        state, workers = self.train.state, self.train.num_workers
-        state.next_index, state.first_worker = self.position, (worker + 1) % workers
-        state.positions[self._rank()[0] * workers + worker] = positions
+    Nothing is kept on disk. Validation reads its few examples as `ImageDataModule` does.
+    """
 
-    def state_dict(self) -> dict[str, Any]:
-        """The positions of the streams of all ranks, and all that the order depends on."""
-        self._set_rank()
-        state, tasks = self.train.state, [*self.train.mixture_weights]
-        by_task = dict(zip(tasks, state.sequences, strict=True))
-        return super().state_dict() | {
-            "num_workers": self.train.num_workers,
-            "first_worker": state.first_worker,
-            "leftovers": {
-                task: [list(part) for part in each.leftovers] for task, each in by_task.items()
-            },
-            "base": {task: each.base for task, each in by_task.items()},
-            "positions": torch.from_numpy(self._gather(state.positions)),
-        }
+    train: StreamingImages
+    config: StreamingImagesConfig
+    indexed = "images"
+    validate = StreamingImagesConfig.validate  # of arguments, which have the same names
 
-    def _gather(self, positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The positions of all streams, of which each rank knows those of its own workers."""
-        rank, world_size = self._rank()
-        if world_size == 1:
-            return positions.copy()
-        assert self.trainer is not None
-        workers, strategy = self.train.num_workers, self.trainer.strategy
-        mine = torch.from_numpy(positions[rank * workers : (rank + 1) * workers])
-        gathered: Tensor = strategy.all_gather(mine.to(strategy.root_device))
-        return gathered.cpu().reshape(positions.shape).numpy().copy()
+    def __init__(
+        self,
+        path: str,
+        *,
+        shards: dict[str, str] | None = None,
+        batch_size: int = 32,
+        num_workers: int = 1,
+        num_val_examples: int = 16,
+        shuffle_window_shards: int = IMAGE_WINDOW_SHARDS,
+        retries: int = 3,
+        timeout_s: float = 60.0,
+        rejects: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Read the manifests and the validation images.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue earlier streams; ranks, workers and the batch size may have changed.
+        Args:
+            path: root of the image shards, a directory or a URL that fsspec knows.
+            shards, retries, timeout_s: as of `StreamingSentenceDataModule`.
+            batch_size, num_workers, num_val_examples, seed: as of `ImageDataModule`.
+            shuffle_window_shards: shards of a task that a worker holds, as files and not as pixels,
+                and shuffles together; memory holds two such windows for each task.
+            rejects: file that lists the shards and the images that failed; None = none.
 
         Raises:
-            UserError: the streams have another order than those that were stopped.
+            UserError: no image shards there.
         """
-        positions = state.get("positions")
-        if wrong := schema_error({k: v for k, v in state.items() if k != "positions"}, _STATE):
-            raise UserError(f"the checkpoint's position in the data is damaged: {wrong}")
-        super().load_state_dict({key: state[key] for key in ("position", "order")})
-        data = self.train
-        data.rank, data.world_size = self._rank()
-        data.state = _read_state(state, positions, [*data.mixture_weights])
-        streams, workers = len(data.state.positions), state["num_workers"]
-        if (streams, workers) == (self.num_streams, data.num_workers):
-            return
-        data.state = data.state.regroup(self.num_streams)
-        if data.rank == 0:
-            log(
-                f"data: {streams // workers} ranks x {workers} workers had read it, now "
-                f"{data.world_size} x {data.num_workers} do: what is left of the shards is dealt "
-                "out again. No example is lost or repeated, but other examples share a sentence"
-            )
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        if self.overfit_batches:
-            raise UserError("overfit_batches needs data that can be read again: set data=sentences")
-        self._set_rank()
-        return DataLoader(
-            self.train,
-            batch_size=None,
-            num_workers=self.config.num_workers,
-            pin_memory=self._on_gpu(),
-            generator=worker_generator(),
+        config = StreamingImagesConfig(
+            path=path,
+            shards=shards or {},
+            batch_size=batch_size,
+            num_workers=num_workers,
+            num_val_examples=num_val_examples,
+            shuffle_window_shards=shuffle_window_shards,
+            retries=retries,
+            timeout_s=timeout_s,
+            rejects=rejects,
         )
+        self.start(config, StreamingImages(config, seed))
 
 
 def _read_state(state: dict[str, Any], positions: Any, tasks: list[str]) -> StreamState:

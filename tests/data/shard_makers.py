@@ -21,9 +21,12 @@ def make_pairs(count, task="derain", size=8, seed=0):
     return [Example(f"{i:06d}", task, tuple(sides)) for i, sides in enumerate(images)]
 
 
-def write_examples(root, split, task, examples, shard_size=1000, overwrite=False, **settings):
-    """Write a list of examples, one shard per chunk."""
+def write_examples(
+    root, split, task, examples, shard_size=1000, overwrite=False, images=2, **settings
+):
+    """Write a list of examples of so many images, one shard per chunk."""
     plan = plan_images(split, task, shard_size=shard_size, **settings)
+    plan.images_per_example = images
     parts = split_into_chunks(len(examples), shard_size)
     if todo := pending_chunks(root, plan, parts, overwrite):
         start_chunks(root, plan, parts, overwrite)
@@ -62,6 +65,12 @@ def write_ids(root, plan, step=3, ids=None, **options):
 
 def tar_bytes(root):
     return {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*.tar"))}
+
+
+def tar_members(path):
+    """(name, contents) of each member."""
+    with tarfile.open(path) as tar:
+        return [(info.name, tar.extractfile(info).read()) for info in tar]
 
 
 def rewrite_tar(path, members):

@@ -1,8 +1,6 @@
 """The data module of streams: its batches, workers, and what a checkpoint of it continues."""
 
 from collections import Counter
-from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from delvm.training.datamodules import SentenceData, check_data
 from delvm.training.streaming import StreamingSentenceDataModule
 from tests.data.datasets.streams import COUNTS, IMAGES, examples_of, write_corpus
 from tests.training.runs import student_config, train
+from tests.training.stream_ranks import Ranks
 
 
 @pytest.fixture
@@ -22,54 +21,13 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def end_loaders():
-    """End the workers at once: in a cycle of garbage they would be waited for."""
     yield
-    while Ranks.opened:
-        Ranks.opened.pop().loaders.clear()
+    Ranks.end_all()
 
 
-class Ranks:
-    """The data modules of all ranks of a run, as Lightning would have them."""
-
-    opened: ClassVar[list["Ranks"]] = []
-
-    def __init__(self, root, ranks=1, state=None, **changes):
-        settings = {"images_per_sentence": IMAGES, "batch_size": 2, "num_workers": 0}
-        settings |= {"shuffle_window_shards": 2} | changes
-        self.modules = [StreamingSentenceDataModule(str(root), **settings) for _ in range(ranks)]
-        strategy = SimpleNamespace(root_device=torch.device("cpu"), all_gather=self.gather)
-        for rank, module in enumerate(self.modules):
-            module.trainer = SimpleNamespace(global_rank=rank, world_size=ranks, strategy=strategy)
-            if state is not None:
-                module.load_state_dict(state)
-        self.opened.append(self)
-        self.loaders = [iter(module.train_dataloader()) for module in self.modules]
-
-    def gather(self, _):
-        workers = self.modules[0].train.num_workers
-        positions = [torch.from_numpy(module.train.state.positions) for module in self.modules]
-        return torch.stack(
-            [each[rank * workers : (rank + 1) * workers] for rank, each in enumerate(positions)]
-        )
-
-    def pull(self, steps):
-        """Train on so many steps: the batches of all ranks, in their order."""
-        seen = []
-        for _ in range(steps):
-            for module, loader in zip(self.modules, self.loaders, strict=True):
-                batch = next(loader)
-                module.advance(batch)
-                seen.append(batch)
-        return seen
-
-    def state_dict(self):
-        """That of the first rank, after a check that any other's would do."""
-        states = [module.state_dict() for module in self.modules]
-        assert all(
-            torch.equal(each.pop("positions"), states[0]["positions"]) for each in states[1:]
-        )
-        assert all(each == {k: states[0][k] for k in each} for each in states[1:])
-        return states[0]
+def open_ranks(root, ranks=1, state=None, **changes):
+    settings = {"images_per_sentence": IMAGES} | changes
+    return Ranks(StreamingSentenceDataModule, root, ranks, state, **settings)
 
 
 def sentences(batches):
@@ -84,27 +42,27 @@ def counts(run, batches):
 @pytest.mark.parametrize("steps", [1, 5])
 def test_resume_continues_with_the_next_batch(root, ranks, workers, steps, tmp_path):
     """To the last id, with as many ranks and workers; what was prefetched does not count."""
-    unbroken = sentences(Ranks(root, ranks, num_workers=workers).pull(12))
-    first = Ranks(root, ranks, num_workers=workers)
+    unbroken = sentences(open_ranks(root, ranks, num_workers=workers).pull(12))
+    first = open_ranks(root, ranks, num_workers=workers)
     seen = sentences(first.pull(steps))
     torch.save(first.state_dict(), tmp_path / "state")
     state = torch.load(tmp_path / "state", weights_only=True)
-    again = Ranks(root, ranks, state, num_workers=workers)
+    again = open_ranks(root, ranks, state, num_workers=workers)
     assert seen + sentences(again.pull(12 - steps)) == unbroken
     assert again.modules[0].position == 12 * ranks * 2
 
 
 def test_one_worker_reads_what_the_training_process_would(root):
-    assert sentences(Ranks(root).pull(6)) == sentences(Ranks(root, num_workers=1).pull(6))
+    assert sentences(open_ranks(root).pull(6)) == sentences(open_ranks(root, num_workers=1).pull(6))
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 3)])
 def test_resume_with_another_number_of_ranks(root, before, after, capsys):
     """At the end of the epoch each example was read once."""
     settings = {"task_weights": {"derain": 1.0}, "batch_size": 1}
-    first = Ranks(root, before, **settings)
+    first = open_ranks(root, before, **settings)
     seen = counts(first, first.pull(4 // before))
-    then = Ranks(root, after, first.state_dict(), **settings)
+    then = open_ranks(root, after, first.state_dict(), **settings)
     assert f"{before} ranks x 1 workers had read it, now {after} x 1 do" in capsys.readouterr().err
     assert max(seen.values()) == 1
     for module in then.modules:
@@ -119,11 +77,11 @@ def test_resume_with_another_number_of_ranks(root, before, after, capsys):
 def test_resume_with_another_number_twice(root):
     """The leftovers of the first change are in the state of the second."""
     settings = {"task_weights": {"derain": 1.0}, "batch_size": 1}
-    first = Ranks(root, 4, **settings)
+    first = open_ranks(root, 4, **settings)
     seen = counts(first, first.pull(1))
-    second = Ranks(root, 1, first.state_dict(), **settings)
+    second = open_ranks(root, 1, first.state_dict(), **settings)
     seen += counts(second, second.pull(1))
-    third = Ranks(root, 2, second.state_dict(), **settings)
+    third = open_ranks(root, 2, second.state_dict(), **settings)
     seen += counts(third, third.pull(1))
     assert max(seen.values()) == 1 and sum(seen.values()) == 7 * 3
     assert any(second.state_dict()["leftovers"].values())
@@ -131,9 +89,9 @@ def test_resume_with_another_number_twice(root):
 
 def test_mixture_continues_with_another_number_of_ranks(root):
     settings = {"task_weights": {"derain": 3.0, "video": 1.0}}
-    first = Ranks(root, 2, **settings)
+    first = open_ranks(root, 2, **settings)
     tasks = [task for b in first.pull(3) for task in b["task"].tolist()]
-    again = Ranks(root, 3, first.state_dict(), **settings)
+    again = open_ranks(root, 3, first.state_dict(), **settings)
     tasks += [task for b in again.pull(2) for task in b["task"].tolist()]
     assert tasks.count(1) == len(tasks) / 4
 
@@ -150,9 +108,9 @@ def test_student_can_train_on_it(root):
 
 
 def test_order_is_compared(root):
-    state = Ranks(root).state_dict()
+    state = open_ranks(root).state_dict()
     with pytest.raises(UserError, match="shuffle_window_shards 2 != 4"):
-        Ranks(root, state=state, shuffle_window_shards=4)
+        open_ranks(root, state=state, shuffle_window_shards=4)
 
 
 @pytest.mark.parametrize(
@@ -173,12 +131,12 @@ def test_order_is_compared(root):
     ],
 )
 def test_damaged_position_is_refused(root, change):
-    state = Ranks(root).state_dict() | change
+    state = open_ranks(root).state_dict() | change
     with pytest.raises(UserError, match="the checkpoint's position in the data is damaged"):
-        Ranks(root, state=state)
+        open_ranks(root, state=state)
     state.pop(next(iter(change)))
     with pytest.raises(UserError, match="is damaged: .*(missing|positions)"):
-        Ranks(root, state=state)
+        open_ranks(root, state=state)
 
 
 def test_overfit_batches_is_refused(root):
@@ -189,7 +147,7 @@ def test_overfit_batches_is_refused(root):
 
 
 def test_workers_take_turns(root):
-    batches = Ranks(root, num_workers=2).pull(4)
+    batches = open_ranks(root, num_workers=2).pull(4)
     assert [batch["stream"][0] for batch in batches] == [0, 1, 0, 1]
     assert [batch["next_index"] for batch in batches] == [2, 4, 6, 8]
 

@@ -1,5 +1,6 @@
 """Single images from image shards: what a tokenizer is trained on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,10 @@ from delvm.data.datasets.sampler import (
     loader_errors,
     shard_signature,
 )
-from delvm.data.shards.manifest import load_manifests, load_manifests_if_any
+from delvm.data.shards.manifest import Manifest, load_manifests, load_manifests_if_any
 from delvm.data.shards.random_access import MAX_OPEN_SHARDS, ImageShardReader
 from delvm.data.shards.reader import read_examples
-from delvm.data.types import Example
+from delvm.data.types import Example, ImageArray
 from delvm.storage import as_path
 
 
@@ -57,23 +58,29 @@ class ImageDataset(Dataset[dict[str, Any]]):
     first epoch images come as they are, in later ones under a new random geometry.
     """
 
-    def __init__(self, config: ImagesConfig, seed: int) -> None:
+    def __init__(
+        self,
+        config: ImagesConfig,
+        seed: int,
+        manifests: Mapping[str, Manifest] | None = None,
+    ) -> None:
         """Read the manifests of the training split.
 
         Args:
             config: Which shards, and how they are read.
             seed: Of the order and of the augmentation.
+            manifests: Of the training split, if they have been read already.
 
         Raises:
             UserError: There are no image shards.
         """
         self.root, self.seed, self.config = as_path(config.path), seed, config
-        self.manifests = load_manifests(self.root, "train", "images")
+        self.manifests = dict(manifests or load_manifests(self.root, "train", "images"))
         self.tasks = sorted(self.manifests)
         self.schedule = TaskSchedule(dict.fromkeys(self.tasks, 1 / len(self.tasks)))
-        manifests = [self.manifests[task] for task in self.tasks]
+        by_task = [self.manifests[task] for task in self.tasks]
         self.readers = [
-            ImageShardReader(self.root, m, MAX_OPEN_SHARDS // len(manifests)) for m in manifests
+            ImageShardReader(self.root, m, MAX_OPEN_SHARDS // len(by_task)) for m in by_task
         ]
         self.shuffles = [
             WindowedShuffle(
@@ -82,7 +89,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 seed,
                 config.shuffle_window_shards,
             )
-            for m in manifests
+            for m in by_task
         ]
 
     @property
@@ -126,19 +133,23 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 rows, *shuffle(occurrence[rows]), epochs, strict=True
             ):
                 pixels[row] = self._image(int(task), int(shard), int(index), int(epoch))
-        return {
-            "pixels": torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-            "next_index": int(indices[-1]) + 1,
-        }
+        return {"pixels": channels_first(pixels), "next_index": int(indices[-1]) + 1}
 
-    def _image(self, task: int, shard: int, index: int, epoch: int) -> npt.NDArray[np.uint8]:
-        """One image (H, H, 3), under the geometry of its epoch."""
-        name = self.tasks[task]
-        example, image = divmod(index, self.manifests[name].images_per_example)
+    def _image(self, task: int, shard: int, index: int, epoch: int) -> ImageArray:
+        example, image = divmod(index, self.manifests[self.tasks[task]].images_per_example)
         key, pixels = self.readers[task].read(shard, example, image)
-        single = Example(key, name, (pixels,))
+        return self.augment(task, key, pixels, epoch)
+
+    def augment(self, task: int, key: str, pixels: ImageArray, epoch: int) -> ImageArray:
+        """An image (H, H, 3) of an example, under the geometry of an epoch."""
+        name = self.tasks[task]
         geometry = Geometry().allowed_for(tasks.get_or_default(name))
-        return augment(single, self.seed, epoch, geometry=geometry).input
+        return augment(Example(key, name, (pixels,)), self.seed, epoch, geometry=geometry).input
+
+
+def channels_first(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """Images (B, H, H, 3) as a tensor (B, 3, H, H) of the same values."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
 def validation_images(config: ImagesConfig) -> Tensor | None:
@@ -152,4 +163,4 @@ def validation_images(config: ImagesConfig) -> Tensor | None:
             images += example.images
     if not images:
         return None
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return channels_first(np.stack(images))

@@ -217,7 +217,7 @@ class ExampleStream:
         self._windows, self._next = iter(windows), 0
         self._window: Window | None = None
 
-    def take_from_window(self, most: int) -> Examples:
+    def _take_from_window(self, most: int) -> Examples:
         """The next examples (n, ...) of one window, at least one and at most so many."""
         while self._window is None or self._next == len(self._window.rows):
             self._window = None  # freed before the next one is waited for
@@ -235,7 +235,7 @@ class ExampleStream:
 
     def take(self, count: int) -> Examples:
         """The next examples (count, ...)."""
-        parts = [self.take_from_window(count)]
+        parts = [self._take_from_window(count)]
         while missing := count - sum(map(len, parts)):
-            parts.append(self.take_from_window(missing))
+            parts.append(self._take_from_window(missing))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

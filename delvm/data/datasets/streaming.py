@@ -20,8 +20,9 @@ from delvm.data.datasets.images import ImageDataset
 from delvm.data.datasets.sampler import Int64, ResumableBatchSampler, out_of_range
 from delvm.data.datasets.sentences import SentenceDataset
 from delvm.data.datasets.stream_order import Position, WindowSequence
-from delvm.data.datasets.stream_stages import ExampleStream, ShardSource, example_stream
-from delvm.data.shards.fetch import ShardFetcher
+from delvm.data.datasets.stream_stages import Decoder, ExampleStream, ShardSource, example_stream
+from delvm.data.shards.fetch import MAX_SHARDS_IN_A_ROW, Rejects, ShardFetcher
+from delvm.data.shards.shard_list import TaskShards
 
 
 @dataclass
@@ -40,9 +41,12 @@ class StreamSettings:
     timeout_s: float = 60.0
     rejects: str | None = None
 
-    def fetcher(self, task: str) -> ShardFetcher:
-        """Of the shards of a task."""
-        return ShardFetcher(task, self.retries, self.timeout_s, self.rejects)
+    def source(self, shards: TaskShards, decode: Decoder, unit: int = 1) -> ShardSource:
+        """The shards of a task, each example of which is so many of the stream's."""
+        rejects = Rejects(shards.manifest.task, "shard", self.rejects, MAX_SHARDS_IN_A_ROW)
+        counts = [unit * shard["count"] for shard in shards.manifest.shards]
+        fetcher = ShardFetcher(rejects, self.retries, self.timeout_s)
+        return ShardSource(shards.paths, counts, fetcher, decode)
 
 
 def stream_errors(config: StreamSettings) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from delvm.data.datasets.packing import PackedDataset, PackedRows
 from delvm.data.datasets.sampler import Int64
 from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
-from delvm.data.datasets.stream_stages import Examples, ExampleStream, ShardSource
+from delvm.data.datasets.stream_stages import Examples, ExampleStream
 from delvm.data.datasets.streaming import StreamingDataset, StreamSettings, stream_errors
 from delvm.data.shards.fetch import ShardPath
 from delvm.data.shards.manifest import Manifest
@@ -67,10 +67,7 @@ class StreamingSentences(StreamingDataset):
         self.manifests = {task: each.manifest for task, each in shards.items()}
         arrange = PackedDataset if config.packing else SentenceDataset
         sources = {
-            task: ShardSource(
-                each.paths, each.counts, config.fetcher(task), TokenDecoder(each.manifest)
-            )
-            for task, each in shards.items()
+            task: config.source(each, TokenDecoder(each.manifest)) for task, each in shards.items()
         }
         super().__init__(arrange(config, seed, self.manifests), sources)
         self.tasks, self.token_layout = self.layout.tasks, self.layout.token_layout

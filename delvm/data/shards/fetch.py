@@ -23,7 +23,8 @@ from delvm.storage import StoragePath
 T = TypeVar("T")
 
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 30.0  # between two attempts; it doubles with each
-MAX_REJECTED_IN_A_ROW = 16  # shards of a task, after which the store counts as lost
+# Of a task, after which the store counts as lost.
+MAX_SHARDS_IN_A_ROW, MAX_IMAGES_IN_A_ROW = 16, 1024
 
 
 @dataclass(frozen=True)
@@ -72,21 +73,60 @@ ShardPath: TypeAlias = StoragePath | ShardCommand
 
 
 @dataclass
+class Rejects:
+    """Lists what a stream leaves out of a task.
+
+    Attributes:
+        task: Name of the task.
+        what: "shard" or "image".
+        file: The list, one JSON object a line; None = none.
+        max_in_a_row: Rejects after which the store counts as lost.
+    """
+
+    task: str
+    what: str
+    file: str | None
+    max_in_a_row: int
+    in_a_row: int = field(default=0, init=False)
+
+    def add(self, path: object, error: UserError, epoch: int, attempts: int = 1) -> None:
+        """Log and list a shard, or an image of it.
+
+        Raises:
+            UserError: Too many in a row.
+        """
+        count = f"{attempts} attempt{'s' if attempts > 1 else ''}"
+        log(f"data: left out a {self.what} of '{self.task}' after {count}: {error}")
+        if self.file is not None:
+            line = {
+                "task": self.task,
+                self.what: str(path),
+                "epoch": epoch,
+                "attempts": attempts,
+                "reason": str(error),
+            }
+            append_line(Path(self.file), json.dumps(line))
+        self.in_a_row += 1
+        if self.in_a_row == self.max_in_a_row:
+            raise UserError(
+                f"{self.in_a_row:,} {self.what}s of task '{self.task}' in a row could not be read, "
+                f"the last one because {error}: make them readable and set resume=auto"
+            )
+
+
+@dataclass
 class ShardFetcher:
     """Fetches the shards of one task.
 
     Attributes:
-        task: Name of the task, for messages.
+        rejects: Where those that failed are listed.
         retries: Attempts after the first one.
         timeout_s: Seconds that an attempt may take in a remote store.
-        rejects: File that lists the shards that failed, one JSON object a line; None = no file.
     """
 
-    task: str
-    retries: int = 3
-    timeout_s: float = 60.0
-    rejects: str | None = None
-    _rejected_in_a_row: int = field(default=0, init=False)
+    rejects: Rejects
+    retries: int
+    timeout_s: float
 
     def __call__(self, path: ShardPath, decode: Callable[[bytes], T], epoch: int) -> T | None:
         """What ``decode`` makes of a shard; None if it was rejected.
@@ -102,29 +142,10 @@ class ShardFetcher:
         try:
             found = fetch(path, decode, self.retries, self.timeout_s)
         except FetchError as error:
-            self._reject(path, error, epoch)
+            self.rejects.add(path, error, epoch, error.attempts)
             return None
-        self._rejected_in_a_row = 0
+        self.rejects.in_a_row = 0
         return found
-
-    def _reject(self, path: ShardPath, error: "FetchError", epoch: int) -> None:
-        attempts = f"{error.attempts} attempt{'s' if error.attempts > 1 else ''}"
-        log(f"data: left out a shard of '{self.task}' after {attempts}: {error}")
-        if self.rejects is not None:
-            line = {
-                "task": self.task,
-                "shard": str(path),
-                "epoch": epoch,
-                "attempts": error.attempts,
-                "reason": str(error),
-            }
-            append_line(Path(self.rejects), json.dumps(line))
-        self._rejected_in_a_row += 1
-        if self._rejected_in_a_row == MAX_REJECTED_IN_A_ROW:
-            raise UserError(
-                f"{MAX_REJECTED_IN_A_ROW} shards of task '{self.task}' in a row could not be read, "
-                f"the last one because {error}: make them readable and set resume=auto"
-            )
 
 
 class FetchError(UserError):

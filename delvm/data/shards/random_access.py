@@ -15,9 +15,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from delvm.data.image_io import open_image
 from delvm.data.shards.manifest import Manifest, member_names
-from delvm.data.shards.reader import check_count, members
+from delvm.data.shards.reader import check_count, decode_image, members
 from delvm.errors import UserError
 from delvm.storage import StoragePath, local_copy
 
@@ -192,11 +191,8 @@ class ImageShardReader(_ShardCache[_ImageIndex]):
         file, path, found = self.shard(shard)
         offset, size = found.ranges[index, image].tolist()
         key, name = found.keys[index], member_names(self.manifest.images_per_example)[image]
-        pixels = np.asarray(open_image(os.pread(file, size, offset), f"{path}: {key}.{name}"))
-        side = self.manifest.image_size
-        if pixels.shape != (side, side, 3):
-            raise UserError(f"{path}: {key}.{name} is {pixels.shape}, not {(side, side, 3)}")
-        return key, pixels
+        contents = os.pread(file, size, offset)
+        return key, decode_image(contents, f"{path}: {key}.{name}", self.manifest.image_size)
 
     def index(self, path: StoragePath) -> tuple[int, _ImageIndex]:
         """Where the images of a shard are."""

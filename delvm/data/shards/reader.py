@@ -1,6 +1,7 @@
 """Read shards from front to back. Tars may come from elsewhere: all that is read is checked."""
 
 import io
+import itertools
 import os
 import re
 import tarfile
@@ -21,7 +22,7 @@ from delvm.data.shards.manifest import (
     load_manifest,
     member_names,
 )
-from delvm.data.types import Example
+from delvm.data.types import Example, ImageArray
 from delvm.errors import UserError
 from delvm.storage import StoragePath, as_path, local_copy
 from delvm.untrusted import parse_npy
@@ -52,29 +53,56 @@ def iter_lazy(
         UserError: As `read_examples`; a damaged image is reported when it is decoded.
     """
     manifest = manifest or load_manifest(root, split, task, "images")
-    names = set(member_names(manifest.images_per_example))
     for shard in manifest.shards:
         if start >= shard["count"]:
             start -= shard["count"]
             continue
         path = as_path(root) / split / task / shard["file"]
-        count = 0
-        for key, files in _read_records(path, names):
-            count += 1
-            if count > start:
-                yield partial(_decode, path, key, files, manifest)
+        records = read_image_shard(path, manifest, shard["count"])
+        for key, files in itertools.islice(records, start, None):
+            yield partial(_decode, path, key, files, manifest)
         start = 0
-        check_count(path, count, shard["count"])
 
 
-def _decode(path: StoragePath, key: str, files: dict[str, bytes], manifest: Manifest) -> Example:
-    shape = (manifest.image_size, manifest.image_size, 3)
-    images = []
-    for name in member_names(manifest.images_per_example):
-        image = np.asarray(open_image(files[name], f"{path}: {key}.{name}"))
-        if image.shape != shape:
-            raise UserError(f"{path}: {key}.{name} is {image.shape}, not {shape}")
-        images.append(image)
+def read_image_shard(
+    path: ShardPath, manifest: Manifest, expected: int, contents: bytes | None = None
+) -> Iterator[tuple[str, list[bytes]]]:
+    """The examples of one shard in order: the key, and each image as its file.
+
+    Args:
+        path: Of the shard.
+        manifest: Of its task.
+        expected: Examples that it holds by the manifest.
+        contents: Of it, if they have been fetched already.
+
+    Raises:
+        UserError: The shard is missing or damaged, or its contents differ from its manifest.
+    """
+    names, count = member_names(manifest.images_per_example), 0
+    for key, files in _read_records(path, set(names), contents):
+        count += 1
+        yield key, [files[name] for name in names]
+    check_count(path, count, expected)
+
+
+def decode_image(file: bytes, name: str, side: int) -> ImageArray:
+    """An image of a shard, (side, side, 3) uint8.
+
+    Raises:
+        UserError: It cannot be read, or has another size.
+    """
+    image = np.asarray(open_image(file, name))
+    if image.shape != (side, side, 3):
+        raise UserError(f"{name} is {image.shape}, not {(side, side, 3)}")
+    return image
+
+
+def _decode(path: StoragePath, key: str, files: list[bytes], manifest: Manifest) -> Example:
+    names = member_names(manifest.images_per_example)
+    images = (
+        decode_image(file, f"{path}: {key}.{name}", manifest.image_size)
+        for name, file in zip(names, files, strict=True)
+    )
     return Example(key, manifest.task, tuple(images))
 
 

@@ -31,11 +31,6 @@ class TaskShards(NamedTuple):
     manifest: Manifest
     paths: list[ShardPath]
 
-    @property
-    def counts(self) -> list[int]:
-        """Examples in each shard."""
-        return [shard["count"] for shard in self.manifest.shards]
-
 
 def list_shards(root: StoragePath, kind: str, patterns: Mapping[str, str]) -> dict[str, TaskShards]:
     """The training shards by task.

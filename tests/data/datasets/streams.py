@@ -6,12 +6,16 @@ import torch
 from delvm.data.datasets.streaming_sentences import StreamingConfig, StreamingSentences
 from delvm.data.shards import codebook as codebooks
 from delvm.data.shards import manifest, writer
+from delvm.data.types import Example
+from tests.data.shard_makers import write_examples
 
 TOKENS = 4
 COUNTS = {"derain": 23, "video": 14}
 KINDS = {"derain": 2, "video": 3}
 OFFSET = {"derain": 0, "video": 500}
 IMAGES = 6  # in a sentence
+IMAGE_COUNTS = {"derain": 11, "photos": 9}
+IMAGE_KINDS = {"derain": 2, "photos": 1}
 
 
 def write_corpus(root, monkeypatch):
@@ -38,6 +42,18 @@ def write_corpus(root, monkeypatch):
                 yield np.repeat(found[:, :, None], TOKENS, axis=2).astype(np.uint16)
 
             writer.write_tokens(root, plan, ids)
+    return root
+
+
+def write_images(root, side=8):
+    """Image shards of two examples: 11 pairs of derain, 9 single images of photos; all random."""
+    rng = np.random.default_rng(0)
+    for split, scale in (("train", 1), ("val", 4)):
+        for task, k in IMAGE_KINDS.items():
+            images = rng.integers(0, 256, (IMAGE_COUNTS[task] // scale, k, side, side, 3), np.uint8)
+            examples = [Example(f"{i:06d}", task, tuple(each)) for i, each in enumerate(images)]
+            settings = {"source": "fake", "seed": 0, "image_size": side}
+            write_examples(root, split, task, examples, shard_size=2, images=k, **settings)
     return root
 
 

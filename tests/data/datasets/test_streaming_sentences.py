@@ -174,7 +174,7 @@ def test_shard_that_ends_too_early_is_reported(root, capsys):
 
 
 def test_lost_store_stops_the_stream(root, monkeypatch):
-    monkeypatch.setattr("delvm.data.shards.fetch.MAX_REJECTED_IN_A_ROW", 5)
+    monkeypatch.setattr("delvm.data.datasets.streaming.MAX_SHARDS_IN_A_ROW", 5)
     for path in (root / "train" / "video").glob("*.tar"):
         path.unlink()
     [data] = open_streams(root)

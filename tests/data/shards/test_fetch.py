@@ -5,7 +5,7 @@ import time
 import pytest
 
 from delvm.data.shards import fetch
-from delvm.data.shards.fetch import FetchError, ShardCommand, ShardFetcher
+from delvm.data.shards.fetch import FetchError, Rejects, ShardCommand, ShardFetcher
 from delvm.errors import UserError
 
 
@@ -39,7 +39,7 @@ def test_command_gives_what_it_writes():
 
 
 def test_failed_command_is_reported(capsys):
-    fetcher = ShardFetcher("derain", retries=1)
+    fetcher = ShardFetcher(Rejects("derain", "shard", None, 16), retries=1, timeout_s=60)
     assert fetcher(ShardCommand("echo a >&2; echo no such bucket >&2; exit 3"), bytes, 0) is None
     message = capsys.readouterr().err
     assert "2 attempts" in message and "exit code 3: no such bucket" in message
