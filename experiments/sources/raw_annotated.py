@@ -9,7 +9,7 @@ from PIL import Image
 from delvm.tasks import derived
 from experiments.sources.layouts import write_frames
 from experiments.sources.raw import SCENES, save, scene
-from experiments.sources.spheres import random_scene
+from experiments.sources.spheres import random_scene, turned_object
 
 
 def to_millimeters(depth: np.ndarray) -> np.ndarray:
@@ -48,8 +48,22 @@ def clips(root: Path) -> None:
         save_gray(root / "segmentation" / "spheres" / f"{number}.png", made.ids)
 
 
+def co3d(root: Path) -> None:
+    """CATEGORY/SEQUENCE/{images,masks,depths}/*, as in version 2, of an object that turns."""
+    background = scene("china") // 3 + 100
+    for number in range(40):
+        made = turned_object(0, background, 2 * np.pi * number / 40)
+        sequence, name = root / "toy" / "110_13051_23361", f"frame{number + 1:06d}"
+        save(sequence / "images" / f"{name}.jpg", made.image)
+        mask = np.where(made.ids > 0, 255, 0).astype(np.uint8)
+        save_gray(sequence / "masks" / f"{name}.png", mask)
+        depth = np.where(made.ids > 0, made.depth, 0).astype(np.float16)
+        save_gray(sequence / "depths" / f"{name}.jpg.geometric.png", depth.view(np.uint16))
+
+
 RAW: dict[str, Callable[[Path], None]] = {
     "annotated": annotated,
     "frames": frames,
     "clips": clips,
+    "co3d": co3d,
 }

@@ -55,6 +55,8 @@ class Row(NamedTuple):
 COUNTS = "source.train={segmentation: 1, pose: 1, derain: 1, deblur: 1}"
 CLIPS = ("source.clip_length=4", "source.stride=6")
 TUPLES = ("source.tasks=[]", "source.annotations=[grayscale,edges]")
+MASKS = ("source.num_views=4", "source.annotations=[masks]")
+DEPTHS = ("source.num_views=4", "source.annotations=[depths]")
 SHUFFLED = ("source.order=shuffled",)
 ROWS = (
     Row("shapes", ("segmentation", "pose", "derain", "deblur"), None, (COUNTS, "source.num_val=1")),
@@ -82,6 +84,9 @@ SENTENCE_ROWS = (
     Row("annotated", ("annotated",), "annotated", SHUFFLED, "shuffled", num_images=10),
     Row("annotated_video", ("video_separate",), "clips", (), "separate"),
     Row("annotated_video", ("video_interleaved",), "clips", (), "interleaved"),
+    Row("co3d", ("object_views",), "co3d", (), "views of an object"),
+    Row("co3d", ("object_views_interleaved",), "co3d", MASKS, "with masks, interleaved"),
+    Row("co3d", ("object_views_separate",), "co3d", DEPTHS, "with depth, separate"),
 )
 OVERVIEWS = {Path("docs/sources.png"): ROWS, Path("docs/visual_sentences.png"): SENTENCE_ROWS}
 
@@ -115,9 +120,12 @@ def write_overview(path: Path, rows: Sequence[Row], size: int = 256) -> None:
         for number, row in enumerate(rows):
             images.append(row_images(row, Path(scratch) / str(number), size))
     grid = image_grid(images, cell=CELL, row_titles=[row.title for row in rows])
+    # 256 colors halve the file, and are enough at this size.
+    reduced = grid.quantize(256, kmeans=2, dither=Image.Dither.NONE)
+    if rows is SENTENCE_ROWS:  # the shades of normals are smooth
+        reduced = grid.quantize(palette=reduced, dither=Image.Dither.FLOYDSTEINBERG)
     with atomic_path(path) as tmp:
-        # 256 colors halve the file, and are enough at this size.
-        grid.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(tmp, optimize=True)
+        reduced.save(tmp, optimize=True)
 
 
 if __name__ == "__main__":
