@@ -40,9 +40,6 @@ _TASKS = {
         unpaired.VIDEO,
         unpaired.VIDEO_SEPARATE,
         unpaired.VIDEO_INTERLEAVED,
-        unpaired.OBJECT_VIEWS,
-        unpaired.OBJECT_VIEWS_SEPARATE,
-        unpaired.OBJECT_VIEWS_INTERLEAVED,
     )
 }
 

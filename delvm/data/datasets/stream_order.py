@@ -14,7 +14,26 @@ run continues with another number of streams, the windows that are left are deal
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+from delvm.data.datasets.sampler import SCHEDULE_PERIOD, Int64
+
+Index = TypeVar("Index", int, Int64)
+
+
+def part_of_rank(rank: Index, world_size: int, step_begin: Index) -> Index:
+    """Which part of the items of a step a rank makes, of `world_size` equal parts.
+
+    The ranks move on by one part with each period of the mixture's schedule. Where ranks x workers
+    x batch size is a multiple of the period, or nearly divides it, a stream would otherwise make
+    the same few items of the schedule forever, and a few of all streams would read a rare task.
+
+    Args:
+        rank: Of the process.
+        world_size: How many there are.
+        step_begin: Index of the first item of the step, over all ranks.
+    """
+    return (rank + step_begin // SCHEDULE_PERIOD) % world_size
 
 
 class Position(NamedTuple):

@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from delvm.data.datasets.images import ImageDataset
 from delvm.data.datasets.sampler import Int64, ResumableBatchSampler, out_of_range
 from delvm.data.datasets.sentences import SentenceDataset
-from delvm.data.datasets.stream_order import Position, WindowSequence
+from delvm.data.datasets.stream_order import Position, WindowSequence, part_of_rank
 from delvm.data.datasets.stream_stages import Decoder, ExampleStream, ShardSource, example_stream
 from delvm.data.shards.fetch import MAX_SHARDS_IN_A_ROW, Rejects, ShardFetcher
 from delvm.data.shards.shard_list import TaskShards
@@ -150,12 +150,15 @@ class StreamingDataset(IterableDataset[dict[str, Any]]):
         streams = [self.open_stream(task, stream) for task in range(len(self.layout.shuffles))]
         size = self.layout.config.batch_size
         step = size * self.world_size
-        first = self.state.next_index + number * step + self.rank * size
+        begin = self.state.next_index + number * step
         while True:
+            first = begin + size * part_of_rank(self.rank, self.world_size, begin)
             batch = self.make_batch(np.arange(first, first + size), streams)
             positions = np.array([each.position for each in streams], np.int64)
-            yield batch | {"next_index": first + size, "stream": (worker, positions)}
-            first += workers * step
+            # As if the part were that of the number of the rank: the step ends at the same index.
+            next_index = begin + (self.rank + 1) * size
+            yield batch | {"next_index": next_index, "stream": (worker, positions)}
+            begin += workers * step
 
     def open_stream(self, task: int, stream: int) -> ExampleStream:
         """The examples of one task of the mixture that a stream reads."""

@@ -238,7 +238,8 @@ def balanced_examples(
     while start < stop:
         aug_index, first = divmod(start, count)
         last = min(count, first + stop - start)
-        for example in iter_lazy(input_dir, manifest.split, manifest.task, first, images, last):
+        examples = iter_lazy(input_dir, manifest.split, manifest.task, first, images)
+        for example in itertools.islice(examples, last - first):
             if augmented:
                 yield partial(
                     _augmented,

@@ -6,7 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from delvm.data.datasets.stream_order import Position, WindowPart, WindowSequence
+from delvm.data.datasets.sampler import SCHEDULE_PERIOD, TaskSchedule
+from delvm.data.datasets.stream_order import Position, WindowPart, WindowSequence, part_of_rank
 
 SIZE = 5  # examples in a window
 
@@ -61,3 +62,22 @@ def test_leftovers_come_before_later_windows():
     assert sequence.leftovers == (WindowPart(0, 3), WindowPart(2), WindowPart(3, 1))
     assert sequence.base == 4 and sequence[3] == WindowPart(4)
     assert sequence.start(2) == [Position(0, 3), Position(1, 0)]
+
+
+@pytest.mark.parametrize("begin", [0, 65_535, 65_536, 5 * 65_536 + 3])
+def test_parts_of_ranks_are_all_parts_of_a_step(begin):
+    assert sorted(part_of_rank(rank, 7, begin) for rank in range(7)) == [*range(7)]
+    if begin < SCHEDULE_PERIOD:
+        assert [part_of_rank(rank, 7, begin) for rank in range(7)] == [*range(7)]
+
+
+def test_each_stream_reads_a_rare_task():
+    # 128 ranks x 8 workers x 64 sentences are one period of the schedule.
+    schedule, ranks, workers, size = TaskSchedule({"common": 0.99, "rare": 0.01}), 128, 8, 64
+    counts = np.zeros((workers, ranks), int)
+    for step in range(200):
+        begin = step * ranks * size
+        parts = part_of_rank(np.arange(ranks), ranks, np.full(ranks, begin))
+        indices = begin + parts[:, None] * size + np.arange(size)
+        counts[step % workers] += schedule(indices)[0].sum(axis=1)
+    assert counts.min() > 0 and counts.max() < 1.5 * counts.mean()
