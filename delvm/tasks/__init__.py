@@ -40,6 +40,9 @@ _TASKS = {
         unpaired.VIDEO,
         unpaired.VIDEO_SEPARATE,
         unpaired.VIDEO_INTERLEAVED,
+        unpaired.OBJECT_VIEWS,
+        unpaired.OBJECT_VIEWS_SEPARATE,
+        unpaired.OBJECT_VIEWS_INTERLEAVED,
     )
 }
 

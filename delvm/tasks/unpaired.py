@@ -37,3 +37,21 @@ VIDEO_INTERLEAVED = Task(
     allows_hflip=False,
     max_degrees=0.0,
 )
+OBJECT_VIEWS = Task(
+    name="object_views",
+    description="views all around an object, in order",
+    allows_hflip=False,  # it would go around the other way, and text would be mirrored
+    max_degrees=SMALL_ROTATION,
+)
+OBJECT_VIEWS_SEPARATE = Task(
+    name="object_views_separate",
+    description="views all around an object, then all their annotations",
+    allows_hflip=False,
+    max_degrees=0.0,
+)
+OBJECT_VIEWS_INTERLEAVED = Task(
+    name="object_views_interleaved",
+    description="each view of an object, followed by its annotations",
+    allows_hflip=False,
+    max_degrees=0.0,
+)

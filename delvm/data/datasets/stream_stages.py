@@ -9,11 +9,10 @@
 A window is a few shards. Memory holds two of them: the one in use, and the next one.
 """
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +20,8 @@ from webdataset import DataPipeline
 
 from delvm.data.datasets.sampler import Int64, WindowedShuffle
 from delvm.data.datasets.stream_order import Position, Turn, WindowSequence
-from delvm.data.shards.fetch import ShardFetcher, ShardPath
+from delvm.data.shards.fetch import ShardFetcher, ShardPath, read_ahead
 
-T = TypeVar("T")
 Examples = npt.NDArray[Any]  # (n, ...), the examples of a task
 
 
@@ -172,35 +170,6 @@ def shuffle_examples(windows: Iterable[ReadShards]) -> Iterator[Window]:
         kept = np.flatnonzero(is_there[left])
         rows, ends = left[kept].astype(np.int64), turn.start.example + kept + 1
         yield Window(turn, epoch, examples, rows, ends)
-
-
-def read_ahead(source: Iterable[T]) -> Iterator[T]:
-    """Stage: compute the next item in a thread while one is in use, and never more than that."""
-    items = iter(source)
-    result: list[tuple[T | None, BaseException | None]] = []
-
-    def compute() -> None:
-        try:
-            result.append((next(items), None))
-        except BaseException as error:
-            result.append((None, error))
-
-    def start() -> threading.Thread:
-        thread = threading.Thread(target=compute, daemon=True)
-        thread.start()
-        return thread
-
-    thread = start()
-    while True:
-        thread.join()
-        item, error = result.pop()
-        if isinstance(error, StopIteration):
-            return
-        if error is not None:
-            raise error
-        assert item is not None
-        thread = start()
-        yield item
 
 
 class ExampleStream:

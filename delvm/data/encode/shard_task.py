@@ -238,8 +238,7 @@ def balanced_examples(
     while start < stop:
         aug_index, first = divmod(start, count)
         last = min(count, first + stop - start)
-        examples = iter_lazy(input_dir, manifest.split, manifest.task, first, images)
-        for example in itertools.islice(examples, last - first):
+        for example in iter_lazy(input_dir, manifest.split, manifest.task, first, images, last):
             if augmented:
                 yield partial(
                     _augmented,

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,6 +214,35 @@ def read_within(path: ShardPath, timeout_s: float) -> bytes:
 
 def _too_slow(path: ShardPath, timeout_s: float) -> TimeoutError:
     return TimeoutError(f"{path} took more than {timeout_s:g} s")
+
+
+def read_ahead(source: Iterable[T]) -> Iterator[T]:
+    """The same items; a thread computes the next one while one is in use, and never more."""
+    items = iter(source)
+    result: list[tuple[T | None, BaseException | None]] = []
+
+    def compute() -> None:
+        try:
+            result.append((next(items), None))
+        except BaseException as error:
+            result.append((None, error))
+
+    def start() -> threading.Thread:
+        thread = threading.Thread(target=compute, daemon=True)
+        thread.start()
+        return thread
+
+    thread = start()
+    while True:
+        thread.join()
+        item, error = result.pop()
+        if isinstance(error, StopIteration):
+            return
+        if error is not None:
+            raise error
+        assert item is not None
+        thread = start()
+        yield item
 
 
 def append_line(path: Path, line: str) -> None:

@@ -8,13 +8,14 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from webdataset.tariterators import group_by_keys
 
 from delvm.data.image_io import open_image
-from delvm.data.shards.fetch import ShardCommand, ShardPath
+from delvm.data.shards.fetch import ShardCommand, ShardPath, fetch, read_ahead
 from delvm.data.shards.manifest import (
     Manifest,
     TokenIds,
@@ -27,6 +28,10 @@ from delvm.errors import UserError
 from delvm.storage import StoragePath, as_path, local_copy
 from delvm.untrusted import parse_npy
 
+T = TypeVar("T")
+
+READ_RETRIES, READ_TIMEOUT_S = 3, 600.0  # of a remote shard
+
 
 def read_examples(
     root: StoragePath, split: str, task: str, start: int = 0, manifest: Manifest | None = None
@@ -34,7 +39,7 @@ def read_examples(
     """The examples of a task in order, from index `start` on.
 
     Args:
-        root: Root of the image shards.
+        root: Root of the image shards; of remote ones no copies are kept.
         manifest: Of this split and task, if it has been loaded and checked already.
 
     Raises:
@@ -45,23 +50,54 @@ def read_examples(
 
 
 def iter_lazy(
-    root: StoragePath, split: str, task: str, start: int = 0, manifest: Manifest | None = None
+    root: StoragePath,
+    split: str,
+    task: str,
+    start: int = 0,
+    manifest: Manifest | None = None,
+    stop: int | None = None,
 ) -> Iterator[Callable[[], Example]]:
     """Like `read_examples`, but yields calls that decode an example, in any thread.
+
+    Args:
+        root, split, task, start, manifest: As for `read_examples`.
+        stop: Index of the first example that is left out. Where it is given, remote shards are
+            fetched one ahead, so that memory holds two of them; otherwise one.
 
     Raises:
         UserError: As `read_examples`; a damaged image is reported when it is decoded.
     """
     manifest = manifest or load_manifest(root, split, task, "images")
-    for shard in manifest.shards:
-        if start >= shard["count"]:
-            start -= shard["count"]
-            continue
-        path = as_path(root) / split / task / shard["file"]
-        records = read_image_shard(path, manifest, shard["count"])
-        for key, files in itertools.islice(records, start, None):
+    folder = as_path(root) / split / task
+    shards = _image_records(folder, manifest, start, manifest.count if stop is None else stop)
+    if stop is not None and not isinstance(folder, Path):
+        shards = read_ahead(shards)
+    for path, records in shards:
+        for key, files in records:
             yield partial(_decode, path, key, files, manifest)
-        start = 0
+
+
+def _image_records(
+    folder: StoragePath, manifest: Manifest, start: int, stop: int
+) -> Iterator[tuple[StoragePath, Iterator[tuple[str, list[bytes]]]]]:
+    """The path of each shard that holds any of the examples `start` to `stop`, and these."""
+    end = 0
+    for shard in manifest.shards:
+        count = shard["count"]
+        first, end = end, end + count
+        if start < end and first < stop:
+            path = folder / shard["file"]
+            records = _from_store(path, partial(read_image_shard, path, manifest, count))
+            # To its end, where its count is checked, if its last example is asked for.
+            last = stop - first if stop < end else None
+            yield path, itertools.islice(records, max(0, start - first), last)
+
+
+def _from_store(path: StoragePath, read: Callable[[bytes | None], Iterator[T]]) -> Iterator[T]:
+    """What is read of a shard. A remote one is fetched, several times if need be, and not kept."""
+    if isinstance(path, Path):
+        return read(None)
+    return iter(fetch(path, lambda contents: [*read(contents)], READ_RETRIES, READ_TIMEOUT_S))
 
 
 def read_image_shard(
@@ -112,7 +148,7 @@ def read_tokens(
     """The records of a task in order: uint16 (n, k, N), k images per example.
 
     Args:
-        root: Root of the token shards.
+        root: Root of the token shards; of remote ones no copies are kept.
         manifest: Of this split and task, if it has been loaded and checked already.
 
     Raises:
@@ -121,7 +157,7 @@ def read_tokens(
     manifest = manifest or load_manifest(root, split, task, "tokens")
     for shard in manifest.shards:
         path = as_path(root) / split / task / shard["file"]
-        yield from read_token_shard(path, manifest, shard["count"])
+        yield from _from_store(path, partial(read_token_shard, path, manifest, shard["count"]))
 
 
 def read_token_shard(

@@ -4,6 +4,7 @@ Each is a dataclass with the methods of `delvm.data.sources.base.Source`; its fi
 `conf/verbs/source/NAME.yaml`, from which Hydra builds it.
 """
 
+from delvm.data.sources.annotated.co3d import Co3d
 from delvm.data.sources.annotated.images import Annotated
 from delvm.data.sources.annotated.video import AnnotatedVideo
 from delvm.data.sources.base import RawSource, Source, check_source
@@ -23,6 +24,7 @@ from delvm.data.sources.video import Video
 SOURCES: dict[str, type[RawSource] | type[Shapes]] = {
     "annotated": Annotated,
     "annotated_video": AnnotatedVideo,
+    "co3d": Co3d,
     "coco_pose": CocoPose,
     "derived": Derived,
     "gopro": GoPro,
@@ -41,6 +43,7 @@ __all__ = [
     "SOURCES",
     "Annotated",
     "AnnotatedVideo",
+    "Co3d",
     "CocoPose",
     "Derived",
     "GoPro",

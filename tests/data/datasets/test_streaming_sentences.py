@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
-from delvm.data.datasets.stream_stages import read_ahead
 from delvm.data.datasets.streaming_sentences import StreamingConfig, StreamingSentences
+from delvm.data.shards.fetch import read_ahead
 from delvm.errors import UserError
 from tests.data.datasets.streams import COUNTS, IMAGES, examples_of, open_streams, write_corpus
 from tests.data.shard_makers import rewrite_tar

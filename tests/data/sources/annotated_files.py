@@ -1,5 +1,7 @@
 """Small annotated data sets in their true layouts."""
 
+import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +87,46 @@ def write_annotated_clip(root: Path, video: str, count: int, *, by_video: bool =
         "seg": [labels_of(frame) for frame in frames],
     }.items():
         write_frame_folder(root / (f"{video}/{kind}" if by_video else f"{kind}/{video}"), made)
+
+
+def write_sequence(folder: Path, count: int, height: int = 40, width: int = 24) -> None:
+    """A sequence of CO3D v2, whose gray level is the number of the frame, with all its files.
+
+    Frames are not numbered from 1, and masks are soft, as in the data set.
+    """
+    for number in range(count):
+        name = f"frame{3 * number + 7:06d}"
+        frame = np.full((height, width, 3), 4 * number, np.uint8)
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(frame).save(folder / "images" / f"{name}.jpg", quality=95)
+        left = number % width
+        mask = np.full((height, width), 3, np.uint8)
+        mask[:, left : left + 4] = 250
+        save_array(folder / "masks" / f"{name}.png", mask)
+        valid = Image.fromarray(mask > 127)
+        (folder / "depth_masks").mkdir(exist_ok=True)
+        valid.save(folder / "depth_masks" / f"{name}.png")
+        depth = np.where(mask > 127, 2.5 + 0.01 * number, 0).astype(np.float16)
+        save_array(folder / "depths" / f"{name}.jpg.geometric.png", depth.view(np.uint16))
+    (folder / "pointcloud.ply").write_bytes(b"ply\n")
+
+
+def write_co3d(root: Path, sequences: dict[str, int]) -> None:
+    """Sequences ("apple/110_13051_23361" -> number of frames) of CO3D v2, with its annotations."""
+    for name, count in sequences.items():
+        write_sequence(root / name, count)
+    for category in {name.split("/")[0] for name in sequences}:
+        for kind in ("frame", "sequence"):
+            path = root / category / f"{kind}_annotations.jgz"
+            path.write_bytes(gzip.compress(b"[]"))
+
+
+def write_set_list(root: Path, category: str, subset: str, train: list[str], test: list[str]):
+    """CATEGORY/set_lists/set_lists_SUBSET.json."""
+    lists = {
+        split: [[name, 0, f"{category}/{name}/images/frame000001.jpg"] for name in names]
+        for split, names in {"train": train, "val": train, "test": test}.items()
+    }
+    path = root / category / "set_lists" / f"set_lists_{subset}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(lists))

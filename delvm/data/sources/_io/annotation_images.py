@@ -24,7 +24,8 @@ class AnnotationKind(StrEnum):
     Attributes:
         image: colors or gray, such as edges or a rendered pose; as they are.
         labels: colors or ids; never smoothed.
-        mask: how likely each pixel is foreground, in 8 or 16 bits; white from one half on.
+        mask: how likely each pixel is foreground, in 8 or 16 bits or as 0 and 1; white where above
+            one half, never smoothed.
         depth: distances in 16 or 32 bits, 0 where unknown; in 8 bits taken as rendered already.
         depth_float16: the same in half precision, whose bits are stored as an integer of 16 bits.
         disparity: as depth, but larger values are nearer (inverse or relative depth).
@@ -168,6 +169,8 @@ def _mask(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     values = np.asarray(image.convert("L") if not _is_deep(image) else image)
     half = {"F": 0.5}.get(image.mode, 32767.5) if _is_deep(image) else 127.5
+    if values.max() <= 1:  # 0 and 1 alone
+        half = 0.5
     return Image.fromarray(np.where(values > half, 255, 0).astype(np.uint8)).convert("RGB")
 
 

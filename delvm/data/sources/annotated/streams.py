@@ -11,8 +11,9 @@ from delvm.data.sources._io.annotation_images import OpenedAnnotation, annotatio
 from delvm.data.sources._io.video import count_frames, frame_names, read_video
 from delvm.data.sources.annotated.settings import AnnotatedSource
 from delvm.data.types import ImageArray
-from delvm.errors import UserError
+from delvm.errors import UserError, did_you_mean
 
+LAYOUTS = ("separate", "interleaved")
 # (number of the frame in the video, what it holds or why it was rejected)
 _Opened: TypeAlias = tuple[int, OpenedAnnotation | str]
 
@@ -165,3 +166,18 @@ def arrange(frames: Sequence[ImageArray], layout: str) -> tuple[ImageArray, ...]
     if layout == "interleaved":
         return tuple(frame[index] for frame in frames for index in range(count))
     return tuple(frame[index] for index in range(count) for frame in frames)
+
+
+def layout_errors(layouts: list[str]) -> list[str]:
+    """Every error of the layouts of clips."""
+    errors = [
+        f"layouts has '{each}': {did_you_mean(each, LAYOUTS)}"
+        for each in layouts
+        if each not in LAYOUTS
+    ]
+    if len(set(layouts)) < len(layouts) or not layouts:
+        errors.append(
+            f"layouts=[{','.join(layouts)}] is empty, or has a duplicate: set "
+            f"source.layouts=[{','.join(LAYOUTS)}]"
+        )
+    return errors

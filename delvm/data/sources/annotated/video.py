@@ -9,28 +9,16 @@ from typing import ClassVar
 from delvm.data.sources._io.video import VIDEO_SUFFIXES, Clip
 from delvm.data.sources._io.walk import walk
 from delvm.data.sources.annotated.settings import AnnotatedSource
-from delvm.data.sources.annotated.streams import arrange, open_streams, read_streams
+from delvm.data.sources.annotated.streams import (
+    LAYOUTS,
+    arrange,
+    layout_errors,
+    open_streams,
+    read_streams,
+)
 from delvm.data.sources.clips_base import VideoItem
 from delvm.data.sources.video import Video, find_videos
 from delvm.data.types import ImageArray
-from delvm.errors import did_you_mean
-
-LAYOUTS = ("separate", "interleaved")
-
-
-def layout_errors(layouts: list[str]) -> list[str]:
-    """Every error of the layouts of clips."""
-    errors = [
-        f"layouts has '{each}': {did_you_mean(each, LAYOUTS)}"
-        for each in layouts
-        if each not in LAYOUTS
-    ]
-    if len(set(layouts)) < len(layouts) or not layouts:
-        errors.append(
-            f"layouts=[{','.join(layouts)}] is empty, or has a duplicate: set "
-            f"source.layouts=[{','.join(LAYOUTS)}]"
-        )
-    return errors
 
 
 @dataclass
