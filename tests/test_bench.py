@@ -123,6 +123,22 @@ def test_encode_benchmark_writes_shards(tmp_path):
     assert tokenizer.batches[:6] == [4, 4, 2] * 2  # a shard's images, then the same count bare
 
 
+@pytest.mark.slow
+def test_loading_benchmark_streams(tmp_path, monkeypatch):
+    pytest.importorskip("aiohttp")
+    from experiments.bench import loading
+
+    monkeypatch.setattr(loading, "LARGE", 256)
+    monkeypatch.setattr(loading, "SIDE", 16)
+    monkeypatch.setattr(loading, "IMAGE_BATCH", 4)
+    loading.write_shards(tmp_path / "tokens", 256)
+    loading.write_images(tmp_path / "images", 64)
+    rows = [*loading.streaming_rates(tmp_path / "tokens")]
+    rows.append(loading.streamed_images(tmp_path / "images", repeats=1))
+    names = ["streaming_rate", "streaming_rate_disk", "streaming_rate_http", "streaming_images"]
+    assert [row.name for row in rows] == names and all(row.ours > 0 and row.goal for row in rows)
+
+
 def test_the_training_run_that_is_timed_fits_together(tmp_path):
     startup.write_shards(tmp_path / "tokens")
     assert config_errors("train", compose("train", startup.train_overrides(tmp_path))) == []
