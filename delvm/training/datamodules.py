@@ -163,6 +163,7 @@ class SentenceDataModule(StreamDataModule):
         num_val_examples: int = 64,
         shuffle_window_shards: int = SHUFFLE_WINDOW_SHARDS,
         packing: bool = False,
+        shuffle_annotations: bool = False,
         seed: int = 0,
     ) -> None:
         """Read the manifests and the validation sentences.
@@ -178,6 +179,8 @@ class SentenceDataModule(StreamDataModule):
             shuffle_window_shards: shards of a task among whose examples is shuffled.
             packing: fill each sentence with documents of several tasks and of any lengths, which
                 do not attend to each other; without it a sentence is of one task.
+            shuffle_annotations: the annotations of an image (tasks `annotated` and `tuple`) come in
+                another order in each training sentence, the same for all of its examples.
             seed: of the order.
 
         Raises:
@@ -193,6 +196,7 @@ class SentenceDataModule(StreamDataModule):
             num_val_examples=num_val_examples,
             shuffle_window_shards=shuffle_window_shards,
             packing=packing,
+            shuffle_annotations=shuffle_annotations,
         )
         self.start(config, (PackedDataset if packing else SentenceDataset)(config, seed))
 

@@ -153,6 +153,7 @@ class StreamingSentenceDataModule(StreamingDataModule, SentenceDataModule):
         num_val_examples: int = 64,
         shuffle_window_shards: int = STREAM_WINDOW_SHARDS,
         packing: bool = False,
+        shuffle_annotations: bool = False,
         retries: int = 3,
         timeout_s: float = 60.0,
         rejects: str | None = None,
@@ -165,7 +166,8 @@ class StreamingSentenceDataModule(StreamingDataModule, SentenceDataModule):
             shards: task -> pattern of its shards, if they are not in ``path``, as
                 ``s3://bucket/derain/{000000..000099}.tar``; None or empty = none.
             pairs_per_sentence, images_per_sentence, task_weights: as of `SentenceDataModule`.
-            batch_size, num_workers, num_val_examples, packing, seed: as of `SentenceDataModule`.
+            batch_size, num_workers, num_val_examples, packing, shuffle_annotations, seed: as of
+                `SentenceDataModule`.
             shuffle_window_shards: shards of a task that a worker holds and shuffles together; with
                 the window that it reads ahead, memory holds two for each task.
             retries: attempts to fetch a shard after the first one.
@@ -186,6 +188,7 @@ class StreamingSentenceDataModule(StreamingDataModule, SentenceDataModule):
             num_val_examples=num_val_examples,
             shuffle_window_shards=shuffle_window_shards,
             packing=packing,
+            shuffle_annotations=shuffle_annotations,
             retries=retries,
             timeout_s=timeout_s,
             rejects=rejects,

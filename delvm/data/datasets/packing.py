@@ -199,6 +199,7 @@ class PackedDataset(SentenceDataset):
     ) -> None:
         """Write the examples (n, size * N) of a document into its row."""
         task, size = int(self._task_ids[document.task]), self._images_per_example[document.task]
+        examples = self.order_annotations(document.task, document.first, examples)
         rows.place(row, document.start, examples, task, int(size))
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from delvm.data.datasets.annotation_order import has_annotations, shuffle_annotations
 from delvm.data.datasets.sampler import (
     SHUFFLE_WINDOW_SHARDS,
     Int64,
@@ -51,6 +52,8 @@ class SentencesConfig:
         shuffle_window_shards: Shards of a task whose examples are shuffled together.
         packing: Whether a sentence holds documents of several tasks and lengths, see
             `delvm.data.datasets.packing`.
+        shuffle_annotations: Whether the annotations of an image come in another order in each
+            training sentence, the same for all of its examples; of `annotated` and `tuple`.
     """
 
     path: str = "outputs/shapes/tokens"
@@ -62,6 +65,7 @@ class SentencesConfig:
     num_val_examples: int = 64
     shuffle_window_shards: int = SHUFFLE_WINDOW_SHARDS
     packing: bool = False
+    shuffle_annotations: bool = False
 
     @property
     def num_images(self) -> int:
@@ -118,6 +122,7 @@ class SentenceDataset(Dataset[dict[str, Any]]):
         # By position in the mixture: id among all tasks, and images per example.
         self._task_ids = np.array([self.tasks.index(task) for task in self.mixture_weights])
         self._images_per_example = np.array([manifest.images_per_example for manifest in chosen])
+        self._shuffled = [config.shuffle_annotations and has_annotations(m) for m in chosen]
 
     def sentence_sizes(self, manifests: list[Manifest]) -> list[int]:
         """Number of examples of each task in a sentence."""
@@ -137,7 +142,8 @@ class SentenceDataset(Dataset[dict[str, Any]]):
     @property
     def order(self) -> dict[str, Any]:
         """All that the order depends on: a run resumes only where it is the same."""
-        return {
+        annotations = {"shuffle_annotations": True} if any(self._shuffled) else {}
+        return annotations | {
             "seed": self.seed,
             "images_per_sentence": self.config.num_images,
             "shuffle_window_shards": self.config.shuffle_window_shards,
@@ -174,16 +180,43 @@ class SentenceDataset(Dataset[dict[str, Any]]):
             examples = np.empty((len(positions), length // size), np.uint16)
             self.readers[task].read(*self.shuffles[task](positions), examples)
             ids[rows] = examples.reshape(-1, length)
-        return self.label(ids, task_ids) | {"next_index": int(indices[-1]) + 1}
+        return self.label(ids, task_ids, occurrence) | {"next_index": int(indices[-1]) + 1}
 
-    def label(self, ids: npt.NDArray[np.uint16], task_ids: Int64) -> dict[str, Any]:
-        """A batch of sentences (B, T), with the task of each by its position in the mixture."""
+    def label(
+        self, ids: npt.NDArray[np.uint16], task_ids: Int64, occurrence: Int64
+    ) -> dict[str, Any]:
+        """A batch of sentences, whose annotations are in the order that they are trained in.
+
+        Args:
+            ids: (B, T), which is modified.
+            task_ids: (B,) task of each, by its position in the mixture.
+            occurrence: (B,) number of each among the sentences of its task.
+        """
+        for row in np.flatnonzero(np.array(self._shuffled)[task_ids]).tolist():
+            task, size = task_ids[row], self.examples_per_sentence[task_ids[row]]
+            examples = ids[row].reshape(size, -1)
+            ids[row] = self.order_annotations(task, int(occurrence[row]) * size, examples).ravel()
         return {
             # torch's uint16 can be stacked but not looked up with: cast here, in the worker.
             "input_ids": torch.from_numpy(ids.astype(np.int64)),
             "task": torch.from_numpy(self._task_ids[task_ids]),
             "images_per_example": torch.from_numpy(self._images_per_example[task_ids]),
         }
+
+    def order_annotations(
+        self, task: int, first: int, examples: npt.NDArray[np.uint16]
+    ) -> npt.NDArray[np.uint16]:
+        """The examples (n, k * N) of a sentence, with annotations in the order of the sentence.
+
+        Args:
+            task: its position in the mixture.
+            first: number of the first example in the endless sequence of the task's examples.
+            examples: ids as the shards have them.
+        """
+        if not self._shuffled[task]:
+            return examples
+        name, size = self.schedule.tasks[task], int(self._images_per_example[task])
+        return shuffle_annotations(examples, size, self.seed, name, first)
 
 
 def sentence_sizes(
@@ -214,6 +247,8 @@ def sentence_sizes(
         remedies.append(length_override(config, length))
     if all(each.count and each.images_per_example <= num_images for each in manifests):
         remedies.append("data.packing=true")
+    if not remedies and length:  # the student needs a longer context, as its own check states
+        remedies.append(length_override(config, length))
     if len(bad) < len(manifests):
         zeros = ",".join(f"{each.task}:0" for each in bad)
         remedies.append(f"'data.task_weights={{{zeros}}}'")

@@ -83,11 +83,11 @@ class StreamingSentences(StreamingDataset):
                 for each in layout.packed(index):
                     layout.place(rows, row, each, streams[each.task].take(each.num_examples))
             return rows.batch()
-        tasks, _ = layout.schedule(indices)
+        tasks, occurrence = layout.schedule(indices)
         num_images, tokens_per_image = self._shape
         ids = np.empty((len(indices), num_images * tokens_per_image), np.uint16)
         for task in np.unique(tasks):
             mine = np.flatnonzero(tasks == task)
             examples = streams[task].take(len(mine) * layout.examples_per_sentence[task])
             ids[mine] = examples.reshape(len(mine), -1)
-        return layout.label(ids, tasks)
+        return layout.label(ids, tasks, occurrence)
