@@ -1,9 +1,18 @@
-"""The data modules of streams as several ranks have them, in one process."""
+"""Streams of several ranks: their data modules in one process, and runs of two processes.
 
+torchrun --nproc-per-node 2 -m tests.training.stream_ranks TOKENS OUTPUT_DIR
+"""
+
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
 import torch
+from omegaconf import DictConfig
+
+from delvm.training.strategies import exit_process
+from tests.training.runs import student_config, train
 
 
 class Ranks:
@@ -53,3 +62,28 @@ class Ranks:
         )
         assert all(each == {k: states[0][k] for k in each} for each in states[1:])
         return states[0]
+
+
+def main(tokens: Path, output_dir: Path) -> None:
+    """Train two processes in one job and in two, under two strategies; torchrun starts it."""
+    for strategy in ("ddp", "fsdp2"):
+        for run in ("one_job", "two_jobs"):
+            cfg = stream_config(tokens, 2, f"strategy={strategy}")
+            if run == "two_jobs":
+                cfg.callbacks.stop_at_step.step = 3
+                train(cfg, output_dir / strategy / run)
+                cfg.callbacks.stop_at_step.step, cfg.resume = None, "auto"
+            train(cfg, output_dir / strategy / run)
+
+
+def stream_config(tokens: Path, devices: int, *overrides: str) -> DictConfig:
+    """Six steps on streams, with a worker per process and several windows an epoch."""
+    return student_config(
+        tokens, 6, "data=streaming", "data.batch_size=2", "data.shuffle_window_shards=2",
+        f"trainer.devices={devices}", "trainer.val_check_interval=3", *overrides,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    exit_process(0)

@@ -1,17 +1,22 @@
 """The data module of streams: its batches, workers, and what a checkpoint of it continues."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
 from delvm.errors import UserError
 from delvm.interop.load import load_student
+from delvm.training.callbacks.checkpoint import latest_valid_checkpoint
 from delvm.training.datamodules import SentenceData, check_data
 from delvm.training.streaming import StreamingSentenceDataModule
 from tests.data.datasets.streams import COUNTS, IMAGES, examples_of, write_corpus
-from tests.training.runs import student_config, train
-from tests.training.stream_ranks import Ranks
+from tests.training.runs import curve, student_config, train, write_ids
+from tests.training.stream_ranks import Ranks, stream_config
 
 
 @pytest.fixture
@@ -171,3 +176,41 @@ def test_checkpoint_of_the_other_reader_is_refused(tokens, tmp_path):
     train(student_config(tokens, 2), tmp_path)
     with pytest.raises(UserError, match="was trained on data=sentences.*: set data=sentences"):
         train(student_config(tokens, 4, "data=streaming", "resume=auto"), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The shards, and the runs of two processes that `stream_ranks` trains on them."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("delvm.data.shards.manifest.TOKENS_PER_RECORD", 64)
+        patch.setattr("delvm.data.shards.manifest.RECORDS_PER_SHARD", 2)
+        write_ids(folder / "tokens")
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "tests.training.stream_ranks"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, folder / "tokens", folder],
+        cwd=Path(__file__).parents[2], env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_resume_their_streams(two_processes, strategy):
+    one, two = (
+        curve(two_processes / strategy / name, "train/loss") for name in ("one_job", "two_jobs")
+    )
+    assert len(one) == 6 and one == two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_one_process_continues_the_streams_of_two(two_processes, tmp_path, strategy, capsys):
+    source = two_processes / strategy / "two_jobs"
+    cfg = stream_config(two_processes / "tokens", 1, "trainer.max_steps=8")
+    cfg.resume = str(latest_valid_checkpoint(source))
+    train(cfg, tmp_path)
+    assert "2 ranks x 1 workers had read it, now 1 x 1 do" in capsys.readouterr().err
+    assert len(curve(tmp_path, "train/loss")) == 2
