@@ -15,6 +15,10 @@ __all__ = [
     "SentencesConfig",
     "Source",
     "SourceChunk",
+    "StreamingImages",
+    "StreamingImagesConfig",
+    "StreamingSentences",
+    "StreamingSentencesConfig",
     "load_manifests",
     "open_image",
     "read_examples",
@@ -29,6 +33,11 @@ if TYPE_CHECKING:
     from delvm.data.augment import BalanceConfig
     from delvm.data.datasets.images import ImageDataset, ImagesConfig
     from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
+    from delvm.data.datasets.streaming_images import StreamingImages, StreamingImagesConfig
+    from delvm.data.datasets.streaming_sentences import (
+        StreamingSentences,
+        StreamingSentencesConfig,
+    )
     from delvm.data.image_io import open_image, to_pil, to_tensor
     from delvm.data.resizing import ResizeMode, resize_center_crop, to_square
     from delvm.data.shards.manifest import Manifest, load_manifests
@@ -49,6 +58,10 @@ _LAZY = {
     "SentencesConfig": "delvm.data.datasets.sentences",
     "Source": "delvm.data.sources.base",
     "SourceChunk": "delvm.data.types",
+    "StreamingImages": "delvm.data.datasets.streaming_images",
+    "StreamingImagesConfig": "delvm.data.datasets.streaming_images",
+    "StreamingSentences": "delvm.data.datasets.streaming_sentences",
+    "StreamingSentencesConfig": "delvm.data.datasets.streaming_sentences",
     "load_manifests": "delvm.data.shards.manifest",
     "open_image": "delvm.data.image_io",
     "read_examples": "delvm.data.shards.reader",

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from delvm.training.datamodules import ImageDataModule, SentenceDataModule
     from delvm.training.distillation import DistillationModule, load_teacher
     from delvm.training.losses import CrossEntropyLoss, DistillationLoss, TokenLoss
+    from delvm.training.streaming import StreamingImageDataModule, StreamingSentenceDataModule
     from delvm.training.student import StudentModule
     from delvm.training.tokenizer import TokenizerModule
 
@@ -16,6 +17,8 @@ __all__ = [
     "DistillationModule",
     "ImageDataModule",
     "SentenceDataModule",
+    "StreamingImageDataModule",
+    "StreamingSentenceDataModule",
     "StudentModule",
     "TokenLoss",
     "TokenizerModule",
@@ -27,6 +30,7 @@ _LAZY = {
     "datamodules": ("ImageDataModule", "SentenceDataModule"),
     "distillation": ("DistillationModule", "load_teacher"),
     "losses": ("CrossEntropyLoss", "DistillationLoss", "TokenLoss"),
+    "streaming": ("StreamingImageDataModule", "StreamingSentenceDataModule"),
     "student": ("StudentModule",),
     "tokenizer": ("TokenizerModule",),
 }

@@ -13,8 +13,8 @@ from delvm.data.datasets.streaming_images import STREAM_WINDOW_SHARDS as IMAGE_W
 from delvm.data.datasets.streaming_images import StreamingImages, StreamingImagesConfig
 from delvm.data.datasets.streaming_sentences import (
     STREAM_WINDOW_SHARDS,
-    StreamingConfig,
     StreamingSentences,
+    StreamingSentencesConfig,
 )
 from delvm.errors import UserError
 from delvm.progress import log
@@ -136,9 +136,9 @@ class StreamingSentenceDataModule(StreamingDataModule, SentenceDataModule):
     """
 
     train: StreamingSentences
-    config: StreamingConfig
+    config: StreamingSentencesConfig
     indexed = "sentences"
-    validate = StreamingConfig.validate  # of arguments, which have the same names
+    validate = StreamingSentencesConfig.validate  # of arguments, which have the same names
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class StreamingSentenceDataModule(StreamingDataModule, SentenceDataModule):
         Raises:
             UserError: no token shards there, or the sentence does not fit the tasks' examples.
         """
-        config = StreamingConfig(
+        config = StreamingSentencesConfig(
             path=path,
             shards=shards or {},
             pairs_per_sentence=pairs_per_sentence,

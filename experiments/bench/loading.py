@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from delvm.data.datasets.sampler import ResumableBatchSampler
 from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
 from delvm.data.datasets.streaming_images import StreamingImages, StreamingImagesConfig
-from delvm.data.datasets.streaming_sentences import StreamingConfig, StreamingSentences
+from delvm.data.datasets.streaming_sentences import StreamingSentences, StreamingSentencesConfig
 from delvm.data.prepare.chunks import finish_chunks, start_chunks, write_chunk
 from delvm.data.shards import codebook as codebooks
 from delvm.data.shards import manifest, reader, writer
@@ -136,9 +136,9 @@ def streaming_rates(root: Path) -> list[Row]:
     ]
 
 
-def streaming_config(path: str, num_workers: int) -> StreamingConfig:
+def streaming_config(path: str, num_workers: int) -> StreamingSentencesConfig:
     """Streamed sentences with the default window."""
-    return StreamingConfig(
+    return StreamingSentencesConfig(
         path=path, pairs_per_sentence=PAIRS, batch_size=BATCH, num_workers=num_workers
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import delvm
 from delvm.errors import UserError
 from delvm.interop.load import load_student
 from delvm.training.callbacks.checkpoint import latest_valid_checkpoint
@@ -99,6 +100,18 @@ def test_mixture_continues_with_another_number_of_ranks(root):
     again = open_ranks(root, 3, first.state_dict(), **settings)
     tasks += [task for b in again.pull(2) for task in b["task"].tolist()]
     assert tasks.count(1) == len(tasks) / 4
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["https://HOST/derain/{000000..000099}.tar", "pipe:ssh HOST cat /data/{000000..000099}.tar"],
+)
+@pytest.mark.parametrize("option", ["streaming", "streaming_images"])
+def test_documented_settings_compose(option, pattern):
+    words = [f"data={option}", f'data.shards={{derain: "{pattern}"}}', "data.num_workers=4"]
+    data = delvm.compose("train", words).data
+    assert data.shards == {"derain": pattern} and data.num_workers == 4
+    assert data.rejects == "outputs/student/rejected_shards.jsonl"
 
 
 def test_loader_has_a_length(root):

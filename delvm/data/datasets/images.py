@@ -24,6 +24,7 @@ from delvm.data.shards.manifest import Manifest, load_manifests, load_manifests_
 from delvm.data.shards.random_access import MAX_OPEN_SHARDS, ImageShardReader
 from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example, ImageArray
+from delvm.errors import UserError
 from delvm.storage import as_path
 
 
@@ -72,13 +73,16 @@ class ImageDataset(Dataset[dict[str, Any]]):
             manifests: Of the training split, if they have been read already.
 
         Raises:
-            UserError: There are no image shards.
+            UserError: There are no image shards, or a task has no examples.
         """
         self.root, self.seed, self.config = as_path(config.path), seed, config
         self.manifests = dict(manifests or load_manifests(self.root, "train", "images"))
         self.tasks = sorted(self.manifests)
         self.schedule = TaskSchedule(dict.fromkeys(self.tasks, 1 / len(self.tasks)))
         by_task = [self.manifests[task] for task in self.tasks]
+        if empty := [m.task for m in by_task if not m.count]:
+            folder = self.root / "train" / empty[0]
+            raise UserError(f"task '{empty[0]}' has no images: remove {folder}")
         self.readers = [
             ImageShardReader(self.root, m, MAX_OPEN_SHARDS // len(by_task)) for m in by_task
         ]

@@ -21,7 +21,7 @@ STREAM_WINDOW_SHARDS = 8
 
 
 @dataclass
-class StreamingConfig(StreamSettings, SentencesConfig):
+class StreamingSentencesConfig(StreamSettings, SentencesConfig):
     """As `SentencesConfig`, for streams."""
 
     shuffle_window_shards: int = STREAM_WINDOW_SHARDS
@@ -53,7 +53,7 @@ class StreamingSentences(StreamingDataset):
 
     layout: SentenceDataset
 
-    def __init__(self, config: StreamingConfig, seed: int) -> None:
+    def __init__(self, config: StreamingSentencesConfig, seed: int) -> None:
         """Read the manifests of the training split.
 
         Args:

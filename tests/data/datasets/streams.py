@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from delvm.data.datasets.streaming_sentences import StreamingConfig, StreamingSentences
+from delvm.data.datasets.streaming_sentences import StreamingSentences, StreamingSentencesConfig
 from delvm.data.shards import codebook as codebooks
 from delvm.data.shards import manifest, writer
 from delvm.data.types import Example
@@ -61,7 +61,7 @@ def open_streams(root, ranks=1, workers=1, **changes):
     """The data set of each rank, at the beginning."""
     settings = {"path": str(root), "images_per_sentence": IMAGES, "batch_size": 2}
     settings |= {"num_workers": workers, "shuffle_window_shards": 2} | changes
-    return [_of_rank(StreamingConfig(**settings), rank, ranks) for rank in range(ranks)]
+    return [_of_rank(StreamingSentencesConfig(**settings), rank, ranks) for rank in range(ranks)]
 
 
 def _of_rank(config, rank, ranks):

@@ -13,7 +13,7 @@ from delvm.data.datasets.sentences import (
     sentence_sizes,
     validation_sentences,
 )
-from delvm.data.datasets.streaming_sentences import StreamingConfig, StreamingSentences
+from delvm.data.datasets.streaming_sentences import StreamingSentences, StreamingSentencesConfig
 from delvm.data.shards import codebook as codebooks
 from delvm.data.shards import manifest, writer
 from delvm.errors import UserError
@@ -97,7 +97,9 @@ def test_without_it_the_order_is_that_of_the_shards(root):
 
 def test_streams(root):
     settings = {"images_per_sentence": IMAGES, "batch_size": 4, "num_workers": 1}
-    data = StreamingSentences(StreamingConfig(str(root), shuffle_annotations=True, **settings), 0)
+    data = StreamingSentences(
+        StreamingSentencesConfig(str(root), shuffle_annotations=True, **settings), 0
+    )
     indexed = SentenceDataset(config(root, shuffle_annotations=True), seed=0)
     expected = [(task, orders) for task, orders, _ in sentences(indexed, 24)]
     found = []

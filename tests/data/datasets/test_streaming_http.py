@@ -5,10 +5,12 @@ import json
 import time
 
 import pytest
+import torch
 
-from delvm.data.datasets.streaming_sentences import StreamingConfig, StreamingSentences
+from delvm.data.datasets.streaming_images import StreamingImages, StreamingImagesConfig
+from delvm.data.datasets.streaming_sentences import StreamingSentences, StreamingSentencesConfig
 from delvm.training.streaming import StreamingSentenceDataModule
-from tests.data.datasets.streams import COUNTS, IMAGES, examples_of, write_corpus
+from tests.data.datasets.streams import COUNTS, IMAGES, examples_of, write_corpus, write_images
 from tests.data.http_server import serve
 
 
@@ -20,7 +22,7 @@ def root(tmp_path, monkeypatch):
 
 def stream(url, **changes):
     settings = {"images_per_sentence": IMAGES, "batch_size": 1, "timeout_s": 0.5}
-    return StreamingSentences(StreamingConfig(url, **settings | changes), seed=0)
+    return StreamingSentences(StreamingSentencesConfig(url, **settings | changes), seed=0)
 
 
 def first_epoch(data, task, count):
@@ -93,3 +95,23 @@ def test_manifests_at_one_place_and_shards_on_a_server(root):
         data = stream(str(root), shards=patterns)
         assert sorted(first_epoch(data, "derain", 8)) == [*range(8)]
     assert all(path.endswith(".tar") for path in requests)
+
+
+@pytest.mark.slow
+def test_images_from_a_server_that_fails_at_times(tmp_path, monkeypatch):
+    monkeypatch.setattr("delvm.data.shards.fetch.FIRST_WAIT_S", 0.01)
+    root = write_images(tmp_path / "images")
+    failures = {
+        shard("derain", 0): iter(["cut", "500", "stall"]),
+        shard("photos", 2): itertools.repeat("cut"),
+    }
+
+    def streamed(path):
+        config = StreamingImagesConfig(path, batch_size=4, shuffle_window_shards=9, timeout_s=0.5)
+        return [batch["pixels"] for batch in itertools.islice(StreamingImages(config, 0), 8)]
+
+    with serve(root, failures) as (url, requests):
+        from_server = streamed(url)
+    assert requests[shard("derain", 0)] >= 4
+    (root / "train" / "photos" / "000002.tar").unlink()
+    assert all(map(torch.equal, from_server, streamed(str(root))))

@@ -112,3 +112,14 @@ def test_settings_are_checked():
     assert any("retries=-1" in line for line in StreamingImagesConfig(retries=-1).validate())
     assert any("batch_size=0" in line for line in StreamingImagesConfig(batch_size=0).validate())
     assert not StreamingImagesConfig().validate()
+
+
+@pytest.mark.parametrize(
+    "reader", [open_images, lambda root: ImageDataset(ImagesConfig(str(root)), 0)]
+)
+def test_task_without_images_is_refused(root, reader):
+    path = root / "train" / "photos" / "manifest.json"
+    values = json.loads(path.read_text()) | {"count": 0, "shards": []}
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="task 'photos' has no images: remove .*photos"):
+        reader(root)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
-from delvm.data.datasets.streaming_sentences import StreamingConfig, StreamingSentences
+from delvm.data.datasets.streaming_sentences import StreamingSentences, StreamingSentencesConfig
 from delvm.data.shards.fetch import read_ahead
 from delvm.errors import UserError
 from tests.data.datasets.streams import COUNTS, IMAGES, examples_of, open_streams, write_corpus
@@ -186,10 +186,10 @@ def test_lost_store_stops_the_stream(root, monkeypatch):
     ("changes", "reason"), [({"retries": -1}, "retries=-1"), ({"timeout_s": 0.0}, "timeout_s=0.0")]
 )
 def test_settings_are_checked(changes, reason):
-    assert any(reason in line for line in StreamingConfig(**changes).validate())
-    assert not StreamingConfig().validate()
+    assert any(reason in line for line in StreamingSentencesConfig(**changes).validate())
+    assert not StreamingSentencesConfig().validate()
 
 
 def test_sentence_longer_than_the_examples_is_refused(root):
     with pytest.raises(UserError, match=r"an example of task 'video' has 3 images"):
-        StreamingSentences(StreamingConfig(str(root), images_per_sentence=8), seed=0)
+        StreamingSentences(StreamingSentencesConfig(str(root), images_per_sentence=8), seed=0)
