@@ -194,7 +194,7 @@ def _measure(
     stats = {
         task: {
             name: ReconstructionStats(torch.zeros(codebook_size, dtype=torch.long))
-            for name in side_names(manifests[task].images_per_example)
+            for name in side_names(manifests[task])
         }
         for task in tasks
     }

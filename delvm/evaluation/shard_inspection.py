@@ -64,11 +64,17 @@ class TokenStats:
         self.num_images += len(ids)
 
 
-def side_names(images_per_example: int) -> tuple[str, ...]:
-    """Names of the images of an example."""
-    if images_per_example == 2:
+def side_names(manifest: Manifest) -> tuple[str, ...]:
+    """Names of the images of an example; of an image with annotations, those of the annotations."""
+    count = manifest.images_per_example
+    if count == 2:
         return ("input", "target")
-    return tuple(f"image {number}" for number in range(1, images_per_example + 1))
+    annotations = manifest.settings.get("annotations")
+    if manifest.settings.get("order") == "fixed" and isinstance(annotations, list):
+        names = ("image", *map(str, annotations))
+        if len(set(names)) == count:
+            return names
+    return tuple(f"image {number}" for number in range(1, count + 1))
 
 
 def inspect_shards(
@@ -189,7 +195,7 @@ def _inspect_images(
     root: StoragePath, manifest: Manifest, output_dir: Path, chosen: set[int]
 ) -> dict[str, Any]:
     split, task = manifest.split, manifest.task
-    names = side_names(manifest.images_per_example)
+    names = side_names(manifest)
     rows: list[list[Image.Image]] = [[] for _ in names]
     for index, example in enumerate(read_examples(root, split, task, manifest=manifest)):
         if index in chosen:
@@ -229,7 +235,7 @@ def _inspect_tokens(
     )
     sides = {
         name: TokenStats(torch.zeros(manifest.vocab_size, dtype=torch.long))
-        for name in side_names(manifest.images_per_example)
+        for name in side_names(manifest)
     }
     shown: list[Ids] = []
     for ids in _records(root, manifest, chosen, shown):

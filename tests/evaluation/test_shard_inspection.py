@@ -13,7 +13,7 @@ from delvm.data.shards.codebook import write_codebook
 from delvm.data.shards.manifest import plan_images, plan_tokens
 from delvm.data.shards.writer import write_tokens
 from delvm.errors import UserError
-from delvm.evaluation.shard_inspection import inspect_shards, shard_kind
+from delvm.evaluation.shard_inspection import inspect_shards, shard_kind, side_names
 from delvm.interop.fingerprint import fingerprint
 
 N, V, COUNT = 16, 216, 60
@@ -146,3 +146,14 @@ def test_shown_examples_depend_on_the_seed_only(write: Any, tokenizer: Any, tmp_
         inspect_shards(root, tokenizer, output_dir=tmp_path / name, seed=seed)
         grids.append((tmp_path / name / "train_pose.png").read_bytes())
     assert grids[0] == grids[1] != grids[2]
+
+
+def test_images_with_annotations_are_named_by_them():
+    settings: dict[str, Any] = {"annotations": ["depth", "normal"], "order": "fixed"}
+    images = plan_images("train", "a", source="annotated", seed=0, image_size=8, settings=settings)
+    images.images_per_example = 3
+    assert side_names(images) == ("image", "depth", "normal")
+    images.settings["order"] = "shuffled"  # each example has another
+    assert side_names(images) == ("image 1", "image 2", "image 3")
+    images.settings["order"], images.images_per_example = "fixed", 4
+    assert len(side_names(images)) == 4

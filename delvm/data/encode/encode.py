@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from delvm import tasks
 from delvm.data.augment import BalanceConfig, BalanceMode, target_counts
+from delvm.data.encode.annotation_limits import allowed_for_annotations
 from delvm.data.encode.executors.base import Executor, Rank, TokenizerFactory, check_executor
 from delvm.data.encode.executors.local import Local
 from delvm.data.encode.shard_task import EncodeJob, ShardResult, ShardTask, Tokenizer
@@ -243,8 +244,10 @@ def plan_job(
         for both in _plan_split(input_dir, split, tokenizer, fingerprint, balance, seed)
     ]
     images, tokens = zip(*planned, strict=True)
-    named = (tasks.get_or_default(manifest.task) for manifest in tokens)
-    geometries = tuple(map(balance.geometry, named))
+    geometries = tuple(
+        allowed_for_annotations(balance, each).geometry(tasks.get_or_default(each.task))
+        for each in tokens
+    )
     return EncodeJob(input_dir, output_dir, images, tokens, geometries, batch_size)
 
 
@@ -268,7 +271,7 @@ def _plan_split(
                 f"image size {manifest.image_size} (images in {input_dir}) != resolution {size} "
                 f"(tokenizer): run `delvm prepare source.size={size}`"
             )
-        settings = balance.settings() | {"seed": seed}
+        settings = allowed_for_annotations(balance, manifest).settings() | {"seed": seed}
         tokens = plan_tokens(
             manifest,
             targets[task],

@@ -234,6 +234,10 @@ def test_splits_and_prepare(tmp_path):
     assert {split for split, _ in made} == {"train", "val", "test"}
     assert sum(each.count for each in made.values()) == 30
     assert {each.images_per_example for each in made.values()} == {5}
+    for manifest in made.values():  # what was found, not what was set
+        assert manifest.settings["annotations"] == list(FOLDERS)
+        kinds = ["depth", "image", "normals", "labels"]
+        assert manifest.settings["kinds"] == dict(zip(FOLDERS, kinds, strict=True))
     again = source(tmp_path / "raw", val_fraction=0.2, test_fraction=0.2, order="shuffled")
     for split in ("train", "val", "test"):
         assert same(*(read_all(each, split)["annotated"] for each in (reader, again)))

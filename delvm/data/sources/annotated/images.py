@@ -87,6 +87,10 @@ class Annotated(AnnotatedSource):
             annotations = [annotations[index] for index in order]
         return Example(key, task, (image, *annotations))
 
+    def found_annotations(self) -> list[str]:
+        """The directories of annotations."""
+        return self._annotations
+
     @cached_property
     def _annotations(self) -> list[str]:
         """The directories of annotations.
