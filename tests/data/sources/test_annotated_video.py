@@ -177,6 +177,25 @@ def test_bad_input_is_rejected_and_the_rest_is_read(tmp_path):
     ]  # fmt: skip
 
 
+def test_grays_of_depth_mean_the_same_in_all_frames(tmp_path):
+    """A square is far at first, and near from the fourth frame on: the rest keeps its gray."""
+    frames = moving(8)
+    depth = [depth_of(frame) for frame in frames]
+    for number in range(4):
+        depth[number] = np.where(square_of(frames[number]), 3900, 4000).astype(np.uint16)
+    write_frame_folder(tmp_path / "image/a", frames)
+    write_frame_folder(tmp_path / "depth/a", depth)
+
+    def grays(reader):
+        clips = read_all(reader, "train")["video_separate"]
+        return [image[..., 0] for clip in clips for image in clip.images[LENGTH:]]
+
+    own = grays(source(tmp_path))
+    assert {int(gray.min()) for gray in own} == {1}
+    assert max(gray.max() for gray in own[:4]) < 8 and {int(g.max()) for g in own[4:]} == {255}
+    assert max(gray.max() for gray in grays(source(tmp_path, depth_range=[500, 4000]))[:4]) < 8
+
+
 def test_tasks_are_never_mirrored_or_turned():
     for task in map(tasks.get, TASKS):
         assert not task.allows_hflip and task.max_degrees == 0

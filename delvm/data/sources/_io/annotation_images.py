@@ -1,6 +1,8 @@
 """Annotations as images: depth, normals, labels and masks in the formats that data sets store."""
 
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -11,11 +13,13 @@ from PIL import Image
 
 from delvm.data.image_io import StoredImage, convert_to_rgb, open_stored
 from delvm.data.sources._io.label_images import Palette, labels_to_rgb
+from delvm.errors import UserError
 
 # Gray of 8 bits with more values than this is a soft mask, or a compressed one, and not ids.
 MAX_GRAY_IDS = 63
 # What an image's own depths are scaled to: the darkest and brightest 2% of the pixels are clipped.
 PERCENTILES = (2, 98)
+_SAMPLED = 7  # every so many pixels are looked at for the range of several images
 
 
 class AnnotationKind(StrEnum):
@@ -41,6 +45,7 @@ class AnnotationKind(StrEnum):
     normals = "normals"
 
 
+DEPTHS = (AnnotationKind.depth, AnnotationKind.depth_float16, AnnotationKind.disparity)
 _GUESSES = (
     (AnnotationKind.disparity, r"dispar|inverse_?depth"),
     (AnnotationKind.depth, r"depth"),
@@ -135,25 +140,65 @@ def depth_to_rgb(
     """
     if not _is_deep(image):
         return convert_to_rgb(image)
+    known, near = _nearness(image, kind)
+    if not known.any():
+        raise ValueError("no pixel has a depth")
+    if depth_range is None:
+        low, high = np.percentile(near, PERCENTILES)
+    else:
+        low, high = sorted(_invert(np.array(depth_range), kind))
+    level = np.full(near.shape, 0.5)
+    if high > low:
+        level = np.clip((near - low) / (high - low), 0, 1)
+    gray = np.zeros(known.shape)
+    gray[known] = np.round(1 + 254 * level)
+    return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+
+
+def common_depth_range(files: Sequence[Path], kind: AnnotationKind) -> tuple[float, float] | None:
+    """The range of the depth in several images, such as the frames of a video.
+
+    Args:
+        files: that cannot be read are left out.
+        kind: depth, depth_float16 or disparity.
+
+    Returns:
+        Smallest and largest value as for `depth_to_rgb`, between the percentiles of all images
+        together; None where no image has a depth in more than 8 bits, or all of one distance.
+    """
+    found: list[npt.NDArray[np.float64]] = []
+
+    def collect(image: Image.Image) -> Image.Image:
+        if _is_deep(image):
+            found.append(_nearness(image, kind)[1][::_SAMPLED])
+        return Image.new("RGB", image.size)
+
+    for file in files:
+        with suppress(UserError):
+            open_stored(file, "", collect)
+    values = np.concatenate(found) if found else np.zeros(0)
+    if not values.size:
+        return None
+    low, high = sorted(_invert(np.percentile(values, PERCENTILES), kind).tolist())
+    return (low, high) if high > low else None
+
+
+def _nearness(
+    image: Image.Image, kind: AnnotationKind
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+    """Which pixels (H, W) have a depth, and the inverse depth of these (n,)."""
     values = np.asarray(image)
     if kind is AnnotationKind.depth_float16:
         values = values.astype(np.uint16).view(np.float16)
     values = values.astype(np.float64)
     known = np.isfinite(values) & (values > 0)
-    if not known.any():
-        raise ValueError("no pixel has a depth")
-    inverse = kind is not AnnotationKind.disparity
-    near = np.divide(1, values, where=known, out=np.zeros_like(values)) if inverse else values
-    if depth_range is None:
-        low, high = np.percentile(near[known], PERCENTILES)
-    else:
-        low, high = sorted(1 / each if inverse else each for each in depth_range)
-    with np.errstate(invalid="ignore"):
-        level = (
-            np.clip((near - low) / (high - low), 0, 1) if high > low else np.full(near.shape, 0.5)
-        )
-    gray = np.where(known, np.round(1 + 254 * np.where(known, level, 0)), 0)
-    return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+    return known, _invert(values[known], kind)
+
+
+def _invert(values: npt.NDArray[np.float64], kind: AnnotationKind) -> npt.NDArray[np.float64]:
+    """Depth as inverse depth and the other way round; disparity as it is."""
+    inverted: npt.NDArray[np.float64] = values if kind is AnnotationKind.disparity else 1 / values
+    return inverted
 
 
 def _labels(image: Image.Image) -> Image.Image:

@@ -70,6 +70,10 @@ class Co3d(AnnotatedSource, ClipSource):
             errors.append(f"categories=[{','.join(self.categories)}] has a duplicate: remove it")
         return errors
 
+    def found_annotations(self) -> list[str]:
+        """The annotations, none of which is read unless it is set."""
+        return self.annotations
+
     def kind_of(self, annotation: str) -> AnnotationKind:
         """What the pixels of annotations are; of those of CO3D it is known."""
         if annotation in CO3D_KINDS and annotation not in self.kinds:
@@ -166,7 +170,7 @@ class Co3d(AnnotatedSource, ClipSource):
     def clips(self, key: str, video: VideoItem) -> Iterator[NamedClip | str]:
         """The examples of a sequence, and a line for each error."""
         paths = [self.root() / path for path in (video.path, *video.annotations)]
-        streams = open_streams(paths, self.annotations)
+        streams = open_streams(self, paths, self.annotations)
         if isinstance(streams, str):
             yield streams
             return

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from delvm.data.image_io import all_aligned
 from delvm.data.resizing import same_shape
@@ -29,7 +30,7 @@ class AnnotatedSource(RawSource):
         kinds: directory -> what its pixels are, one of `AnnotationKind`; of others it is taken from
             the name: *depth*, *dispar*, *normal*, *seg*, *label* or *mask*.
         depth_range: smallest and largest value that is shown of depth in more than 8 bits, in the
-            unit of the files; without any, the range of each image.
+            unit of the files; without any, the range of each image, or of all frames of a video.
     """
 
     image: str = "image"
@@ -63,6 +64,20 @@ class AnnotatedSource(RawSource):
             )
         return errors
 
+    def settings(self, split: str, task: str) -> dict[str, Any]:
+        """Every setting but size and seed, with the annotations that were found and their kinds."""
+        found = self.found_annotations()
+        kinds = {each: self.kind_of(each).value for each in found}
+        return super().settings(split, task) | {"annotations": found, "kinds": kinds}
+
+    def found_annotations(self) -> list[str]:
+        """The directories of annotations in the order of an example.
+
+        Raises:
+            UserError: there are none, or one that is set does not exist.
+        """
+        raise NotImplementedError
+
     def kind_of(self, annotation: str) -> AnnotationKind:
         """What the pixels of the annotations in a directory are."""
         return AnnotationKind(self.kinds.get(annotation) or guess_kind(annotation))
@@ -90,14 +105,27 @@ class AnnotatedSource(RawSource):
         log(f"prepare: annotations {kinds}; for others set source.kinds={{{chosen[0]}: KIND}}")
         return chosen
 
-    def open_file(self, file: Path, name: str, annotation: str | None) -> OpenedAnnotation:
+    def open_file(
+        self,
+        file: Path,
+        name: str,
+        annotation: str | None,
+        depth_range: tuple[float, float] | None = None,
+    ) -> OpenedAnnotation:
         """Open an image, or the annotation of a directory.
+
+        Args:
+            file: its path.
+            name: what to call it in messages.
+            annotation: the directory; None for an image.
+            depth_range: that is shown where none is set; None: that of the file.
 
         Raises:
             UserError: it cannot be opened, or has other values than its kind.
         """
         kind = None if annotation is None else self.kind_of(annotation)
-        depth_range = (self.depth_range[0], self.depth_range[1]) if self.depth_range else None
+        if self.depth_range:
+            depth_range = (self.depth_range[0], self.depth_range[1])
         return open_annotation(file, name, kind, depth_range)
 
     def squares(self, opened: Sequence[OpenedAnnotation]) -> tuple[ImageArray, ...]:

@@ -7,12 +7,18 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from delvm.data.sources._io.annotation_images import OpenedAnnotation, annotation_of_frame
+from delvm.data.sources._io.annotation_images import (
+    DEPTHS,
+    OpenedAnnotation,
+    annotation_of_frame,
+    common_depth_range,
+)
 from delvm.data.sources._io.video import count_frames, frame_names, read_video
 from delvm.data.sources.annotated.settings import AnnotatedSource
 from delvm.data.types import ImageArray
 from delvm.errors import UserError, did_you_mean
 
+DEPTH_FRAMES = 16  # of a video, from which the range of its depth is taken
 LAYOUTS = ("separate", "interleaved")
 # (number of the frame in the video, what it holds or why it was rejected)
 _Opened: TypeAlias = tuple[int, OpenedAnnotation | str]
@@ -27,6 +33,8 @@ class Stream(NamedTuple):
         files: names of the frames in a directory.
         positions: for each frame of the video, its position in `files`, or None without one.
         unmatched: names of frames of an annotation that no frame of the video has.
+        depth_range: of the depth in a directory of frames, so that a gray level means the same
+            distance in all of them.
     """
 
     path: Path
@@ -34,15 +42,19 @@ class Stream(NamedTuple):
     files: tuple[str, ...] = ()
     positions: tuple[int | None, ...] = ()
     unmatched: tuple[str, ...] = ()
+    depth_range: tuple[float, float] | None = None
 
 
-def open_streams(paths: Sequence[Path], annotations: Sequence[str]) -> list[Stream] | str:
+def open_streams(
+    source: AnnotatedSource, paths: Sequence[Path], annotations: Sequence[str]
+) -> list[Stream] | str:
     """A video and its annotations, or why they do not fit together.
 
     Frames in directories are matched by their names. Where names have nothing in common, and in
     video files, they are matched by their order, and there must be equally many.
 
     Args:
+        source: knows what the annotations are.
         paths: of the video, then of its annotations.
         annotations: their names.
     """
@@ -62,8 +74,20 @@ def open_streams(paths: Sequence[Path], annotations: Sequence[str]) -> list[Stre
             unmatched = tuple(names[index] for key, index in keys.items() if key not in known)
         elif counts[0] is not None and count is not None and count != counts[0]:
             return f"has {counts[0]} frames, and {name} {count}"
-        streams.append(Stream(path, name, names, positions, unmatched))
+        depth_range = _depth_range(source, path, name, names)
+        streams.append(Stream(path, name, names, positions, unmatched, depth_range))
     return streams
+
+
+def _depth_range(
+    source: AnnotatedSource, path: Path, annotation: str, names: Sequence[str]
+) -> tuple[float, float] | None:
+    """The range of some frames all over a video, if they are of depth and none is set."""
+    kind = source.kind_of(annotation)
+    if kind not in DEPTHS or source.depth_range:
+        return None
+    step = max(1, len(names) // DEPTH_FRAMES)
+    return common_depth_range([path / name for name in names[::step]], kind)
 
 
 def _frame_keys(names: Sequence[str]) -> list[str]:
@@ -126,7 +150,7 @@ def _open_frame(source: AnnotatedSource, stream: Stream, number: int) -> OpenedA
         return "missing"
     name = stream.files[position]
     try:
-        return source.open_file(stream.path / name, name, stream.annotation)
+        return source.open_file(stream.path / name, name, stream.annotation, stream.depth_range)
     except UserError as error:
         return str(error)
 

@@ -43,6 +43,10 @@ class AnnotatedVideo(Video, AnnotatedSource):
         """Every error of the settings alone."""
         return super().validate() + layout_errors(self.layouts)
 
+    def found_annotations(self) -> list[str]:
+        """The annotations in the order of an example."""
+        return self._found[0]
+
     def tasks(self) -> list[str]:
         """One for each layout."""
         return [f"video_{layout}" for layout in self.layouts]
@@ -56,9 +60,9 @@ class AnnotatedVideo(Video, AnnotatedSource):
         return f"contains neither {self.image}/NAME nor NAME/{self.image} (source.image)"
 
     def _clips_from(self, video: VideoItem, stride: int, start: int) -> Iterator[Clip | str]:
-        annotations = self._found[0]
+        annotations = self.found_annotations()
         streams = open_streams(
-            [self.root() / path for path in (video.path, *video.annotations)], annotations
+            self, [self.root() / path for path in (video.path, *video.annotations)], annotations
         )
         if isinstance(streams, str):
             yield streams
