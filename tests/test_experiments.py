@@ -67,7 +67,7 @@ def test_source_settings_in_docs_and_overview(source):
     shared = {"path", "size", "resize", "seed", "val_fraction", "test_fraction"}
     own = {field.name for field in fields(SOURCES[source])} - shared
     listed = " ".join(rows) + (
-        "clip_length stride strides random_start overlap scene_cut_threshold"
+        "clip_length stride strides random_start overlap scene_cut_threshold cut_stride"
         if "as `video`" in rows[0]
         else ""
     )

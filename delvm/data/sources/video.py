@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from delvm.data.sources._io.video import (
     VIDEO_SUFFIXES,
@@ -40,6 +40,8 @@ class Video(ClipSource):
         overlap: last frames of a clip that are also the first of the next.
         scene_cut_threshold: distance of two frames, in [0, 1], above which a scene ends; 0 does
             not look for cuts.
+        cut_stride: cuts are looked for between frames that are at most so far apart, since within a
+            larger `stride` a moving camera looks like a cut; 0: between the frames of a clip alone.
     """
 
     name: ClassVar[str] = "video"
@@ -49,11 +51,12 @@ class Video(ClipSource):
     random_start: bool = False
     overlap: int = 0
     scene_cut_threshold: float = 0.45
+    cut_stride: int = 5
 
     def validate(self) -> list[str]:
         """Every error of the settings alone."""
         errors = super().validate()
-        for key, least in (("clip_length", 2), ("stride", 1), ("overlap", 0)):
+        for key, least in (("clip_length", 2), ("stride", 1), ("overlap", 0), ("cut_stride", 0)):
             if (value := getattr(self, key)) < least:
                 errors.append(f"{key}={value} is below {least}: set source.{key}={least}")
         if any(stride < 1 for stride in self.strides) or len(set(self.strides)) < len(self.strides):
@@ -71,6 +74,20 @@ class Video(ClipSource):
                 "source.scene_cut_threshold=0.45"
             )
         return errors
+
+    def settings(self, split: str, task: str) -> dict[str, Any]:
+        """Every setting but size and seed; `cut_stride` only where it makes a difference."""
+        settings = super().settings(split, task)
+        strides = self.strides or [self.stride]
+        if all(self.frame_step(stride) == stride for stride in strides):
+            del settings["cut_stride"]
+        return settings
+
+    def frame_step(self, stride: int) -> int:
+        """How far apart frames are read: the largest divisor of a stride up to `cut_stride`."""
+        if not self.scene_cut_threshold or not 0 < self.cut_stride < stride:
+            return stride
+        return next(step for step in range(self.cut_stride, 0, -1) if stride % step == 0)
 
     def tasks(self) -> list[str]:
         """Its only task."""
@@ -108,15 +125,19 @@ class Video(ClipSource):
 
     def _clips_from(self, video: VideoItem, stride: int, start: int) -> Iterator[Clip | str]:
         path = self.root() / video.path
-        frames = (read_frame_folder if path.is_dir() else read_video)(path, stride, start)
-        return self.split_frames(frames, self.to_square)
+        step = self.frame_step(stride)
+        frames = (read_frame_folder if path.is_dir() else read_video)(path, step, start)
+        return self.split_frames(frames, self.to_square, stride // step)
 
     def split_frames(
-        self, frames: Iterable[tuple[int, T | str]], to_square: Callable[[T], ImageArray]
+        self,
+        frames: Iterable[tuple[int, T | str]],
+        to_square: Callable[[T], ImageArray],
+        every: int,
     ) -> Iterator[Clip | str]:
-        """Frames of one video as clips, as the settings have them."""
+        """Frames of one video, of which one in `every` may be in a clip, as clips."""
         return split_into_clips(
-            frames, to_square, self.clip_length, self.overlap, self.scene_cut_threshold
+            frames, to_square, self.clip_length, self.overlap, self.scene_cut_threshold, every
         )
 
     def nothing_found(self) -> str:

@@ -18,7 +18,7 @@ from delvm.data.sources.video import Video
 from delvm.errors import UserError
 from experiments.sources.layouts import write_frames, write_video
 from tests.data.sources import bad_files
-from tests.data.sources.checks import keys, prepared, read_all, rejects
+from tests.data.sources.checks import keys, prepared, read_all, rejects, same
 
 SIZE = 32
 WIDE, HIGH = 64, 48
@@ -117,6 +117,48 @@ def test_random_starts(tmp_path):
     assert not rejects(source(tmp_path, random_start=True), "train", "video")  # at its start
 
 
+def panning(count, scenes=("coffee",), width=96):
+    """Frames of a camera that pans by half of its width in 30 frames; one scene after another."""
+    for scene in scenes:
+        photo = photographs.load_photo(scene)
+        wide = photo.resize((round(3 * width * photo.width / photo.height), 3 * width))
+        for number in range(count):
+            left = round(number * width / 60) % (wide.width - width)
+            yield np.asarray(wide.crop((left, width, left + width, 2 * width)))
+
+
+def test_a_panning_camera_is_not_a_cut_at_large_strides(tmp_path):
+    write_frames(tmp_path / "a", panning(100))
+    write_video(tmp_path / "b.mp4", panning(100))
+    plain = {"strides": [30], "clip_length": 3}
+    assert keys(source(tmp_path, **plain), "train", "video") == ["a-s30-000000", "b-s30-000000"]
+    # This is what was done before, and is of no use.
+    assert keys(source(tmp_path, **plain, cut_stride=0), "train", "video") == []
+
+
+def test_cuts_between_the_frames_of_a_clip(path):
+    """Of another scene that lasts less than a stride, no frame of a clip shows anything."""
+    first, between = moving(30), moving(6, "china")
+    first[11:17] = between
+    write(path, first)
+    settings = {"stride": 10, "clip_length": 3}
+    assert keys(source(path.parent, **settings, cut_stride=0), "train", "video") == ["a-000000"]
+    assert keys(source(path.parent, **settings), "train", "video") == []
+
+
+def test_cut_stride_changes_nothing_of_small_strides(path):
+    shown = [*moving(20), *moving(20, "china")]
+    write(path, shown)
+    for stride in (1, 4, 5):
+        pair = [source(path.parent, stride=stride, cut_stride=each) for each in (5, 0)]
+        one, other = (read_all(each, "train")["video"] for each in pair)
+        assert same(one, other)
+        # So earlier data sets can be continued.
+        assert pair[0].settings("train", "video") == pair[1].settings("train", "video")
+    steps = {s: source(path.parent).frame_step(s) for s in (5, 6, 7, 10, 16, 30)}
+    assert steps == {5: 5, 6: 3, 7: 1, 10: 5, 16: 4, 30: 5}
+
+
 def test_frames_sorted_by_number(tmp_path):
     shown = [np.full((HIGH, WIDE, 3), 4 * number, np.uint8) for number in range(12)]
     write_frames(tmp_path / "a", shown)
@@ -159,8 +201,8 @@ def test_scene_distance_separates_cuts_from_motion_and_light():
         assert scene_distance(first, first) == 0
         moved, nearer = look(scene, left=0.1), look(scene, side=0.5)
         lighter = np.clip(first * 1.25, 0, 255).astype(np.uint8)
-        for same in (moved, nearer, lighter):
-            assert scene_distance(first, same) < threshold, scene
+        for alike in (moved, nearer, lighter):
+            assert scene_distance(first, alike) < threshold, scene
         cuts += [scene_distance(first, look(other)) for other in scenes[:number]]
     assert np.mean(np.array(cuts) > threshold) > 0.9
 

@@ -238,6 +238,7 @@ def split_into_clips(
     length: int,
     overlap: int = 0,
     scene_cut_threshold: float = 0.0,
+    every: int = 1,
 ) -> Iterator[Clip | str]:
     """The clips of a video, and a line for each error that prevented one.
 
@@ -248,11 +249,13 @@ def split_into_clips(
         length: Frames per clip.
         overlap: Last frames of a clip that are also the first of the next.
         scene_cut_threshold: Scene distance above which a clip ends; 0 ignores cuts.
+        every: Of so many frames the first may be in a clip, and the others only show cuts.
     """
     kept: list[tuple[int, ImageArray]] = []  # of the incomplete clip
+    last: ImageArray | None = None  # the frame before
     num_frames = num_cuts = num_yielded = 0
     broken = False
-    for number, frame in frames:
+    for index, (number, frame) in enumerate(frames):
         if isinstance(frame, str):
             if not broken:
                 num_yielded += 1
@@ -261,12 +264,15 @@ def split_into_clips(
             kept.clear()
             continue
         broken = False
-        num_frames += 1
         image = to_square(frame)
         threshold = scene_cut_threshold if kept else 0
-        if threshold and scene_distance(_frame(kept[-1][1]), _frame(image)) > threshold:
+        if threshold and last is not None and scene_distance(last, _frame(image)) > threshold:
             num_cuts += 1
             kept.clear()
+        last = _frame(image)
+        if index % every:
+            continue
+        num_frames += 1
         kept.append((number, image))
         if len(kept) == length:
             num_yielded += 1

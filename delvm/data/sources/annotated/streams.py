@@ -1,7 +1,6 @@
 """Frames of a video and of its annotations, which stay in step; files are not trusted."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -100,7 +99,7 @@ def _frame_keys(names: Sequence[str]) -> list[str]:
 
 
 def read_streams(
-    source: AnnotatedSource, streams: Sequence[Stream], stride: int, start: int
+    source: AnnotatedSource, streams: Sequence[Stream], stride: int, start: int, step: int
 ) -> Iterator[tuple[int, ImageArray | str]]:
     """Every `stride`-th frame of a video from frame `start` on, with its annotations.
 
@@ -108,23 +107,29 @@ def read_streams(
         source: opens the files, and makes squares.
         streams: from `open_streams`.
         stride, start: in frames.
+        step: of the frames between them, which come without annotations; divides `stride`.
 
     Yields:
         (number, the frame and its annotations (k, size, size, 3)), or (number, why it was rejected)
     """
-    readers = [_read_stream(source, each, stride, start) for each in streams]
+    video, *readers = (
+        _read_stream(source, each, step if each.annotation is None else stride, start)
+        for each in streams
+    )
     number = start
-    for found in zip_longest(*readers):
+    for index, (number, frame) in enumerate(video):
+        if index % (stride // step):
+            yield number, _combine(source, streams[:1], [frame])
+            continue
+        found = [next(reader, None) for reader in readers]
         ended = [
-            each.annotation or source.image
-            for each, frame in zip(streams, found, strict=True)
-            if frame is None
+            each.annotation for each, other in zip(streams[1:], found, strict=True) if other is None
         ]
         if ended:
-            yield number, f"{ended[0]} ends before the others"
+            yield number, f"{ended[0]} ends before {source.image}"
             break
-        number = found[0][0]
-        yield number, _combine(source, streams, [frame for _, frame in found])
+        others = [other[1] for other in found if other is not None]
+        yield number, _combine(source, streams, [frame, *others])
     for each in streams:
         if each.unmatched:
             text = f"{each.annotation}: {len(each.unmatched)} frames without an image"

@@ -67,8 +67,9 @@ class AnnotatedVideo(Video, AnnotatedSource):
         if isinstance(streams, str):
             yield streams
             return
-        frames = read_streams(self, streams, stride, start)
-        yield from self.split_frames(frames, lambda frame: frame)
+        step = self.frame_step(stride)
+        frames = read_streams(self, streams, stride, start, step)
+        yield from self.split_frames(frames, lambda frame: frame, stride // step)
 
     def videos(self) -> Iterator[VideoItem]:
         """Every video with its annotations, sorted by path."""
