@@ -120,12 +120,33 @@ class StreamingDataModule(StreamDataModule):
                 f"overfit_batches needs data that can be read again: set data={self.indexed}"
             )
         self._set_rank()
+        self._report_few_windows()
         return DataLoader(
             self.train,
             batch_size=None,
             num_workers=self.config.num_workers,
             pin_memory=self._on_gpu(),
             generator=worker_generator(),
+        )
+
+    def _report_few_windows(self) -> None:
+        """Log the tasks of which the streams read several epochs at the same time."""
+        data = self.train
+        few = {
+            task: shuffle
+            for task, shuffle in zip(data.mixed_tasks, data.layout.shuffles, strict=True)
+            if shuffle.num_windows < self.num_streams
+        }
+        if not few or data.rank:
+            return
+        listed = ", ".join(f"{task} {each.num_windows:,}" for task, each in few.items())
+        smaller = any(len(each.counts) > each.num_windows for each in few.values())
+        remedy = "data.shuffle_window_shards=1" if smaller else f"data={self.indexed}"
+        log(
+            f"data: {self.num_streams:,} streams ({data.world_size:,} ranks x {data.num_workers} "
+            f"workers) share fewer windows of shards ({listed}), so they read several epochs of "
+            "them at once: in the time of one, up to 37% of the examples are not read and "
+            f"others are read again; set {remedy} to read them more evenly"
         )
 
 

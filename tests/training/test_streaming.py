@@ -62,6 +62,27 @@ def test_one_worker_reads_what_the_training_process_would(root):
     assert sentences(open_ranks(root).pull(6)) == sentences(open_ranks(root, num_workers=1).pull(6))
 
 
+@pytest.mark.parametrize(
+    ("ranks", "window", "message"),
+    [
+        (1, 8, ""),
+        (3, 8, "(derain 2, video 1)"),
+        (8, 1, "(video 7), so"),
+        (16, 8, "(derain 2, video 1)"),
+        (16, 1, "(derain 12, video 7)"),
+    ],
+)
+def test_tasks_with_fewer_windows_than_streams_are_reported(root, ranks, window, message, capsys):
+    run = open_ranks(root, ranks, shuffle_window_shards=window)
+    run.pull(1)
+    error = capsys.readouterr().err
+    assert error.count("streams (") == bool(message) and message in error
+    if message:
+        assert f"data: {ranks} streams ({ranks} ranks x 1 workers)" in error
+        remedy = "data=sentences" if window == 1 else "data.shuffle_window_shards=1"
+        assert f"set {remedy} to read" in error
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 3)])
 def test_resume_with_another_number_of_ranks(root, before, after, capsys):
     """At the end of the epoch each example was read once."""
