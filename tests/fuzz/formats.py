@@ -217,6 +217,25 @@ def small_video(root: Path) -> None:
     layouts.write_video(root / "a.mp4", [raw.scene("coffee", 32)] * 6)
 
 
+def small_annotated(root: Path) -> None:
+    for folder in ("image", "depth", "segmentation"):
+        (root / folder).mkdir(parents=True)
+    Image.fromarray(raw.scene("coffee", 32)).save(root / "image" / "a.png")
+    depth = np.linspace(500, 8000, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(depth).save(root / "depth" / "a.png")
+    Image.fromarray((depth // 2000).astype(np.uint8)).save(root / "segmentation" / "a.png")
+
+
+def small_co3d(root: Path) -> None:
+    for sequence in ("1_2_3", "4_5_6"):
+        folder = root / "apple" / sequence / "images"
+        folder.mkdir(parents=True)
+        for number in range(3):
+            (folder / f"frame{number:06d}.jpg").write_bytes(layouts.jpeg(raw.scene("coffee", 32)))
+    lists = {"train": [], "val": [], "test": [["1_2_3", 0, "apple/1_2_3/images/frame000000.jpg"]]}
+    write_json(root / "apple" / "set_lists" / "set_lists_fewview_dev.json", lists)
+
+
 def small_lmdb(root: Path) -> None:
     import lmdb
 
@@ -266,6 +285,9 @@ def _formats() -> list[Format]:
     sa1b, laion = source("sa1b", small_sa1b, num_crops=0), source("laion", small_laion)
     coco = source("coco_pose", small_coco, min_keypoints=1, min_side=0)
     video = source("video", small_video, clip_length=2, stride=1, scene_cut_threshold=0.0)
+    annotated = source("annotated", small_annotated)
+    co3d = source("co3d", small_co3d, num_views=2, set_lists=True)
+    set_list = "raw/apple/set_lists/set_lists_fewview_dev.json"
     rain, people = source("rain13k", small_lmdb), "raw/annotations/person_keypoints_train2017.json"
     config, weights, pickle = (
         "model/config.json",
@@ -304,6 +326,9 @@ def _formats() -> list[Format]:
         Format("laion_tar", laion[0], "raw/00000.tar", tar, laion[1]),
         Format("coco_json", coco[0], people, json_, coco[1]),
         Format("video", video[0], "raw/a.mp4", by_bytes, video[1]),
+        Format("depth", annotated[0], "raw/depth/a.png", by_bytes, annotated[1]),
+        Format("labels", annotated[0], "raw/segmentation/a.png", by_bytes, annotated[1]),
+        Format("set_list", co3d[0], set_list, json_, co3d[1]),
         Format("lmdb", rain[0], "raw/train/Rain13K/input.lmdb/data.mdb", by_bytes, rain[1]),
         Format("run_config", run_folder, "run/.hydra/config.yaml", text, read_runs),
         Format("run_choices", run_folder, "run/.hydra/hydra.yaml", text, read_runs),
