@@ -32,10 +32,19 @@ from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
 from delvm.storage import write_json
-from experiments.sources import layouts, raw
+from experiments.sources import raw
 from tests.data.corpus_makers import FakeSource
 from tests.fuzz import mutate
 from tests.fuzz.mutate import Mutation
+from tests.fuzz.raw_data import (
+    small_annotated,
+    small_co3d,
+    small_coco,
+    small_laion,
+    small_lmdb,
+    small_sa1b,
+    small_video,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 VQ = VQGANConfig(16, 3, 32, [1, 1], 1, [], True, 8, 32, 4, patch_size=4)
@@ -195,59 +204,6 @@ def source(name: str, make: Callable[[Path], object], **settings: Any) -> tuple[
     return lambda folder: make(folder / "raw"), read
 
 
-def small_sa1b(root: Path) -> None:
-    pixels = raw.scene("coffee", 32)
-    mask = np.zeros((32, 32), bool)
-    mask[4:20, 8:28] = True
-    layouts.write_sa1b(root / "sa_000000.tar", {"sa_1": (pixels, [mask, ~mask])})
-
-
-def small_coco(root: Path) -> None:
-    points = np.full((18, 2), np.nan)
-    points[:6] = np.linspace(4, 28, 12).reshape(6, 2)
-    layouts.write_coco(root, "train", {"1.jpg": (raw.scene("coffee", 32), [points])})
-
-
-def small_laion(root: Path) -> None:
-    files = {"0.jpg": layouts.jpeg(raw.scene("coffee", 32)), "0.txt": b"a"}
-    layouts.write_tar(root / "00000.tar", files)
-
-
-def small_video(root: Path) -> None:
-    layouts.write_video(root / "a.mp4", [raw.scene("coffee", 32)] * 6)
-
-
-def small_annotated(root: Path) -> None:
-    for folder in ("image", "depth", "segmentation"):
-        (root / folder).mkdir(parents=True)
-    Image.fromarray(raw.scene("coffee", 32)).save(root / "image" / "a.png")
-    depth = np.linspace(500, 8000, 32 * 32).reshape(32, 32).astype(np.uint16)
-    Image.fromarray(depth).save(root / "depth" / "a.png")
-    Image.fromarray((depth // 2000).astype(np.uint8)).save(root / "segmentation" / "a.png")
-
-
-def small_co3d(root: Path) -> None:
-    for sequence in ("1_2_3", "4_5_6"):
-        folder = root / "apple" / sequence / "images"
-        folder.mkdir(parents=True)
-        for number in range(3):
-            (folder / f"frame{number:06d}.jpg").write_bytes(layouts.jpeg(raw.scene("coffee", 32)))
-    lists = {"train": [], "val": [], "test": [["1_2_3", 0, "apple/1_2_3/images/frame000000.jpg"]]}
-    write_json(root / "apple" / "set_lists" / "set_lists_fewview_dev.json", lists)
-
-
-def small_lmdb(root: Path) -> None:
-    import lmdb
-
-    folder = root / "train" / "Rain13K"
-    folder.mkdir(parents=True)
-    for side in ("input", "target"):
-        store = folder / f"{side}.lmdb"
-        with lmdb.open(str(store), map_size=2**20) as env, env.begin(write=True) as transaction:
-            transaction.put(b"0", layouts.jpeg(raw.scene("coffee", 32)))
-        (store / "meta_info.txt").write_text("0.png (32,32,3) 1\n")
-
-
 # ---------------------------------------------------------------- runs
 
 
@@ -270,6 +226,28 @@ def read_scores(folder: Path) -> None:
     read_metrics(folder / "metrics.json")
 
 
+def _raw_formats() -> list[Format]:
+    """Files of raw data sets."""
+    by_bytes, json_, tar = mutate.mutate_bytes, mutate.mutate_json, mutate.mutate_tar
+    sa1b, laion = source("sa1b", small_sa1b, num_crops=0), source("laion", small_laion)
+    coco = source("coco_pose", small_coco, min_keypoints=1, min_side=0)
+    video = source("video", small_video, clip_length=2, stride=1, scene_cut_threshold=0.0)
+    annotated = source("annotated", small_annotated)
+    co3d = source("co3d", small_co3d, num_views=2, set_lists=True)
+    set_list = "raw/apple/set_lists/set_lists_fewview_dev.json"
+    rain, people = source("rain13k", small_lmdb), "raw/annotations/person_keypoints_train2017.json"
+    return [
+        Format("sa1b_tar", sa1b[0], "raw/sa_000000.tar", tar, sa1b[1]),
+        Format("laion_tar", laion[0], "raw/00000.tar", tar, laion[1]),
+        Format("coco_json", coco[0], people, json_, coco[1]),
+        Format("video", video[0], "raw/a.mp4", by_bytes, video[1]),
+        Format("depth", annotated[0], "raw/depth/a.png", by_bytes, annotated[1]),
+        Format("labels", annotated[0], "raw/segmentation/a.png", by_bytes, annotated[1]),
+        Format("set_list", co3d[0], set_list, json_, co3d[1]),
+        Format("lmdb", rain[0], "raw/train/Rain13K/input.lmdb/data.mdb", by_bytes, rain[1]),
+    ]
+
+
 def _formats() -> list[Format]:
     by_bytes, json_, tar = mutate.mutate_bytes, mutate.mutate_json, mutate.mutate_tar
     lines, tensors, pickled = (
@@ -282,13 +260,6 @@ def _formats() -> list[Format]:
     hf, muse = golden("golden/internlm_hf"), golden("golden/muse_vqgan")
     lvm = read_lines(".jsonl", token_files.read_lvm)
     internlm = read_lines(".bin", token_files.read_internlm)
-    sa1b, laion = source("sa1b", small_sa1b, num_crops=0), source("laion", small_laion)
-    coco = source("coco_pose", small_coco, min_keypoints=1, min_side=0)
-    video = source("video", small_video, clip_length=2, stride=1, scene_cut_threshold=0.0)
-    annotated = source("annotated", small_annotated)
-    co3d = source("co3d", small_co3d, num_views=2, set_lists=True)
-    set_list = "raw/apple/set_lists/set_lists_fewview_dev.json"
-    rain, people = source("rain13k", small_lmdb), "raw/annotations/person_keypoints_train2017.json"
     config, weights, pickle = (
         "model/config.json",
         "model/model.safetensors",
@@ -322,14 +293,7 @@ def _formats() -> list[Format]:
         Format("lvm_jsonl", jsonl, "dataset.jsonl", lines, lvm),
         Format("internlm_bin", binary, "train.bin", lines, internlm),
         Format("internlm_meta", binary, "train.bin.meta", by_bytes, internlm),
-        Format("sa1b_tar", sa1b[0], "raw/sa_000000.tar", tar, sa1b[1]),
-        Format("laion_tar", laion[0], "raw/00000.tar", tar, laion[1]),
-        Format("coco_json", coco[0], people, json_, coco[1]),
-        Format("video", video[0], "raw/a.mp4", by_bytes, video[1]),
-        Format("depth", annotated[0], "raw/depth/a.png", by_bytes, annotated[1]),
-        Format("labels", annotated[0], "raw/segmentation/a.png", by_bytes, annotated[1]),
-        Format("set_list", co3d[0], set_list, json_, co3d[1]),
-        Format("lmdb", rain[0], "raw/train/Rain13K/input.lmdb/data.mdb", by_bytes, rain[1]),
+        *_raw_formats(),
         Format("run_config", run_folder, "run/.hydra/config.yaml", text, read_runs),
         Format("run_choices", run_folder, "run/.hydra/hydra.yaml", text, read_runs),
         Format("history", run_folder, "run/metrics.csv", text, read_runs),
