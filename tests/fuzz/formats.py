@@ -13,6 +13,8 @@ from PIL import Image
 
 from delvm.data.datasets.images import ImageDataset, ImagesConfig, validation_images
 from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig, validation_sentences
+from delvm.data.datasets.streaming_images import StreamingImages, StreamingImagesConfig
+from delvm.data.datasets.streaming_sentences import StreamingSentences, StreamingSentencesConfig
 from delvm.data.image_io import open_image
 from delvm.data.prepare.chunks import read_rejects
 from delvm.data.prepare.prepare import prepare
@@ -92,6 +94,7 @@ def image_shards(folder: Path) -> None:
 
 
 def read_images(folder: Path) -> None:
+    next(iter(StreamingImages(StreamingImagesConfig(str(folder), batch_size=4, retries=0), 0)))
     list(read_examples(folder, "train", "derain"))
     config = ImagesConfig(str(folder), batch_size=4)
     validation_images(config)
@@ -103,6 +106,8 @@ def token_shards(folder: Path) -> None:
 
 
 def read_ids(folder: Path) -> None:
+    stream = StreamingSentencesConfig(str(folder), pairs_per_sentence=2, batch_size=4, retries=0)
+    next(iter(StreamingSentences(stream, 0)))
     list(read_tokens(folder, "train", "derain"))
     config = SentencesConfig(str(folder), pairs_per_sentence=2, batch_size=4)
     validation_sentences(config)
