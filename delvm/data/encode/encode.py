@@ -13,6 +13,7 @@ from delvm.data.augment import BalanceConfig, BalanceMode, target_counts
 from delvm.data.encode.annotation_limits import allowed_for_annotations
 from delvm.data.encode.executors.base import Executor, Rank, TokenizerFactory, check_executor
 from delvm.data.encode.executors.local import Local
+from delvm.data.encode.rejected_shards import RejectedShards
 from delvm.data.encode.shard_task import EncodeJob, ShardResult, ShardTask, Tokenizer
 from delvm.data.shards.codebook import write_codebook
 from delvm.data.shards.former_tasks import rename_former_task
@@ -147,17 +148,25 @@ def _run(
     executor: Executor,
     factory: TokenizerFactory,
 ) -> None:
-    """Have shards written; whoever writes the last shard of a directory finishes it."""
+    """Have shards written; whoever writes the last shard of a directory finishes it.
+
+    Raises:
+        UserError: Image shards of a store cannot be read; all other shards are written.
+    """
+    rejected = RejectedShards(job, rank)
     left = Counter(shard.manifest for shard in shards)
     for number in set(range(len(job.token_manifests))) - set(left):
         _finish(job, number)
     title = f"encode {rank.rank}/{rank.world_size}" if rank.world_size > 1 else "encode"
     with Progress(sum(map(job.count, shards)), title, "examples") as progress:
         for result in executor.run(job, shards, factory, progress.update):
+            if not rejected.update(result):
+                continue
             log(f"{title}: {summary(job, result)}")
             left[result.shard.manifest] -= 1
             if not left[result.shard.manifest]:
                 _finish(job, result.shard.manifest)
+    rejected.raise_if_any()
 
 
 def _finish(job: EncodeJob, number: int) -> None:

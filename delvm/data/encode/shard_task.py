@@ -21,6 +21,7 @@ from torch import Tensor
 
 from delvm.data.augment import BalanceMode, Geometry, Jitter, augment
 from delvm.data.image_io import to_tensor, upload
+from delvm.data.shards.fetch import FetchError
 from delvm.data.shards.manifest import Manifest
 from delvm.data.shards.reader import iter_lazy
 from delvm.data.shards.replacement import build_dir
@@ -103,15 +104,17 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A shard that has been written.
+    """A shard that has been written, or cannot be.
 
     Attributes:
         shard: which one.
         seconds: time it took.
+        unread: why it could not be written: an image shard that could not be fetched.
     """
 
     shard: ShardTask
     seconds: float
+    unread: FetchError | None = None
 
 
 def encode_shard(
@@ -126,7 +129,7 @@ def encode_shard(
         report: Called after each batch.
 
     Raises:
-        UserError: The image shards are damaged.
+        UserError: The image shards are damaged; of a store, the result has the reason instead.
         OSError: The shard cannot be written.
     """
     start = time.perf_counter()
@@ -145,9 +148,13 @@ def encode_shard(
             yield _encode_batch(batch, tokenizer)
             report(len(batch))
 
-    with torch.inference_mode():
-        write_token_shard(job.output_dir, manifest, shard.index, ids)
-    return ShardResult(shard, time.perf_counter() - start)
+    unread = None
+    try:
+        with torch.inference_mode():
+            write_token_shard(job.output_dir, manifest, shard.index, ids)
+    except FetchError as error:
+        unread = error
+    return ShardResult(shard, time.perf_counter() - start, unread)
 
 
 def _batches(examples: Iterator[LazyExample], size: int) -> Iterator[list[LazyExample]]:

@@ -149,11 +149,16 @@ class ShardFetcher:
 
 
 class FetchError(UserError):
-    """A shard that could not be fetched, or is damaged."""
+    """A shard that could not be fetched, or is damaged.
 
-    def __init__(self, reason: str, attempts: int = 1) -> None:
+    Attributes:
+        path: Of the shard.
+        attempts: How many there were.
+    """
+
+    def __init__(self, reason: str, path: str = "", attempts: int = 1) -> None:
         super().__init__(reason)
-        self.attempts = attempts
+        self.path, self.attempts = path, attempts
 
 
 def fetch(path: ShardPath, decode: Callable[[bytes], T], retries: int, timeout_s: float) -> T:
@@ -172,10 +177,11 @@ def fetch(path: ShardPath, decode: Callable[[bytes], T], retries: int, timeout_s
         try:
             return decode(read_within(path, timeout_s))
         except FileNotFoundError:  # it will not be there a second later
-            raise FetchError(f"shard not found: {path}", attempt) from None
+            raise FetchError(f"shard not found: {path}", str(path), attempt) from None
         except (OSError, UserError) as error:
             if attempt > retries:
-                raise FetchError(str(error) or type(error).__name__, attempt) from None
+                reason = str(error) or type(error).__name__
+                raise FetchError(reason, str(path), attempt) from None
         time.sleep(min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)))
     raise AssertionError("unreachable")
 

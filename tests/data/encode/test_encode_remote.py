@@ -1,12 +1,15 @@
 """Encoding images that are on a server: nothing is kept of them, and what fails is tried again."""
 
 import itertools
+import json
+import pickle
 
 import pytest
 
 from delvm.data.augment import BalanceConfig, BalanceMode
 from delvm.data.encode.encode import encode
 from delvm.data.prepare.prepare import prepare
+from delvm.data.shards.fetch import FetchError
 from delvm.data.shards.reader import iter_lazy
 from delvm.errors import UserError
 from delvm.storage import as_path
@@ -48,17 +51,48 @@ def test_same_bytes_as_from_disk_though_the_server_fails(pairs, tmp_path, monkey
     assert not (tmp_path / "cache").exists()
 
 
-def test_shard_that_keeps_failing_stops_the_job_which_can_continue(pairs, tmp_path, monkeypatch):
-    """No example is left out: the manifest of the tokens lists all."""
+@pytest.fixture
+def two_pairs_per_shard(monkeypatch):
     monkeypatch.setattr("delvm.data.shards.manifest.TOKENS_PER_RECORD", 1)
     monkeypatch.setattr("delvm.data.shards.manifest.RECORDS_PER_SHARD", 2)
-    failures = {SHARDS[1]: itertools.repeat("500")}
-    with serve(pairs, failures) as (url, _), pytest.raises(UserError, match="500") as caught:
+
+
+def test_shard_that_keeps_failing_is_listed_and_others_are_encoded(
+    pairs, tmp_path, two_pairs_per_shard
+):
+    """No example is left out: the tokens are complete when the same command has run again."""
+    with (
+        serve(pairs, {SHARDS[1]: itertools.repeat("500")}) as (url, _),
+        pytest.raises(UserError, match=r"not written: 2; .* be read: 1, .*500") as caught,
+    ):
         tokens(url, tmp_path / "remote")
     assert "\n" not in str(caught.value)
+    lines = (tmp_path / "remote" / "rejected_shards.jsonl").read_text().splitlines()
+    assert [json.loads(line)["tokens"] for line in lines] == [
+        f"train/derain/{number:06d}.tar" for number in (2, 3)
+    ]
+    assert {json.loads(line)["shard"] for line in lines} == {url + SHARDS[1]}
+    assert (tmp_path / "remote/train/pose/manifest.json").exists()
+    assert not (tmp_path / "remote/train/derain/manifest.json").exists()
     with serve(pairs, {}) as (url, requests):
         assert tokens(url, tmp_path / "remote") == tokens(pairs, tmp_path / "local")
-    assert requests[SHARDS[0]] == 2  # of the copies; the tokens of the originals are there
+    assert requests["/train/pose/000000.tar"] == 0
+
+
+def test_lost_store_stops_the_job(pairs, tmp_path, monkeypatch, two_pairs_per_shard):
+    monkeypatch.setattr("delvm.data.encode.rejected_shards.MAX_SHARDS_IN_A_ROW", 2)
+    failures = dict.fromkeys(SHARDS, itertools.repeat("500"))
+    with (
+        serve(pairs, failures) as (url, requests),
+        pytest.raises(UserError, match="not written: 2;"),
+    ):
+        tokens(url, tmp_path / "remote")
+    assert not requests["/train/pose/000000.tar"]
+
+
+def test_error_of_a_worker_process_has_its_shard():
+    error = pickle.loads(pickle.dumps(FetchError("damaged", "https://x/0.tar", 4)))
+    assert (str(error), error.path, error.attempts) == ("damaged", "https://x/0.tar", 4)
 
 
 def test_only_shards_of_a_range_are_fetched(pairs):
