@@ -1,6 +1,7 @@
 """What sources of file pairs share: matching inputs with targets, opening, cropping."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -23,6 +24,8 @@ from delvm.data.sources.base import (
 )
 from delvm.data.types import Example, ImageArray, RejectedItem, SourceChunk
 from delvm.errors import UserError
+
+ID = "{id}"  # in a pattern: the same text on all sides
 
 
 class FileRef(NamedTuple):
@@ -187,6 +190,39 @@ def files_below(folder: Path) -> Iterator[tuple[str, FileRef]]:
     for path in image_files(folder):
         name = path.relative_to(folder)
         yield name.with_suffix("").as_posix(), FileRef(folder, name.as_posix())
+
+
+def files_of_side(root: Path, key: str, pattern: str) -> list[tuple[str, FileRef]]:
+    """(id, file) of every image of one side of a data set.
+
+    Args:
+        root: of the data set.
+        key: name of the setting, for messages.
+        pattern: a directory below the root, whose files have their paths without the extension as
+            ids; or a pattern such as `{id}_in.png`, where {id} may contain directories.
+
+    Raises:
+        UserError: there are none.
+    """
+    if ID not in pattern:
+        if not (root / pattern).is_dir():
+            raise UserError(
+                f"source.{key}={pattern} is not a directory in source.path={root}: "
+                f"set source.{key}=DIR, or a pattern with {ID}"
+            )
+        files = list(files_below(root / pattern))
+    else:
+        before, _, after = pattern.partition(ID)
+        regex = re.compile(f"{re.escape(before)}(.+){re.escape(after)}", re.DOTALL)
+        names = [path.relative_to(root).as_posix() for path in image_files(root)]
+        matches = [(regex.fullmatch(name), name) for name in names]
+        files = [(match[1], FileRef(root, name)) for match, name in matches if match]
+    if not files:
+        raise UserError(
+            f"source.{key}={pattern} matches no image in source.path={root}: "
+            f"set source.{key}=DIR, or a pattern with {ID}"
+        )
+    return files
 
 
 def match_pairs(

@@ -1,19 +1,15 @@
 """Any two sets of files, inputs and targets, of a task that the user names."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from delvm import tasks
 from delvm.data.sources._io.label_images import Palette
-from delvm.data.sources.base import image_files
-from delvm.data.sources.paired_base import FileRef, Pair, PairSource, files_below, match_pairs
+from delvm.data.sources.paired_base import Pair, PairSource, files_of_side, match_pairs
 from delvm.data.types import RejectedItem
 from delvm.errors import UserError
 from delvm.tasks import sam_masks
-
-_ID = "{id}"
 
 
 @dataclass
@@ -61,7 +57,9 @@ class Paired(PairSource):
                 f"source.inputs={self.inputs} and source.targets={self.targets} are the same: "
                 "set source.targets=DIR"
             )
-        inputs, targets = self._side("inputs", self.inputs), self._side("targets", self.targets)
+        root = self.root()
+        inputs = files_of_side(root, "inputs", self.inputs)
+        targets = files_of_side(root, "targets", self.targets)
         # `{id}.png` also matches the files of `{id}_gt.png`: a file belongs to the longer pattern.
         longer = targets if len(self.targets) > len(self.inputs) else inputs
         taken = {file.parent / file.name for _, file in longer}
@@ -74,26 +72,3 @@ class Paired(PairSource):
             for side in (inputs, targets)
         )
         yield from match_pairs(self, first, second, self.split_of)
-
-    def _side(self, key: str, pattern: str) -> list[tuple[str, FileRef]]:
-        """(id, file) of every image of one side."""
-        root = self.root()
-        if _ID not in pattern:
-            if not (root / pattern).is_dir():
-                raise UserError(
-                    f"source.{key}={pattern} is not a directory in source.path={self.path}: "
-                    f"set source.{key}=DIR, or a pattern with {_ID}"
-                )
-            files = list(files_below(root / pattern))
-        else:
-            before, _, after = pattern.partition(_ID)
-            regex = re.compile(f"{re.escape(before)}(.+){re.escape(after)}", re.DOTALL)
-            names = [path.relative_to(root).as_posix() for path in image_files(root)]
-            matches = [(regex.fullmatch(name), name) for name in names]
-            files = [(match[1], FileRef(root, name)) for match, name in matches if match]
-        if not files:
-            raise UserError(
-                f"source.{key}={pattern} matches no image in source.path={self.path}: "
-                f"set source.{key}=DIR, or a pattern with {_ID}"
-            )
-        return files

@@ -9,8 +9,15 @@ from typing import ClassVar, NamedTuple
 
 from delvm import tasks
 from delvm.data.sources._io.minimum_splits import IMAGES_NEEDED
-from delvm.data.sources.annotated.settings import AnnotatedSource
-from delvm.data.sources.base import chunks_of, image_files, items_of, to_reject, unique_keys
+from delvm.data.sources.annotated.settings import AnnotatedSource, folders_with
+from delvm.data.sources.base import (
+    IMAGE_SUFFIXES,
+    chunks_of,
+    items_of,
+    to_reject,
+    unique_keys,
+)
+from delvm.data.sources.paired_base import files_of_side
 from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError, did_you_mean
 
@@ -33,7 +40,9 @@ class _Item(NamedTuple):
 class Annotated(AnnotatedSource):
     """Any directory of images, and directories of annotations with the same file names.
 
-    An example is an image and then all its annotations, as in LVM (Bai et al., arXiv 2312.00785).
+    Each may also be a pattern such as `depth/{id}_depth.png`, where {id} stands for the same text
+    in all of them. An example is an image and then all its annotations, as in LVM (Bai et al.,
+    arXiv 2312.00785).
 
     Attributes:
         task: its name, of lower-case letters, digits and _.
@@ -93,26 +102,8 @@ class Annotated(AnnotatedSource):
 
     @cached_property
     def _annotations(self) -> list[str]:
-        """The directories of annotations.
-
-        Raises:
-            UserError: that of the images, or one of the annotations, does not exist.
-        """
         root = self.root()
-        folders = [path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
-        if not (root / self.image).is_dir():
-            raise UserError(
-                f"source.image={self.image} is not a directory in source.path={self.path}: set "
-                "source.image=DIR"
-            )
-        chosen = self.choose_annotations(folders)
-        for folder in chosen:
-            if not (root / folder).is_dir():
-                raise UserError(
-                    f"source.annotations has {folder}, not a directory in source.path={self.path}: "
-                    f"{did_you_mean(folder, folders)}"
-                )
-        return chosen
+        return self.choose_annotations(folders_with(root, IMAGE_SUFFIXES))
 
     @cached_property
     def _items(self) -> dict[str, list[tuple[str, _Item | RejectedItem]]]:
@@ -137,20 +128,27 @@ class Annotated(AnnotatedSource):
     def _matched(self) -> Iterator[tuple[str, _Item | RejectedItem]]:
         """(name, example) in the order of the names, and every file that is left over."""
         root = self.root()
-        sides: dict[str, dict[str, str]] = {}  # directory -> name -> file
-        for folder in (self.image, *self._annotations):
-            side = sides.setdefault(folder, {})
-            for path in image_files(root / folder):
-                name = path.relative_to(root / folder).with_suffix("").as_posix()
-                file = path.relative_to(root).as_posix()
+        patterns = [self.image, *self._annotations]
+        sides: dict[str, dict[str, str]] = {}  # pattern -> name -> file
+        taken = set[str]()
+        # `{id}.png` also matches the files of `{id}_depth.png`: they belong to the longer pattern.
+        for pattern in sorted(patterns, key=len, reverse=True):
+            side = sides.setdefault(pattern, {})
+            key = "image" if pattern == self.image else "annotations"
+            for name, ref in files_of_side(root, key, pattern):
+                file = (ref.parent / ref.name).relative_to(root).as_posix()
+                if file in taken:
+                    continue
+                taken.add(file)
                 if name in side:
                     yield name, RejectedItem(file, f"its name is that of {side[name]}")
                 else:
                     side[name] = file
+        sides = {pattern: sides[pattern] for pattern in patterns}
         for name in sorted(set().union(*sides.values())):
             files = [side[name] for side in sides.values() if name in side]
             if len(files) == len(sides):
                 yield name, _Item(name, tuple(files))
             else:
-                missing = ", ".join(folder for folder, side in sides.items() if name not in side)
+                missing = ", ".join(each for each, side in sides.items() if name not in side)
                 yield name, RejectedItem(files[0], f"missing {missing}")

@@ -1,6 +1,6 @@
 """What all sources with annotations share: which directories they are in, and what they hold."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,21 @@ from delvm.data.sources._io.annotation_images import (
     guess_kind,
     open_annotation,
 )
+from delvm.data.sources._io.walk import walk
 from delvm.data.sources.base import RawSource
 from delvm.data.types import ImageArray
 from delvm.errors import UserError, did_you_mean
 from delvm.progress import log
+
+
+def folders_with(root: Path, suffixes: Collection[str]) -> list[str]:
+    """The directories directly below a root that contain such files, hidden ones left out."""
+    folders = (path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    return [
+        folder.name
+        for folder in folders
+        if any(path.suffix.lower() in suffixes for path in walk(folder))
+    ]
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from delvm.data.sources._io.video import VIDEO_SUFFIXES, Clip
 from delvm.data.sources._io.walk import walk
-from delvm.data.sources.annotated.settings import AnnotatedSource
+from delvm.data.sources.annotated.settings import AnnotatedSource, folders_with
 from delvm.data.sources.annotated.streams import (
     LAYOUTS,
     arrange,
@@ -16,6 +16,7 @@ from delvm.data.sources.annotated.streams import (
     open_streams,
     read_streams,
 )
+from delvm.data.sources.base import IMAGE_SUFFIXES
 from delvm.data.sources.clips_base import VideoItem
 from delvm.data.sources.video import Video, find_videos
 from delvm.data.types import ImageArray
@@ -85,8 +86,7 @@ class AnnotatedVideo(Video, AnnotatedSource):
 
     def _annotations_by_folder(self, root: Path) -> tuple[list[str], list[VideoItem]]:
         """PATH/image/NAME and PATH/depth/NAME."""
-        folders = [path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
-        annotations = self.choose_annotations(folders)
+        annotations = self.choose_annotations(folders_with(root, VIDEO_SUFFIXES | IMAGE_SUFFIXES))
         sides = {each: dict(find_videos(root / each)) for each in (self.image, *annotations)}
         videos = []
         for name in [*dict.fromkeys(name for side in sides.values() for name in side)]:
