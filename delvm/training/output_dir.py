@@ -5,6 +5,7 @@ OUTPUT_DIR/.hydra/                 its config
 OUTPUT_DIR/checkpoints/            see `delvm.training.callbacks.checkpoint`
 OUTPUT_DIR/metrics.csv             metrics, where the CSVLogger is used
 OUTPUT_DIR/skipped.jsonl           steps that were skipped
+OUTPUT_DIR/rejected_shards.jsonl   shards and images that could not be read, of streams
 OUTPUT_DIR/student or tokenizer/   the exported weights
 """
 
@@ -130,7 +131,8 @@ def remove_earlier_run(output_dir: Path) -> None:
         remove(path)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-    (output_dir / "skipped.jsonl").unlink(missing_ok=True)
+    for name in ("skipped.jsonl", "rejected_shards.jsonl"):
+        (output_dir / name).unlink(missing_ok=True)
 
 
 def _is_export(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """The data module of streams: its batches, workers, and what a checkpoint of it continues."""
 
+import json
 import os
 import subprocess
 import sys
@@ -210,6 +211,24 @@ def test_checkpoint_of_the_other_reader_is_refused(tokens, tmp_path):
     train(student_config(tokens, 2), tmp_path)
     with pytest.raises(UserError, match="was trained on data=sentences.*: set data=sentences"):
         train(student_config(tokens, 4, "data=streaming", "resume=auto"), tmp_path)
+
+
+@pytest.mark.slow
+def test_run_lists_its_rejected_shards(tmp_path, monkeypatch):
+    """They belong to the run: one that replaces it does not keep the list."""
+    monkeypatch.setattr("delvm.data.shards.manifest.TOKENS_PER_RECORD", 64)
+    monkeypatch.setattr("delvm.data.shards.manifest.RECORDS_PER_SHARD", 2)
+    write_ids(tmp_path / "tokens")
+    path = tmp_path / "tokens/train/pose/000003.tar"
+    complete = path.read_bytes()
+    path.write_bytes(complete[:700])
+    stream = ("data=streaming", "data.retries=0", "data.shuffle_window_shards=32")
+    train(student_config(tmp_path / "tokens", 2, *stream), tmp_path / "run")
+    rejects = tmp_path / "run" / "rejected_shards.jsonl"
+    assert json.loads(rejects.read_text().splitlines()[0])["shard"] == str(path)
+    path.write_bytes(complete)
+    train(student_config(tmp_path / "tokens", 2, *stream, "overwrite=true"), tmp_path / "run")
+    assert not rejects.exists()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import itertools
 import json
 from collections import Counter
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -140,6 +141,13 @@ def test_shards_from_commands(root):
     )
     [plain] = open_streams(root, **settings)
     for ours, theirs in zip(take(piped, 6), take(plain, 6), strict=True):
+        assert (ours["input_ids"] == theirs["input_ids"]).all()
+
+
+def test_store_gives_what_a_disk_does(root):
+    fsspec.filesystem("memory").put(f"{root}/", "/corpus/", recursive=True)
+    [remote], [local] = open_streams("memory://corpus"), open_streams(root)
+    for ours, theirs in zip(take(remote, 6), take(local, 6), strict=True):
         assert (ours["input_ids"] == theirs["input_ids"]).all()
 
 
