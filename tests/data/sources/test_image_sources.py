@@ -10,6 +10,7 @@ from delvm.data.resizing import resize_center_crop
 from delvm.data.sources.derived import Derived
 from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion
+from delvm.data.types import Example
 from delvm.errors import UserError
 from delvm.tasks import derived
 from tests.data.sources.bad_files import encoded, save, smooth, write_members
@@ -117,6 +118,41 @@ def test_invalid_unicode_file_name(tmp_path):
 
 
 # ------------------------------------------------------------ classes
+
+
+def test_groups_of_several_sizes(tmp_path):
+    """No image of val is in an example of train, whatever its size."""
+    for number in range(120):
+        save(tmp_path / f"raw/{number % 4}" / f"{number}.png", smooth(24, 18, seed=number))
+    settings = {"path": str(tmp_path / "raw"), "size": SIZE, "categories": True}
+    settings |= {"val_fraction": 0.02, "test_fraction": 0.05}
+    source = Images(**settings, group_sizes=[2, 8, 4])
+    made = {split: read_all(source, split) for split in SPLITS}
+    seen = {split: set() for split in SPLITS}
+    for split, tasks in made.items():
+        assert list(tasks) == ["categories_2", "categories_8", "categories_4"]
+        for task, found in tasks.items():
+            for each in found:
+                if isinstance(each, Example):
+                    assert len(each.images) == int(task.rpartition("_")[2])
+                    seen[split] |= {image.tobytes() for image in each.images}
+                else:
+                    assert "left, fewer than group_size=" in each.reason
+    assert all(seen.values())
+    assert not seen["train"] & seen["val"] and not seen["train"] & seen["test"]
+    # One size is as `group_size` has it, but for the order of its images.
+    single = Images(**settings, group_sizes=[4])
+    alone = Images(**settings, group_size=4)
+    counts = [len(keys(each, "train", task)) for each, task in (
+        (single, "categories_4"), (alone, "categories"))]  # fmt: skip
+    assert counts[0] == counts[1]
+    assert "group_sizes" not in alone.settings("train", "categories")  # as before
+    for change, message in (
+        ({"group_sizes": [2, 1]}, r"group_sizes=\[2, 1\] has one below 2"),
+        ({"group_sizes": [2], "categories": False}, "set source.categories=true"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Images(**settings | change).chunks("train")
 
 
 def test_categories(tmp_path):

@@ -25,7 +25,10 @@ def pairs(tmp_path):
 def splits(source):
     """The keys of each split."""
     source.chunks("train")
-    return {split: [key for key, _ in items] for split, items in source._items.items()}
+    found = source._items
+    if isinstance(source, Images):  # which has them by task
+        [found] = found.values()
+    return {split: [key for key, _ in items] for split, items in found.items()}
 
 
 def counts(source):
