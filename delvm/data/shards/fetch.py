@@ -96,7 +96,7 @@ class Rejects:
             UserError: Too many in a row.
         """
         count = f"{attempts} attempt{'s' if attempts > 1 else ''}"
-        log(f"data: left out a {self.what} of '{self.task}' after {count}: {error}")
+        log(f"data: left out one {self.what} of '{self.task}' after {count}: {error}")
         if self.file is not None:
             line = {
                 "task": self.task,

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import threading
 from collections import Counter
 
 import fsspec
@@ -97,6 +98,18 @@ def test_memory_holds_two_windows():
 
     for number, item in enumerate(itertools.islice(read_ahead(windows()), 20)):
         assert item == number and len(made) <= number + 2
+
+
+def test_next_window_is_read_while_one_is_in_use():
+    computed = [threading.Event() for _ in range(3)]
+
+    def windows():
+        for number, event in enumerate(computed):
+            event.set()
+            yield number
+
+    ahead = read_ahead(windows())
+    assert next(ahead) == 0 and computed[1].wait(30)
 
 
 def test_error_of_the_reading_thread_is_raised():
