@@ -238,7 +238,7 @@ class StreamingImageDataModule(StreamingDataModule, ImageDataModule):
         num_val_examples: int = 16,
         shuffle_window_shards: int = IMAGE_WINDOW_SHARDS,
         retries: int = 3,
-        timeout_s: float = 60.0,
+        timeout_s: float = 300.0,
         rejects: str | None = None,
         seed: int = 0,
     ) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+import delvm
 from delvm.errors import UserError
 from delvm.interop.load import load_tokenizer
 from delvm.training.datamodules import ImageData, check_data
@@ -67,6 +68,14 @@ def test_tokenizer_can_train_on_it(root):
     check_data(module, ImageData, "module=tokenizer")
     assert module.image_size == 8 and module.preview_images(3).shape == (3, 3, 8, 8)
     assert len(module.train_dataloader())
+
+
+@pytest.mark.parametrize("experiment", ["tokenizer_f16_8192_ema", "tokenizer_shapes_64"])
+def test_documented_command_composes(experiment):
+    words = [f"experiment={experiment}", "data=streaming_images", "data.path=s3://BUCKET/images"]
+    data = delvm.compose("train", words).data
+    assert data._target_ == "delvm.training.streaming.StreamingImageDataModule"
+    assert (data.path, data.timeout_s) == ("s3://BUCKET/images", 300)
 
 
 def test_overfit_batches_is_refused(root):

@@ -26,6 +26,7 @@ class StreamingImagesConfig(StreamSettings, ImagesConfig):
     """As `ImagesConfig`, for streams."""
 
     shuffle_window_shards: int = STREAM_WINDOW_SHARDS
+    timeout_s: float = 300.0
 
     def validate(self) -> list[str]:
         """Errors of the settings, one line each."""
