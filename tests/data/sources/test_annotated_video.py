@@ -215,6 +215,13 @@ def test_prepare(tmp_path, by_video):
         assert all(videos) and not videos[0] & videos[1]
 
 
+@pytest.mark.parametrize("by_video", [False, True])
+def test_an_annotation_that_does_not_exist_is_an_error(tmp_path, by_video):
+    write_annotated_clip(tmp_path, "a", 4, by_video=by_video)
+    with pytest.raises(UserError, match="'depths', which is nowhere next to .*mean 'depth'"):
+        source(tmp_path, annotations=["depths"]).chunks("train")
+
+
 def test_settings_errors(tmp_path):
     write_annotated_clip(tmp_path, "a", 4)
     for change, message in (

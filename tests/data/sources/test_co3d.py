@@ -156,6 +156,7 @@ def test_tasks_and_settings_errors(tmp_path):
         ({"layouts": ["both"]}, "layouts has 'both'"),
         ({"categories": ["aple"]}, "has 'aple', not a category .*did you mean 'apple'"),
         ({"categories": ["apple", "apple"]}, "has a duplicate"),
+        ({"annotations": ["mask"]}, "'mask', which is nowhere next to .*mean 'masks'"),
         ({"image": "views"}, "contains no CATEGORY/SEQUENCE/views"),
         ({"annotations": ["masks"], "kinds": {"masks": "soft"}}, "kinds.masks=soft is unknown"),
     ):

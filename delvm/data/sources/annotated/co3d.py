@@ -116,6 +116,10 @@ class Co3d(AnnotatedSource, ClipSource):
         chosen = [each for each in found if not self.categories or each.parts[0] in self.categories]
         if left := len(found) - len(chosen):
             log(f"prepare: {left:,} sequences of other categories, left out")
+        if self.annotations and chosen:
+            self.check_annotations(
+                path.name for folder in chosen for path in (root / folder).iterdir()
+            )
         return [self._sequence(root, folder) for folder in chosen]
 
     def _sequence(self, root: Path, folder: Path) -> VideoItem:

@@ -116,6 +116,23 @@ class AnnotatedSource(RawSource):
         log(f"prepare: annotations {kinds}; for others set source.kinds={{{chosen[0]}: KIND}}")
         return chosen
 
+    def check_annotations(self, found: Iterable[str]) -> None:
+        """Refuse a directory of annotations that is set, and does not exist anywhere.
+
+        Args:
+            found: names of the directories next to those of the images.
+
+        Raises:
+            UserError: its name, and the nearest one.
+        """
+        names = sorted({*found} - {self.image})
+        for annotation in self.annotations:
+            if annotation not in names:
+                raise UserError(
+                    f"source.annotations has '{annotation}', which is nowhere next to {self.image} "
+                    f"in source.path={self.path}: {did_you_mean(annotation, names)}"
+                )
+
     def open_file(
         self,
         file: Path,

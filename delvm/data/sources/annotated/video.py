@@ -86,7 +86,9 @@ class AnnotatedVideo(Video, AnnotatedSource):
 
     def _annotations_by_folder(self, root: Path) -> tuple[list[str], list[VideoItem]]:
         """PATH/image/NAME and PATH/depth/NAME."""
-        annotations = self.choose_annotations(folders_with(root, VIDEO_SUFFIXES | IMAGE_SUFFIXES))
+        folders = folders_with(root, VIDEO_SUFFIXES | IMAGE_SUFFIXES)
+        self.check_annotations(folders)
+        annotations = self.choose_annotations(folders)
         sides = {each: dict(find_videos(root / each)) for each in (self.image, *annotations)}
         videos = []
         for name in [*dict.fromkeys(name for side in sides.values() for name in side)]:
@@ -113,7 +115,9 @@ class AnnotatedVideo(Video, AnnotatedSource):
         siblings = {path.parent: _streams_in(root / path.parent) for path in streams}
         if not siblings:
             return [], []
-        annotations = self.choose_annotations(set().union(*siblings.values()))
+        found = set().union(*siblings.values())
+        self.check_annotations(found)
+        annotations = self.choose_annotations(found)
         videos = []
         for folder, names in siblings.items():
             missing = [each for each in annotations if each not in names]
