@@ -23,7 +23,7 @@ from delvm.progress import Progress, log, log_kept
 from delvm.storage import StoragePath, as_path, atomic_path
 from delvm.viz.image_grid import image_grid
 
-CONTACT_SHEET_IMAGES = 6  # per task
+CONTACT_SHEET_IMAGES = 6  # per task, or more for complete examples
 
 
 def prepare(
@@ -175,9 +175,10 @@ def write_contact_sheet(root: StoragePath, split: str) -> StoragePath:
     """Write ROOT/contact_sheet.png: the first examples of each task of a split."""
     manifests = load_manifests(root, split, "images")
     rows = []
-    for task in manifests:
-        images = (i for example in read_examples(root, split, task) for i in example.images)
-        rows.append([Image.fromarray(i) for i in itertools.islice(images, CONTACT_SHEET_IMAGES)])
+    for task, manifest in manifests.items():
+        count = -(-CONTACT_SHEET_IMAGES // manifest.images_per_example)
+        examples = itertools.islice(read_examples(root, split, task), count)
+        rows.append([Image.fromarray(image) for each in examples for image in each.images])
     paired = all(manifest.images_per_example == 2 for manifest in manifests.values())
     titles = ["input", "target"] * (CONTACT_SHEET_IMAGES // 2) if paired else None
     grid = image_grid(rows, titles, row_titles=list(manifests))

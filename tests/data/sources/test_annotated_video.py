@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from delvm import tasks
+from delvm.data.prepare.prepare import prepare
 from delvm.data.sources._io.annotation_images import VOC_PALETTE
 from delvm.data.sources.annotated.streams import arrange
 from delvm.data.sources.annotated.video import AnnotatedVideo
@@ -220,6 +222,15 @@ def test_an_annotation_that_does_not_exist_is_an_error(tmp_path, by_video):
     write_annotated_clip(tmp_path, "a", 4, by_video=by_video)
     with pytest.raises(UserError, match="'depths', which is nowhere next to .*mean 'depth'"):
         source(tmp_path, annotations=["depths"]).chunks("train")
+
+
+def test_contact_sheet_shows_complete_examples(tmp_path):
+    """Of a clip of 4 frames with 2 annotations, all 12 images."""
+    for name in "ab":
+        write_annotated_clip(tmp_path / "raw", name, 4)
+    prepare(source(tmp_path / "raw"), tmp_path / "out", ["train"])
+    sheet = Image.open(tmp_path / "out/contact_sheet.png")
+    assert 12 * 128 < sheet.width < 14 * 140
 
 
 def test_settings_errors(tmp_path):
