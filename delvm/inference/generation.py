@@ -94,7 +94,7 @@ class Rows:
         """Let rows have lengths of their own from now on, see `delvm.models.static_cache`."""
         if not isinstance(self.cache, StaticKVCache):
             make = StaticKVCache if self._step is None else self._step.take_over
-            self.cache = make(self.cache)
+            self.cache = make(self.cache.dequantized())
 
     def _logits(self, ids: Tensor) -> Tensor:
         hidden = self.student.forward_hidden(ids, self.cache)[:, -1]

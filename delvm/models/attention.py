@@ -118,16 +118,21 @@ class KVCache:
         shape = (n_layers, 2, batch_size, n_heads, own, head_dim)
         self.buffer = torch.empty(shape, dtype=dtype, device=device)
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k, v (B, H, T, D) to a layer; return all that follow the prefix, (B, H, S, D).
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep k, v (B, T, H, D) in a layer; return them as they are kept.
 
         ``length`` is not changed here: it counts tokens that all layers have seen.
         """
         start = self.length - self._start
-        end = start + k.shape[2]
-        self.buffer[layer, 0, :, :, start:end] = k
-        self.buffer[layer, 1, :, :, start:end] = v
-        return self.buffer[layer, 0, :, :, :end], self.buffer[layer, 1, :, :, :end]
+        end = start + k.shape[1]
+        self.buffer[layer, 0, :, :, start:end] = k.transpose(1, 2)
+        self.buffer[layer, 1, :, :, start:end] = v.transpose(1, 2)
+        return k, v
+
+    def own(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, D) of a layer, after the prefix and before token ``end``."""
+        keys, values = self.buffer[layer, :, :, :, : end - self._start]
+        return keys, values
 
     def positions(self, count: int) -> slice | Tensor:
         """Positions of the next tokens of all rows, an index of the rotary table."""
@@ -146,6 +151,10 @@ class KVCache:
     def rewind(self, lengths: Tensor) -> None:
         """Forget all tokens beyond ``lengths`` (B,), which must be equal: rows share one length."""
         self.length = int(lengths[0])
+
+    def dequantized(self) -> "KVCache":
+        """The cache in floating point: this one, unless a subclass keeps integers."""
+        return self
 
     def of_prefix(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the prefix in a layer, (H, P, D)."""
@@ -229,11 +238,12 @@ def attend_with_cache(
 ) -> Tensor:
     """Attention of new tokens (B, T, H, D) to all tokens so far; extends the cache."""
     past, t = cache.length, q.shape[1]
-    keys, values = cache.extend(layer, k.transpose(1, 2), v.transpose(1, 2))
+    k, v = cache.append(layer, k, v)
     is_flash = backend in (AttentionBackend.auto, AttentionBackend.cpu_flash)
     is_flash = is_flash and ATTENTION[AttentionBackend.cpu_flash].supports(q, 0.0)
     if not past:
         return cpu_flash(q, k, v, None, 0.0) if is_flash else sdpa(q, k, v, None, 0.0)
+    keys, values = cache.own(layer, past + t)
     # That kernel is for many tokens, and has no gradient here.
     is_flash = is_flash and t > 1 and not torch.is_grad_enabled()
     if cache.prefix is not None:

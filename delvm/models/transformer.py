@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from delvm.models.attention import Attention, AttentionBackend, KVCache, PackedDocuments
 from delvm.models.config import below_minimum, config_from_settings, raise_errors
-from delvm.models.cpu.decode import cpu_decoder
+from delvm.models.cpu.decode import cpu_decoder, kv_cache_class
 from delvm.models.embedding import CodebookEmbedding
 from delvm.models.mlp import MLPKind, build_mlp
 from delvm.models.norm import LayerNorm, NormKind, RMSNorm, build_norm
@@ -359,7 +359,7 @@ class Transformer(nn.Module):
         """
         cfg, weight, length = self.config, self.head.weight, max_seq_len or self.max_seq_len
         shape = cfg.n_layers, batch_size, cfg.n_heads, length, cfg.head_dim
-        return KVCache(*shape, autocast_dtype(weight), weight.device, prefix)
+        return kv_cache_class(self)(*shape, autocast_dtype(weight), weight.device, prefix)
 
     def parameter_groups(self, weight_decay: float) -> Iterator[dict[str, Any]]:
         """Parameter groups of the optimizer: matrices decay, norms and biases do not."""

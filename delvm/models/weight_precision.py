@@ -2,7 +2,8 @@
 
 Each row of a matrix is scaled by its largest value, symmetrically and without calibration
 (weight-only quantization, as in LLM.int8() without outliers: Dettmers et al. 2022, arXiv
-2208.07339). Activations, norms, the embedding, the head and the key-value cache keep their dtype.
+2208.07339). Activations, norms, the embedding and the head keep their dtype. So does the key-value
+cache, but on CPUs that `delvm.models.cpu.decode` supports it is int8 as well (`int8_cache`).
 """
 
 from enum import StrEnum

@@ -44,8 +44,10 @@ struct Model {
 };
 
 struct Cache {
-  void* buffer;        // (layers, 2, B, H, capacity, D)
-  const void* prefix;  // (layers, 2, 1, H, prefix_capacity, D), or null
+  void* buffer;         // (layers, 2, B, H, capacity, D)
+  float* scales;        // (layers, 2, B, H, capacity), of an int8 buffer; else null
+  const void* prefix;   // (layers, 2, 1, H, prefix_capacity, D), or null
+  const float* prefix_scales;
   int64_t capacity, prefix_capacity, prefix_length;
   int64_t length;  // tokens in `buffer` before this call
 };
@@ -95,16 +97,17 @@ inline float exp_clamped(float x) {
 
 // One register of activations or weights, and sum += a * b of two; 32 elements in bfloat16, else 16.
 inline __m512 to_floats(const float* x) { return _mm512_loadu_ps(x); }
+inline __m512 to_floats(const int8_t* x) {
+  __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
 inline __m512 to_floats(const BFloat16* x) {
   __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 inline __m512bh load(const BFloat16* x) { return (__m512bh)_mm512_loadu_si512(x); }
 inline __m512 load(const float* x) { return _mm512_loadu_ps(x); }
-inline __m512 load(const int8_t* x) {
-  __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-}
+inline __m512 load(const int8_t* x) { return to_floats(x); }
 inline __m512 multiply_add(__m512bh a, __m512bh b, __m512 sum) {
   return _mm512_dpbf16_ps(sum, a, b);
 }
@@ -157,33 +160,39 @@ inline void tile(const X* x, const W* w, int64_t k, float* y) {
   sum_each<N>(sums, y);
 }
 
-// Rows [row, row + 8) of a product with n activations x (n, k): y(token, row, value) for each.
-template <typename T, typename X, typename W, typename F>
-inline void product(const Linear& linear, const X* x, int64_t n, int64_t k, int64_t row, F y) {
+// Rows [row, row + 8) of a product with M activations x (M, k): y(m, row, value) for each.
+template <int M, int AHEAD, typename T, typename W, typename X, typename F>
+inline void product(const Linear& linear, const X* x, int64_t k, int64_t row, F y) {
+  constexpr int R = M == 1 ? 8 : 4;
   const W* w = static_cast<const W*>(linear.weight) + row * k;
   const T* bias = static_cast<const T*>(linear.bias);
   float values[16];
+  for (int64_t first = 0; first < ROWS; first += R) {
+    tile<M, R, AHEAD>(x, w + first * k, k, values);
+    for (int64_t m = 0; m < M; m++)
+      for (int64_t r = 0; r < R; r++) {
+        float value = values[m * R + r];
+        int64_t index = row + first + r;
+        if (linear.scale) value *= linear.scale[index];
+        if (bias) value += to_float(bias[index]);
+        y(m, index, value);
+      }
+  }
+}
+
+// The same for x (n, k). The rows that come next are fetched from memory meanwhile; for one
+// activation, that pays with int8 alone.
+template <typename T, typename W, typename X, typename F>
+inline void product(const Linear& linear, const X* x, int64_t n, int64_t k, int64_t row, F y) {
+  constexpr int FEW = std::is_same_v<W, int8_t> ? ROWS : 0;
   for (int64_t m = 0; m < n; m += 4) {
     const X* a = x + m * k;
-    int64_t count = std::min<int64_t>(4, n - m), width = count == 1 ? 8 : 4;
-    // For one activation, fetching ahead pays with int8 alone.
-    constexpr int AHEAD = std::is_same_v<W, int8_t> ? ROWS : 0;
-    for (int64_t first = 0; first < ROWS; first += width) {
-      const W* part = w + first * k;
-      if (count == 1) tile<1, 8, AHEAD>(a, part, k, values);
-      if (count == 2) tile<2, 4, ROWS>(a, part, k, values);
-      if (count == 3) tile<3, 4, ROWS>(a, part, k, values);
-      if (count == 4 && m) tile<4, 4, 0>(a, part, k, values);
-      if (count == 4 && !m) tile<4, 4, ROWS>(a, part, k, values);
-      for (int64_t i = 0; i < count; i++)
-        for (int64_t r = 0; r < width; r++) {
-          float value = values[i * width + r];
-          int64_t index = row + first + r;
-          if (linear.scale) value *= linear.scale[index];
-          if (bias) value += to_float(bias[index]);
-          y(m + i, index, value);
-        }
-    }
+    auto put = [&](int64_t i, int64_t r, float value) { y(m + i, r, value); };
+    if (n - m == 1) product<1, FEW, T, W>(linear, a, k, row, put);
+    if (n - m == 2) product<2, ROWS, T, W>(linear, a, k, row, put);
+    if (n - m == 3) product<3, ROWS, T, W>(linear, a, k, row, put);
+    if (n - m >= 4 && m) product<4, 0, T, W>(linear, a, k, row, put);
+    if (n - m >= 4 && !m) product<4, ROWS, T, W>(linear, a, k, row, put);
   }
 }
 
@@ -192,9 +201,26 @@ inline void product(const Linear& linear, const X* x, int64_t n, int64_t k, int6
 // Tokens of one pass, whose activations stay in cache; t is at most as many, b may be more.
 constexpr int64_t MAX_TOKENS = 64;
 
-// T: type of norms, biases, cache and result. W: of weights. X: of what weights are multiplied with.
-template <typename T, typename W, typename X>
+// Ask for `bytes` of memory that are read soon: the hardware looks ahead within pages of 4 KiB alone.
+inline void prefetch(const void* first, int64_t bytes) {
+  constexpr int64_t DISTANCE = 8192;
+  const char* x = static_cast<const char*>(first) + DISTANCE;
+  for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(x + i, _MM_HINT_T0);
+}
+
+// T: type of norms, biases and result. W: of weights.
+template <typename T, typename W>
 struct Pass {
+  static constexpr bool INT8 = std::is_same_v<W, int8_t>;
+  using K = std::conditional_t<INT8, int8_t, T>;  // of the cache
+  using X = std::conditional_t<INT8, float, T>;   // of what weights and keys are multiplied with
+
+  // Keys or values of a head (tokens, D), with a scale per token where they are int8.
+  struct Tokens {
+    const K* x;
+    const float* scale;
+  };
+
   const Model& s;
   const Cache& cache;
   float* x;             // (N, C), the residual stream
@@ -219,14 +245,34 @@ struct Pass {
     for (int64_t j = 0; j < c; j++) store(row[j] * factor * to_float(scale[j]), y[i * c + j]);
   }
 
-  // Keys (kind 0) or values (1) of the rows' own tokens, or of the prefix, in a layer: (tokens, D).
-  T* own(int64_t layer, int64_t kind, int64_t row, int64_t head) const {
-    int64_t index = ((layer * 2 + kind) * rows + first + row) * h + head;
-    return static_cast<T*>(cache.buffer) + index * cache.capacity * d;
+  // Keys (kind 0) or values (1) of a row's own tokens, or of the prefix, in a layer.
+  int64_t own_offset(int64_t layer, int64_t kind, int64_t row, int64_t head) const {
+    return (((layer * 2 + kind) * rows + first + row) * h + head) * cache.capacity;
   }
-  const T* shared(int64_t layer, int64_t kind, int64_t head) const {
-    int64_t index = (layer * 2 + kind) * h + head;
-    return static_cast<const T*>(cache.prefix) + index * cache.prefix_capacity * d;
+  Tokens own(int64_t layer, int64_t kind, int64_t row, int64_t head) const {
+    int64_t offset = own_offset(layer, kind, row, head);
+    return {static_cast<const K*>(cache.buffer) + offset * d, cache.scales + offset};
+  }
+  Tokens shared(int64_t layer, int64_t kind, int64_t head) const {
+    int64_t offset = ((layer * 2 + kind) * h + head) * cache.prefix_capacity;
+    return {static_cast<const K*>(cache.prefix) + offset * d, cache.prefix_scales + offset};
+  }
+
+  // Keep a key or value x (D) of a token, at an offset of the cache.
+  void keep(const float* x, int64_t offset) const {
+    K* y = static_cast<K*>(cache.buffer) + offset * d;
+    if constexpr (INT8) {
+      float max = 0;
+#pragma omp simd reduction(max : max)
+      for (int64_t j = 0; j < d; j++) max = std::fabs(x[j]) > max ? std::fabs(x[j]) : max;
+      float scale = max ? max / 127 : 1;
+      cache.scales[offset] = scale;
+#pragma omp simd
+      for (int64_t j = 0; j < d; j++) y[j] = static_cast<int8_t>(std::nearbyint(x[j] / scale));
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < d; j++) store(x[j], y[j]);
+    }
   }
 
   // Rotate query and key of a head of token i; move key and value to the cache.
@@ -243,62 +289,80 @@ struct Pass {
         y[j + d / 2] = second * cos[j] + first * sin[j];
       }
     }
-    T* key = own(layer, 0, i / t, head) + slot * d;
-    T* value = own(layer, 1, i / t, head) + slot * d;
-#pragma omp simd
-    for (int64_t j = 0; j < d; j++) store(k[j], key[j]);
-#pragma omp simd
-    for (int64_t j = 0; j < d; j++) store(v[j], value[j]);
+    keep(k, own_offset(layer, 0, i / t, head) + slot);
+    keep(v, own_offset(layer, 1, i / t, head) + slot);
   }
 
   // Scores (M, ld) of M queries (M, D) with `count` keys.
   template <int M>
-  static void scores(const T* q, const T* key, int64_t count, int64_t d, float* y, int64_t ld) {
+  static void scores(const X* q, Tokens key, int64_t count, int64_t d, float* y, int64_t ld) {
     constexpr int R = M == 1 ? 8 : 4;
-    float values[16];
     int64_t j = 0;
-    for (; j + R <= count; j += R) {
-      tile<M, R, 0>(q, key + j * d, d, values);
-      for (int64_t m = 0; m < M; m++)
-        for (int64_t r = 0; r < R; r++) y[m * ld + j + r] = values[m * R + r];
-    }
-    for (; j < count; j++) {
-      tile<M, 1, 0>(q, key + j * d, d, values);
-      for (int64_t m = 0; m < M; m++) y[m * ld + j] = values[m];
-    }
+    for (; j + R <= count; j += R) scores<M, R>(q, key, j, d, y, ld);
+    for (; j < count; j++) scores<M, 1>(q, key, j, d, y, ld);
   }
 
-  // y (M, D) += weights (M, ld) @ values (K, D).
-  template <int M, int K>
-  static void add_products(const float* weights, int64_t ld, const T* value, int64_t d, float* y) {
-    __m512 factors[M][K];
-    for (int m = 0; m < M; m++)
-      for (int j = 0; j < K; j++) factors[m][j] = _mm512_set1_ps(weights[m * ld + j]);
-    for (int64_t i = 0; i < d; i += 16) {
-      __m512 sums[M];
-      for (int m = 0; m < M; m++) sums[m] = _mm512_loadu_ps(y + m * d + i);
-      for (int j = 0; j < K; j++) {
-        __m512 v = to_floats(value + j * d + i);
-        for (int m = 0; m < M; m++) sums[m] = _mm512_fmadd_ps(factors[m][j], v, sums[m]);
-      }
-      for (int m = 0; m < M; m++) _mm512_storeu_ps(y + m * d + i, sums[m]);
-    }
+  // The same with the keys [first, first + R).
+  template <int M, int R>
+  static void scores(const X* q, Tokens key, int64_t first, int64_t d, float* y, int64_t ld) {
+    float values[16];
+    const K* x = key.x + first * d;
+    prefetch(x, R * d * sizeof(K));
+    tile<M, R, 0>(q, x, d, values);
+    for (int64_t m = 0; m < M; m++)
+      for (int64_t r = 0; r < R; r++)
+        y[m * ld + first + r] = values[m * R + r] * scale_of(key, first + r);
   }
+  static float scale_of(Tokens tokens, int64_t j) { return INT8 ? tokens.scale[j] : 1; }
 
   // y (M, D) += weights (M, ld) @ values (count, D).
   template <int M>
-  static void add_values(const float* weights, int64_t ld, const T* value, int64_t count, int64_t d,
+  static void add_values(const float* weights, int64_t ld, Tokens value, int64_t count, int64_t d,
                          float* y) {
-    int64_t j = 0;
-    for (; j + 4 <= count; j += 4) add_products<M, 4>(weights + j, ld, value + j * d, d, y);
-    for (; j < count; j++) add_products<M, 1>(weights + j, ld, value + j * d, d, y);
+    if (M == 1 && d % 64 == 0)
+      add_columns<M, 4>(weights, ld, value, count, d, y);
+    else
+      add_columns<M, 2>(weights, ld, value, count, d, y);
+  }
+
+  // The same, with the sums of 16 N columns in registers.
+  template <int M, int N>
+  static void add_columns(const float* weights, int64_t ld, Tokens value, int64_t count, int64_t d,
+                          float* y) {
+    for (int64_t i = 0; i < d; i += 16 * N) {
+      __m512 sums[2][M][N];  // of even and odd tokens, since an addition waits for the one before
+      for (auto& sum : sums)
+        for (auto& row : sum)
+          for (auto& x : row) x = _mm512_setzero_ps();
+      auto add = [&](int64_t j, auto& sum) {
+        const K* x = value.x + j * d + i;
+        if (16 * N * sizeof(K) >= 64 || j % 2 == 0) prefetch(x, 16 * N * sizeof(K));
+        __m512 v[N];
+        for (int n = 0; n < N; n++) v[n] = to_floats(x + 16 * n);
+        for (int m = 0; m < M; m++) {
+          __m512 weight = _mm512_set1_ps(weights[m * ld + j] * scale_of(value, j));
+          for (int n = 0; n < N; n++) sum[m][n] = _mm512_fmadd_ps(weight, v[n], sum[m][n]);
+        }
+      };
+      for (int64_t j = 0; j + 2 <= count; j += 2) {
+        add(j, sums[0]);
+        add(j + 1, sums[1]);
+      }
+      if (count % 2) add(count - 1, sums[0]);
+      for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) {
+          float* to = y + m * d + i + 16 * n;
+          __m512 sum = _mm512_add_ps(sums[0][m][n], sums[1][m][n]);
+          _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), sum));
+        }
+    }
   }
 
   // Attention of a head of M tokens from token i on. `buffer` holds 2 D + keys floats per token.
   template <int M>
   void attend(int64_t layer, int64_t i, int64_t head, float* buffer) const {
     int64_t p = cache.prefix_length;
-    T* q = reinterpret_cast<T*>(buffer);
+    X* q = reinterpret_cast<X*>(buffer);
     float *y = buffer + M * d, *weights = y + M * d;
     float scale = 1 / std::sqrt(static_cast<float>(d));
     for (int64_t m = 0; m < M; m++)
@@ -349,7 +413,7 @@ struct Pass {
       for (int64_t i = 0; i < n; i++) norm(i, l.norm1, normed.get());
 #pragma omp for schedule(static)
       for (int64_t row = 0; row < 3 * c; row += ROWS)
-        product<T, X, W>(l.qkv, normed.get(), n, c, row, [&](int64_t i, int64_t r, float value) {
+        product<T, W>(l.qkv, normed.get(), n, c, row, [&](int64_t i, int64_t r, float value) {
           qkv[i * 3 * c + r] = value;
         });
 #pragma omp for schedule(static)  // head by head, so that the prefix of a head is read once
@@ -359,13 +423,13 @@ struct Pass {
       }
 #pragma omp for schedule(static)
       for (int64_t row = 0; row < c; row += ROWS)
-        product<T, X, W>(l.out, attended.get(), n, c, row, add);
+        product<T, W>(l.out, attended.get(), n, c, row, add);
       for (int64_t i = 0; i < n; i++) norm(i, l.norm2, normed.get());
 #pragma omp for schedule(static)
       for (int64_t row = 0; row < f; row += ROWS) gated(l, normed.get(), row);
 #pragma omp for schedule(static)
       for (int64_t row = 0; row < c; row += ROWS)
-        product<T, X, W>(l.down, hidden.get(), n, f, row, add);
+        product<T, W>(l.down, hidden.get(), n, f, row, add);
     }
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < n; i++) norm(i, s.norm, result);
@@ -374,24 +438,23 @@ struct Pass {
   // Channels [row, row + 8) of silu(gate) * up, for all tokens.
   void gated(const Layer& l, const X* input, int64_t row) const {
     float gate[MAX_TOKENS][ROWS];
-    product<T, X, W>(l.gate, input, n, c, row, [&](int64_t i, int64_t r, float value) {
+    product<T, W>(l.gate, input, n, c, row, [&](int64_t i, int64_t r, float value) {
       gate[i][r - row] = value;
     });
-    product<T, X, W>(l.up, input, n, c, row, [&](int64_t i, int64_t r, float value) {
+    product<T, W>(l.up, input, n, c, row, [&](int64_t i, int64_t r, float value) {
       float g = gate[i][r - row];
       store(g / (1 + exp_clamped(-g)) * value, hidden[i * f + r]);
     });
   }
-
 };
 
-template <typename T, typename W, typename X>
+template <typename T, typename W>
 void decode(const Model& model, const Cache& cache, float* x, void* result, int64_t b, int64_t t,
             int64_t threads) {
   int64_t most = std::max<int64_t>(1, MAX_TOKENS / t);
   for (int64_t first = 0; first < b; first += most) {
     int64_t offset = first * t * model.dim;
-    Pass<T, W, X> pass{model, cache, x + offset, first, std::min(most, b - first), t, b};
+    Pass<T, W> pass{model, cache, x + offset, first, std::min(most, b - first), t, b};
 #pragma omp parallel num_threads(threads)
     pass.run(static_cast<T*>(result) + offset);
   }
@@ -403,16 +466,16 @@ void decode(const Model& model, const Cache& cache, float* x, void* result, int6
 extern "C" void delvm_decode_float(const Model* model, const Cache* cache, float* x, float* result,
                                    int64_t b, int64_t t, int64_t threads, bool int8) {
   if (int8)
-    decode<float, int8_t, float>(*model, *cache, x, result, b, t, threads);
+    decode<float, int8_t>(*model, *cache, x, result, b, t, threads);
   else
-    decode<float, float, float>(*model, *cache, x, result, b, t, threads);
+    decode<float, float>(*model, *cache, x, result, b, t, threads);
 }
 
 extern "C" void delvm_decode_bf16(const Model* model, const Cache* cache, float* x,
                                   BFloat16* result, int64_t b, int64_t t, int64_t threads,
                                   bool int8) {
   if (int8)
-    decode<BFloat16, int8_t, float>(*model, *cache, x, result, b, t, threads);
+    decode<BFloat16, int8_t>(*model, *cache, x, result, b, t, threads);
   else
-    decode<BFloat16, BFloat16, BFloat16>(*model, *cache, x, result, b, t, threads);
+    decode<BFloat16, BFloat16>(*model, *cache, x, result, b, t, threads);
 }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from delvm.models.attention import AttentionBackend, KVCache
 from delvm.models.cpu.build import build_extension, kernel_works
+from delvm.models.int8_cache import Int8KVCache
 from delvm.models.mlp import SwiGLU
 from delvm.models.norm import RMSNorm
 from delvm.models.precision import has_native_bf16
@@ -25,6 +26,7 @@ from delvm.models.weight_precision import Int8Linear
 # Tokens of all rows together, unless there is one of each row. With more, products are bound by
 # computation, not by reading weights, and PyTorch's are faster.
 MAX_TOKENS = 64
+BACKENDS = (AttentionBackend.auto, AttentionBackend.cpu_flash)  # that leave decoding to this
 _SMALL = 2**20  # parameters below which a second thread costs more than it saves
 
 
@@ -54,7 +56,7 @@ class _Model(ctypes.Structure):
 
 class _Cache(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("buffer", "prefix")),
+        *((name, ctypes.c_void_p) for name in ("buffer", "scales", "prefix", "prefix_scales")),
         *((n, ctypes.c_int64) for n in ("capacity", "prefix_capacity", "prefix_length", "length")),
     ]
 
@@ -91,7 +93,7 @@ class CPUDecoder:
             layers,
             self._address(model.norm.weight),
         )
-        self._int8 = isinstance(blocks[0].mlp.up, Int8Linear)
+        self._int8 = has_int8_blocks(model)
         self._bf16 = model.norm.weight.dtype is torch.bfloat16
         self._is_small = sum(t.numel() for t in self._tensors) < _SMALL
 
@@ -119,8 +121,8 @@ class CPUDecoder:
                 f"and {capacity} tokens"
             )
         arguments = _Cache(
-            cache.buffer.data_ptr(),
-            None if prefix is None else prefix.buffer.data_ptr(),
+            *_addresses(cache),
+            *((None, None) if prefix is None else _addresses(prefix)),
             capacity,
             0 if prefix is None else prefix.buffer.shape[-2],
             shared,
@@ -140,6 +142,12 @@ class CPUDecoder:
         return result
 
 
+def _addresses(cache: KVCache) -> tuple[int, int | None]:
+    """Of the buffer, and of the scales where it is int8."""
+    scales = cache.scales.data_ptr() if isinstance(cache, Int8KVCache) else None
+    return cache.buffer.data_ptr(), scales
+
+
 def cpu_decoder(model: Any, input_ids: Tensor, cache: KVCache) -> CPUDecoder | None:
     """What computes these tokens (B, T) on top of a cache; None where PyTorch's layers do.
 
@@ -151,11 +159,12 @@ def cpu_decoder(model: Any, input_ids: Tensor, cache: KVCache) -> CPUDecoder | N
         or model.training
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
-        or model.config.attention not in (AttentionBackend.auto, AttentionBackend.cpu_flash)
+        or model.config.attention not in BACKENDS
     ):
         return None
     if cache.decoder is None:
-        fits = cache.buffer.dtype is model.norm.weight.dtype and supports(model)
+        dtype = torch.int8 if has_int8_blocks(model) else model.norm.weight.dtype
+        fits = cache.buffer.dtype is dtype and supports(model)
         cache.decoder = CPUDecoder(model) if fits else False
     return cache.decoder or None
 
@@ -190,6 +199,17 @@ def supports(model: Any) -> bool:
         ):
             return False
     return kinds in ({nn.Linear}, {Int8Linear}) and type(model.norm) is RMSNorm and available()
+
+
+def has_int8_blocks(model: Any) -> bool:
+    """Whether the weights are int8; `supports` refuses a model where only some are."""
+    return any(isinstance(block.attention.qkv, Int8Linear) for block in model.blocks)
+
+
+def kv_cache_class(model: Any) -> type[KVCache]:
+    """What keeps keys and values: in int8 where the weights are, and this decodes."""
+    is_int8 = model.config.attention in BACKENDS and has_int8_blocks(model) and supports(model)
+    return Int8KVCache if is_int8 else KVCache
 
 
 def _linears(block: Any) -> tuple[Any, ...]:

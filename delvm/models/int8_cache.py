@@ -1,0 +1,89 @@
+"""A key-value cache in int8: half of what bfloat16 takes, and of what a token has to read.
+
+Each key and each value of a head is scaled by its own largest element, as the weights are in
+`delvm.models.weight_precision`. New tokens attend to themselves as they are kept, so it does not
+matter which tokens are computed together.
+
+Notation:
+    B batch    T new tokens    H heads    D dimension of a head    S tokens in a layer
+    P tokens of the prefix
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from delvm.models.attention import KVCache
+
+
+class Int8KVCache(KVCache):
+    """As `KVCache`, with an int8 ``buffer``.
+
+    Attributes:
+        scales: of each key and value, float32 (layers, 2, B, H, max_seq_len).
+        dtype: of keys and values before and after.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        batch_size: int,
+        n_heads: int,
+        max_seq_len: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        prefix: KVCache | None = None,
+    ) -> None:
+        """Allocate the buffers; arguments as of `KVCache`, whose ``prefix`` is int8 too."""
+        shape = n_layers, batch_size, n_heads, max_seq_len, head_dim
+        super().__init__(*shape, torch.int8, device, prefix)
+        self.scales = torch.empty(self.buffer.shape[:-1], dtype=torch.float32, device=device)
+        self.dtype = dtype
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep k, v (B, T, H, D) in a layer; return them rounded to what is kept."""
+        start = self.length - self._start
+        tokens = slice(start, start + k.shape[1])
+        for kind, x in enumerate((k, v)):
+            ints, scales = quantize_vectors(x.transpose(1, 2))
+            self.buffer[layer, kind, :, :, tokens] = ints
+            self.scales[layer, kind, :, :, tokens] = scales
+        rounded = self._read(layer, slice(None), tokens).transpose(2, 3).contiguous()
+        return rounded[0], rounded[1]
+
+    def own(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, D) of a layer, after the prefix and before token ``end``."""
+        keys, values = self._read(layer, slice(None), slice(end - self._start))
+        return keys, values
+
+    def of_prefix(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the prefix in a layer, (H, P, D)."""
+        assert isinstance(self.prefix, Int8KVCache)
+        keys, values = self.prefix._read(layer, 0, slice(self._start))
+        return keys, values
+
+    def dequantized(self) -> KVCache:
+        """A copy in the dtype before quantization."""
+        layers, _, rows, heads, own, dim = self.buffer.shape
+        prefix = self.prefix.dequantized() if isinstance(self.prefix, Int8KVCache) else None
+        size = layers, rows, heads, self._start + own, dim
+        copy = KVCache(*size, self.dtype, self.buffer.device, prefix)
+        copy.length = self.length
+        for layer in range(layers):
+            for kind, x in enumerate(self.own(layer, self.length)):
+                copy.buffer[layer, kind, :, :, : x.shape[2]] = x
+        return copy
+
+    def _read(self, layer: int, rows: Any, tokens: slice) -> Tensor:
+        scales = self.scales[layer, :, rows, :, tokens, None].to(self.dtype)
+        return self.buffer[layer, :, rows, :, tokens].to(self.dtype) * scales
+
+
+def quantize_vectors(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors (..., D) -> int8 (..., D), and the scales (...) to multiply them by."""
+    x = x.float()
+    largest = x.abs().amax(-1)
+    scales = torch.where(largest > 0, largest / 127, 1.0)
+    return (x / scales[..., None]).round().to(torch.int8), scales
