@@ -14,13 +14,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PATTERNS = (
-    "delvm/**/*.py", "delvm/**/*.cpp", "delvm/**/*.j2", "conf/**/*.yaml", "README.md",
-    "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml", ".pre-commit-config.yaml",
-    "docs/*.md", "notebooks/*.ipynb", "examples/**/*.*", "experiments/**/*.py",
-    "experiments/**/*.md", "tests/**/*.py",
+    "delvm/**/*.py", "delvm/**/*.cpp", "delvm/**/*.h", "delvm/**/*.j2", "conf/**/*.yaml",
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml",
+    ".pre-commit-config.yaml", "docs/*.md", "notebooks/*.ipynb", "examples/**/*.*",
+    "experiments/**/*.py", "experiments/**/*.md", "tests/**/*.py",
 )  # fmt: skip
 LATER = ("delvm/cli.py", "delvm/commands/*", "delvm/configs/*", "tests/commands/*")
-TEXT = {".py", ".cpp", ".j2", ".yaml", ".md", ".toml", ".ipynb", ".sbatch", ""}
+TEXT = {".py", ".cpp", ".h", ".j2", ".yaml", ".md", ".toml", ".ipynb", ".sbatch", ""}
 
 # What one can count, and what one can count it by: "tokens a second", "one file a task".
 _COUNTED = (

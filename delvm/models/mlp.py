@@ -3,8 +3,11 @@
 from enum import Enum
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from delvm.models.cpu.elementwise import gate_, has_kernels
 
 
 class MLPKind(Enum):
@@ -25,7 +28,10 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden_dim, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.down(F.silu(self.gate(x)) * self.up(x)))
+        gate, up = self.gate(x), self.up(x)
+        if not torch.is_grad_enabled() and has_kernels(gate):
+            return cast(Tensor, self.down(gate_(gate, up)))
+        return cast(Tensor, self.down(F.silu(gate) * up))
 
 
 class GELUMLP(nn.Module):

@@ -1,10 +1,13 @@
 """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) and LayerNorm (Ba et al. 2016)."""
 
 from enum import Enum
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from delvm.models.cpu.elementwise import has_kernels, rms_norm
 
 
 class RMSNorm(nn.RMSNorm):
@@ -18,6 +21,8 @@ class RMSNorm(nn.RMSNorm):
         """x (..., C), each row divided by its root mean square, times the weight (C,)."""
         with torch.autocast(x.device.type, enabled=False):
             weight = self.weight.to(x.dtype)
+            if not torch.is_grad_enabled() and has_kernels(x):
+                return rms_norm(x, weight, cast(float, self.eps))
             return F.rms_norm(x, list(self.normalized_shape), weight, self.eps)
 
 

@@ -7,6 +7,8 @@ port; they are not interleaved.
 import torch
 from torch import Tensor
 
+from delvm.models.cpu.elementwise import has_kernels, rotate
+
 
 def precompute_rope(max_seq_len: int, head_dim: int, base: float) -> Tensor:
     """Cosines and sines of all angles, (2, max_seq_len, head_dim / 2) float32."""
@@ -26,6 +28,8 @@ def apply_rotary_emb(x: Tensor, rope: Tensor) -> Tensor:
     Returns:
         (B, T, H, D) in the dtype of ``x``; the rotation itself is computed in float32.
     """
+    if has_kernels(x):
+        return rotate(x, rope)
     cos, sin = rope[0], rope[1]
     x1, x2 = x.float().chunk(2, dim=-1)
     return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)

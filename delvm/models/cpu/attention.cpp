@@ -21,9 +21,9 @@
 #include <memory>
 #include <utility>
 
-namespace {
+#include "numbers.h"
 
-using BFloat16Bits = uint16_t;
+namespace {
 
 constexpr int64_t BLOCK = 64;   // queries (forward) or keys (backward) per block
 constexpr int64_t CHUNK = 512;  // queries that a block of keys is multiplied with at a time
@@ -46,46 +46,11 @@ std::unique_ptr<T[]> alloc(int64_t count) {
   return std::make_unique_for_overwrite<T[]>(count);
 }
 
-// ---- numbers ----
-
-inline float to_float(BFloat16Bits x) {
-  uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float y;
-  std::memcpy(&y, &bits, sizeof y);
-  return y;
-}
-
-inline BFloat16Bits to_bf16(float x) {  // round to nearest even; infinity and NaN are preserved
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return static_cast<BFloat16Bits>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-// 2^x for x <= about 0, with a relative error of 4e-6, enough for a bfloat16; at least 2^-126.
-// Adding 1.5 * 2^23, from where on floats have no fraction, rounds x to an integer. The remainder in
-// [-1/2, 1/2] goes through a Taylor polynomial, and the integer is added to the exponent.
-inline float exp2_approx(float x) {
-  x = x < -126.f ? -126.f : x;
-  float shifted = x + 12582912.f;
-  float remainder = x - (shifted - 12582912.f);
-  float y = 0.00961812911f;
-  y = y * remainder + 0.0555041087f;
-  y = y * remainder + 0.240226507f;
-  y = y * remainder + 0.693147181f;
-  y = y * remainder + 1.f;
-  int32_t integer, bits;
-  std::memcpy(&integer, &shifted, sizeof integer);
-  std::memcpy(&bits, &y, sizeof bits);
-  bits += static_cast<int32_t>(static_cast<uint32_t>(integer) << 23);
-  std::memcpy(&y, &bits, sizeof y);
-  return y;
-}
-
 // ---- matrices; ld_* is the distance between rows, in elements (for VNNI, in columns) ----
 
 // c (m, n) = a (m, k) @ b (k, n, VNNI), or c += with `accumulate`.
-void matmul(int64_t m, int64_t n, int64_t k, const BFloat16Bits* a, int64_t ld_a,
-            const BFloat16Bits* b, int64_t ld_b, float* c, int64_t ld_c, bool accumulate) {
+void matmul(int64_t m, int64_t n, int64_t k, const BFloat16* a, int64_t ld_a,
+            const BFloat16* b, int64_t ld_b, float* c, int64_t ld_c, bool accumulate) {
   at::native::cpublas::brgemm(m, n, k, ld_a, ld_b, ld_c, accumulate,
                               reinterpret_cast<const at::BFloat16*>(a),
                               reinterpret_cast<const at::BFloat16*>(b), c);
@@ -93,7 +58,7 @@ void matmul(int64_t m, int64_t n, int64_t k, const BFloat16Bits* a, int64_t ld_a
 
 // Whether oneDNN has this kernel here, tried with a small product: it throws where it has not.
 bool brgemm_available() noexcept {
-  BFloat16Bits a[256] = {}, b[256] = {};
+  BFloat16 a[256] = {}, b[256] = {};
   float c[256];
   try {
     matmul(16, 16, 16, a, 16, b, 16, c, 16, false);
@@ -104,8 +69,8 @@ bool brgemm_available() noexcept {
 }
 
 // Transpose tokens (count, D) into VNNI layout (D, ld_dst); zero beyond `count`.
-void pack_vnni_transposed(const BFloat16Bits* src, int64_t ld_src, int64_t count, int64_t d,
-                          int64_t ld_dst, BFloat16Bits* dst) {
+void pack_vnni_transposed(const BFloat16* src, int64_t ld_src, int64_t count, int64_t d,
+                          int64_t ld_dst, BFloat16* dst) {
   auto in = reinterpret_cast<const uint32_t*>(src);
   auto out = reinterpret_cast<uint32_t*>(dst);
   int32_t step = static_cast<int32_t>(ld_src / 2);
@@ -125,27 +90,28 @@ void pack_vnni_transposed(const BFloat16Bits* src, int64_t ld_src, int64_t count
 }
 
 // Bring rows (count, width) into VNNI layout (rows, width); zero beyond `count`.
-void pack_vnni(const BFloat16Bits* src, int64_t ld_src, int64_t count, int64_t width, int64_t rows,
-               BFloat16Bits* dst) {
+void pack_vnni(const BFloat16* src, int64_t ld_src, int64_t count, int64_t width, int64_t rows,
+               BFloat16* dst) {
   auto out = reinterpret_cast<uint32_t*>(dst);
   for (int64_t i = 0; i < rows; i += 2, out += width) {
-    const BFloat16Bits *even = src + i * ld_src, *odd = even + ld_src;
+    const BFloat16 *even = src + i * ld_src, *odd = even + ld_src;
     if (i + 1 < count) {
-      for (int64_t j = 0; j < width; j++) out[j] = even[j] | static_cast<uint32_t>(odd[j]) << 16;
+      for (int64_t j = 0; j < width; j++)
+        out[j] = even[j].bits | static_cast<uint32_t>(odd[j].bits) << 16;
     } else {
-      for (int64_t j = 0; j < width; j++) out[j] = i < count ? even[j] : 0;
+      for (int64_t j = 0; j < width; j++) out[j] = i < count ? even[j].bits : 0;
     }
   }
 }
 
 // Copy tokens (count, D) to contiguous rows (BLOCK, D); zero beyond `count`.
-void copy_block(const BFloat16Bits* src, int64_t ld_src, int64_t count, int64_t d,
-                BFloat16Bits* dst) {
+void copy_block(const BFloat16* src, int64_t ld_src, int64_t count, int64_t d,
+                BFloat16* dst) {
   for (int64_t i = 0; i < BLOCK; i++, dst += d) {
     if (i < count) {
-      std::memcpy(dst, src + i * ld_src, d * sizeof(BFloat16Bits));
+      std::memcpy(dst, src + i * ld_src, d * sizeof(BFloat16));
     } else {
-      std::memset(dst, 0, d * sizeof(BFloat16Bits));
+      std::memset(dst, 0, d * sizeof(BFloat16));
     }
   }
 }
@@ -154,26 +120,26 @@ void copy_block(const BFloat16Bits* src, int64_t ld_src, int64_t count, int64_t 
 
 // Unnormalized softmax: scores x of keys [begin, end) to weights y, and 0 for the other keys.
 // Returns the log-sum-exp (base 2) of the scores, and the factor that normalizes the weights.
-inline std::pair<float, float> softmax_row(const float* x, BFloat16Bits* y, int64_t begin,
+inline std::pair<float, float> softmax_row(const float* x, BFloat16* y, int64_t begin,
                                            int64_t end, int64_t keys, float scale) {
   float max = -std::numeric_limits<float>::infinity(), sum = 0;
 #pragma omp simd reduction(max : max)
   for (int64_t j = begin; j < end; j++) max = x[j] > max ? x[j] : max;  // std::max is not vectorized
   max *= scale;
-  std::memset(y, 0, begin * sizeof(BFloat16Bits));
+  std::memset(y, 0, begin * sizeof(BFloat16));
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = begin; j < end; j++) {
     float weight = exp2_approx(x[j] * scale - max);
     sum += weight;
     y[j] = to_bf16(weight);
   }
-  std::memset(y + end, 0, (keys - end) * sizeof(BFloat16Bits));
+  std::memset(y + end, 0, (keys - end) * sizeof(BFloat16));
   return {max + std::log2(sum), 1 / sum};
 }
 
 // Keys and values before all rows, the same for each: (H, >= length, D), heads `stride` apart.
 struct Prefix {
-  const BFloat16Bits *k, *v;  // null = no prefix
+  const BFloat16 *k, *v;  // null = no prefix
   int64_t length, stride;
 
   int64_t padded() const { return (length + BLOCK - 1) / BLOCK * BLOCK; }
@@ -181,13 +147,13 @@ struct Prefix {
 
 struct Forward {
   Shape s;
-  const BFloat16Bits *q, *k, *v;
+  const BFloat16 *q, *k, *v;
   const int64_t* start_index;  // (B, T), or null
   Prefix prefix;
-  BFloat16Bits* out;
+  BFloat16* out;
   float* logsumexp;                             // (N, T)
-  BFloat16Bits *k_vnni, *v_vnni;                // (N, D, P) transposed, (N, P, D)
-  BFloat16Bits *prefix_k_vnni, *prefix_v_vnni;  // (H, D, L) transposed, (H, L, D)
+  BFloat16 *k_vnni, *v_vnni;                // (N, D, P) transposed, (N, P, D)
+  BFloat16 *prefix_k_vnni, *prefix_v_vnni;  // (H, D, L) transposed, (H, L, D)
 
   void pack(int64_t head) const {
     int64_t size = s.padded() * s.d, size_of_prefix = prefix.padded() * s.d;
@@ -201,14 +167,14 @@ struct Forward {
   }
 
   // One block of queries. Buffers: scores (BLOCK, L + P + D), weights (BLOCK, L + P + D).
-  void block(int64_t head, int64_t begin, float* scores, BFloat16Bits* weights) const {
+  void block(int64_t head, int64_t begin, float* scores, BFloat16* weights) const {
     int64_t p = s.padded(), count = std::min(BLOCK, s.t - begin), l = prefix.padded();
     int64_t query = s.offset(head) + begin * s.stride();
     const int64_t* start = start_index ? start_index + head / s.h * s.t + begin : nullptr;
     int64_t first = start ? *start / BLOCK * BLOCK : 0;  // the first query has the earliest start
     int64_t own = begin + BLOCK - first, keys = l + own;
     float *result = scores + BLOCK * (l + p), normalizer[BLOCK];
-    BFloat16Bits* q_block = weights + BLOCK * (l + p);
+    BFloat16* q_block = weights + BLOCK * (l + p);
     copy_block(q + query, s.stride(), count, s.d, q_block);
     matmul(BLOCK, own, s.d, q_block, s.d, k_vnni + head * p * s.d + first * 2, p, scores + l, keys,
            false);
@@ -225,15 +191,15 @@ struct Forward {
            false);
     if (l) matmul(BLOCK, s.d, l, weights, keys, prefix_v(head), s.d, result, s.d, true);
     for (int64_t i = 0; i < count; i++) {
-      BFloat16Bits* y = out + query + i * s.stride();
+      BFloat16* y = out + query + i * s.stride();
       for (int64_t j = 0; j < s.d; j++) y[j] = to_bf16(result[i * s.d + j] * normalizer[i]);
     }
   }
 
-  const BFloat16Bits* prefix_k(int64_t head) const {
+  const BFloat16* prefix_k(int64_t head) const {
     return prefix_k_vnni + head % s.h * prefix.padded() * s.d;
   }
-  const BFloat16Bits* prefix_v(int64_t head) const {
+  const BFloat16* prefix_v(int64_t head) const {
     return prefix_v_vnni + head % s.h * prefix.padded() * s.d;
   }
 };
@@ -242,11 +208,11 @@ struct Forward {
 
 struct Backward {
   Shape s;
-  const BFloat16Bits *grad_out, *q, *k, *v;
+  const BFloat16 *grad_out, *q, *k, *v;
   const int64_t* start_index;  // (B, T), or null
-  const BFloat16Bits* out;
+  const BFloat16* out;
   const float* logsumexp;  // (N, T)
-  BFloat16Bits *grad_q, *grad_k, *grad_v;
+  BFloat16 *grad_q, *grad_k, *grad_v;
 };
 
 // Buffers of one thread for the backward pass, one head at a time.
@@ -254,10 +220,10 @@ class BackwardHead {
  public:
   explicit BackwardHead(const Backward& args)
       : a(args), s(args.s), p(s.padded()), ld(p + 16), chunk(std::min(CHUNK, p)),
-        bf16_buffer(alloc<BFloat16Bits>(4 * p * s.d + 3 * BLOCK * s.d + 3 * BLOCK * chunk)),
+        bf16_buffer(alloc<BFloat16>(4 * p * s.d + 3 * BLOCK * s.d + 3 * BLOCK * chunk)),
         float_buffer(alloc<float>(s.d * ld + 2 * BLOCK * s.d + 2 * BLOCK * chunk + p)),
         query_end(alloc<int64_t>(p)) {
-    BFloat16Bits* bf16 = bf16_buffer.get();
+    BFloat16* bf16 = bf16_buffer.get();
     for (auto [pointer, size] :
          {std::pair{&q_t_vnni, p * s.d}, {&grad_out_t_vnni, p * s.d}, {&q_vnni, p * s.d},
           {&grad_out_vnni, p * s.d}, {&k_block, BLOCK * s.d}, {&v_block, BLOCK * s.d},
@@ -280,7 +246,7 @@ class BackwardHead {
     prepare();
     for (int64_t begin = 0; begin < s.t; begin += BLOCK) block(begin);
     for (int64_t i = 0; i < s.t; i++) {
-      BFloat16Bits* y = a.grad_q + s.offset(head) + i * s.stride();
+      BFloat16* y = a.grad_q + s.offset(head) + i * s.stride();
       const float* x = sum_q + i;
       int32_t step = static_cast<int32_t>(ld);
 #pragma omp simd
@@ -299,7 +265,7 @@ class BackwardHead {
     std::memset(sum_q, 0, s.d * ld * sizeof(float));
     const int64_t* start = a.start_index ? a.start_index + head / s.h * s.t : nullptr;
     for (int64_t i = 0, end = 0; i < s.t; i++) {
-      const BFloat16Bits *x = a.out + from + i * row, *y = a.grad_out + from + i * row;
+      const BFloat16 *x = a.out + from + i * row, *y = a.grad_out + from + i * row;
       float sum = 0;  // over the keys of this query, of each weight times its gradient
 #pragma omp simd reduction(+ : sum)
       for (int64_t j = 0; j < s.d; j++) sum += to_float(x[j]) * to_float(y[j]);
@@ -343,32 +309,32 @@ class BackwardHead {
     int64_t end = key < s.t ? std::clamp<int64_t>(query_end[key] - query, begin, n) : begin;
     const float *x = scores + i * n, *grad_weight = grad_weights + i * n;
     const float *lse = a.logsumexp + head * s.t + query, *delta_chunk = delta + query;
-    BFloat16Bits *y = weights + i * n, *grad_x = grad_scores + i * n;
+    BFloat16 *y = weights + i * n, *grad_x = grad_scores + i * n;
     float scale = s.scale * LOG2E;
-    std::memset(y, 0, begin * sizeof(BFloat16Bits));
-    std::memset(grad_x, 0, begin * sizeof(BFloat16Bits));
+    std::memset(y, 0, begin * sizeof(BFloat16));
+    std::memset(grad_x, 0, begin * sizeof(BFloat16));
 #pragma omp simd
     for (int64_t j = begin; j < end; j++) {
       float weight = exp2_approx(x[j] * scale - lse[j]);
       y[j] = to_bf16(weight);
       grad_x[j] = to_bf16(weight * (grad_weight[j] - delta_chunk[j]));
     }
-    std::memset(y + end, 0, (n - end) * sizeof(BFloat16Bits));
-    std::memset(grad_x + end, 0, (n - end) * sizeof(BFloat16Bits));
+    std::memset(y + end, 0, (n - end) * sizeof(BFloat16));
+    std::memset(grad_x + end, 0, (n - end) * sizeof(BFloat16));
   }
 
   const Backward& a;
   Shape s;
   // Rows of sum_q are longer than P: at a power of two all would map to the same cache set.
   int64_t p, ld, chunk, head = 0;
-  std::unique_ptr<BFloat16Bits[]> bf16_buffer;
+  std::unique_ptr<BFloat16[]> bf16_buffer;
   std::unique_ptr<float[]> float_buffer;
   std::unique_ptr<int64_t[]> query_end;         // (T), one past the last query attending to each key
-  BFloat16Bits *q_t_vnni, *grad_out_t_vnni;     // (D, P) VNNI
-  BFloat16Bits *q_vnni, *grad_out_vnni;         // (P, D) VNNI
-  BFloat16Bits *k_block, *v_block, *k_block_t;  // (BLOCK, D), transposed (D, BLOCK)
-  BFloat16Bits *weights, *grad_scores;          // (BLOCK, chunk)
-  BFloat16Bits* grad_scores_vnni;               // (BLOCK, chunk) VNNI
+  BFloat16 *q_t_vnni, *grad_out_t_vnni;     // (D, P) VNNI
+  BFloat16 *q_vnni, *grad_out_vnni;         // (P, D) VNNI
+  BFloat16 *k_block, *v_block, *k_block_t;  // (BLOCK, D), transposed (D, BLOCK)
+  BFloat16 *weights, *grad_scores;          // (BLOCK, chunk)
+  BFloat16* grad_scores_vnni;               // (BLOCK, chunk) VNNI
   float* sum_q;                                 // (D, ld)
   float *sum_k, *sum_v;                         // (BLOCK, D)
   float *scores, *grad_weights;                 // (BLOCK, chunk)
@@ -380,18 +346,18 @@ class BackwardHead {
 // Both return whether oneDNN has the kernel; if not, nothing is computed. All tensors are
 // (B, T, H, D) except start_index (B, T; or null), prefix_k and prefix_v (as in Prefix; or null,
 // without start_index) and logsumexp (N, T).
-extern "C" bool delvm_flash_forward(const BFloat16Bits* q, const BFloat16Bits* k,
-                                    const BFloat16Bits* v, const int64_t* start_index,
-                                    const BFloat16Bits* prefix_k, const BFloat16Bits* prefix_v,
-                                    BFloat16Bits* out, float* logsumexp, int64_t b, int64_t t,
+extern "C" bool delvm_flash_forward(const BFloat16* q, const BFloat16* k,
+                                    const BFloat16* v, const int64_t* start_index,
+                                    const BFloat16* prefix_k, const BFloat16* prefix_v,
+                                    BFloat16* out, float* logsumexp, int64_t b, int64_t t,
                                     int64_t h, int64_t d, int64_t prefix_length,
                                     int64_t prefix_stride) {
   if (!brgemm_available()) return false;
   Shape s{b, t, h, d};
   Prefix prefix{prefix_k, prefix_v, prefix_length, prefix_stride};
   int64_t size = s.heads() * s.padded() * d, size_of_prefix = h * prefix.padded() * d;
-  auto packed = alloc<BFloat16Bits>(2 * (size + size_of_prefix));
-  BFloat16Bits *own = packed.get(), *shared = own + 2 * size;
+  auto packed = alloc<BFloat16>(2 * (size + size_of_prefix));
+  BFloat16 *own = packed.get(), *shared = own + 2 * size;
   Forward forward{s,   q,         k,   v,          start_index, prefix,
                   out, logsumexp, own, own + size, shared,      shared + size_of_prefix};
 #pragma omp parallel
@@ -400,7 +366,7 @@ extern "C" bool delvm_flash_forward(const BFloat16Bits* q, const BFloat16Bits* k
     for (int64_t head = 0; head < s.heads(); head++) forward.pack(head);
     int64_t width = prefix.padded() + s.padded() + d;
     auto scores = alloc<float>(BLOCK * width);
-    auto weights = alloc<BFloat16Bits>(BLOCK * width);
+    auto weights = alloc<BFloat16>(BLOCK * width);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < s.heads() * s.blocks(); task++) {
       int64_t block = s.blocks() - 1 - task / s.heads();  // the longest first
@@ -411,11 +377,11 @@ extern "C" bool delvm_flash_forward(const BFloat16Bits* q, const BFloat16Bits* k
   return true;
 }
 
-extern "C" bool delvm_flash_backward(const BFloat16Bits* grad_out, const BFloat16Bits* q,
-                                     const BFloat16Bits* k, const BFloat16Bits* v,
-                                     const int64_t* start_index, const BFloat16Bits* out,
-                                     const float* logsumexp, BFloat16Bits* grad_q,
-                                     BFloat16Bits* grad_k, BFloat16Bits* grad_v, int64_t b,
+extern "C" bool delvm_flash_backward(const BFloat16* grad_out, const BFloat16* q,
+                                     const BFloat16* k, const BFloat16* v,
+                                     const int64_t* start_index, const BFloat16* out,
+                                     const float* logsumexp, BFloat16* grad_q,
+                                     BFloat16* grad_k, BFloat16* grad_v, int64_t b,
                                      int64_t t, int64_t h, int64_t d) {
   if (!brgemm_available()) return false;
   Shape s{b, t, h, d};

@@ -37,7 +37,8 @@ def build_extension(source: Path, *flags: str) -> ctypes.CDLL:
     """
     torch_dir = Path(torch.__file__).parent
     compiler = shlex.split(os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), "g++"))
-    inputs = (source.read_bytes(), torch.__version__, torch_dir, compiler, FLAGS, flags)
+    headers = [path.read_bytes() for path in sorted(source.parent.glob("*.h"))]
+    inputs = (source.read_bytes(), headers, torch.__version__, torch_dir, compiler, FLAGS, flags)
     digest = hashlib.sha256(repr(inputs).encode()).hexdigest()[:30]
     library = cache_dir() / "native" / f"{source.stem}-{digest}.so"
     if not library.exists():

@@ -18,11 +18,9 @@
 #include <memory>
 #include <type_traits>
 
-namespace {
+#include "numbers.h"
 
-struct BFloat16 {
-  uint16_t bits;
-};
+namespace {
 
 // Weight (rows, columns) and bias (rows), which may be null. Only int8 weights have a scale (rows).
 struct Linear {
@@ -51,47 +49,6 @@ struct Cache {
   int64_t capacity, prefix_capacity, prefix_length;
   int64_t length;  // tokens in `buffer` before this call
 };
-
-// ---- numbers ----
-
-inline float to_float(float x) { return x; }
-inline float to_float(BFloat16 x) {
-  uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float y;
-  std::memcpy(&y, &bits, sizeof y);
-  return y;
-}
-
-inline void store(float x, float& y) { y = x; }
-inline void store(float x, BFloat16& y) {  // round to nearest even; infinity is preserved
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  y.bits = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-// e^x with a relative error of 2e-7, for x in [-87, 88]; smaller and larger x are moved there.
-// Adding 1.5 * 2^23, from where on floats have no fraction, rounds to an integer; the remainder goes
-// through a Taylor polynomial, and the integer is added to the exponent.
-inline float exp_clamped(float x) {
-  x = x < -87.f ? -87.f : x > 88.f ? 88.f : x;
-  float shifted = x * 1.44269504f + 12582912.f;
-  float integer = shifted - 12582912.f;
-  float r = x - integer * 0.693359375f + integer * 2.12194440e-4f;
-  float y = 1.98412698e-4f;
-  y = y * r + 1.38888889e-3f;
-  y = y * r + 8.33333333e-3f;
-  y = y * r + 4.16666667e-2f;
-  y = y * r + 0.166666667f;
-  y = y * r + 0.5f;
-  y = y * r + 1.f;
-  y = y * r + 1.f;
-  int32_t exponent, bits;
-  std::memcpy(&exponent, &shifted, sizeof exponent);
-  std::memcpy(&bits, &y, sizeof bits);
-  bits += static_cast<int32_t>(static_cast<uint32_t>(exponent) << 23);
-  std::memcpy(&y, &bits, sizeof y);
-  return y;
-}
 
 // ---- products ----
 
