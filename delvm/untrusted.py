@@ -91,7 +91,7 @@ def parse_json(text: str | bytes, what: str, schema: Schema = dict) -> Any:
     return value
 
 
-def parse_npy(data: bytes) -> npt.NDArray[Any]:
+def parse_npy(data: bytes | memoryview) -> npt.NDArray[Any]:
     """The array in the bytes of a .npy file; it shares their memory.
 
     Raises:

@@ -133,7 +133,8 @@ def example_stream(
         shuffle_examples,
         read_ahead,
     )
-    return ExampleStream(pipeline, position)
+    # Not iter(pipeline), whose loop would still hold a window when the one after the next begins.
+    return ExampleStream(pipeline.iterator1(), position)
 
 
 def shuffle_shards(source: Iterable[Turn], shuffle: WindowedShuffle) -> Iterator[ShuffledShards]:

@@ -12,7 +12,7 @@ from delvm.data.datasets.stream_stages import Examples, ExampleStream
 from delvm.data.datasets.streaming import StreamingDataset, StreamSettings, stream_errors
 from delvm.data.shards.fetch import MAX_IMAGES_IN_A_ROW, Rejects, ShardPath
 from delvm.data.shards.manifest import Manifest, member_names
-from delvm.data.shards.reader import decode_image, read_image_shard
+from delvm.data.shards.reader import FileBytes, decode_image, read_image_shard
 from delvm.data.shards.shard_list import list_shards
 from delvm.data.types import ImageArray
 from delvm.errors import UserError
@@ -46,7 +46,7 @@ class ImageFile:
     shard: ShardPath
     key: str
     name: str
-    contents: bytes
+    contents: FileBytes
 
     def __str__(self) -> str:
         return f"{self.shard}: {self.key}.{self.name}"

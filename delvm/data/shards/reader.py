@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from webdataset.tariterators import group_by_keys
@@ -29,6 +29,7 @@ from delvm.storage import StoragePath, as_path, local_copy
 from delvm.untrusted import parse_npy
 
 T = TypeVar("T")
+FileBytes: TypeAlias = bytes | memoryview  # a member of a tar; a view where the tar is in memory
 
 READ_RETRIES, READ_TIMEOUT_S = 3, 600.0  # of a remote shard
 
@@ -79,7 +80,7 @@ def iter_lazy(
 
 def _image_records(
     folder: StoragePath, manifest: Manifest, start: int, stop: int
-) -> Iterator[tuple[StoragePath, Iterator[tuple[str, list[bytes]]]]]:
+) -> Iterator[tuple[StoragePath, Iterator[tuple[str, list[FileBytes]]]]]:
     """The path of each shard that holds any of the examples `start` to `stop`, and these."""
     end = 0
     for shard in manifest.shards:
@@ -102,7 +103,7 @@ def _from_store(path: StoragePath, read: Callable[[bytes | None], Iterator[T]]) 
 
 def read_image_shard(
     path: ShardPath, manifest: Manifest, expected: int, contents: bytes | None = None
-) -> Iterator[tuple[str, list[bytes]]]:
+) -> Iterator[tuple[str, list[FileBytes]]]:
     """The examples of one shard in order: the key, and each image as its file.
 
     Args:
@@ -121,19 +122,19 @@ def read_image_shard(
     check_count(path, count, expected)
 
 
-def decode_image(file: bytes, name: str, side: int) -> ImageArray:
+def decode_image(file: FileBytes, name: str, side: int) -> ImageArray:
     """An image of a shard, (side, side, 3) uint8.
 
     Raises:
         UserError: It cannot be read, or has another size.
     """
-    image = np.asarray(open_image(file, name))
+    image = np.asarray(open_image(bytes(file), name))
     if image.shape != (side, side, 3):
         raise UserError(f"{name} is {image.shape}, not {(side, side, 3)}")
     return image
 
 
-def _decode(path: StoragePath, key: str, files: list[bytes], manifest: Manifest) -> Example:
+def _decode(path: StoragePath, key: str, files: list[FileBytes], manifest: Manifest) -> Example:
     names = member_names(manifest.images_per_example)
     images = (
         decode_image(file, f"{path}: {key}.{name}", manifest.image_size)
@@ -200,7 +201,7 @@ def check_count(path: ShardPath, count: int, expected: int) -> None:
 
 def _read_records(
     path: ShardPath, names: set[str], contents: bytes | None = None
-) -> Iterator[tuple[str, dict[str, bytes]]]:
+) -> Iterator[tuple[str, dict[str, FileBytes]]]:
     """(key, {name: bytes}) of a tar whose records hold exactly the `names`."""
     with shard_errors(path):
         for record in group_by_keys(_read_members(path, contents)):
@@ -218,10 +219,14 @@ def _read_members(path: ShardPath, contents: bytes | None) -> Iterator[dict[str,
     the size that a sparse member claims, skips links silently, and takes up to 1.7 times as long.
     """
     for tar, info, _, _ in members(path, contents):
-        # Not through tar.extractfile, whose buffers cost as much as reading a small image.
-        assert tar.fileobj is not None
-        tar.fileobj.seek(info.offset_data)
-        data = tar.fileobj.read(info.size)
+        if contents is not None:
+            # Without a copy, so that memory holds a shard once.
+            data: FileBytes = memoryview(contents)[info.offset_data :][: info.size]
+        else:
+            # Not through tar.extractfile, whose buffers cost as much as reading a small image.
+            assert tar.fileobj is not None
+            tar.fileobj.seek(info.offset_data)
+            data = tar.fileobj.read(info.size)
         if len(data) != info.size:
             raise EOFError("unexpected end of data")
         yield {"fname": info.name, "data": data, "__url__": str(path)}

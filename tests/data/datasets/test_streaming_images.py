@@ -2,15 +2,17 @@
 
 import itertools
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from delvm.data.datasets.images import ImageDataset, ImagesConfig
 from delvm.data.datasets.streaming_images import StreamingImages, StreamingImagesConfig
+from delvm.data.types import Example
 from delvm.errors import UserError
 from tests.data.datasets.streams import IMAGE_COUNTS, IMAGE_KINDS, write_images
-from tests.data.shard_makers import rewrite_tar, tar_members
+from tests.data.shard_makers import rewrite_tar, tar_members, write_examples
 
 SIZES = {task: IMAGE_COUNTS[task] * IMAGE_KINDS[task] for task in IMAGE_COUNTS}
 
@@ -106,6 +108,23 @@ def test_memory_holds_files_and_decodes_what_is_asked_for(root, monkeypatch):
     monkeypatch.setattr("delvm.data.datasets.streaming_images.decode_image", decode)
     next(iter(open_images(root, batch_size=4)))
     assert len(decoded) == 4
+
+
+def test_memory_holds_each_shard_of_two_windows_once(tmp_path):
+    """The images are views of the fetched tar; a copy of each would be one shard more."""
+    images = np.random.default_rng(0).integers(0, 256, (24, 2, 256, 256, 3), np.uint8)
+    examples = [Example(f"{number:06d}", "pose", tuple(each)) for number, each in enumerate(images)]
+    settings = {"source": "fake", "seed": 0, "image_size": 256}
+    write_examples(tmp_path, "train", "pose", examples, shard_size=4, **settings)
+    size = (tmp_path / "train" / "pose" / "000000.tar").stat().st_size
+    stream = iter(open_images(tmp_path, batch_size=1, shuffle_window_shards=1))
+    next(stream)
+    tracemalloc.start()
+    for _ in itertools.islice(stream, 40):
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * size
 
 
 def test_settings_are_checked():
