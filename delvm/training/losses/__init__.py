@@ -17,6 +17,7 @@ from delvm.training.losses.tokens import (
     target_mask,
     token_weights,
 )
+from delvm.training.losses.top_k import top_k_kl_divergence, top_k_log_probs
 
 __all__ = [
     "LOSS_CHUNK_ELEMENTS",
@@ -34,4 +35,6 @@ __all__ = [
     "metric_names",
     "target_mask",
     "token_weights",
+    "top_k_kl_divergence",
+    "top_k_log_probs",
 ]
