@@ -98,22 +98,29 @@ inline void sum_each(__m512* x, float* y) {
 constexpr int64_t ROWS = 8;  // of a weight that one thread takes at a time
 
 // Products of M activations (M, k) and R rows of weights (R, k): y (M, R), of 16 elements. The rows
-// that come AHEAD rows later are fetched from memory meanwhile.
+// that come AHEAD rows later are fetched from memory meanwhile, a line of the cache of each row in
+// some of the steps: asking for those of all rows at once has to wait.
 template <int M, int R, int AHEAD, typename X, typename W>
 inline void tile(const X* x, const W* w, int64_t k, float* y) {
   constexpr int N = M * R <= 8 ? 8 : 16;
+  constexpr int STEPS = std::max<int>(1, 64 / (WIDTH<X> * sizeof(W)));  // that read one line
   __m512 sums[N];
   for (int i = 0; i < N; i++) sums[i] = _mm512_setzero_ps();
-  for (int64_t i = 0; i < k; i += WIDTH<X>) {
+  auto step = [&](int64_t i, int number) __attribute__((always_inline)) {
     decltype(load(x)) a[M];
     for (int m = 0; m < M; m++) a[m] = load(x + m * k + i);
     for (int r = 0; r < R; r++) {
       auto b = load(w + r * k + i);
-      if (AHEAD && i * sizeof(W) % 64 == 0)  // once for each line of the cache
+      if (AHEAD && r % STEPS == number)
         _mm_prefetch(reinterpret_cast<const char*>(w + (r + AHEAD) * k + i), _MM_HINT_T0);
       for (int m = 0; m < M; m++) sums[m * R + r] = multiply_add(a[m], b, sums[m * R + r]);
     }
-  }
+  };
+  int64_t i = 0;
+  for (; i + STEPS * WIDTH<X> <= k; i += STEPS * WIDTH<X>)
+#pragma GCC unroll 4
+    for (int number = 0; number < STEPS; number++) step(i + number * WIDTH<X>, number);
+  for (; i < k; i += WIDTH<X>) step(i, -1);
   sum_each<N>(sums, y);
 }
 
