@@ -52,6 +52,7 @@ def train_errors(cfg: DictConfig, in_sweep: bool) -> list[str]:
             "strategy=ddp, or callbacks=default"
         )
     errors += device_errors(asked) + compile_errors(asked, cfg.module.get("compile", False))
+    errors += compile_errors(asked, cfg.teacher.get("compile", False), "teacher.compile")
     errors += process_errors(asked)
     errors += strategy_errors(target_of(cfg.strategy), _settings(cfg.strategy), asked, is_tokenizer)
     errors += init_errors(cfg.resume, cfg.init_from, "tokenizer" if is_tokenizer else "student")

@@ -77,3 +77,15 @@ def quantize_int8(student: nn.Module) -> None:
             for name, child in list(module.named_children()):
                 if type(child) is nn.Linear:
                     setattr(module, name, Int8Linear(child))
+
+
+def int8_buffers_to_parameters(student: nn.Module) -> None:
+    """Make frozen parameters of int8 weights and their scales, in place.
+
+    `fully_shard` shards parameters alone.
+    """
+    for module in student.modules():
+        if isinstance(module, Int8Linear):
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                delattr(module, name)
+                module.register_parameter(name, nn.Parameter(buffer, requires_grad=False))

@@ -11,20 +11,35 @@ from delvm.interop.fingerprint import codebook_matches
 from delvm.interop.load import load_student
 from delvm.models.precision import autocast_dtype
 from delvm.models.transformer import Transformer
+from delvm.models.weight_precision import WeightPrecision, int8_buffers_to_parameters
+from delvm.training.compiling import compile_blocks
 from delvm.training.losses import TokenLoss
 from delvm.training.optim import OptimizerFactory, SchedulerFactory
+from delvm.training.strategies import FSDP2Strategy
 from delvm.training.student import Batch, StudentModule
 
 
-def load_teacher(checkpoint: str | None = None) -> Transformer:
+def load_teacher(
+    checkpoint: str | None = None,
+    precision: WeightPrecision = WeightPrecision.fp32,
+    compile: bool = False,
+) -> Transformer:
     """The frozen teacher of a distillation: whatever `delvm.load_student` reads.
+
+    Args:
+        checkpoint: a student's checkpoint or directory.
+        precision: of its weights: fp32, bf16, or int8 (see `delvm.models.weight_precision`).
+        compile: whether its blocks go through torch.compile.
 
     Raises:
         UserError: no checkpoint is given, or it is not a student.
     """
     if checkpoint is None:
         raise UserError("module=distillation needs a teacher: set teacher.checkpoint=PATH")
-    return load_student(checkpoint)
+    teacher = load_student(checkpoint, precision=precision)
+    if compile:
+        compile_blocks(teacher)
+    return teacher
 
 
 class DistillationModule(StudentModule):
@@ -85,6 +100,14 @@ class DistillationModule(StudentModule):
                 f"{self.teacher.max_seq_len}: set data.pairs_per_sentence lower, or "
                 "teacher.checkpoint=PATH"
             )
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if isinstance(self.trainer.strategy, FSDP2Strategy):
+            # By itself, since it is no part of the module. What is outside of its blocks stays
+            # gathered after its first forward pass, as no backward pass follows.
+            int8_buffers_to_parameters(self.teacher)
+            self.trainer.strategy.shard(self.teacher)
 
     def on_fit_start(self) -> None:
         self.teacher.to(self.device)

@@ -124,13 +124,13 @@ def device_errors(asked: Devices) -> list[str]:
     return errors
 
 
-def compile_errors(asked: Devices, compiled: bool) -> list[str]:
+def compile_errors(asked: Devices, compiled: bool, key: str = "module.compile") -> list[str]:
     """Errors of a network that goes through torch.compile, which needs a compiler on the CPU."""
     if not compiled or asked.gpu or any(map(shutil.which, ("c++", "g++", "clang++"))):
         return []
     return [
-        "module.compile=true needs a C++ compiler on the CPU, and neither g++ nor clang++ was "
-        "found: install one or set module.compile=false"
+        f"{key}=true needs a C++ compiler on the CPU, and neither g++ nor clang++ was found: "
+        f"install one or set {key}=false"
     ]
 
 
