@@ -104,7 +104,7 @@ class DistillationModule(StudentModule):
     def configure_model(self) -> None:
         super().configure_model()
         if isinstance(self.trainer.strategy, FSDP2Strategy):
-            # By itself, since it is no part of the module. What is outside of its blocks stays
+            # By itself, since it is outside of the module. What is outside of its blocks stays
             # gathered after its first forward pass, as no backward pass follows.
             int8_buffers_to_parameters(self.teacher)
             self.trainer.strategy.shard(self.teacher)

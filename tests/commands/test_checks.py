@@ -136,6 +136,9 @@ def test_compile_needs_a_compiler(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     (found,) = train_errors("module.compile=true")
     assert "neither g++ nor clang++" in found and "set module.compile=false" in found
+    distillation = ("module=distillation", "teacher.checkpoint=x", "teacher.compile=true")
+    (found,) = train_errors(*distillation)
+    assert found.startswith("teacher.compile=true needs") and "set teacher.compile=false" in found
 
 
 def test_missing_gpu(monkeypatch):

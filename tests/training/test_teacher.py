@@ -46,7 +46,7 @@ def runs(tokens, teacher, tmp_path_factory, root) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_sharded_teacher_distils_what_a_complete_one_does(runs, precision):
+def test_sharded_teacher_teaches_what_a_complete_one_does(runs, precision):
     for metric in ("train/kd", "train/total_loss", "train/grad_norm"):
         expected = curve(runs / f"one_{precision}", metric)
         assert len(expected) == 4
@@ -54,7 +54,7 @@ def test_sharded_teacher_distils_what_a_complete_one_does(runs, precision):
 
 
 @pytest.mark.slow
-def test_sharded_int8_teacher_distils_under_mixed_precision(runs):
+def test_sharded_int8_teacher_teaches_under_mixed_precision(runs):
     expected = curve(runs / "one_mixed", "train/kd")
     assert curve(runs / "mixed", "train/kd") == pytest.approx(expected, rel=0.02)
 
