@@ -39,10 +39,11 @@ class InputEmbedding(Enum):
 
 
 class Init(Enum):
-    """Initial weights: ``reference`` is DeLVM's code, ``gpt2`` N(0, 0.02) with scaled outputs."""
+    """``reference`` is DeLVM's, ``gpt2`` N(0, 0.02) with scaled outputs, ``normal`` N(0, 0.02)."""
 
     reference = "reference"
     gpt2 = "gpt2"
+    normal = "normal"
 
 
 @dataclass
@@ -66,7 +67,7 @@ class TransformerConfig:
             the first block (Huang et al. 2016).
         qk_norm: whether queries and keys are normalized, which keeps large models stable.
         attention: what computes attention.
-        init: initial weights.
+        init: initial weights, an `Init`; LVM's are ``normal``.
         activation_checkpointing: recompute one of every N blocks in the backward pass, which
             saves memory and takes time; 0 = off. It does not change what the model computes.
         norm, mlp, mlp_bias: of each block. DeLVM's "ViT" has layernorm, gelu_tanh and
@@ -275,7 +276,7 @@ class Transformer(nn.Module):
                 scaled = 0.006 / math.sqrt(2 * number)
                 stds = {"qkv": 0.006, "out": scaled, "gate": 0.006, "up": scaled, "down": 0.0015}
             else:
-                scaled = 0.02 / math.sqrt(2 * cfg.n_layers)
+                scaled = 0.02 / math.sqrt(2 * cfg.n_layers if cfg.init is Init.gpt2 else 1)
                 stds = {"qkv": 0.02, "out": scaled, "gate": 0.02, "up": 0.02, "down": scaled}
             if reference and cfg.mlp is not MLPKind.swiglu:
                 stds |= {"up": 0.0015, "down": 0.0015}  # which its code takes for no part of SwiGLU
@@ -293,7 +294,7 @@ class Transformer(nn.Module):
         std = 0.0052 if reference else 0.02
         nn.init.normal_(self.head.weight, std=std, generator=generator)
         if isinstance(self.embed, CodebookEmbedding):
-            # GPT-2's init assumes inputs of unit variance, whatever the scale of the codes is.
+            # The others assume inputs of unit variance, whatever the scale of the codes is.
             embed_std = std if reference else cfg.codebook_dim**-0.5
             nn.init.normal_(self.embed.project.weight, std=embed_std, generator=generator)
         elif isinstance(self.embed, nn.Embedding):

@@ -46,12 +46,11 @@ def student_data_errors(
         origin = f"ids in {data.path}"
         errors += _size_errors(tokenizer, manifest, origin)
     vocab_size, width = student.get("vocab_size"), tokenizer.get("quantized_embed_dim")
-    if None not in (codes, vocab_size) and codes != vocab_size:
-        errors.append(
-            f"codebook size {codes} ({origin}) != vocab_size {vocab_size} (student): "
-            f"set student.net.vocab_size={codes}"
-        )
     uses_codebook = student.get("embedding") is InputEmbedding.codebook
+    # Other embeddings may have ids above the codes, of special tokens, as LVM's students have.
+    if codes is not None and vocab_size is not None and codes != vocab_size:
+        spare = not uses_codebook and codes < vocab_size
+        errors += [] if spare else [_vocab_error(codes, origin, vocab_size)]
     if uses_codebook and width is not None and width != student["codebook_dim"]:
         errors.append(
             f"code width {width} (tokenizer) != codebook_dim {student['codebook_dim']} (student): "
@@ -69,6 +68,13 @@ def student_data_errors(
     except UserError as error:
         errors.append(str(error))
     return errors + _context_errors(data, tokens, context, chosen)
+
+
+def _vocab_error(codes: int, origin: str, vocab_size: int) -> str:
+    return (
+        f"codebook size {codes} ({origin}) != vocab_size {vocab_size} (student): "
+        f"set student.net.vocab_size={codes}"
+    )
 
 
 def _load_manifests(path: str, kind: str) -> tuple[dict[str, Manifest], list[str]]:

@@ -61,8 +61,10 @@ class WarmupCosine(LambdaLR):
     Args:
         optimizer: its learning rates are the highest ones.
         total_steps: of the run.
-        warmup_ratio: fraction of the steps spent on warmup, in [0, 1).
+        warmup_ratio: fraction of the schedule's steps spent on warmup, in [0, 1).
         min_lr_ratio: last learning rate as a fraction of the highest one, in [0, 1].
+        decay_steps: steps of the schedule, warmup included; None = ``total_steps``. A longer run
+            stays at the floor, a shorter one ends above it.
     """
 
     def __init__(
@@ -71,10 +73,13 @@ class WarmupCosine(LambdaLR):
         total_steps: int,
         warmup_ratio: float = 0.0056,
         min_lr_ratio: float = 0.1,
+        decay_steps: int | None = None,
     ) -> None:
         self.warmup_ratio, self.min_lr_ratio = warmup_ratio, min_lr_ratio
+        self.decay_steps = decay_steps
+        steps = decay_steps or total_steps
         super().__init__(
-            optimizer, lambda step: warmup_cosine(step, total_steps, warmup_ratio, min_lr_ratio)
+            optimizer, lambda step: warmup_cosine(step, steps, warmup_ratio, min_lr_ratio)
         )
 
     def validate(self) -> list[str]:
@@ -86,6 +91,10 @@ class WarmupCosine(LambdaLR):
             )
         if not 0 <= self.min_lr_ratio <= 1:
             errors.append(f"min_lr_ratio={self.min_lr_ratio} is a fraction: set it from 0 to 1")
+        if self.decay_steps is not None and self.decay_steps < 1:
+            errors.append(
+                f"decay_steps={self.decay_steps} is below 1: set it to 1 or more, or null"
+            )
         return errors
 
 

@@ -1,6 +1,7 @@
 """LightningModule that trains a student to continue visual sentences."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning as L
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from delvm.errors import UserError
 from delvm.models.protocols import StudentNet, check_protocol
 from delvm.models.teacher_forcing import next_token_nll
+from delvm.models.token_space import TokenSpace
 from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
 from delvm.training.compiling import compile_blocks
 from delvm.training.datamodules import SentenceData, check_data
@@ -101,6 +103,9 @@ class StudentModule(L.LightningModule):
             raise UserError(f"student.net and data.path do not fit together: {error}") from None
         # Neither networks nor data modules of other packages need to know of it.
         self.model.resize = str(getattr(data, "resize", ""))
+        if len(data.codebook) < self.model.vocab_size:  # the ids above are never sampled
+            space = getattr(self.model, "token_space", TokenSpace())
+            self.model.token_space = replace(space, codebook_size=len(data.codebook))
         self.data = data
 
     def setup(self, stage: str) -> None:
@@ -148,7 +153,7 @@ class StudentModule(L.LightningModule):
                 mask[:, :-1],
                 self.data.tokens_per_image,
                 self.token_noise,
-                self.model.vocab_size,
+                len(self.data.codebook),
             )
         weights = token_weights(mask, self.input_weight, document)
         return input_ids, weights, _inputs_only(document)

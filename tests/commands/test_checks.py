@@ -51,6 +51,7 @@ ALONE = {
     "optimizer.lr=nan": "optimizer.lr=nan is not above 0: set it to 1.5e-4",
     "scheduler.warmup_ratio=1.5": "scheduler.warmup_ratio=1.5 is a fraction of the steps: set it "
     "from 0 to 1",
+    "scheduler.decay_steps=0": "scheduler.decay_steps=0 is below 1: set it to 1 or null",
     "module.token_noise=2": "module.token_noise=2.0 is a fraction: set it from 0 to 1",
     "trainer.devices=2": "strategy=single is one device, and trainer.devices=2 "
     "trainer.num_nodes=1: set strategy=ddp or strategy=fsdp2",

@@ -19,7 +19,6 @@ from delvm.data.sources.shapes.source import TRAIN_COUNTS, Shapes
 from delvm.models.discriminator import DiscriminatorNorm
 from delvm.models.transformer import Init, TransformerConfig
 from delvm.training.losses import KLDirection
-from delvm.training.optim import WeightDecayOn
 from delvm.training.tokenizer import BetaOn, PerceptualLoss
 
 CONF = config_dir()
@@ -155,23 +154,6 @@ def test_a_key_may_have_the_name_of_another_verbs_group():
     assert compose("encode", ["tokenizer=x"]).tokenizer == "x"
     # and that of its own stays a group
     assert compose("train", ["student=tiny"]).student.net.n_layers == 4
-
-
-def test_the_300m_experiment_is_delvms_recipe():
-    cfg = compose("train", ["experiment=student_300m"])
-    optimizer = cfg.optimizer
-    assert (optimizer.lr, optimizer.weight_decay) == (1.5e-4, 0.1)
-    assert optimizer.decay is WeightDecayOn.all and list(optimizer.betas) == [0.9, 0.95]
-    scale = cfg.callbacks.loss_scale
-    assert (scale.init_scale, scale.growth_interval, scale.hysteresis) == (2**16, 1000, 2)
-    trainer, data = cfg.trainer, cfg.data
-    assert (trainer.precision, trainer.max_steps, trainer.gradient_clip_val) == (
-        "16-mixed",
-        40000,
-        1.0,
-    )
-    tokens = cfg.student.net.max_seq_len * data.batch_size * trainer.accumulate_grad_batches
-    assert tokens == 262144 == 16 * 2048 * 8
 
 
 def test_the_taming_experiment_has_the_numbers_of_its_config():

@@ -31,13 +31,25 @@ SMALL = (
 )  # fmt: skip
 
 
-# What a CPU without files from elsewhere does not have, and the depth of a large student.
+# One process, bfloat16, sentences of one pair (512 tokens). All have their full width; 1B and 7B
+# lack most of their layers.
+RECIPE = (
+    "trainer.precision=bf16-mixed", "trainer.devices=1", "trainer.accumulate_grad_batches=1",
+    "strategy=single", "data.images_per_sentence=2",
+)  # fmt: skip
+# What a CPU without files from elsewhere does not have.
 CHANGES = {
-    "student_300m": (
-        "trainer.precision=bf16-mixed", "student.net.n_layers=2", "trainer.val_check_interval=16",
-    ),
+    "pretrain_80m": RECIPE,
+    "pretrain_300m": RECIPE,
+    "pretrain_1b": (*RECIPE, "student.net.n_layers=2"),
+    "kd_1b_to_300m": RECIPE,
+    "lvm_7b": (*RECIPE, "student.net.n_layers=1"),
     "tokenizer_f16_8192_taming": ("module.perceptual_loss=ms_ssim",),
-}  # fmt: skip
+}
+TEACHERS = {
+    "demo_student": ("experiment=demo_teacher",),
+    "kd_1b_to_300m": ("experiment=pretrain_1b", "student.net.n_layers=2"),
+}
 FINGERPRINT = "f" * 16
 
 
@@ -77,7 +89,7 @@ def test_experiment_trains_two_steps(name, delvm, tmp_path):
         codebook = write_tokens(tmp_path / "tokens", tokenizer, cfg.data.task_weights or ["derain"])
         words += ["data.path=tokens"]
     if cfg.module._target_.endswith("DistillationModule"):
-        teacher = build(compose("train", ["experiment=demo_teacher"]).student.net, "student")
+        teacher = build(compose("train", [*TEACHERS[name]]).student.net, "student")
         teacher.load_codebook(codebook, FINGERPRINT)
         save_model(teacher, tmp_path / "teacher")
         words += ["teacher.checkpoint=teacher"]

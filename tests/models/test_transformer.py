@@ -97,6 +97,19 @@ def test_parameter_count_equals_paper(dim, n_heads, millions):
     assert model.parameter_count() / 1e6 == pytest.approx(millions, abs=0.05)
 
 
+def test_normal_init_scales_nothing():
+    """LVM's: N(0, 0.02) for all matrices, which GPT-2's init divides by depth at the outputs."""
+    stds = {}
+    for init in (Init.normal, Init.gpt2):
+        torch.manual_seed(0)
+        cfg = TransformerConfig(64, 256, 4, 4, embedding=InputEmbedding.learned, init=init)
+        named = Transformer(cfg).named_parameters()
+        stds[init] = {name: each.std().item() for name, each in named if each.ndim == 2}
+    assert set(stds[Init.normal]) > {"embed.weight", "head.weight", "blocks.3.mlp.down.weight"}
+    assert [*stds[Init.normal].values()] == pytest.approx([0.02] * 22, rel=0.03)
+    assert stds[Init.gpt2]["blocks.3.mlp.down.weight"] == pytest.approx(0.02 / 8**0.5, rel=0.03)
+
+
 def test_reference_init_scales():
     torch.manual_seed(0)
     model = Transformer(TransformerConfig(64, 256, 4, 4, max_seq_len=16, codebook_dim=32))

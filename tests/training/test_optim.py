@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from delvm.training.optim import WeightDecayOn, build_optimizer, warmup_cosine
+from delvm.training.optim import WarmupCosine, WeightDecayOn, build_optimizer, warmup_cosine
 
 
 def test_warmup_cosine_rises_then_falls_to_its_floor():
@@ -14,6 +14,18 @@ def test_warmup_cosine_rises_then_falls_to_its_floor():
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0
     assert rates[55] == pytest.approx(0.6) and rates[100] == pytest.approx(0.2)
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_a_schedule_of_its_own_length():
+    """A run of 10 steps follows the first 10 of 40, and one of 50 stays at the floor."""
+    for total in (10, 50):
+        optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+        schedule = WarmupCosine(optimizer, total, 0.1, 0.2, decay_steps=40)
+        for step in range(total):
+            assert schedule.get_last_lr() == [warmup_cosine(step, 40, 0.1, 0.2)]
+            optimizer.step()
+            schedule.step()
+        assert (schedule.get_last_lr() == [0.2]) == (total > 40)
 
 
 class Net(nn.Module):
