@@ -22,7 +22,14 @@ from delvm.errors import UserError
 from delvm.inference.decoding import GREEDY, Decoding, SamplingConfig
 from delvm.inference.generation import Rows, decode_tokens, num_image_tokens
 from delvm.inference.prefix_cache import PrefixCache
-from delvm.inference.speculative import Speculation, SpeculativeDecoder, StudentContexts
+from delvm.inference.speculative import (
+    Speculation,
+    SpeculativeDecoder,
+    StudentContexts,
+    cycle_cost,
+    expected_tokens,
+    relative_cost,
+)
 from delvm.inference.static_step import StaticStep
 from delvm.models.attention import KVCache
 from delvm.models.protocols import StudentNet
@@ -36,6 +43,8 @@ class Engine:
 
     Attributes:
         speculation: what the draft gave so far.
+        relative_cost: of a call of the draft, that of the student being 1; estimated from the
+            weights. Samples are drafted where it promises a gain; 0 always does.
     """
 
     def __init__(
@@ -63,12 +72,13 @@ class Engine:
         """
         self.student, self.draft, self.draft_tokens = student, draft, draft_tokens
         self._prefixes = PrefixCache(student, max_prefixes)
-        self.speculation = Speculation()
+        self.speculation, self.relative_cost = Speculation(), 0.0
         self._step = StaticStep() if compile else None
         if compile:
             _check_cache(student, "student", "compile=false")
         if draft is not None:
             _check_draft(student, draft, draft_tokens)
+            self.relative_cost = relative_cost(_weight_bytes(draft), _weight_bytes(student))
             self._draft_prefixes = PrefixCache(draft, max_prefixes)
 
     @property
@@ -189,7 +199,7 @@ class Engine:
                 contexts_of(self._draft_prefixes),
                 sampling,
                 draft_tokens=self.draft_tokens,
-                relative_cost=_weight_bytes(self.draft) / _weight_bytes(self.student),
+                relative_cost=self.relative_cost,
                 speculation=self.speculation,
                 codebook=codebook,
                 static=self._step is not None,
@@ -207,7 +217,11 @@ class Engine:
     def _draft_pays(self, rows: int, max_new_tokens: int, sampling: SamplingConfig) -> bool:
         """Whether to use the draft for a batch; a sample must not depend on the clock."""
         timing = self.speculation.timings.get(rows)
-        pays = timing is None or sampling.decoding is Decoding.sample or timing.pays()
+        if sampling.decoding is Decoding.sample:
+            cost = cycle_cost(self.draft_tokens, self.relative_cost)
+            pays = expected_tokens(self.draft_tokens) > cost
+        else:
+            pays = timing is None or timing.pays()
         self.speculation.fallbacks += not pays
         return pays and min(rows, max_new_tokens) > 0
 

@@ -17,7 +17,8 @@ Where drafting does not pay, single tokens follow. All deterministic answers are
 decides: after some cycles, drafting stops unless the tokens of a mean cycle would have taken longer
 one by one. That is measured for each batch size; in large batches the student is bound by
 computation, and checking several tokens takes several times as long. A sample must not depend on a
-clock or on other rows: there each row decides by its own tokens per cycle and the students' sizes.
+clock or on other rows: there each row decides by the sizes of the two students, which say what a
+cycle costs, and by its own tokens per cycle, starting from an assumption (`expected_tokens`).
 
 Notation:
     B rows    N new tokens    K drafted tokens of a cycle    C codebook size
@@ -39,6 +40,11 @@ from delvm.inference.sampling import deterministic_ids, sample_from_uniform, top
 PLAIN_STEPS = 3  # single tokens that are timed before the first draft
 FIRST_CYCLES = 3  # before it is given up where not even accepting all drafts would pay
 MIN_CYCLES = 16  # before it is given up for the drafts that were accepted
+
+# For samples, which no clock may decide about:
+CALL_BYTES = 1 << 26  # a call takes as long as reading these and all weights
+ASSUMED_CYCLES = 2  # each answer starts as if so many cycles had been
+ASSUMED_ACCEPTED = 0.8  # in which each draft was accepted with this probability
 
 
 class StudentContexts(NamedTuple):
@@ -101,9 +107,10 @@ class _Progress:
         self.tokens += torch.where(most > 0, new, 0)
         self.cycles += most > 0
 
-    def pays(self, cycle_cost: float) -> Tensor:
+    def pays(self, cycle_cost: float, draft_tokens: int) -> Tensor:
         """Whether each row gets more tokens per cycle than plain calls cost as much."""
-        return (self.cycles < MIN_CYCLES) | (self.tokens > cycle_cost * self.cycles)
+        tokens = self.tokens + ASSUMED_CYCLES * expected_tokens(draft_tokens)
+        return tokens > cycle_cost * (self.cycles + ASSUMED_CYCLES)
 
 
 @dataclass
@@ -171,7 +178,7 @@ class SpeculativeDecoder:
         self.draft_tokens, self.counts = draft_tokens, speculation
         self.codebook = codebook if sampling.decoding is Decoding.mean_embedding else None
         self.samples = sampling.decoding is Decoding.sample
-        self._cycle_cost = 1 + draft_tokens * relative_cost
+        self._cycle_cost = cycle_cost(draft_tokens, relative_cost)
         self.static = static
         self._unread = 2  # tokens at the end of each row that the draft has not read for certain
 
@@ -214,7 +221,7 @@ class SpeculativeDecoder:
             # -1 where a row is complete; 0 takes one token of the large student.
             most = (left - 1).clamp_max(self.draft_tokens)
             if self.samples:
-                pays = progress.pays(self._cycle_cost)
+                pays = progress.pays(self._cycle_cost, self.draft_tokens)
                 most = torch.where(pays, most, most.clamp_max(0))
                 fell_back |= not bool(pays.all())
             elif timing.plain_steps < PLAIN_STEPS or not timing.pays():
@@ -318,6 +325,21 @@ class SpeculativeDecoder:
         if int(most.max()) == self.draft_tokens:  # the last cycles are shorter
             timing.cycle, timing.cycles = min(timing.cycle, seconds), timing.cycles + 1
             timing.tokens += gained / calls
+
+
+def relative_cost(draft_bytes: int, student_bytes: int) -> float:
+    """Estimated cost of a call of the draft, that of the student being 1, from their weights."""
+    return (CALL_BYTES + draft_bytes) / (CALL_BYTES + student_bytes)
+
+
+def cycle_cost(draft_tokens: int, relative_cost: float) -> float:
+    """Cost of a cycle, that of one token of the student alone being 1."""
+    return 1 + draft_tokens * relative_cost
+
+
+def expected_tokens(draft_tokens: int, accepted: float = ASSUMED_ACCEPTED) -> float:
+    """Mean tokens of a cycle whose drafts are accepted independently (Leviathan et al., eq. 1)."""
+    return sum(accepted**number for number in range(draft_tokens + 1))
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:

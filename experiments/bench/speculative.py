@@ -98,6 +98,7 @@ def demo(folder: Path, queries: int = 8, shots: int = 3) -> list[Row]:
     for name, sampling in SAMPLINGS.items():
         engine, usual = Engine(teacher, draft=draft), Engine(teacher, draft=draft)
         engine.speculation.timings[1] = AlwaysPays(DRAFT_TOKENS + 1)
+        engine.relative_cost = 0.0  # samples decide by it
         size, codebook = tokenizer.tokens_per_image, tokenizer.codebook
         rate, alone = rates(engine, given, size, sampling, codebook)
         as_usual, alone_then = rates(usual, given, size, sampling, codebook)

@@ -39,6 +39,8 @@ def student():
 @pytest.fixture(autouse=True)
 def always_draft(monkeypatch):
     monkeypatch.setattr(DraftTiming, "pays", lambda self: True)
+    # As if the draft were much smaller than the student.
+    monkeypatch.setattr("delvm.inference.engine.relative_cost", lambda *_: 0.1)
 
 
 DETERMINISTIC = (SamplingConfig("greedy"), SamplingConfig("mean_embedding"))
@@ -95,8 +97,9 @@ def test_tokens_of_a_student_that_cpus_decode_in_one_call(rows):
 
 
 def test_samples_do_not_depend_on_the_batch(student, monkeypatch):
-    monkeypatch.setattr(speculative, "MIN_CYCLES", 2)  # some rows continue without the draft
+    monkeypatch.setattr(speculative, "ASSUMED_CYCLES", 1)
     engine = Engine(student, draft=noisy(student, 0.5), draft_tokens=3)
+    engine.relative_cost = 0.4  # at which some rows continue without the draft
     torch.manual_seed(1)
     prompt, queries = torch.randint(30, (20,)), torch.randint(30, (6, 6))
     together = engine.generate([prompt], queries, 22, SAMPLED)
@@ -186,6 +189,31 @@ def test_it_falls_back_where_drafting_takes_longer():
     assert not PAYS(timing)  # whatever is accepted
     timing.cycles = 2
     assert PAYS(timing)
+
+
+@pytest.mark.parametrize("draft_tokens", [1, 4])
+def test_samples_are_not_drafted_where_the_sizes_promise_no_gain(student, draft_tokens):
+    engine = Engine(student, draft=student, draft_tokens=draft_tokens)
+    engine.relative_cost = speculative.relative_cost(100, 120)  # a call costs as much as any
+    assert engine.relative_cost == pytest.approx(1, abs=1e-5)
+    torch.manual_seed(4)
+    prompt, queries = torch.randint(30, (20,)), torch.randint(30, (3, 6))
+    found = engine.generate([prompt], queries, 22, SAMPLED)
+    assert torch.equal(found, Engine(student).generate([prompt], queries, 22, SAMPLED))
+    assert engine.speculation.fallbacks == 1 and not engine.speculation.drafted
+
+
+def test_a_row_stops_drafting_samples_after_some_that_were_not_accepted():
+    assert speculative.expected_tokens(4) == pytest.approx((1 - 0.8**5) / 0.2)
+    assert speculative.cycle_cost(4, 0.25) == 2
+    assert speculative.relative_cost(2**27, 2**29) == pytest.approx(3 / 9)
+    progress = speculative._Progress(torch.zeros(3), torch.zeros(3))
+    stopped = []
+    for _ in range(4):
+        # Rows of 1, 2 and 3 tokens per cycle, at the cost of 2.
+        progress.add(torch.full((3,), 4), torch.tensor([1, 2, 3]))
+        stopped.append((~progress.pays(2.0, 4)).tolist())
+    assert stopped == [[False] * 3, [False] * 3, [True, False, False], [True, False, False]]
 
 
 def test_answers_are_the_same_while_it_falls_back(student, monkeypatch):
