@@ -27,6 +27,7 @@ from delvm.untrusted import parse_json, schema_error
 
 INPUT, TARGET = "_img", "_label"
 MAX_JSON_BYTES = 64 * 2**20  # of a file of paths, which is held in memory
+MAX_NAME_BYTES = 255  # of a file, on all common file systems
 
 
 class PairFiles(NamedTuple):
@@ -214,6 +215,8 @@ def _image_path(name: str, base: Path, where: str) -> Path:
             f"{where}: path {name!r} is not below {base}: write relative paths without '..', and "
             "set prompt_dir=DIR to what they are relative to"
         )
+    if max(len(part.encode("utf-8", "surrogatepass")) for part in given.parts) > MAX_NAME_BYTES:
+        raise UserError(f"{where}: path {name[:40]!r}... is longer than names of files can be")
     return base / given
 
 

@@ -38,6 +38,15 @@ from experiments.sources import raw
 from tests.data.corpus_makers import FakeSource
 from tests.fuzz import mutate
 from tests.fuzz.mutate import Mutation
+from tests.fuzz.prompts import (
+    RECORD,
+    answers,
+    continue_answers,
+    lvm_lines,
+    pair_list,
+    read_lvm_lines,
+    read_pair_list,
+)
 from tests.fuzz.raw_data import (
     small_annotated,
     small_co3d,
@@ -299,6 +308,9 @@ def _formats() -> list[Format]:
         Format("internlm_bin", binary, "train.bin", lines, internlm),
         Format("internlm_meta", binary, "train.bin.meta", by_bytes, internlm),
         *_raw_formats(),
+        Format("prompt_json", pair_list, "pairs.json", json_, read_pair_list),
+        Format("prompt_jsonl", lvm_lines, "lines.jsonl", lines, read_lvm_lines),
+        Format("answers", answers, RECORD, lines, continue_answers),
         Format("run_config", run_folder, "run/.hydra/config.yaml", text, read_runs),
         Format("run_choices", run_folder, "run/.hydra/hydra.yaml", text, read_runs),
         Format("history", run_folder, "run/metrics.csv", text, read_runs),

@@ -123,6 +123,9 @@ BAD_JSON = {
     b'[["a.png", "none.png"]]': "image not found: FOLDER/none.png",
     b'[["a.png", "nul\\u0000.png"]]': "image not found: FOLDER/nul",
     b'[["a.png", "\\ud800.png"]]': "image not found: FOLDER/",
+    b'[["'
+    + b"n" * 260
+    + b'", "a.png"]]': f"prompt FILE: pair 1: path '{'n' * 40}'... is longer than",
     b'[["a.png", "."]]': f"prompt FILE: pair 1: path '.' {OUTSIDE}",
     b'[["a.png", "below"]]': "FOLDER/below is a directory, not an image",
     b'[["a.png", "bad.json"]]': "FOLDER/bad.json cannot be read as an image: not an image",
