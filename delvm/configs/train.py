@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from delvm.configs.store import Groups, publish, schema_of
+from delvm.data.teacher_cache.store import TeacherCache
 from delvm.models.transformer import TransformerConfig
 from delvm.models.vqgan import VQGANConfig
 from delvm.training import callbacks, strategies
@@ -17,6 +18,8 @@ from delvm.training.datamodules import ImageDataModule, SentenceDataModule
 from delvm.training.distillation import DistillationModule, load_teacher
 from delvm.training.grad_scaler import LossScale
 from delvm.training.losses import CrossEntropyLoss, DistillationLoss
+from delvm.training.losses.offline import OfflineTopKLoss
+from delvm.training.offline_distillation import OfflineDistillationModule
 from delvm.training.optim import ScheduleFreeMode, WarmupCosine, WeightDecayOn, optimizer_errors
 from delvm.training.streaming import StreamingImageDataModule, StreamingSentenceDataModule
 from delvm.training.student import StudentModule
@@ -124,10 +127,14 @@ GROUPS: Groups = {
         "distillation": schema_of(
             DistillationModule, model="${student.net}", teacher="${teacher}", **_FACTORIES
         ),
+        "offline_distillation": schema_of(
+            OfflineDistillationModule, model="${student.net}", teacher="${teacher}", **_FACTORIES
+        ),
     },
     "module/loss": {
         "cross_entropy": schema_of(CrossEntropyLoss),
         "distillation": schema_of(DistillationLoss),
+        "offline_top_k": schema_of(OfflineTopKLoss),
     },
     "tokenizer": {
         "tokenizer": _net_option(
@@ -145,6 +152,7 @@ GROUPS: Groups = {
     "teacher": {
         "none": schema_of(load_teacher),
         "checkpoint": schema_of(load_teacher, checkpoint=MISSING),
+        "offline": schema_of(TeacherCache, path="${data.path}/teacher"),
     },
     "data": {
         "sentences": schema_of(SentenceDataModule, task_weights={}, seed="${seed}"),

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 from delvm.data.datasets.sentences import SentencesConfig
+from delvm.data.teacher_cache.store import TeacherCache
 from delvm.training.data_errors import student_data_errors, tokenizer_data_errors
 from delvm.training.datamodules import ImageDataModule, SentenceDataModule
 from delvm.training.distillation import DistillationModule
@@ -28,6 +29,7 @@ from delvm.training.launch import (
     sweep_errors,
     trainer_errors,
 )
+from delvm.training.offline_distillation import OfflineDistillationModule
 from delvm.training.optim import WeightDecayOn
 from delvm.training.strategies import FSDP1Strategy, FSDP2Strategy
 from delvm.training.student import StudentModule
@@ -123,6 +125,12 @@ def _student_errors(cfg: DictConfig, asked: Devices) -> list[str]:
 
 
 def _teacher_errors(cfg: DictConfig) -> list[str]:
+    is_stored = is_a(target_of(cfg.teacher), TeacherCache)
+    if is_a(target_of(cfg.module), OfflineDistillationModule):
+        offline = ["module=offline_distillation needs stored distributions: set teacher=offline"]
+        return [] if is_stored else offline
+    if is_stored:
+        return ["teacher=offline is stored distributions: set module=offline_distillation"]
     checkpoint = cfg.teacher.get("checkpoint")
     if is_a(target_of(cfg.module), DistillationModule):
         if checkpoint is None and str(cfg.teacher.get("_target_")).endswith("load_teacher"):

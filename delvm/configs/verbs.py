@@ -58,6 +58,32 @@ class PrepareConfig:
 
 
 @dataclass
+class TeacherCacheConfig:
+    path: str = "${output_dir}/teacher"
+    top_k: int = 16
+    precision: Precision = Precision.fp32
+    batch_size: int = 8
+    num_sentences: int | None = None
+    pairs_per_sentence: int = 4
+    images_per_sentence: int | None = None
+    task_weights: dict[str, float] = field(default_factory=dict)
+    shuffle_window_shards: int = 32
+    packing: bool = False
+    shuffle_annotations: bool = False
+
+    def validate(self) -> list[str]:
+        return require_min(
+            1,
+            top_k=self.top_k,
+            batch_size=self.batch_size,
+            num_sentences=self.num_sentences,
+            pairs_per_sentence=self.pairs_per_sentence,
+            images_per_sentence=self.images_per_sentence,
+            shuffle_window_shards=self.shuffle_window_shards,
+        )
+
+
+@dataclass
 class EncodeConfig:
     input_dir: str = "outputs/shapes/pairs"
     output_dir: str = "outputs/shapes/tokens"
@@ -70,9 +96,13 @@ class EncodeConfig:
     splits: list[str] = field(default_factory=lambda: ["train", "val", "test"])
     seed: int = 0
     overwrite: bool = False
+    teacher: str | None = None
+    teacher_cache: TeacherCacheConfig = field(default_factory=TeacherCacheConfig)
 
     def validate(self) -> list[str]:
         errors = _split_errors(self.splits) + require_min(1, batch_size=self.batch_size)
+        if self.teacher is not None:  # which reads tokens of output_dir
+            return errors
         errors += _input_errors(self.input_dir, "prepare")
         if not errors and as_path(self.input_dir).resolve() == as_path(self.output_dir).resolve():
             errors.append(

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from delvm.training.datamodules import ImageDataModule, SentenceDataModule
     from delvm.training.distillation import DistillationModule, load_teacher
     from delvm.training.losses import CrossEntropyLoss, DistillationLoss, TokenLoss
+    from delvm.training.offline_distillation import OfflineDistillationModule
     from delvm.training.streaming import StreamingImageDataModule, StreamingSentenceDataModule
     from delvm.training.student import StudentModule
     from delvm.training.tokenizer import TokenizerModule
@@ -16,6 +17,7 @@ __all__ = [
     "DistillationLoss",
     "DistillationModule",
     "ImageDataModule",
+    "OfflineDistillationModule",
     "SentenceDataModule",
     "StreamingImageDataModule",
     "StreamingSentenceDataModule",
@@ -31,6 +33,7 @@ _LAZY = {
     "distillation": ("DistillationModule", "load_teacher"),
     "losses": ("CrossEntropyLoss", "DistillationLoss", "TokenLoss"),
     "streaming": ("StreamingImageDataModule", "StreamingSentenceDataModule"),
+    "offline_distillation": ("OfflineDistillationModule",),
     "student": ("StudentModule",),
     "tokenizer": ("TokenizerModule",),
 }
