@@ -133,7 +133,7 @@ def _begin(folder: StoragePath, plan: CachePlan, overwrite: bool) -> None:
         found = CachePlan.load(folder)
     if found is not None and found != plan:
         old, new = vars(found), vars(plan)
-        names = [name for name in new if old[name] != new[name]]
+        names = [name for name in new if old[name] != new[name] and name != "sentences_per_file"]
         made, asked = (", ".join(f"{n}={each[n]}" for n in names) for each in (old, new))
         raise UserError(
             f"{folder} was made with {made}, requested is {asked}: set overwrite=true to replace "

@@ -6,9 +6,10 @@ largest, which is what the others leave of 1:
 
     code = 65,535 x sqrt(2 p)        p <= 1/2, as the probabilities are sorted
 
-So each p is exact to 7.6e-6, and small ones much better (8e-8 at 1e-4): the gradient of the
-divergence in a student's logit is the difference of two probabilities. With float16
-log-probabilities a p of 0.5 would be exact to 1.2e-4 alone.
+So each p is exact to 7.6e-6, small ones much better (1e-7 at 1e-4), and the largest to about 1e-5,
+the sum of the others' errors. That is what counts, since the gradient of the divergence in a logit
+of the student is the difference of two probabilities: float16 log-probabilities, which take as much
+space, are up to 4e-4 off there.
 
 Notation:
     n sentences    T tokens of a sentence, of which the last T - 1 are predicted    k kept tokens
@@ -69,9 +70,9 @@ def dequantize(codes: npt.NDArray[np.uint16], tail: Float32, name: str) -> Float
     tail_probs = np.exp(tail.astype(np.float64))
     first = 1 - tail_probs - rest.sum(-1)
     second = rest.max(-1, initial=0)
-    # So written that a NaN fails; the tolerance is that of codes of equal probabilities.
+    # So written that a NaN fails; rounding may leave the largest less than the second.
     if not np.all((first >= second - 1e-3) & (tail >= _MIN_TAIL) & (codes.min(initial=1) > 0)):
         raise UserError(f"{name} is damaged: it holds no distributions: write it again")
-    first = np.maximum(first, second)
+    first = np.maximum(first, second / 2)
     probs = np.concatenate((first[..., None], rest), axis=-1)
     return np.concatenate((np.log(probs), tail[..., None]), axis=-1).astype(np.float32)
