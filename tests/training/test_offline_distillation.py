@@ -173,7 +173,7 @@ def test_other_sentences_are_refused(tokens, cache, override):
 
 @pytest.mark.slow
 def test_augmented_tokens_are_refused(tokens, cache, tmp_path):
-    """As many examples in as many shards, drawn or encoded again: the order is the same."""
+    """As many examples in as many shards, encoded again: the order is the same."""
     shutil.copytree(tokens, tmp_path / "tokens")
     plan = Manifest.load(tmp_path / "tokens/train/pose/manifest.json")
 

@@ -86,7 +86,7 @@ class TeacherSentences(Dataset[dict[str, Any]]):
 
 
 def _check_order(sentences: SentenceDataset, cache: TeacherCache) -> None:
-    """Refuse a cache of sentences that are drawn in another way."""
+    """Refuse a cache of sentences in another order."""
     made, now = cache.plan.order, json.loads(json.dumps(sentences.order))
     keys = [key for key in made | now if _comparable(made.get(key)) != _comparable(now.get(key))]
     if not keys:
