@@ -159,8 +159,8 @@ class KVCache:
     def of_prefix(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the prefix in a layer, (H, P, D)."""
         assert self.prefix is not None
-        keys, values = self.prefix.buffer[layer, :, 0, :, : self._start]
-        return keys, values
+        keys, values = self.prefix.own(layer, self._start)
+        return keys[0], values[0]
 
 
 class Attention(nn.Module):

@@ -9,8 +9,6 @@ Notation:
     P tokens of the prefix
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -36,7 +34,7 @@ class Int8KVCache(KVCache):
         device: torch.device,
         prefix: KVCache | None = None,
     ) -> None:
-        """Allocate the buffers; arguments as of `KVCache`, whose ``prefix`` is int8 too."""
+        """Allocate the buffers; arguments as of `KVCache`."""
         shape = n_layers, batch_size, n_heads, max_seq_len, head_dim
         super().__init__(*shape, torch.int8, device, prefix)
         self.scales = torch.empty(self.buffer.shape[:-1], dtype=torch.float32, device=device)
@@ -50,24 +48,18 @@ class Int8KVCache(KVCache):
             ints, scales = quantize_vectors(x.transpose(1, 2))
             self.buffer[layer, kind, :, :, tokens] = ints
             self.scales[layer, kind, :, :, tokens] = scales
-        rounded = self._read(layer, slice(None), tokens).transpose(2, 3).contiguous()
+        rounded = self._read(layer, tokens).transpose(2, 3).contiguous()
         return rounded[0], rounded[1]
 
     def own(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, D) of a layer, after the prefix and before token ``end``."""
-        keys, values = self._read(layer, slice(None), slice(end - self._start))
-        return keys, values
-
-    def of_prefix(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the prefix in a layer, (H, P, D)."""
-        assert isinstance(self.prefix, Int8KVCache)
-        keys, values = self.prefix._read(layer, 0, slice(self._start))
+        keys, values = self._read(layer, slice(end - self._start))
         return keys, values
 
     def dequantized(self) -> KVCache:
         """A copy in the dtype before quantization."""
         layers, _, rows, heads, own, dim = self.buffer.shape
-        prefix = self.prefix.dequantized() if isinstance(self.prefix, Int8KVCache) else None
+        prefix = None if self.prefix is None else self.prefix.dequantized()
         size = layers, rows, heads, self._start + own, dim
         copy = KVCache(*size, self.dtype, self.buffer.device, prefix)
         copy.length = self.length
@@ -76,9 +68,9 @@ class Int8KVCache(KVCache):
                 copy.buffer[layer, kind, :, :, : x.shape[2]] = x
         return copy
 
-    def _read(self, layer: int, rows: Any, tokens: slice) -> Tensor:
-        scales = self.scales[layer, :, rows, :, tokens, None].to(self.dtype)
-        return self.buffer[layer, :, rows, :, tokens].to(self.dtype) * scales
+    def _read(self, layer: int, tokens: slice) -> Tensor:
+        scales = self.scales[layer, :, :, :, tokens, None].to(self.dtype)
+        return self.buffer[layer, :, :, :, tokens].to(self.dtype) * scales
 
 
 def quantize_vectors(x: Tensor) -> tuple[Tensor, Tensor]:

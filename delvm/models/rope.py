@@ -28,7 +28,9 @@ def apply_rotary_emb(x: Tensor, rope: Tensor) -> Tensor:
     Returns:
         (B, T, H, D) in the dtype of ``x``; the rotation itself is computed in float32.
     """
-    if has_kernels(x):
+    b, t, _, d = x.shape
+    # C++ checks no sizes: PyTorch repeats angles, or refuses them.
+    if has_kernels(x) and rope.shape[1:] in ((t, 1, d // 2), (b, t, 1, d // 2)):
         return rotate(x, rope)
     cos, sin = rope[0], rope[1]
     x1, x2 = x.float().chunk(2, dim=-1)

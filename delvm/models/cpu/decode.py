@@ -113,7 +113,7 @@ class CPUDecoder:
         """
         b, t, _ = x.shape
         prefix = cache.prefix
-        shared = 0 if prefix is None else prefix.length
+        shared = cache._start  # the prefix may have more tokens by now
         rows, capacity, used = cache.buffer.shape[2], cache.buffer.shape[-2], cache.length - shared
         if b != rows or used + t > capacity:  # C++ would write beyond the buffer
             raise ValueError(
@@ -155,6 +155,7 @@ def cpu_decoder(model: Any, input_ids: Tensor, cache: KVCache) -> CPUDecoder | N
     """
     if (
         input_ids.device.type != "cpu"
+        or not input_ids.numel()
         or (input_ids.shape[1] > 1 and input_ids.numel() > MAX_TOKENS)
         or model.training
         or torch.is_grad_enabled()
@@ -164,7 +165,8 @@ def cpu_decoder(model: Any, input_ids: Tensor, cache: KVCache) -> CPUDecoder | N
         return None
     if cache.decoder is None:
         dtype = torch.int8 if has_int8_blocks(model) else model.norm.weight.dtype
-        fits = cache.buffer.dtype is dtype and supports(model)
+        caches = (cache,) if cache.prefix is None else (cache, cache.prefix)
+        fits = supports(model) and all(each.buffer.dtype is dtype for each in caches)
         cache.decoder = CPUDecoder(model) if fits else False
     return cache.decoder or None
 

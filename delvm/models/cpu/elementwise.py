@@ -34,19 +34,20 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
 
     The result is PyTorch's bit by bit, and so are gradients.
     """
-    return cast(Tensor, cast(Any, _Rotation).apply(x, rope))
+    return cast(Tensor, cast(Any, _Rotation).apply(x, rope, 1))
 
 
 class _Rotation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rope: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rope: Tensor, sign: int) -> Tensor:
         ctx.save_for_backward(rope)
-        return _rotate(x, rope, 1)
+        ctx.sign = sign
+        return _rotate(x, rope, sign)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (rope,) = ctx.saved_tensors
-        return _rotate(grads[0], rope, -1), None
+        return cast(Any, _Rotation).apply(grads[0], rope, -ctx.sign), None, None
 
 
 def _rotate(x: Tensor, rope: Tensor, sign: int) -> Tensor:

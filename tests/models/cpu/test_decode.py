@@ -221,3 +221,47 @@ def test_mixed_dtypes_are_left_to_pytorch(part):
     with torch.inference_mode(), suppress(RuntimeError):
         model.forward_hidden(torch.zeros(1, 3, dtype=torch.int64), cache)
     assert cache.decoder is False
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_no_tokens_are_left_to_pytorch(int8):
+    model = make(torch.bfloat16, int8)
+    with torch.inference_mode():
+        cache = model.make_kv_cache(2)
+        model.forward_hidden(torch.randint(64, (2, 3)), cache)
+        assert model.forward_hidden(torch.empty(2, 0, dtype=torch.int64), cache).shape[1] == 0
+    assert cache.length == 3
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_prefix_that_is_extended_later_changes_nothing(int8):
+    model, ids = make(torch.bfloat16, int8), torch.randint(64, (2, 12))
+    with torch.inference_mode():
+        prefix = model.make_kv_cache(1)
+        model.forward_hidden(ids[:1], prefix)
+        before, after = (model.make_kv_cache(2, prefix=prefix) for _ in range(2))
+        expected = model.forward_hidden(ids, before)
+        model.forward_hidden(ids[:1], prefix)
+        found = model.forward_hidden(ids, after)
+    assert isinstance(after.decoder, CPUDecoder) and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("first", [KVCache, Int8KVCache])
+def test_prefix_of_the_other_kind_of_cache_is_left_to_pytorch(first):
+    """A hook, say, has C++ refused before or after the prefix has been read."""
+    model, ids = make(torch.bfloat16, int8=True), torch.randint(64, (2, 12))
+    cfg = model.config
+    size = cfg.n_heads, model.max_seq_len, cfg.head_dim, torch.bfloat16, torch.device("cpu")
+    with torch.inference_mode():
+        results = []
+        for second in (first, Int8KVCache if first is KVCache else KVCache):
+            prefix = first(cfg.n_layers, 1, *size)
+            model.forward_hidden(ids[:1], prefix)
+            cache = second(cfg.n_layers, 2, *size, prefix)
+            results.append(model.forward_hidden(ids, cache).float())
+            assert not cache.decoder or second is first
+            copy = cache.dequantized()
+            assert copy.prefix is not None
+            copied, own = copy.of_prefix(1), cache.of_prefix(1)
+            assert all(torch.equal(x, y) for x, y in zip(copied, own, strict=True))
+    assert torch.allclose(*results, atol=0.05)

@@ -41,6 +41,25 @@ def test_equals_pytorch_bit_by_bit(kind, monkeypatch):
         assert torch.equal(one, other) and one.abs().sum() > 0
 
 
+def test_angles_of_other_sizes_are_left_to_pytorch():
+    x, rope = torch.randn(B, T, H, D).bfloat16(), precompute_rope(90, D, 10_000.0).unsqueeze(-2)
+    index = torch.randint(90, (1, T))
+    one, all_rows = (rope[:, each] for each in (index, index.expand(B, T)))
+    assert torch.equal(apply_rotary_emb(x, one), apply_rotary_emb(x, all_rows))
+    with pytest.raises(RuntimeError, match="size"):
+        apply_rotary_emb(x, rope[:, 60 : 60 + T])
+
+
+def test_second_derivatives():
+    rope = precompute_rope(T, D, 10_000.0).unsqueeze(-2)
+    x = torch.randn(B, T, H, D, dtype=torch.bfloat16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(
+        apply_rotary_emb(x, rope).float().pow(2).sum() / 2, x, create_graph=True
+    )
+    (second,) = torch.autograd.grad(gradient.sum(), x)  # of the squared length, which is kept
+    assert torch.allclose(second.float(), torch.ones(()), atol=0.02)
+
+
 def test_calls_c_plus_plus_in_bfloat16_alone(monkeypatch):
     calls: list[Tensor] = []
     monkeypatch.setattr("delvm.models.rope.rotate", lambda x, rope: calls.append(x) or x)
