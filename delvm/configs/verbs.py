@@ -72,15 +72,19 @@ class TeacherCacheConfig:
     shuffle_annotations: bool = False
 
     def validate(self) -> list[str]:
-        return require_min(
-            1,
-            top_k=self.top_k,
-            batch_size=self.batch_size,
-            num_sentences=self.num_sentences,
-            pairs_per_sentence=self.pairs_per_sentence,
-            images_per_sentence=self.images_per_sentence,
-            shuffle_window_shards=self.shuffle_window_shards,
+        names = (
+            "top_k",
+            "batch_size",
+            "num_sentences",
+            "pairs_per_sentence",
+            "images_per_sentence",
+            "shuffle_window_shards",
         )
+        return [
+            f"{name}={value} is below 1: set it to 1 or more"
+            for name in names
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
 
 
 @dataclass

@@ -288,3 +288,16 @@ def test_teacher_that_does_not_fit_is_refused(tokens, tmp_path, change, message)
     with pytest.raises(UserError, match=message):
         store(tokens, tmp_path / "teacher", tmp_path / "c", top_k)
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.slow
+def test_teacher_that_is_not_there_names_its_override(tokens, tmp_path):
+    with pytest.raises(UserError, match="student not found: nowhere .* set teacher=PATH$"):
+        store(tokens, Path("nowhere"), tmp_path / "c")
+    with pytest.raises(UserError, match="student not found: nowhere .*: set teacher.checkpoint="):
+        build_run(online(tokens, Path("nowhere")))
+
+
+def test_counts_below_one_name_their_override():
+    found = compose("encode", ["teacher=x", "teacher_cache.top_k=0"]).teacher_cache.validate()
+    assert found == ["top_k=0 is below 1: set it to 1 or more"]

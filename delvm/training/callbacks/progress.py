@@ -1,5 +1,6 @@
 """Progress of training in one line on stderr."""
 
+import re
 from typing import Any
 
 import lightning as L
@@ -24,7 +25,7 @@ class ProgressLine(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        name = self.name or type(pl_module).__name__.removesuffix("Module").lower()
+        name = self.name or _in_words(type(pl_module).__name__.removesuffix("Module"))
         steps = trainer.estimated_stepping_batches  # infinite for a run that only a signal ends
         total = int(steps) if steps != float("inf") else 0
         self._bar = Progress(total, f"train {name}", "steps")
@@ -49,3 +50,8 @@ class ProgressLine(L.Callback):
     def _note(trainer: L.Trainer) -> str:
         latest = trainer.callback_metrics
         return "  ".join(f"{k} {latest[v]:.3f}" for k, v in _METRICS.items() if v in latest)
+
+
+def _in_words(name: str) -> str:
+    """The name of a class in lower case words: OfflineDistillation -> offline distillation."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
