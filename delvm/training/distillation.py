@@ -104,6 +104,8 @@ class DistillationModule(StudentModule):
                 f"{self.teacher.max_seq_len}: set data.pairs_per_sentence lower, or "
                 "teacher.checkpoint=PATH"
             )
+        if (connect := getattr(self.loss, "connect_networks", None)) is not None:
+            connect(self.model, self.teacher)
 
     def configure_model(self) -> None:
         super().configure_model()

@@ -18,11 +18,12 @@ from delvm.training.compiling import compile_blocks
 from delvm.training.datamodules import SentenceData, check_data
 from delvm.training.losses import (
     TokenLoss,
-    chunked_linear_loss,
+    batch_sums,
     document_ids,
     metric_names,
     target_mask,
     token_weights,
+    trained_parts,
 )
 from delvm.training.optim import (
     OptimizerFactory,
@@ -59,7 +60,8 @@ class StudentModule(L.LightningModule):
 
         Args:
             model: the student: `Transformer`, or any `delvm.models.StudentNet`.
-            loss: of the logits of next tokens, see `delvm.training.losses.TokenLoss`.
+            loss: of the logits of next tokens, see `delvm.training.losses.TokenLoss`. Parameters
+                that it has are trained too.
             optimizer: called with the parameters; see `delvm.training.optim`.
             scheduler: called with the optimizer; None keeps the learning rate.
             input_weight: weight of the tokens of input images in the loss, where those of targets
@@ -106,6 +108,8 @@ class StudentModule(L.LightningModule):
         if len(data.codebook) < self.model.vocab_size:  # the ids above are never sampled
             space = getattr(self.model, "token_space", TokenSpace())
             self.model.token_space = replace(space, codebook_size=len(data.codebook))
+        if (connect := getattr(self.loss, "connect_codebook", None)) is not None:
+            connect(data.codebook)
         self.data = data
 
     def setup(self, stage: str) -> None:
@@ -117,7 +121,8 @@ class StudentModule(L.LightningModule):
             compile_blocks(self.model)
             self._is_compiled = True
         if isinstance(self.trainer.strategy, FSDP2Strategy):
-            self.trainer.strategy.shard(self.model)
+            for part in (self.model, *trained_parts(self.loss)):
+                self.trainer.strategy.shard(part)
 
     def target_mask(self, batch: Batch) -> Tensor:
         """Which tokens belong to target images, (B, T) bool."""
@@ -169,10 +174,10 @@ class StudentModule(L.LightningModule):
         targets, weights = batch["input_ids"][:, 1:].flatten(), weights.flatten()
         hidden = self.model.forward_hidden(input_ids, document_ids=document).flatten(0, 1)
         token_inputs, shared_inputs = self.loss_inputs(batch, document)
-        sums = chunked_linear_loss(
+        sums = batch_sums(
+            self.loss,
             hidden,
             self.model.head.weight,
-            self.loss,
             (targets, weights, *token_inputs),
             shared_inputs,
             compiled=self.compile_model,
@@ -261,6 +266,8 @@ class StudentModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build_optimizer(self.optimizer, self.model)
+        if weights := [p for part in trained_parts(self.loss) for p in part.parameters(False)]:
+            optimizer.add_param_group({"params": weights})
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = build_scheduler(self.scheduler, optimizer, steps)
         if scheduler is None:

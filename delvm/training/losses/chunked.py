@@ -61,6 +61,38 @@ def chunked_linear_loss(
     return apply(hidden, weight, chunk_loss, rows, dtype)
 
 
+@torch.no_grad()
+def chunked_linear_map(
+    hidden: Tensor,
+    weight: Tensor,
+    function: Callable[..., Tensor],
+    token_inputs: Sequence[Tensor] = (),
+    shared_inputs: Sequence[Tensor] = (),
+    *,
+    max_logits_bytes: int = MAX_LOGITS_BYTES,
+) -> Tensor:
+    """A value of each row of ``hidden @ weight.T``, in chunks and without gradients.
+
+    Args:
+        hidden, weight, token_inputs, shared_inputs, max_logits_bytes: as for
+            `chunked_linear_loss`.
+        function: of logits (m, V) float32 and the inputs of these rows; returns (m,).
+
+    Returns:
+        (n,).
+    """
+    weight = weight.to(autocast_dtype(weight))
+    elements = max_logits_bytes // weight.dtype.itemsize
+    elements = min(elements, LOSS_CHUNK_ELEMENTS.get(weight.device.type, elements))
+    rows = max(1, elements // len(weight))
+    values = [hidden.new_zeros(0, dtype=torch.float32)]
+    for start in range(0, len(hidden), rows):
+        chunk = slice(start, start + rows)
+        logits = (hidden[chunk].to(weight.dtype) @ weight.T).float()
+        values.append(function(logits, *(each[chunk] for each in token_inputs), *shared_inputs))
+    return torch.cat(values)
+
+
 class _ChunkedLinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -5,12 +5,19 @@ Notation:
     n rows (the predicted tokens of a batch)    m rows of one chunk    f values of a loss
 """
 
+from collections.abc import Sequence
 from enum import Enum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from delvm.training.losses.chunked import chunked_linear_map
+from delvm.training.losses.classes import Classes
+from delvm.training.losses.divergences import Divergence, KLDivergence
+from delvm.training.losses.hidden_states import HiddenStateMatching
+from delvm.training.losses.selection import Selection, threshold_of
 from delvm.training.losses.tokens import CrossEntropyLoss, cross_entropy_sum
 
 
@@ -29,14 +36,16 @@ class KLDirection(Enum):
         return cls.reverse if value == "inverse" else None
 
 
-class DistillationLoss:
-    """gt_weight x CE + kd_weight x T^2 x KL between a frozen teacher and the student.
+class DistillationLoss(nn.Module):
+    """gt_weight x CE + kd_weight x T^2 x divergence between a frozen teacher and the student.
 
-    The values are their sum, which is minimized, the cross-entropy (``train/loss``, comparable to
-    that of a student without a teacher) and the divergence (``train/kd``).
+    The divergence is KL(teacher || student) over all tokens, unless other parts are given. The
+    values are the sum, which is minimized, the cross-entropy (``train/loss``, comparable to that of
+    a student without a teacher) and the divergence (``train/kd``); with a selection the weight that
+    it keeps (``train/kept``), and with hidden states what they add (``train/hidden``).
+
+    It is a `torch.nn.Module` for the sake of its parts, which may have buffers and parameters.
     """
-
-    metric_names = ("total_loss", "loss", "kd")
 
     def __init__(
         self,
@@ -46,19 +55,40 @@ class DistillationLoss:
         direction: KLDirection = KLDirection.forward,
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
+        divergence: Divergence | None = None,
+        classes: Classes | None = None,
+        selection: Selection | None = None,
+        hidden: HiddenStateMatching | None = None,
     ) -> None:
         """
         Args:
             gt_weight: weight of the cross-entropy to the true tokens.
             kd_weight: weight of the divergence from the teacher.
             temperature: T > 0, which softens both distributions.
-            direction: of the divergence, or its name.
+            direction: of the divergence, or its name: which of the two is its first argument.
             label_smoothing, z_loss: of the cross-entropy, as for `CrossEntropyLoss`.
+            divergence: of two distributions; None = `KLDivergence`.
+            classes: that the distributions are compared over; None = all tokens.
+            selection: of the tokens that are compared, by the distributions over all tokens at
+                this temperature; None = all.
+            hidden: matching of hidden states; None leaves it out.
         """
+        super().__init__()
         self.gt_weight, self.kd_weight, self.temperature = gt_weight, kd_weight, temperature
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
         self.direction = KLDirection(direction)
         self.reverse = self.direction is KLDirection.reverse
+        # Hydra passes an option without keys, such as classes=none, as an empty dictionary.
+        self.divergence: Divergence = divergence or KLDivergence()
+        self.classes: Classes | None = classes or None
+        self.selection: Selection | None = selection or None
+        self.hidden: HiddenStateMatching | None = hidden or None
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the values."""
+        kept = ("kept",) if self.selection else ()
+        return ("total_loss", "loss", "kd", *kept, *(("hidden",) if self.hidden else ()))
 
     def validate(self) -> list[str]:
         """Errors of the settings, one line each."""
@@ -72,41 +102,96 @@ class DistillationLoss:
             errors.append(f"temperature={self.temperature} is not above 0: set it to 1.0")
         return errors
 
-    def __call__(
+    def connect_codebook(self, codebook: Tensor) -> None:
+        """Hand the tokenizer's codebook (V, d) to the parts that ask for it."""
+        for part in (self.divergence, self.classes, self.selection):
+            if (connect := getattr(part, "connect_codebook", None)) is not None:
+                connect(codebook)
+
+    def connect_networks(self, student: Any, teacher: Any) -> None:
+        """Hand both networks to the matching of hidden states."""
+        if self.hidden is not None:
+            self.hidden.connect_networks(student, teacher)
+
+    def log_probs(self, logits: Tensor, *teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (m, V) of teacher and student at the temperature.
+
+        Args:
+            logits: (m, V) float32, the student's.
+            teacher: hidden states (m, C) of the teacher, and its head (V, C).
+        """
+        teacher_logits = F.linear(*teacher).float()
+        student = F.log_softmax(logits / self.temperature, dim=-1)
+        return F.log_softmax(teacher_logits / self.temperature, dim=-1), student
+
+    def forward(
         self,
         logits: Tensor,
         targets: Tensor,
         weights: Tensor,
         teacher_hidden: Tensor,
         teacher_lm_head: Tensor,
+        threshold: Tensor | None = None,
     ) -> Tensor:
         """
         Args:
             logits, targets, weights: as for `cross_entropy_sum`.
             teacher_hidden: (m, C) hidden states of the teacher.
             teacher_lm_head: (V, C).
+            threshold: () of a selection, from `batch_inputs`.
 
         Returns:
-            (3,): the weighted sum, the cross-entropy and the divergence.
+            (3,): the weighted sum, the cross-entropy and the divergence; (4,) with a selection.
         """
-        teacher_logits = F.linear(teacher_hidden, teacher_lm_head).float()
-        kl = kl_divergence(logits, teacher_logits, self.temperature, self.reverse)
-        kd = (kl * weights).sum()
+        teacher, student = self.log_probs(logits, teacher_hidden, teacher_lm_head)
         ce = cross_entropy_sum(logits, targets, weights, self.label_smoothing, self.z_loss)
-        return torch.stack((self.gt_weight * ce + self.kd_weight * kd, ce, kd))
+        kept: tuple[Tensor, ...] = ()
+        if self.selection is not None:
+            weights = weights * self.selection(teacher.detach(), student.detach(), threshold)
+            kept = (weights.sum(),)
+        if self.classes is not None:
+            teacher, student = self.classes(teacher, student)
+        p, q = (student, teacher) if self.reverse else (teacher, student)
+        kd = (self.temperature**2 * self.divergence(p, q) * weights).sum()
+        return torch.stack((self.gt_weight * ce + self.kd_weight * kd, ce, kd, *kept))
 
+    def batch_inputs(
+        self,
+        hidden: Tensor,
+        head: Tensor,
+        token_inputs: Sequence[Tensor],
+        shared_inputs: Sequence[Tensor],
+    ) -> Sequence[Tensor]:
+        """The threshold () of a selection that keeps a fraction of a batch; else nothing.
 
-def kl_divergence(
-    logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, reverse: bool = False
-) -> Tensor:
-    """T^2 x KL(teacher || student) per token (n,); KL(student || teacher) if ``reverse``.
+        Args:
+            hidden: (n, C) of the student.
+            head: (V, C), its head's weight.
+            token_inputs: targets and weights (n,), and the teacher's per token.
+            shared_inputs: of the teacher.
+        """
+        selection = self.selection
+        if selection is None or selection.fraction is None:
+            return ()
+        _, weights, *teacher_inputs = token_inputs
 
-    Args:
-        logits, teacher_logits: (n, V) float32.
-        temperature: T; it softens both distributions (Hinton et al. 2015).
-        reverse: whether student and teacher swap roles.
-    """
-    student = F.log_softmax(logits / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
-    p, q = (student, teacher) if reverse else (teacher, student)
-    return temperature**2 * (p.exp() * (p - q)).sum(-1)
+        def scores(logits: Tensor, *teacher: Tensor) -> Tensor:
+            return selection.scores(*self.log_probs(logits, *teacher))
+
+        found = chunked_linear_map(hidden, head, scores, teacher_inputs, shared_inputs)
+        return (threshold_of(found, weights, selection.fraction),)
+
+    def hidden_loss(
+        self, hidden: Tensor, targets: Tensor, weights: Tensor, *inputs: Tensor
+    ) -> Tensor | None:
+        """What the matching of hidden states adds to the loss, summed (); None without it.
+
+        Args:
+            hidden: (n, C) of the student.
+            targets, weights: (n,).
+            inputs: the teacher's per token, the hidden states first.
+        """
+        if self.hidden is None:
+            return None
+        distance: Tensor = self.hidden(hidden, inputs[0], weights)
+        return self.hidden.weight * distance

@@ -19,6 +19,10 @@ class TokenLoss(Protocol):
     in the logits. It may name its values by an attribute ``metric_names: tuple[str, ...]``, one
     name per value, which are logged as ``train/NAME``; without it the first is logged as
     ``train/loss``.
+
+    More is used where it exists (docs/extend.md): ``connect_codebook``, ``connect_networks``, and
+    of a `torch.nn.Module` its buffers and parameters; ``batch_inputs`` and ``hidden_loss``, see
+    `delvm.training.losses.batch`.
     """
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor, *inputs: Tensor) -> Tensor:
