@@ -118,6 +118,8 @@ def _one_line(error: Exception, verb: str) -> str:
         return f"{line}: write GROUP=OPTION, see delvm {verb} --help"
     if match := re.search(r"Could not override '([^']*)'\.? No match in the defaults list", line):
         group = match[1].partition("@")[0]
+        if option := help.option_with_group(verb, group):
+            return f"{where}{group} is a group of {option}: set {option}"
         return (
             f"{where}delvm {verb} has no group '{group}': {did_you_mean(group, help.groups(verb))}"
         )

@@ -56,9 +56,12 @@ def groups(verb: str, config_dir: str | None = None) -> dict[str, list[str]]:
     for group, option in _defaults(config_root(verb) / f"{verb}.yaml").items():
         found[group] = option if isinstance(option, list) else [option] if option else []
         for folder in _folders(verb, config_dir):
-            for nested in sorted(each for each in (folder / group).glob("*") if each.is_dir()):
-                default = _nested_default(verb, found[group], group, nested.name)
-                found.setdefault(f"{group}/{nested.name}", default)
+            # Outer groups come before inner ones.
+            for nested in sorted(each for each in (folder / group).rglob("*") if each.is_dir()):
+                name = nested.relative_to(folder).as_posix()
+                outer = name.rpartition("/")[0]
+                default = _nested_default(verb, found[outer], outer, nested.name)
+                found.setdefault(name, default)
     return found
 
 
@@ -87,11 +90,25 @@ def option_with(verb: str, group: str, key: str) -> str | None:
     folder = config_root(verb)
     for path in sorted((folder / group).glob("*.yaml")) if group in groups(verb) else []:
         if key in _read(path):
-            outer, slash, inner = group.rpartition("/")
-            for taker in sorted((folder / outer).glob("*.yaml")) if slash else []:
-                if _defaults(taker).get(inner) == path.stem:
-                    return f"{outer}={taker.stem}"
-            return f"{group}={path.stem}"
+            return _option_that_takes(verb, group, path.stem)
+    return None
+
+
+def _option_that_takes(verb: str, group: str, option: str) -> str:
+    """GROUP=OPTION of the outermost option by which an option of a nested group is taken."""
+    outer, slash, inner = group.rpartition("/")
+    for path in sorted((config_root(verb) / outer).glob("*.yaml")) if slash else []:
+        if _defaults(path).get(inner) == option:
+            return _option_that_takes(verb, outer, path.stem)
+    return f"{group}={option}"
+
+
+def option_with_group(verb: str, group: str) -> str | None:
+    """GROUP=OPTION of an option that has a nested group (module/loss), if one has."""
+    outer, slash, inner = group.rpartition("/")
+    for path in sorted((config_root(verb) / outer).glob("*.yaml")) if slash else []:
+        if inner in _defaults(path):
+            return _option_that_takes(verb, outer, path.stem)
     return None
 
 

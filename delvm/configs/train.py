@@ -13,11 +13,10 @@ from delvm.configs.store import Groups, publish, schema_of
 from delvm.data.teacher_cache.store import TeacherCache
 from delvm.models.transformer import TransformerConfig
 from delvm.models.vqgan import VQGANConfig
-from delvm.training import callbacks, strategies
+from delvm.training import callbacks, losses, strategies
 from delvm.training.datamodules import ImageDataModule, SentenceDataModule
 from delvm.training.distillation import DistillationModule, load_teacher
 from delvm.training.grad_scaler import LossScale
-from delvm.training.losses import CrossEntropyLoss, DistillationLoss
 from delvm.training.losses.offline import OfflineTopKLoss
 from delvm.training.offline_distillation import OfflineDistillationModule
 from delvm.training.optim import ScheduleFreeMode, WarmupCosine, WeightDecayOn, optimizer_errors
@@ -132,10 +131,20 @@ GROUPS: Groups = {
         ),
     },
     "module/loss": {
-        "cross_entropy": schema_of(CrossEntropyLoss),
-        "distillation": schema_of(DistillationLoss),
+        "cross_entropy": schema_of(losses.CrossEntropyLoss),
+        "distillation": schema_of(losses.DistillationLoss),
         "offline_top_k": schema_of(OfflineTopKLoss),
     },
+    "module/loss/divergence": {
+        "kl": schema_of(losses.KLDivergence),
+        "jensen_shannon": schema_of(losses.JensenShannon),
+    },
+    "module/loss/classes": {
+        "top_k": schema_of(losses.TopK),
+        "clusters": schema_of(losses.CodeClusters),
+    },
+    "module/loss/selection": {"tokens": schema_of(losses.TokenSelection)},
+    "module/loss/hidden": {"matching": schema_of(losses.HiddenStateMatching)},
     "tokenizer": {
         "tokenizer": _net_option(
             "TokenizerOption", VQGANConfig, "delvm.models.vqgan.VQGAN.from_settings"

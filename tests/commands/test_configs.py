@@ -53,6 +53,8 @@ def test_defaults_compose(verb):
 @pytest.mark.parametrize("verb, group, option", OPTIONS)
 def test_every_option_composes(verb, group, option):
     extra = ["teacher.checkpoint=x"] if option == "checkpoint" else []
+    if group.startswith("module/loss/"):
+        extra = ["module=distillation"]
     if group == "source" and not option.startswith("shapes"):
         extra = ["source.path=x", *(["source.task=x"] if option == "paired" else [])]
     compose(verb, [f"{group}={option}", *extra, *GIVEN.get(verb, [])])
@@ -64,6 +66,7 @@ def test_every_file_says_what_it_is(path: Path):
     comments = [line for line in lines if line.startswith("#") and "@package" not in line]
     assert comments, f"{path} starts with no comment: help pages show it"
     bare = path.stem == "none" or path == CONF / "trainer/gpu.yaml"  # which is cpu and more
+    bare |= "  - distillation" in lines  # which names it
     if path.parent.name not in ("experiment", "sweep", "debug", "preset") and not bare:
         assert any(line.startswith("  - /schema/") for line in lines), f"{path} names no schema"
 

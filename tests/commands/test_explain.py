@@ -21,7 +21,7 @@ LINES = {
     "is a key of data=sentences",
     "train data.foo=2": "unknown key 'data.foo': choose from: batch_size, images_per_sentence, "
     "num_val_examples, num_workers, packing, pairs_per_sentence, path, seed, "
-    "shuffle_window_shards, task_weights",
+    "shuffle_annotations, shuffle_window_shards, task_weights",
     "train module.kd_weight=2": "unknown key 'module.kd_weight': it is now called "
     "module=distillation module.loss.kd_weight",
     "train module.loss.kd_weight=2": "unknown key 'module.loss.kd_weight': it is a key of "
@@ -35,7 +35,7 @@ LINES = {
     "'student.net.n_layers'?",
     "train +data.foo=4": "unknown key 'data.foo': choose from: batch_size, images_per_sentence, "
     "num_val_examples, num_workers, packing, pairs_per_sentence, path, seed, "
-    "shuffle_window_shards, task_weights",
+    "shuffle_annotations, shuffle_window_shards, task_weights",
     "generate ++sed=4": "unknown key 'sed': did you mean 'seed'?",
     # group options
     "train student=tny": "unknown option student=tny: did you mean 'tiny'?",
@@ -61,6 +61,8 @@ LINES = {
     "train module=distillation module.loss.direction=forwrad": "module.loss.direction=forwrad: "
     "Invalid value 'forwrad', expected one of [forward, reverse, inverse]: did you mean "
     "'forward'?",
+    "train module/loss/classes=top_k": "module/loss/classes is a group of module=distillation: "
+    "set module=distillation",
     "generate device=gpu": "device=gpu: Invalid value 'gpu', expected one of [auto, cpu, cuda]: "
     "did you mean 'cuda'?",
     "prepare source.size=null": "source.size=null: field 'source.size' is not Optional",

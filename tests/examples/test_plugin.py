@@ -51,6 +51,18 @@ def test_own_loss(plugin, monkeypatch):
     assert len(calls) == 2 and calls[0].gamma == 1.5
 
 
+@pytest.mark.slow
+def test_own_divergence(plugin, monkeypatch):
+    from plugin.total_variation import TotalVariation
+
+    run("train", *STUDENT, *TINY, "output_dir=teacher")
+    calls = count_calls(monkeypatch, TotalVariation, "__call__")
+    run("train", "--config-dir", str(plugin), *STUDENT, *TINY, "module=distillation",
+        "teacher.checkpoint=teacher/student", "module/loss/divergence=total_variation",
+        "module/loss/classes=clusters")  # fmt: skip
+    assert len(calls) == 2
+
+
 def test_own_module(plugin, monkeypatch):
     from plugin.unigram import UnigramModule
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from delvm.commands.app import compose
 from delvm.commands.encode import run as encode
@@ -24,24 +23,12 @@ from delvm.errors import UserError
 from delvm.interop.load import load_student
 from delvm.interop.save import save_model
 from delvm.models.transformer import Transformer, TransformerConfig
-from delvm.training.losses import cross_entropy_sum, top_k_kl_divergence, top_k_log_probs
+from delvm.training.losses import DistillationLoss, TopK
 from delvm.training.teacher_cache import write_cache
 from tests.training.offline_ranks import STEPS, offline
 from tests.training.runs import N, V, curve, student_config, train, write_ids
 
 K = 6
-
-
-class OnlineTopKLoss:
-    """What `OfflineTopKLoss` computes, from the teacher's hidden states."""
-
-    metric_names = ("total_loss", "loss", "kd")
-
-    def __call__(self, logits, targets, weights, teacher_hidden, teacher_head):
-        teacher_logits = F.linear(teacher_hidden, teacher_head).float()
-        kl = top_k_kl_divergence(logits, *top_k_log_probs(teacher_logits, K))
-        kd, ce = (kl * weights).sum(), cross_entropy_sum(logits, targets, weights)
-        return torch.stack((ce + kd, ce, kd))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +62,7 @@ def online(tokens: Path, teacher: Path, *overrides: str):
 
 def as_top_k(run):
     """A run of online distillation with the loss over the same classes."""
-    run.module.loss = OnlineTopKLoss()
+    run.module.loss = DistillationLoss(classes=TopK(K))
     return run
 
 
