@@ -27,6 +27,10 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, text: str = "", *rest: Any) -> None:
+        if text.startswith("Caught ") and "DataLoader worker" in text:
+            # torch raises the errors of data workers again, with their traceback as the text.
+            kind = f"{type(self).__module__}.{type(self).__qualname__}: "
+            text = text.rpartition(kind)[2].rstrip()
         # What it quotes may come from a file that is not trusted.
         super().__init__(_one_line_each(text), *rest)
 

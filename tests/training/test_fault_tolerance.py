@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 
 import lightning as L
 import numpy as np
@@ -131,13 +132,23 @@ def test_torn_checkpoint_is_skipped(tokens, tmp_path, caplog, unbroken):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_saves_and_names_how_to_resume(tokens, tmp_path, monkeypatch, unbroken, number):
+@pytest.mark.parametrize(
+    ("number", "num_workers"), [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGINT, 0)]
+)
+def test_signal_saves_and_names_how_to_resume(
+    tokens, tmp_path, monkeypatch, unbroken, number, num_workers
+):
     config = random_config(tokens)
+    config.data.num_workers = num_workers
     original = StudentModule.training_step
 
     def step(self, batch, index):
         if self.global_step == 4:
+            workers = multiprocessing.active_children()
+            assert len(workers) >= num_workers
+            for each in workers:  # as `timeout` and SLURM do
+                os.kill(each.pid, number)
+            time.sleep(0.2 if workers else 0)
             os.kill(os.getpid(), number)
         return original(self, batch, index)
 
@@ -178,16 +189,18 @@ def test_signal_within_a_step_of_two_batches_lets_the_step_end(tokens, tmp_path,
     assert Run(tmp_path / "one").equals(tmp_path / "two")
 
 
-def test_data_worker_ends_on_sigterm():
-    """Even though it has inherited the handlers, which would keep it alive."""
-    stop = GracefulShutdown()
+def test_data_worker_ends_on_a_second_sigterm(tmp_path):
+    """The first may be that of its group; its process terminates it after the step."""
+    stop, file = GracefulShutdown(), tmp_path / "alive"
     with stop.install_handlers():
         child = os.fork()
         if child == 0:
             os.kill(os.getpid(), signal.SIGTERM)
+            file.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
             os._exit(0)
         _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGTERM and stop.signal is None
+    assert os.WTERMSIG(status) == signal.SIGTERM and stop.signal is None and file.exists()
 
 
 def make_nonfinite(monkeypatch, steps):

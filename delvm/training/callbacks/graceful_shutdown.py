@@ -48,10 +48,13 @@ class GracefulShutdown(L.Callback):
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a data worker: it ends with its process
-            if number == signal.SIGTERM:
+        if os.getpid() != self._process:
+            # A data worker. SLURM and `timeout` signal the complete group: batches go on until this
+            # step is saved. Its process ends it afterwards, by a second signal if need be.
+            if number == signal.SIGTERM and self.signal is not None:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
+            self.signal = signal.Signals(number)
             return
         now = time.monotonic()
         if self.signal is not None and now - self._received_at < SIGNAL_DEBOUNCE_S:
