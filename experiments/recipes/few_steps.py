@@ -4,7 +4,6 @@ python -m experiments.recipes.few_steps [recipes=pretrain_80m,pretrain_300m] [st
 """
 
 import csv
-import resource
 import subprocess
 import sys
 import tempfile
@@ -77,10 +76,8 @@ def rows(names: list[str], steps: int, folder: Path) -> Iterator[str]:
     for name in names:
         if name.startswith("kd_"):
             save_teacher(folder, codebook)
-        run = [sys.executable, "-m", "experiments.recipes.few_steps", "--run"]
-        done = subprocess.run(
-            [*run, *overrides(name, folder, steps)], check=True, stdout=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "-m", "delvm", "train", *overrides(name, folder, steps)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         (file,) = (folder / name).rglob("metrics.csv")
         logged = list(csv.DictReader(file.open()))
         losses = [float(row["train/loss"]) for row in logged if row["train/loss"]]
@@ -89,18 +86,12 @@ def rows(names: list[str], steps: int, folder: Path) -> Iterator[str]:
         ]
         seconds = [each for each in parts if each]
         shown = ", ".join(f"{loss:.3f}" for loss in losses)
-        peak = float(done.stdout.split()[-1]) / 2**20
+        peak = max(float(row["train/memory_gib"] or 0) for row in logged)
         yield f"| `{name}` | {shown} | {seconds[-1]:.1f} | {peak:.1f} GiB |"
 
 
 def main() -> None:
-    """Run the recipes given, or one of them where this is its process."""
-    if sys.argv[1:2] == ["--run"]:
-        from delvm import cli
-
-        code = cli.main(["train", *sys.argv[2:]])
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        sys.exit(code)
+    """Run the recipes given, or all."""
     given = dict(word.split("=", 1) for word in sys.argv[1:])
     names = given["recipes"].split(",") if "recipes" in given else [*CHANGES]
     with tempfile.TemporaryDirectory(dir=given.get("dir")) as folder:
