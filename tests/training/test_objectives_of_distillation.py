@@ -1,5 +1,9 @@
 """Short distillations by each objective, as their options name them."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -7,6 +11,7 @@ from delvm.commands.help import options
 from delvm.commands.instantiate import build_run
 from delvm.errors import UserError
 from delvm.interop.load import load_student
+from tests.training.objective_ranks import STRATEGIES, distillation
 from tests.training.runs import V, curve, student_config, train
 
 LOSSES = sorted({*options("train", "module/loss")} - {"cross_entropy", "offline_top_k"})
@@ -84,6 +89,25 @@ def test_clusters_with_an_average_of_the_weights(tokens, teacher, tmp_path):
     clusters = run.module.loss.classes.clusters.clone()
     run.fit()
     assert torch.equal(run.module.loss.classes.clusters, clusters)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_projection_as_one_does(tokens, teacher, tmp_path, root):
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "tests.training.objective_ranks"]
+    words += [str(tokens), str(teacher), str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words],
+        cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+    train(distillation(tokens, teacher, "single", 1), tmp_path / "one")
+    for metric in ("train/total_loss", "train/kd", "train/hidden", "train/grad_norm"):
+        expected = curve(tmp_path / "one", metric)
+        assert len(expected) == 3
+        for strategy in STRATEGIES:
+            actual = curve(tmp_path / strategy, metric)
+            assert actual == pytest.approx(expected, abs=1e-5, rel=1e-5), strategy
 
 
 def test_more_kept_tokens_than_codes_is_an_error(tokens, teacher, tmp_path):

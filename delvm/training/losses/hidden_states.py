@@ -7,6 +7,7 @@ Notation:
 from enum import Enum
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -47,9 +48,19 @@ class HiddenStateMatching(nn.Module):
         return []
 
     def connect_networks(self, student: Any, teacher: Any) -> None:
-        """Make the projection between two networks' widths, which are those of their heads."""
+        """Make the projection between two networks' widths, which are those of their heads.
+
+        Its weights depend on the seed of the run alone: a sharded student is initialized later
+        than others, and must not get other weights because of them.
+        """
         ours, theirs = (net.head.weight.shape[1] for net in (student, teacher))
-        self.projection = nn.Linear(ours, theirs, bias=False)
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+        with torch.device("meta"):
+            projection = nn.Linear(ours, theirs, bias=False)
+        projection = projection.to_empty(device="cpu")
+        with torch.no_grad():  # as nn.Linear does it
+            projection.weight.uniform_(-(ours**-0.5), ours**-0.5, generator=generator)
+        self.projection = projection
 
     def forward(self, hidden: Tensor, teacher_hidden: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum () of distances.

@@ -42,6 +42,22 @@ def test_the_projection_is_trained_and_has_the_widths_of_the_heads():
     assert matching.projection.weight.shape == (D, C)
 
 
+def test_the_projection_depends_on_the_seed_alone():
+    """Not on random numbers before it; nor do those after it depend on it."""
+    nets = [torch.nn.ModuleDict({"head": torch.nn.Linear(width, 7)}) for width in (C, D)]
+    for net in nets:
+        net.head = net["head"]
+    found = []
+    for count in (0, 3):
+        torch.manual_seed(5)
+        torch.rand(count)
+        state, matching = torch.get_rng_state(), HiddenStateMatching()
+        matching.connect_networks(*nets)
+        assert torch.equal(state, torch.get_rng_state())
+        found.append(matching.projection.weight)
+    assert torch.equal(*found) and 0 < found[0].abs().max() <= C**-0.5
+
+
 def test_a_negative_weight_is_named():
     assert HiddenStateMatching(-1.0).validate() == ["weight=-1.0 is below 0: set it to 0 or more"]
     assert not HiddenStateMatching().validate()
