@@ -106,6 +106,8 @@ def open_stored(
             raise UserError(f"image not found: {name}")
         if Path(file).is_dir():
             raise UserError(f"{name} is a directory, not an image")
+        if not Path(file).is_file():  # reading a named pipe would never end
+            raise UserError(f"{name} is not a file")
     try:
         source = io.BytesIO(file) if isinstance(file, bytes) else file
         with Image.open(source, formats=_formats()) as image:

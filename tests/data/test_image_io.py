@@ -1,6 +1,7 @@
 """Opening every kind of image, resizing, and conversion to tensors and back."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -216,6 +217,15 @@ def test_missing_file_and_directory(tmp_path):
         open_image(tmp_path / "a.png")
     with pytest.raises(UserError, match="is a directory"):
         open_image(tmp_path)
+
+
+def test_named_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    file = os.open(tmp_path / "a.png", os.O_RDWR | os.O_NONBLOCK)
+    os.write(file, bytes(60_000))  # so that who reads it all the same does not wait forever
+    with pytest.raises(UserError, match=r"a\.png is not a file"):
+        open_image(tmp_path / "a.png")
+    os.close(file)
 
 
 def png_header(width, height):

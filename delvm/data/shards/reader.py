@@ -272,6 +272,8 @@ def shard_errors(path: ShardPath) -> Iterator[None]:
         raise UserError(f"shard not found: {path}") from None
     except (tarfile.TarError, EOFError, OSError) as error:
         raise _damaged(path, error) from None
+    except RecursionError:  # of tarfile, once for each header that only extends the next one
+        raise _damaged(path, "too many headers in a row") from None
     except ValueError as error:  # of group_by_keys: its message, then objects
         raise _damaged(path, error.args[0]) from None
 

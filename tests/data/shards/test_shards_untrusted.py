@@ -70,6 +70,19 @@ def test_links_in_a_tar_are_refused(tmp_path):
         list(read_tokens(tmp_path, "train", "derain"))
 
 
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_endless_headers_are_refused(tmp_path, kind):
+    """Each extends the header after it; tarfile calls itself for each."""
+    write_ids(tmp_path, token_plan(3))
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, 12
+    header = info.tobuf(tarfile.GNU_FORMAT) + b"12 path=abc\n".ljust(512, b"\0")
+    (tmp_path / "train/derain/000000.tar").write_bytes(3000 * header)
+    with pytest.raises(UserError, match="damaged .too many headers in a row") as caught:
+        list(read_tokens(tmp_path, "train", "derain"))
+    assert "\n" not in str(caught.value)
+
+
 def test_truncated_tars_are_refused_at_any_length(tmp_path):
     write(tmp_path, count=2)
     path = tmp_path / "train/derain/000000.tar"

@@ -11,6 +11,7 @@ from delvm.data.sources._io.annotation_images import (
     AnnotationKind,
     depth_to_rgb,
     guess_kind,
+    open_annotation,
 )
 from delvm.data.sources.annotated.images import Annotated
 from delvm.errors import UserError
@@ -140,6 +141,17 @@ def test_labels_and_unknown_depth_are_not_smoothed(tmp_path):
     whole = np.asarray(depth_to_rgb(Image.fromarray(depth_map(60, 60)), AnnotationKind.depth))
     assert set(np.unique(depth)) <= set(np.unique(whole))
     assert (second.images[1] == 128).all()
+
+
+@pytest.mark.parametrize("top", [1, 255, 65535])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+def test_masks_of_any_bits_become_white(tmp_path, dtype, top):
+    mask = np.zeros((8, 8), dtype)
+    mask[:, 4:] = min(top, {np.uint8: 255, np.float32: 1}.get(dtype, 65535))
+    file = tmp_path / "mask.tiff"
+    Image.fromarray(mask).save(file)
+    opened = open_annotation(file, "mask", AnnotationKind.mask, None)
+    assert (np.asarray(opened.stored.pixels) == np.where(mask, 255, 0)[..., None]).all()
 
 
 @pytest.mark.parametrize("kind", ["labels", "mask"])

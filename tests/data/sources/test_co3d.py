@@ -137,6 +137,15 @@ def test_splits_of_the_set_lists(tmp_path):
         source(tmp_path, set_lists=True).chunks("train")
 
 
+def test_set_lists_know_no_objects(tmp_path):
+    """They name sequences, which would all be in train."""
+    write_co3d(tmp_path, {"apple/1/a": 12, "apple/2/b": 12})
+    write_set_list(tmp_path, "apple", "fewview_test", ["a"], ["b"])
+    with pytest.raises(UserError, match=r"apple/1/a/images: set source.set_lists=false"):
+        source(tmp_path, set_lists=True).chunks("train")
+    assert source(tmp_path).chunks("train")
+
+
 def test_prepare(tmp_path):
     write_co3d(tmp_path / "raw", APPLES)
     reader = source(tmp_path / "raw", annotations=["masks"], val_fraction=0.2, test_fraction=0.2)

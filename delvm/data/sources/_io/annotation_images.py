@@ -213,9 +213,9 @@ def _mask(image: Image.Image) -> Image.Image:
     if image.mode == "1":
         return image.convert("RGB")
     values = np.asarray(image.convert("L") if not _is_deep(image) else image)
-    half = {"F": 0.5}.get(image.mode, 32767.5) if _is_deep(image) else 127.5
-    if values.max() <= 1:  # 0 and 1 alone
-        half = 0.5
+    # By the largest value, since 0 and 1, or 0 and 255, are also saved in more bits.
+    largest = 1 if image.mode == "F" else values.max()
+    half = next((top for top in (1, 255) if largest <= top), 65535) / 2
     return Image.fromarray(np.where(values > half, 255, 0).astype(np.uint8)).convert("RGB")
 
 

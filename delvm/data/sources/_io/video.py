@@ -86,6 +86,9 @@ def read_video(path: Path, stride: int, start: int = 0) -> Iterator[Frame]:
         import av
     except ImportError:
         raise UserError(f"{path} needs the package av: run `pip install delvm[data]`") from None
+    if not path.is_file():  # reading a named pipe would never end
+        yield 0, "cannot be read as a video: not a file"
+        return
     number, damaged = 0, False
     try:
         with path.open("rb") as file:
@@ -114,6 +117,8 @@ def count_frames(path: Path) -> int | None:
     try:
         import av
 
+        if not path.is_file():
+            return None
         allowed = {"format_whitelist": _CONTAINERS}
         with (
             path.open("rb") as file,

@@ -116,6 +116,11 @@ class Co3d(AnnotatedSource, ClipSource):
         chosen = [each for each in found if not self.categories or each.parts[0] in self.categories]
         if left := len(found) - len(chosen):
             log(f"prepare: {left:,} sequences of other categories, left out")
+        if deep := [each for each in chosen if self.set_lists and len(each.parts) > 2]:
+            raise UserError(
+                f"source.set_lists=true is for CATEGORY/SEQUENCE/{self.image}, source.path="
+                f"{self.path} contains {deep[0]}/{self.image}: set source.set_lists=false"
+            )
         if self.annotations and chosen:
             self.check_annotations(
                 path.name for folder in chosen for path in (root / folder).iterdir()
