@@ -286,12 +286,15 @@ def _read_state(state: dict[str, Any], positions: Any, tasks: list[str]) -> Stre
         {"leftovers": dict.fromkeys(tasks, part), "base": dict.fromkeys(tasks, int)},
     )
     is_table = isinstance(positions, Tensor) and positions.dtype == torch.int64
+    is_table = is_table and (positions.layout, positions.device.type) == (torch.strided, "cpu")
     if not wrong and not (is_table and positions.shape[1:] == (len(tasks), 2)):
         wrong = "positions is not a table of integers"
     if not wrong and (len(positions) == 0 or workers < 1 or len(positions) % workers):
         wrong = f"{len(positions)} positions are not those of {workers} workers a rank"
     if not wrong and int(positions.min()) < 0:
         wrong = "one of positions is below 0"
+    if not wrong and min(state["base"].values(), default=0) < 0:
+        wrong = "one of base is below 0"
     if not wrong and not 0 <= state["first_worker"] < workers:
         wrong = f"first_worker is {state['first_worker']}, of {workers}"
     pairs = [] if wrong else [each for task in tasks for each in state["leftovers"][task]]

@@ -1,5 +1,7 @@
 """Clips with annotations of every frame: layouts, frames that stay in step, and bad input."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 from delvm import tasks
 from delvm.data.prepare.prepare import prepare
 from delvm.data.sources._io.annotation_images import VOC_PALETTE
+from delvm.data.sources._io.video import count_frames, read_video
 from delvm.data.sources.annotated.streams import arrange
 from delvm.data.sources.annotated.video import AnnotatedVideo
 from delvm.data.sources.video import Video
@@ -244,3 +247,12 @@ def test_settings_errors(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             source(tmp_path, **change).chunks("train")
+
+
+def test_named_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    file = os.open(tmp_path / "a.mp4", os.O_RDWR | os.O_NONBLOCK)
+    os.write(file, bytes(60_000))  # so that who reads it all the same does not wait forever
+    assert count_frames(tmp_path / "a.mp4") is None
+    assert list(read_video(tmp_path / "a.mp4", 1)) == [(0, "cannot be read as a video: not a file")]
+    os.close(file)

@@ -1,6 +1,5 @@
 """Clips of videos, of folders of frames, and of HD-VILA."""
 
-import os
 import shutil
 import tracemalloc
 from fractions import Fraction
@@ -391,14 +390,3 @@ def test_video_settings_errors(tmp_path):
             source(tmp_path, **change).chunks("train")
     with pytest.raises(UserError, match="contains neither video_clips/ID/ID.N.mp4"):
         source(tmp_path, HdVila).chunks("train")
-
-
-def test_named_pipe_is_not_read(tmp_path):
-    os.mkfifo(tmp_path / "a.mp4")
-    file = os.open(tmp_path / "a.mp4", os.O_RDWR | os.O_NONBLOCK)
-    os.write(file, bytes(60_000))  # so that who reads it all the same does not wait forever
-    assert frames.count_frames(tmp_path / "a.mp4") is None
-    assert list(frames.read_video(tmp_path / "a.mp4", 1)) == [
-        (0, "cannot be read as a video: not a file")
-    ]
-    os.close(file)
