@@ -152,15 +152,26 @@ def test_direction_swaps_the_arguments_of_every_divergence(reverse):
     assert torch.equal(calls[0], torch.log_softmax(logits, -1)) == reverse
 
 
+class WeightsOfTheStudent:
+    """A selection whose weights are a smooth function of the student's distribution."""
+
+    fraction = None
+
+    def scores(self, teacher, student):
+        return student.amax(-1).exp()
+
+    def __call__(self, teacher, student, threshold=None):
+        return self.scores(teacher, student)
+
+
 def test_gradients_of_the_student_do_not_flow_through_the_selection():
     batch = Batch()
-    chosen = DistillationLoss(selection=TokenSelection(SelectBy.gap, threshold=1.0))
+    loss = DistillationLoss(selection=WeightsOfTheStudent())
     logits = (batch.hidden @ batch.head.T).requires_grad_()
-    (grad,) = torch.autograd.grad(
-        chosen(logits, *batch.token_inputs, batch.teacher_head)[2], logits
-    )
-    gap = KLDivergence()(*chosen.log_probs(logits, batch.teacher_hidden, batch.teacher_head))
-    expected = (gap * batch.weights)[gap.detach() >= 1.0].sum()
+    (grad,) = torch.autograd.grad(loss(logits, *batch.token_inputs, batch.teacher_head)[2], logits)
+    pair = loss.log_probs(logits, batch.teacher_hidden, batch.teacher_head)
+    weights = batch.weights * pair[1].detach().amax(-1).exp()
+    expected = (KLDivergence()(*pair) * weights).sum()
     assert torch.allclose(grad, torch.autograd.grad(expected, logits)[0], atol=1e-6)
 
 
