@@ -154,6 +154,20 @@ def test_masks_of_any_bits_become_white(tmp_path, dtype, top):
     assert (np.asarray(opened.stored.pixels) == np.where(mask, 255, 0)[..., None]).all()
 
 
+@pytest.mark.parametrize("color", [(128, 0, 0), (0, 0, 255)])
+def test_masks_in_color_become_white(tmp_path, color):
+    """As those of Pascal VOC, whose colors are dark."""
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, 4:] = 1
+    palette = Image.fromarray(mask).convert("P")
+    palette.putpalette([0, 0, 0, color[0] // 2, color[1] // 2, color[2] // 2])
+    colored = Image.fromarray(mask[..., None] * np.array(color, np.uint8))
+    for number, image in enumerate((palette, colored)):
+        image.save(tmp_path / f"{number}.png")
+        opened = open_annotation(tmp_path / f"{number}.png", "mask", AnnotationKind.mask, None)
+        assert (np.asarray(opened.stored.pixels) == 255 * mask[..., None]).all()
+
+
 @pytest.mark.parametrize("kind", ["labels", "mask"])
 def test_gray_masks(tmp_path, kind):
     save(tmp_path / "image/a.png", smooth(24, 24))

@@ -102,3 +102,17 @@ def test_student_without_gradient_calls_them(monkeypatch):
     mlp(norm(x)).sum().backward()
     parameters = (*norm.parameters(), *mlp.parameters())
     assert len(calls) == 2 and all(each.grad is not None for each in parameters)
+
+
+def test_hooks_see_the_gate_itself():
+    torch.manual_seed(0)
+    mlp, x, seen = SwiGLU(64, 128).bfloat16(), torch.randn(3, 64, dtype=torch.bfloat16), []
+    mlp.gate.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        mlp(x)
+        assert torch.equal(seen[0], F.linear(x, mlp.gate.weight))
+
+
+def test_weight_of_another_width_is_left_to_pytorch():
+    with torch.no_grad(), pytest.raises(RuntimeError, match="normalized_shape"):
+        RMSNorm(32, eps=1e-5).bfloat16()(torch.ones(2, 64, dtype=torch.bfloat16))

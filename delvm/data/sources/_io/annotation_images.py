@@ -209,10 +209,15 @@ def _labels(image: Image.Image) -> Image.Image:
 
 
 def _mask(image: Image.Image) -> Image.Image:
-    """A soft mask as black and white."""
+    """A soft mask as black and white; of a palette all entries but the first are white."""
     if image.mode == "1":
         return image.convert("RGB")
-    values = np.asarray(image.convert("L") if not _is_deep(image) else image)
+    if image.mode == "P":
+        values = np.asarray(image) > 0
+    elif image.mode == "L" or _is_deep(image):
+        values = np.asarray(image)
+    else:  # the brightest channel, since the luminance of a pure color is low
+        values = np.asarray(image.convert("RGB")).max(-1)
     # By the largest value, since 0 and 1, or 0 and 255, are also saved in more bits.
     largest = 1 if image.mode == "F" else values.max()
     half = next((top for top in (1, 255) if largest <= top), 65535) / 2
