@@ -92,9 +92,7 @@ class WarmupCosine(LambdaLR):
         if not 0 <= self.min_lr_ratio <= 1:
             errors.append(f"min_lr_ratio={self.min_lr_ratio} is a fraction: set it from 0 to 1")
         if self.decay_steps is not None and self.decay_steps < 1:
-            errors.append(
-                f"decay_steps={self.decay_steps} is below 1: set it to 1 or more, or null"
-            )
+            errors.append(f"decay_steps={self.decay_steps} is below 1: set it to 1 or null")
         return errors
 
 

@@ -44,7 +44,10 @@ def test_vqgan_from_settings():
     ("settings", "message"),
     [
         ({"n_layer": 2}, r"unknown key 'n_layer': did you mean 'n_layers'\?"),
-        ({"init": "gpt3"}, r"init=gpt3 is not one of reference, gpt2: did you mean 'gpt2'\?"),
+        (
+            {"init": "gpt3"},
+            r"init=gpt3 is not one of reference, gpt2, normal: did you mean 'gpt2'\?",
+        ),
         ({"n_layer": 2, "init": "x"}, "n_layer.*; init=x"),
         ({"n_heads": 3}, "dim 8 is not divisible by n_heads 3"),
     ],

@@ -247,11 +247,11 @@ def sentence_sizes(
         remedies.append(length_override(config, length))
     if all(each.count and each.images_per_example <= num_images for each in manifests):
         remedies.append("data.packing=true")
-    if not remedies and length:  # the student needs a longer context, as its own check states
-        remedies.append(length_override(config, length))
     if len(bad) < len(manifests):
         zeros = ",".join(f"{each.task}:0" for each in bad)
         remedies.append(f"'data.task_weights={{{zeros}}}'")
+    if not remedies and length:  # the student needs a longer context, as its own check states
+        remedies.append(length_override(config, length))
     advice = f"set {' or '.join(remedies)}" if remedies else "prepare and encode more of it"
     raise UserError(f"{problem}: {advice}")
 
