@@ -212,10 +212,8 @@ class SpeculativeDecoder:
         # Counts of each row stay on the CPU; a cycle waits for the device once, for its new tokens.
         known = torch.ones(rows, dtype=torch.int64)
         progress = _Progress(torch.zeros_like(known), torch.zeros_like(known))
-        timing, fell_back = (
-            self.counts.timings.setdefault(rows, DraftTiming(self.draft_tokens + 1)),
-            False,
-        )
+        timing = self.counts.timings.setdefault(rows, DraftTiming(self.draft_tokens + 1))
+        fell_back = False
         while int((left := max_new_tokens - known).max()) > 0:
             start = time.perf_counter()
             # -1 where a row is complete; 0 takes one token of the large student.

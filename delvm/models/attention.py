@@ -114,15 +114,15 @@ class KVCache:
         self.prefix = prefix
         self._start: int = 0 if prefix is None else prefix.length
         self.length = self._start
-        own = max_seq_len - self._start
-        shape = (n_layers, 2, batch_size, n_heads, own, head_dim)
+        rows = batch_size, n_heads, max_seq_len - self._start, head_dim
+        self.allocate((n_layers, 2, *rows), dtype, device)
+
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        """Make the buffer (layers, 2, B, H, S, D)."""
         self.buffer = torch.empty(shape, dtype=dtype, device=device)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep k, v (B, T, H, D) in a layer; return them as they are kept.
-
-        ``length`` is not changed here: it counts tokens that all layers have seen.
-        """
+        """Keep k, v (B, T, H, D) in a layer, uncounted; return them as they are kept."""
         start = self.length - self._start
         end = start + k.shape[1]
         self.buffer[layer, 0, :, :, start:end] = k.transpose(1, 2)
@@ -243,14 +243,14 @@ def attend_with_cache(
     is_flash = is_flash and ATTENTION[AttentionBackend.cpu_flash].supports(q, 0.0)
     if not past:
         return cpu_flash(q, k, v, None, 0.0) if is_flash else sdpa(q, k, v, None, 0.0)
-    keys, values = cache.own(layer, past + t)
     # That kernel is for many tokens, and has no gradient here.
     is_flash = is_flash and t > 1 and not torch.is_grad_enabled()
     if cache.prefix is not None:
         prefix = cache.of_prefix(layer)
-        if is_flash and past == cache.prefix.length:
+        if is_flash and past == cache._start:  # the prefix may have more tokens by now
             return cpu_flash_after_prefix(q, k, v, *prefix)
-        return attend_with_prefix(q, keys, values, *prefix)
+        return attend_with_prefix(q, *cache.own(layer, past + t), *prefix)
+    keys, values = cache.own(layer, past + t)
     if is_flash and len(q) == 1:
         return cpu_flash_after_prefix(q, k, v, keys[0, :, :past], values[0, :, :past])
     mask = None

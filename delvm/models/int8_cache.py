@@ -23,22 +23,11 @@ class Int8KVCache(KVCache):
         dtype: of keys and values before and after.
     """
 
-    def __init__(
-        self,
-        n_layers: int,
-        batch_size: int,
-        n_heads: int,
-        max_seq_len: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        prefix: KVCache | None = None,
-    ) -> None:
-        """Allocate the buffers; arguments as of `KVCache`."""
-        shape = n_layers, batch_size, n_heads, max_seq_len, head_dim
-        super().__init__(*shape, torch.int8, device, prefix)
-        self.scales = torch.empty(self.buffer.shape[:-1], dtype=torch.float32, device=device)
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        """Make the buffer (layers, 2, B, H, S, D), and the scales for it."""
         self.dtype = dtype
+        self.buffer = torch.empty(shape, dtype=torch.int8, device=device)
+        self.scales = torch.empty(shape[:-1], dtype=torch.float32, device=device)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep k, v (B, T, H, D) in a layer; return them rounded to what is kept."""

@@ -134,6 +134,10 @@ class StreamDataModule(L.LightningDataModule):
             *self._rank(),
             overfit_batches=self.overfit_batches,
         )
+        return self._loader(sampler)
+
+    def _loader(self, sampler: ResumableBatchSampler | None = None) -> DataLoader[Any]:
+        """Of the training batches: those that a sampler lists, or all of an endless stream."""
         # A batch is one item of the dataset, so nothing is left to collate.
         return DataLoader(
             self.train,

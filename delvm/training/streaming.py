@@ -22,7 +22,6 @@ from delvm.training.datamodules import (
     ImageDataModule,
     SentenceDataModule,
     StreamDataModule,
-    worker_generator,
 )
 from delvm.untrusted import schema_error
 
@@ -121,13 +120,7 @@ class StreamingDataModule(StreamDataModule):
             )
         self._set_rank()
         self._report_few_windows()
-        return DataLoader(
-            self.train,
-            batch_size=None,
-            num_workers=self.config.num_workers,
-            pin_memory=self._on_gpu(),
-            generator=worker_generator(),
-        )
+        return self._loader()
 
     def _report_few_windows(self) -> None:
         """Log the tasks of which the streams read several epochs at the same time."""

@@ -246,6 +246,22 @@ def test_prefix_that_is_extended_later_changes_nothing(int8):
     assert isinstance(after.decoder, CPUDecoder) and torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("int8", [False, True])
+def test_prefix_that_grows_by_as_many_tokens_as_the_rows_changes_nothing(int8):
+    model, ids = make(torch.bfloat16, int8), torch.randint(64, (2, 72))
+    with torch.inference_mode():
+        results = []
+        for grows in (False, True):
+            prefix = model.make_kv_cache(1)
+            model.forward_hidden(ids[:1, :12], prefix)
+            cache = model.make_kv_cache(2, prefix=prefix)
+            model.forward_hidden(ids[:, :12], cache)
+            if grows:
+                model.forward_hidden(ids[:1, :12], prefix)
+            results.append(model.forward_hidden(ids[:, 12:], cache))  # too many for C++ decoding
+    assert torch.equal(*results)
+
+
 @pytest.mark.parametrize("first", [KVCache, Int8KVCache])
 def test_prefix_of_the_other_kind_of_cache_is_left_to_pytorch(first):
     """A hook, say, has C++ refused before or after the prefix has been read."""
