@@ -34,6 +34,7 @@ def test_each_stage_of_a_setting_composes(name):
     assert student.data.path == tokens.output_dir and student.init_from is None
 
 
+@pytest.mark.slow
 def test_tokenizer_settings_differ():
     commands = [
         " ".join(command for _, command in compare.stages(setting, 0, Path("out")))
@@ -42,6 +43,7 @@ def test_tokenizer_settings_differ():
     assert len(set(commands)) == len(commands)
 
 
+@pytest.mark.slow
 def test_score_is_relative_to_the_best_ceiling():
     def row(ceiling: float, answer: float) -> dict[str, float]:
         return {
@@ -82,6 +84,7 @@ def test_overview_row_composes(row):
     assert all(get_or_default(task).name == task for task in row.tasks)
 
 
+@pytest.mark.slow
 def test_overview_row_shows_the_sources_images(tmp_path):
     row = next(row for row in ROWS if row.tasks == ("poses",))
     shown = row_images(row, tmp_path, 64)

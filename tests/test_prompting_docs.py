@@ -12,6 +12,7 @@ from delvm.data.image_io import open_image
 from delvm.inference import read_prompt
 
 
+@pytest.mark.slow
 def test_commands_are_valid(root):
     text = (root / "docs" / "prompting.md").read_text("utf-8")
     commands = re.findall(r"^    delvm generate (.*)$", text, re.MULTILINE)

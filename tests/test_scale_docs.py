@@ -29,6 +29,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_table_is_what_the_command_prints(root):
     lines = (root / "docs" / "scale.md").read_text("utf-8").splitlines()
     made = list(table())

@@ -202,6 +202,7 @@ def test_memory_store_is_refused_for_several_processes(store):
                executor=Processes(workers=1), factory=FakeFactory())  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_verbs_take_urls(store, capsys):
     from delvm import cli
 

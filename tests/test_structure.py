@@ -111,6 +111,7 @@ def test_import_table_is_complete():
 
 
 @pytest.mark.parametrize("path", [*filter(in_a_room, PACKAGE)], ids=name_of)
+@pytest.mark.slow
 def test_imports_are_allowed(path):
     room = room_of(path)
     wrong = imported_rooms(path) - ALLOWED[room] - {room}

@@ -38,6 +38,7 @@ def test_a_run_leaves_nothing_of_hydra(delvm, record, tmp_path, verb):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_config_is_saved_for_the_table_of_runs(delvm, monkeypatch, record, tmp_path):
     seen = record(train, "train")
     monkeypatch.setattr(
@@ -82,6 +83,7 @@ def test_a_file_keeps_its_name_in_the_output_of_a_job(delvm, record, output, exp
     assert seen[0].output == expected
 
 
+@pytest.mark.slow
 def test_outputs_in_a_store_stay_there(delvm, record, tmp_path):
     seen = record(prepare)
     assert delvm("prepare", "-m", "source.seed=1,2", "output_dir=s3://bucket/pairs")[0] == 0
@@ -91,12 +93,14 @@ def test_outputs_in_a_store_stay_there(delvm, record, tmp_path):
     assert not (tmp_path / "s3:").exists()
 
 
+@pytest.mark.slow
 def test_a_subdir_of_ones_own_names_the_jobs(delvm, record):
     seen = record(evaluate)
     assert delvm("evaluate", "-m", "seed=1,2", "hydra.sweep.subdir='${hydra.job.num}'")[0] == 0
     assert [cfg.output_dir for cfg in seen] == ["outputs/evaluate/0", "outputs/evaluate/1"]
 
 
+@pytest.mark.slow
 def test_a_job_name_fits_a_directory(delvm, record):
     seen = record(evaluate)
     assert delvm("evaluate", "-m", "tokenizer=a/b,c/d", "output_dir=runs")[0] == 0
@@ -120,6 +124,7 @@ def test_a_sweep_from_a_file(delvm, record):
     assert [cfg.seed for cfg in seen] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_the_first_failing_job_stops_the_sweep(delvm, record):
     seen = record(evaluate, fail_at=2)
     code, out, err = delvm("evaluate", "-m", "seed=1,2,3", "output_dir=runs")

@@ -72,6 +72,7 @@ def test_defaults_have_no_errors():
 
 
 @pytest.mark.parametrize("student", ["tiny", "small"])
+@pytest.mark.slow
 def test_small_students_follow_their_tokenizer(student):
     assert train_errors("tokenizer=shapes_f8_32", f"student={student}") == []
 
@@ -119,6 +120,7 @@ def test_discriminator_refuses_16_mixed(monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_cpu_flash_needs_bfloat16_on_cpu(monkeypatch):
     asked = "student.net.attention=cpu_flash"
     monkeypatch.setattr(launch, "cpu_flash_available", lambda: True)
@@ -142,6 +144,7 @@ def test_compile_needs_a_compiler(monkeypatch):
     assert found.startswith("teacher.compile=true needs") and "set teacher.compile=false" in found
 
 
+@pytest.mark.slow
 def test_missing_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert train_errors("trainer=gpu") == [
@@ -149,6 +152,7 @@ def test_missing_gpu(monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_gpu_without_bf16_and_too_few_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -183,6 +187,7 @@ def test_each_error_of_a_run_on_many_devices_alone(override):
     assert train_errors(*words, override) == [MANY_DEVICES[override]]
 
 
+@pytest.mark.slow
 def test_scaled_gradients_are_not_sharded(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -221,6 +226,7 @@ def test_sweep_does_not_start_processes(delvm, monkeypatch):
     assert "data.path=none" in delvm(*words)[2]  # launched from outside: the next error is reported
 
 
+@pytest.mark.slow
 def test_several_errors_come_in_one(delvm, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     words = [
@@ -239,6 +245,7 @@ def test_several_errors_come_in_one(delvm, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []  # no directory for a run that never began
 
 
+@pytest.mark.slow
 def test_shards_on_disk_decide(tmp_path):
     gray = np.full((16, 16, 3), 99, np.uint8)
     pairs = [Example(f"{i:06d}", "derain", (gray, gray)) for i in range(3)]

@@ -151,6 +151,7 @@ def test_ctrl_c_is_130(delvm, monkeypatch, tmp_path):
     assert delvm("prepare") == (130, "", "delvm: interrupted\n")
 
 
+@pytest.mark.slow
 def test_ctrl_c_inside_lightning_is_130(delvm, monkeypatch, tmp_path):
     from delvm.commands import app
     from delvm.training.student import StudentModule

@@ -61,6 +61,7 @@ def test_debug_options_run(delvm, args, debug):
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_a_foreign_callback_is_added_and_ours_are_removed(tokens, tmp_path):
     early = (
         "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss}"
@@ -72,6 +73,7 @@ def test_a_foreign_callback_is_added_and_ours_are_removed(tokens, tmp_path):
     assert isinstance(trainer.checkpoint_callback, AtomicCheckpoint)
 
 
+@pytest.mark.slow
 def test_callbacks_none_trains_without_checkpoints(tokens, tmp_path):
     train(student_config(tokens, 2, "callbacks=none"), tmp_path)
     assert not (tmp_path / "checkpoints").exists()
@@ -146,6 +148,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_module_that_nothing_can_build_is_an_error(tokens, tmp_path):
     cfg = student_config(tokens, 1, f"output_dir={tmp_path}")
     cfg.module = {"_target_": "nowhere.Module"}

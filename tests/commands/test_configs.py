@@ -44,6 +44,7 @@ def test_every_file_is_reached():
 
 
 @pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.slow
 def test_defaults_compose(verb):
     schema = DictConfig if verb == "train" else ROOTS[verb]
     assert isinstance(compose(verb, GIVEN.get(verb, [])), schema)
@@ -81,6 +82,7 @@ def test_experiments_fit_together(name):
     assert [each for each in found if not each.startswith(ignored)] == []
 
 
+@pytest.mark.slow
 def test_values_have_the_types_of_the_schemas():
     cfg = compose("train", ["module=distillation", "module.loss.direction=inverse", "data=images"])
     assert cfg.module._target_ == "delvm.training.distillation.DistillationModule"
@@ -138,6 +140,7 @@ def test_the_source_config_is_the_sources_default():
         )
 
 
+@pytest.mark.slow
 def test_dictionaries_take_new_keys():
     cfg = compose("train", ["data.task_weights.derain=2", "data.task_weights.pose=0.5"])
     assert cfg.data.task_weights == {"derain": 2.0, "pose": 0.5}
@@ -159,6 +162,7 @@ def test_a_key_may_have_the_name_of_another_verbs_group():
     assert compose("train", ["student=tiny"]).student.net.n_layers == 4
 
 
+@pytest.mark.slow
 def test_the_taming_experiment_has_the_numbers_of_its_config():
     """configs/imagenet_vqgan.yaml, and the defaults of VQLPIPSWithDiscriminator and VQModel."""
     cfg = compose("train", ["experiment=tokenizer_f16_8192_taming"])

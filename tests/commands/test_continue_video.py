@@ -80,6 +80,7 @@ def test_folder_pattern_and_video_give_the_last_frames(folder, tmp_path):
             assert levels(read_frames(files, most, stride, lambda frame: frame)) == expected, video
 
 
+@pytest.mark.slow
 def test_one_image_is_a_video_of_one_frame(generate, folder, tmp_path):
     code, out, _ = generate(f"video={folder}/f3.png", f"output={tmp_path}/out")
     assert code == 0 and "frames: 4 in" in out and "from the last 1 of" in out

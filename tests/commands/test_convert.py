@@ -133,6 +133,7 @@ def stored_images(task, split="train"):
     return np.concatenate(list(read_tokens(Path("tokens"), split, task)))[:, :, 0].tolist()
 
 
+@pytest.mark.slow
 def test_lines_of_different_lengths_are_tasks_by_length(delvm, tokenizer):
     write_lines(Path("in/mixed/train.jsonl"), [(3,), (3,), (2,), (3,), (1,)])
     write_lines(Path("in/mixed/val.jsonl"), [(2,)])
@@ -162,6 +163,7 @@ def test_documents_in_a_line_are_examples_of_their_own(delvm, tokenizer):
     assert stored_images("mixed_1") == [[4]]
 
 
+@pytest.mark.slow
 def test_ids_of_int64_are_refused(delvm, tokenizer):
     text = base64.b64encode(np.arange(1, 513).astype("<i8").tobytes()).decode()
     Path("train.jsonl").write_text(json.dumps({"tokens": text}) + "\n")

@@ -43,6 +43,7 @@ def test_a_damaged_shard_is_one_line_and_code_2(delvm, words, tmp_path):
     assert (tmp_path / "b/test/derain/manifest.json").exists()  # what was done stays
 
 
+@pytest.mark.slow
 def test_settings_of_executors_are_checked(delvm, words):
     code, _, err = delvm(*words, "executor=processes", "executor.workers=-1")
     assert code == 2 and "executor.workers=-1 is below 0: set it to 0 or more" in err

@@ -98,6 +98,7 @@ def test_one_line(delvm, words, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_is_checked_before_its_first_job(delvm, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     code, out, err = delvm("train", "-m", "student=tiny,smal")
@@ -151,6 +152,7 @@ def test_full_errors_on_request(delvm, monkeypatch):
         delvm("train", "studnet=tiny")
 
 
+@pytest.mark.slow
 def test_cfg_prints_and_does_nothing_else(delvm, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert "kd_weight" not in delvm("train", "--cfg", "job")[1]

@@ -33,6 +33,7 @@ def test_a_student(delvm, weights, layout):
     assert files_written == ["config.json", "model.safetensors", *code_files]
 
 
+@pytest.mark.slow
 def test_a_tokenizer(delvm, tmp_path):
     config = VQGANConfig(16, 3, 32, [1, 1], 1, [], True, 32, num_embeddings=20)
     config.quantized_embed_dim = 8
@@ -100,6 +101,7 @@ def test_it_is_written_whole_or_not_at_all(delvm, weights, monkeypatch):
     assert [path.name for path in Path.cwd().iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_a_student_with_more_ids_than_codes_can_be_prompted(delvm, weights, prompt):
     """As LVM's are: nothing in its file names the tokenizer, and BOS is its favourite."""
     torch.manual_seed(0)

@@ -106,6 +106,7 @@ def test_a_folder_of_queries(generate, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_the_suffix_decides_the_format(generate, tmp_path):
     path = query(tmp_path)
     assert generate(f"query={path}", f"output={tmp_path}/a.jpg")[0] == 0
@@ -125,6 +126,7 @@ def test_many_queries_fill_several_grids(tmp_path):
 
 
 @pytest.mark.parametrize("decoding", ["mean_embedding", "greedy"])
+@pytest.mark.slow
 def test_a_draft_gives_the_same_answers_and_one_line(generate, weights, tmp_path, decoding):
     for name in ("a.png", "b.png"):
         query(tmp_path / "q", name)
@@ -144,6 +146,7 @@ def write_lines(path, *lines):
     return path
 
 
+@pytest.mark.slow
 def test_each_line_of_jsonl_is_a_prompt_and_a_query(generate, prompt, weights, tmp_path):
     names = [f"{path.name}" for i in range(2) for path in sorted(prompt.glob(f"00000{i}_*"))]
     query(prompt, "q.png")
@@ -314,6 +317,7 @@ def test_an_answer_is_kept_when_the_next_fails(generate, tmp_path):
     assert output.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_answers_are_written_batch_by_batch_with_bounded_memory(
     generate, tmp_path, monkeypatch, prompt
 ):
@@ -347,6 +351,7 @@ def test_a_query_that_is_not_an_image_is_named_before_any_answer(generate, tmp_p
     assert code == 2 and "9.png" in err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_preset_delvm_is_greedy_and_lvm_samples():
     from delvm.commands.app import compose
     from delvm.inference.decoding import Decoding
@@ -363,6 +368,7 @@ def test_preset_delvm_is_greedy_and_lvm_samples():
         assert not delvm.validate() or verb == "evaluate"
 
 
+@pytest.mark.slow
 def test_preset_delvm_decodes_as_greedy(generate, tmp_path):
     path = query(tmp_path)
     assert generate(f"query={path}", f"output={tmp_path}/a.png", "preset=delvm")[0] == 0

@@ -69,6 +69,7 @@ def test_ids_decode_to_the_answers(run, weights, tmp_path):
 
 
 @pytest.mark.parametrize("options", [(), SAMPLED])
+@pytest.mark.slow
 def test_answers_that_exist_are_not_made_again(run, tmp_path, options):
     folder = tmp_path / "out"
     _, err = run(*options)
@@ -127,6 +128,7 @@ def test_a_killed_run_is_continued_to_the_same_files(run, tmp_path, monkeypatch,
     assert run(*SAMPLED)[1] == "generate: 20 of 20 answers exist, 0 to make\n"
 
 
+@pytest.mark.slow
 def test_changed_and_new_queries_are_answered_and_shown(run, tmp_path):
     folder, once = tmp_path / "out", tmp_path / "once"
     run()
@@ -142,6 +144,7 @@ def test_changed_and_new_queries_are_answered_and_shown(run, tmp_path):
     assert written(folder, made) == new
 
 
+@pytest.mark.slow
 def test_a_row_that_moves_is_sampled_again_but_greedy_answers_are_kept(run, tmp_path):
     run("decoding=greedy", "seed=3")
     run(*SAMPLED, output=tmp_path / "sampled")
@@ -184,6 +187,7 @@ def test_answers_of_other_settings_are_kept_until_asked(run, tmp_path, prompt, w
     assert "settings (prompt " in run("decoding=greedy", expect=2)[1]
 
 
+@pytest.mark.slow
 def test_a_replaced_answer_is_made_again(run, tmp_path):
     folder = tmp_path / "out"
     run()
@@ -193,6 +197,7 @@ def test_a_replaced_answer_is_made_again(run, tmp_path):
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 def test_grids_of_a_list_that_has_grown_replace_the_former_one(run, tmp_path):
     for number in range(10, COUNT):
         (tmp_path / "q" / f"{number:03d}.png").unlink()
@@ -239,6 +244,7 @@ def test_a_damaged_record_is_one_line_or_counted(run, tmp_path):
     assert run()[1].startswith("generate: 20 of 20 answers exist")
 
 
+@pytest.mark.slow
 def test_lines_of_jsonl_resume(delvm, weights, prompt, tmp_path):
     query(prompt, 0)
     inputs = [path.name for path in sorted(prompt.glob("000001_*"))]
@@ -264,6 +270,7 @@ def test_lines_of_jsonl_resume(delvm, weights, prompt, tmp_path):
     assert contents(folder) == contents(tmp_path / "once")
 
 
+@pytest.mark.slow
 def test_of_many_image_grids_the_first_and_the_last_are_printed(run, tmp_path, monkeypatch):
     folder = tmp_path / "out"
     assert f"image grid: {folder}/grid_1.png, {folder}/grid_2.png\n" in run()[0]

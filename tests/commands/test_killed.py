@@ -58,6 +58,7 @@ def test_killed_convert_can_be_run_again(target, overwrite, token_files, tokeniz
 
 
 @pytest.mark.parametrize("again", [False, True])
+@pytest.mark.slow
 def test_killed_export_can_be_run_again(again, weights, tmp_path):
     config = ExportConfig(str(weights / "student"), "llama", str(tmp_path / "out"))
     export.run(config)

@@ -38,6 +38,7 @@ def test_a_directory_below_a_file_is_refused(tmp_path):
         ("generate", ["prompt=pairs", "query=query.png", "tokenizer=none"], "output"),
     ],
 )
+@pytest.mark.slow
 def test_every_verb_reports_its_output_first(delvm, verb, words, key):
     """Nothing is loaded or read: the models do not even exist here."""
     Path("pairs/test/derain").mkdir(parents=True)

@@ -52,6 +52,7 @@ def test_old_name_is_refused_with_the_new_one(delvm, verb, old, new):
     assert err.endswith(f"it is now called {new}\n"), err
 
 
+@pytest.mark.slow
 def test_keys_below_an_old_name(delvm):
     line = "delvm: unknown key 'optim.lr': it is now called optimizer.lr\n"
     assert delvm("train", "optim.lr=1e-3") == (2, "", line)

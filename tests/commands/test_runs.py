@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.evaluation.test_run_table import write_run
 
 
@@ -28,6 +30,7 @@ def test_a_sweep_becomes_a_table(delvm, tmp_path):
     assert len(Path("tables/a.csv").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_mistakes(delvm, tmp_path):
     write_run(tmp_path / "runs", "seed: 0\n")
     Path("empty").mkdir()

@@ -71,6 +71,7 @@ def test_submitit_jobs_run_and_fail_like_any(delvm, elsewhere, tmp_path):
     assert any("delvm: job 1: shard_size=0 is below 1" in log for log in logs)
 
 
+@pytest.mark.slow
 def test_slurm_that_is_missing_is_one_line(delvm, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     code, out, err = delvm("train", "-m", "sweep=submitit", "seed=0,1", "output_dir=runs")

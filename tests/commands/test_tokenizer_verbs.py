@@ -41,6 +41,7 @@ def test_pairs_then_tokens(delvm, weights, pairs):
     assert code == (3 if flags else 0)
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_the_exit_code(delvm, pairs, weights):
     delvm("encode", f"input_dir={pairs}", "output_dir=tokens", "splits=[test]",
           f"tokenizer={weights / 'tokenizer'}")  # fmt: skip
@@ -71,6 +72,7 @@ def test_a_tokenizer_is_evaluated(delvm, weights, pairs):
 
 
 @pytest.mark.parametrize("there", [True, False])
+@pytest.mark.slow
 def test_the_fast_mode_needs_hardware_for_it(delvm, weights, pairs, monkeypatch, there):
     monkeypatch.setattr(tokenizer_factory, "has_native_bf16", lambda device: there)
     modes = []

@@ -1,5 +1,7 @@
 """Outputs named by dates and versions, which Hydra would read as numbers."""
 
+import pytest
+
 from delvm.commands import evaluate
 from delvm.commands.app import compose
 
@@ -11,6 +13,7 @@ def test_directories_are_named_by_dates_and_versions(delvm, weights, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} >= {"2024_01_05", "1.10"}
 
 
+@pytest.mark.slow
 def test_jobs_of_a_sweep_are_named_as_typed(delvm, monkeypatch):
     seen = []
     monkeypatch.setattr("delvm.commands.app.check", lambda verb, cfg: None)
@@ -19,6 +22,7 @@ def test_jobs_of_a_sweep_are_named_as_typed(delvm, monkeypatch):
     assert seen == [(name, f"2024_01_05/tokenizer={name}") for name in ("1.1", "1.10")]
 
 
+@pytest.mark.slow
 def test_prompts_are_named_as_typed():
     for word, expected in (
         ("prompt=2024_01_05", ["2024_01_05"]),

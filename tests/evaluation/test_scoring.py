@@ -38,6 +38,7 @@ def build(shards: Path, tokenizer: Any, **options: Any) -> QuerySet:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.slow
 def test_all_prompts_of_a_query_vote_on_its_answer(shards, tokenizer, student, shared, sampling):
     query_set = build(shards, tokenizer, num_prompts=3, shared_prompt=shared)
     rows = slice(1, 5)

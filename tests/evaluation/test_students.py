@@ -27,6 +27,7 @@ def evaluated(shards: Path, tokenizer: Any, students: Students, tmp_path: Path) 
     )
 
 
+@pytest.mark.slow
 def test_written_files_and_metrics_keys(evaluated: dict, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.json").read_text()) == evaluated
     assert evaluated.keys() == {"title", "settings", "tokenizer", "students", "tasks"}
@@ -43,6 +44,7 @@ def test_written_files_and_metrics_keys(evaluated: dict, tmp_path: Path) -> None
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_oracle_reaches_ceiling(evaluated: dict) -> None:
     for task in evaluated["tasks"].values():
         oracle = task["students"]["oracle"]
@@ -58,6 +60,7 @@ def test_oracle_reaches_ceiling(evaluated: dict) -> None:
     }
 
 
+@pytest.mark.slow
 def test_gap_closed_is_computed_from_the_reported_means(evaluated: dict) -> None:
     for task in evaluated["tasks"].values():
         metric, best = task["primary_metric"], task["best_baseline"]
@@ -70,6 +73,7 @@ def test_gap_closed_is_computed_from_the_reported_means(evaluated: dict) -> None
         assert task["students"]["half"]["gain"]["mean"] == pytest.approx(answer - passed[best])
 
 
+@pytest.mark.slow
 def test_scores_csv_matches_metrics(evaluated: dict, tmp_path: Path) -> None:
     with (tmp_path / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -83,6 +87,7 @@ def test_scores_csv_matches_metrics(evaluated: dict, tmp_path: Path) -> None:
     assert found["derain", "student/half", "perplexity_all"] == pytest.approx(loss)
 
 
+@pytest.mark.slow
 def test_batch_size_does_not_change_scores(
     shards: Path, tokenizer: Any, students: Students, evaluated: dict, tmp_path: Path
 ) -> None:
@@ -242,6 +247,7 @@ def test_images_made_square_in_another_way_are_reported(
     assert "resize" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_metrics_of_an_earlier_version_are_read(evaluated: dict, tmp_path: Path) -> None:
     """Old names, as an earlier version wrote them."""
     old = json.loads(json.dumps(evaluated))

@@ -42,6 +42,7 @@ def run(*words: str) -> None:
     assert cli.main(words) == 0
 
 
+@pytest.mark.slow
 def test_own_loss(plugin, monkeypatch):
     from plugin.focal_loss import FocalLoss
 
@@ -63,6 +64,7 @@ def test_own_divergence(plugin, monkeypatch):
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_own_module(plugin, monkeypatch):
     from plugin.unigram import UnigramModule
 
@@ -101,6 +103,7 @@ def test_own_source_then_own_tokenizer_net(plugin, monkeypatch):
     assert len(calls) >= 2
 
 
+@pytest.mark.slow
 def test_own_callback(plugin, capsys):
     run("train", "--config-dir", str(plugin), *STUDENT, *TINY, "callbacks=[default,print_loss]",
         "callbacks.print_loss.every=2")  # fmt: skip

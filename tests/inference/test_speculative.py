@@ -49,6 +49,7 @@ DETERMINISTIC = (SamplingConfig("greedy"), SamplingConfig("mean_embedding"))
 @pytest.mark.parametrize("sampling", DETERMINISTIC, ids=lambda each: each.decoding)
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize(("noise", "draft_tokens"), [(0.0, 4), (0.3, 4), (0.3, 1), (3.0, 3)])
+@pytest.mark.slow
 def test_deterministic_tokens_are_those_of_the_student_alone(
     student, noise, draft_tokens, rows, sampling
 ):
@@ -96,6 +97,7 @@ def test_tokens_of_a_student_that_cpus_decode_in_one_call(rows):
     assert engine.speculation.accepted > 4
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_the_batch(student, monkeypatch):
     monkeypatch.setattr(speculative, "ASSUMED_CYCLES", 1)
     engine = Engine(student, draft=noisy(student, 0.5), draft_tokens=3)
@@ -165,6 +167,7 @@ SAMPLINGS = (
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("draft_tokens", [1, 2])
+@pytest.mark.slow
 def test_samples_have_the_distribution_of_the_student(sampling, draft_tokens):
     p_value, freedom, impossible = chi_square(sampling, draft_tokens)
     assert p_value > 1e-3 and impossible == 0 and freedom > 10

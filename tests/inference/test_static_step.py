@@ -43,6 +43,7 @@ def step_by_step(student, rows, prompt, step):
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("length", [0, 20])
+@pytest.mark.slow
 def test_logits_equal_those_of_the_dynamic_cache(student, rows, length):
     prompt, step = torch.randint(30, (length,)), StaticStep(compile=False)
     expected = step_by_step(student, rows, prompt, None)
@@ -88,6 +89,7 @@ def eager(monkeypatch):
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("with_draft", [False, True])
 @pytest.mark.parametrize("sampling", [SamplingConfig("greedy", guidance=2.0), SAMPLED])
+@pytest.mark.slow
 def test_answers_are_those_of_the_dynamic_cache(student, sampling, with_draft):
     draft = noisy(student, 0.3, max_seq_len=student.max_seq_len) if with_draft else None
     engines = Engine(student, draft=draft), Engine(student, draft=draft, compile=True)
@@ -137,6 +139,7 @@ def test_a_cycle_of_a_draft_waits_for_the_host_a_few_times(student, monkeypatch)
     assert 0 < mode.count <= 10 * (cycles + 4)  # most of them of counts on the CPU
 
 
+@pytest.mark.slow
 def test_student_without_a_cache_cannot_be_compiled(student):
     with pytest.raises(UserError, match="has no key-value cache of ours: set compile=false"):
         Engine(WithoutCache(student).eval(), compile=True)

@@ -98,6 +98,7 @@ def frames(count: int) -> list[Image.Image]:
     return found
 
 
+@pytest.mark.slow
 def test_extend_gives_images_of_the_generated_tokens(prompter):
     given: Any = frames(3)
     answers = [*prompter.stream_frames(given, 2, window=2, decoding="greedy")]

@@ -71,6 +71,7 @@ def test_weights_of_another_form_are_refused(tokens, run, value):
 
 
 @pytest.mark.parametrize("value", ["text", None, torch.zeros(3)], ids=str)
+@pytest.mark.slow
 def test_optimizer_states_of_another_form_are_refused(tokens, run, value):
     def change(checkpoint):
         first = next(iter(checkpoint["optimizer_states"][0]["state"].values()))

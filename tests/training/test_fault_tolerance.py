@@ -229,6 +229,7 @@ def test_nonfinite_step_is_skipped_and_reported(tokens, tmp_path, monkeypatch):
     assert set(expected[0]) == {"task", "shard", "index"}
 
 
+@pytest.mark.slow
 def test_skipped_step_changes_nothing(tokens, tmp_path, monkeypatch):
     """Non-finite after its third step, a run ends with the weights it had then."""
     monkeypatch.setattr("delvm.training.optim.warmup_cosine", lambda step, *rest: 1.0)
@@ -253,6 +254,7 @@ def test_run_stops_after_nonfinite_steps(tokens, tmp_path, monkeypatch):
     assert all(torch.isfinite(w).all() for w in load_student(good).state_dict().values())
 
 
+@pytest.mark.slow
 def test_tokenizer_keeps_its_codes_through_a_nonfinite_step(images, tmp_path, monkeypatch):
     original = TokenizerModule.reconstruction
 

@@ -36,6 +36,7 @@ def test_validation_metrics_agree(tokens, tmp_path):
     assert curve(tmp_path, "val/pose/loss") == [loss]  # the only task
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_student(tokens, tmp_path):
     for name in ("a", "b"):
         train(student_config(tokens), tmp_path / name)
@@ -43,6 +44,7 @@ def test_same_seed_gives_the_same_student(tokens, tmp_path):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.slow
 def test_single_images_are_packed_as_documents(tmp_path):
     """Trained on single images in a row, a student has learned nothing across their borders."""
     codebooks.write_codebook(tmp_path / "tokens", torch.randn(V, 8), "f" * 16)
@@ -72,6 +74,7 @@ def test_distillation_does_not_change_its_teacher(tokens, tmp_path):
     assert (teacher / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_distillation_from_itself_costs_nothing(tokens, tmp_path):
     teacher = train(student_config(tokens), tmp_path)
     module = build_run(distillation_config(tokens, teacher, "seed=1")).module
@@ -108,6 +111,7 @@ def test_teacher_is_recognized_by_fingerprint_or_codebook(
         build_run(config)
 
 
+@pytest.mark.slow
 def test_loss_of_a_step_is_over_all_its_batches(tokens, tmp_path):
     halves = ("trainer.accumulate_grad_batches=2", "data.batch_size=4")
     train(student_config(tokens, 4), tmp_path / "full")
@@ -179,6 +183,7 @@ def test_discriminator_is_trained_from_disc_start(images, tmp_path):
     assert len(saved["optimizer_states"]) == 2 and saved["global_step"] == 4
 
 
+@pytest.mark.slow
 def test_l2_normalized_codes(images, tmp_path):
     config = tokenizer_config(images, 30, "tokenizer.net.use_l2_norm=true")
     tokenizer = load_tokenizer(train(config, tmp_path))
@@ -187,6 +192,7 @@ def test_l2_normalized_codes(images, tmp_path):
     assert psnr > 10
 
 
+@pytest.mark.slow
 def test_lpips_names_what_it_needs(images, tmp_path):
     lpips = ("module.perceptual_weight=1.0", "module.perceptual_loss=lpips")
     for overrides, words in (

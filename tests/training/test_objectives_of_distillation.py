@@ -110,6 +110,7 @@ def test_two_processes_train_the_projection_as_one_does(tokens, teacher, tmp_pat
             assert actual == pytest.approx(expected, abs=1e-5, rel=1e-5), strategy
 
 
+@pytest.mark.slow
 def test_more_kept_tokens_than_codes_is_an_error(tokens, teacher, tmp_path):
     words = "module.loss.classes.k=16 >= 16 codes: set module.loss.classes.k=8"
     with pytest.raises(UserError, match=words):

@@ -61,6 +61,7 @@ def test_train_refuses_a_directory_in_use(holder, tokens, tmp_path):
 @pytest.mark.parametrize(
     "file", ["student/main.py", "student/checkpoints/step=001000.ckpt", "student/config.json"]
 )
+@pytest.mark.slow
 def test_files_of_others_are_not_replaced_by_exported_weights(tokens, tmp_path, file, overwrite):
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).write_text("mine")
@@ -69,6 +70,7 @@ def test_files_of_others_are_not_replaced_by_exported_weights(tokens, tmp_path, 
     assert (tmp_path / file).read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_exported_weights_are_replaced_only_when_asked(tokens, tmp_path):
     train(student_config(tokens, 2), tmp_path / "run")
     before = (tmp_path / "run/student/model.safetensors").read_bytes()
@@ -90,6 +92,7 @@ def test_overwrite_removes_checkpoints_of_runs_alone(tokens, tmp_path):
     assert names == ["best.ckpt", "last.ckpt", "notes.txt", "step=000002.ckpt"]
 
 
+@pytest.mark.slow
 def test_metrics_of_others_are_not_replaced(tokens, tmp_path):
     (tmp_path / "metrics.csv").write_text("date,price\n")
     with pytest.raises(UserError, match=r"metrics.csv is not the metrics of a run"):

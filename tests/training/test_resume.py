@@ -52,6 +52,7 @@ def test_resumed_tokenizer_run_continues_its_data(images, tmp_path):
     assert torch.equal(seen["one"][1], seen["two"][1])
 
 
+@pytest.mark.slow
 def test_another_data_order_is_refused(tokens, tmp_path):
     train(student_config(tokens, 2), tmp_path)
     with pytest.raises(UserError, match="another order.*seed 0 != 1.*init_from=PATH"):
@@ -93,6 +94,7 @@ def test_discriminator_cannot_be_added_to_a_run(images, tmp_path):
         train(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_run_starts_from_pretrained_weights(tokens, tmp_path):
     first = train(student_config(tokens, 30), tmp_path / "first")
     frozen = ("optimizer.lr=1e-12", "optimizer.weight_decay=0.0", f"init_from={first}")
@@ -116,6 +118,7 @@ def test_tokenizer_from_pretrained_weights_keeps_its_codes(images, tmp_path):
     assert moved.max() < 0.5 * spread and (moved == 0).any()
 
 
+@pytest.mark.slow
 def test_resumed_run_ignores_init_from(tokens, tmp_path):
     train(student_config(tokens, 2), tmp_path)
     train(student_config(tokens, 3, "resume=auto", "init_from=nowhere"), tmp_path)
@@ -145,6 +148,7 @@ def test_run_with_weight_ema_saves_both_weights(images, tmp_path):
     assert not torch.equal(saved["current_model_state"][f"model.{name}"], exported)
 
 
+@pytest.mark.slow
 def test_run_in_two_jobs_keeps_its_schedule(tokens, tmp_path):
     train(student_config(tokens, 6, "callbacks.stop_at_step.step=4"), tmp_path)
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
@@ -173,6 +177,7 @@ def test_crashed_run_has_a_checkpoint_of_its_last_validation(tokens, tmp_path, m
     assert saved["global_step"] == 6
 
 
+@pytest.mark.slow
 def test_run_does_not_mix_with_another(tokens, tmp_path):
     train(student_config(tokens), tmp_path)
     before = (tmp_path / "student" / "model.safetensors").read_bytes()

@@ -47,6 +47,7 @@ def counts(run, batches):
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (3, 0), (2, 2)])
 @pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.slow
 def test_resume_continues_with_the_next_batch(root, ranks, workers, steps, tmp_path):
     """To the last id, with as many ranks and workers; what was prefetched does not count."""
     unbroken = sentences(open_ranks(root, ranks, num_workers=workers).pull(12))
@@ -73,6 +74,7 @@ def test_one_worker_reads_what_the_training_process_would(root):
         (16, 1, "(derain 12, video 7)"),
     ],
 )
+@pytest.mark.slow
 def test_tasks_with_fewer_windows_than_streams_are_reported(root, ranks, window, message, capsys):
     run = open_ranks(root, ranks, shuffle_window_shards=window)
     run.pull(1)

@@ -37,6 +37,7 @@ def pixels(batches):
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 2)])
 @pytest.mark.parametrize("steps", [1, 7])
+@pytest.mark.slow
 def test_resume_continues_with_the_next_batch(root, ranks, workers, steps):
     """To the pixel, with as many ranks and workers, also beyond the first epoch."""
     unbroken = pixels(open_ranks(root, ranks, num_workers=workers).pull(20))

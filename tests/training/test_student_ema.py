@@ -54,6 +54,7 @@ def test_average_of_a_student_is_exported_and_exact_over_two_jobs(tokens, tmp_pa
     assert curve(tmp_path / "one", "val/loss") == curve(tmp_path / "two", "val/loss")[-1:]
 
 
+@pytest.mark.slow
 def test_average_of_a_distilled_student_is_exported(tokens, tmp_path):
     train(student_config(tokens, 2), tmp_path / "teacher")
     words = ("module=distillation", f"teacher.checkpoint={tmp_path}/teacher/student")

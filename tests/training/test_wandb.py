@@ -27,6 +27,7 @@ def environment(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["alone", "after a run that wrote"])
+@pytest.mark.slow
 def test_disabled_writes_nothing(monkeypatch, tokens, tmp_path, tmp_path_factory, before):
     if before:  # wandb keeps the mode that the variable has when a process first starts it
         wandb.teardown()
@@ -39,6 +40,7 @@ def test_disabled_writes_nothing(monkeypatch, tokens, tmp_path, tmp_path_factory
     assert {*tmp_path.rglob("*wandb*")} == existing
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_its_run_of_wandb(tmp_path):
     def start(resumes, **settings):
         logger = WandbLogger(project="p", save_dir=str(tmp_path), offline=True, **settings)

@@ -111,6 +111,7 @@ def test_streams(root):
     assert found == expected
 
 
+@pytest.mark.slow
 def test_packed_documents(root):
     data = PackedDataset(config(root, shuffle_annotations=True, packing=True), seed=0)
     batch = data[np.arange(40)]

@@ -75,6 +75,7 @@ def test_each_epoch_of_a_task_holds_each_example_once(root):
         assert sorted(part) == [OFFSET["derain"] + 2 * i for i in range(count)]
 
 
+@pytest.mark.slow
 def test_any_row_is_computed_directly(root):
     data, again = PackedDataset(config(root), 3), PackedDataset(config(root), 3)
     far = SCHEDULE_PERIOD * 3 + 17
@@ -125,6 +126,7 @@ def test_padding_is_only_where_no_example_fits(seed):
     assert schedule.images(300).tolist() == [n * size for n, size in zip(done, sizes, strict=True)]
 
 
+@pytest.mark.slow
 def test_an_example_longer_than_a_row_is_refused(root):
     with pytest.raises(
         UserError, match=r"'video' has 3 images, a sentence 2: set data.images_per_se"

@@ -85,6 +85,7 @@ def test_shards_that_keep_failing_are_listed(root, tmp_path):
     assert "took more than 0.5 s" in reasons[shard("derain", 1)]
 
 
+@pytest.mark.slow
 def test_manifests_at_one_place_and_shards_on_a_server(root):
     """A server without a listing needs none."""
     with serve(root / "train", {}) as (url, requests):

@@ -42,6 +42,7 @@ def tokens(input_dir, output_dir):
 
 
 @pytest.mark.parametrize("failure", ["500", "cut", "stall"])
+@pytest.mark.slow
 def test_same_bytes_as_from_disk_though_the_server_fails(pairs, tmp_path, monkeypatch, failure):
     monkeypatch.setattr("delvm.data.shards.reader.READ_TIMEOUT_S", 0.5)
     failures = {SHARDS[0]: iter([failure]), SHARDS[1]: iter([failure, failure])}
@@ -57,6 +58,7 @@ def two_pairs_per_shard(monkeypatch):
     monkeypatch.setattr("delvm.data.shards.manifest.RECORDS_PER_SHARD", 2)
 
 
+@pytest.mark.slow
 def test_shard_that_keeps_failing_is_listed_and_others_are_encoded(
     pairs, tmp_path, two_pairs_per_shard
 ):
@@ -79,6 +81,7 @@ def test_shard_that_keeps_failing_is_listed_and_others_are_encoded(
     assert requests["/train/pose/000000.tar"] == 0
 
 
+@pytest.mark.slow
 def test_lost_store_stops_the_job(pairs, tmp_path, monkeypatch, two_pairs_per_shard):
     monkeypatch.setattr("delvm.data.encode.rejected_shards.MAX_SHARDS_IN_A_ROW", 2)
     failures = dict.fromkeys(SHARDS, itertools.repeat("500"))
@@ -95,6 +98,7 @@ def test_error_of_a_worker_process_has_its_shard():
     assert (str(error), error.path, error.attempts) == ("damaged", "https://x/0.tar", 4)
 
 
+@pytest.mark.slow
 def test_only_shards_of_a_range_are_fetched(pairs):
     with serve(pairs, {}) as (url, requests):
         found = [each().key for each in iter_lazy(as_path(url), "train", "derain", 1, None, 4)]

@@ -209,6 +209,7 @@ def test_bug_in_worker_keeps_its_traceback(pairs, tmp_path):
 # ---------------------------------------------------------------- ranks of torchrun
 
 
+@pytest.mark.slow
 def test_ranks_divide_shards_and_last_rank_finishes(pairs, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(encoding, "POLL_S", 0.01)
     monkeypatch.setenv("WORLD_SIZE", "2")

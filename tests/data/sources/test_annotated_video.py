@@ -86,6 +86,7 @@ def test_arrange():
 
 @pytest.mark.parametrize("annotation", ["mp4", "folder"])
 @pytest.mark.parametrize("video", ["mp4", "folder"])
+@pytest.mark.slow
 def test_files_and_folders_on_either_side(tmp_path, video, annotation):
     frames = moving(10)
     for folder, kind, made in (
@@ -207,6 +208,7 @@ def test_tasks_are_never_mirrored_or_turned():
 
 
 @pytest.mark.parametrize("by_video", [False, True])
+@pytest.mark.slow
 def test_prepare(tmp_path, by_video):
     for number in range(6):
         write_annotated_clip(tmp_path / "raw", f"v{number}", 8, by_video=by_video)

@@ -61,6 +61,7 @@ def test_source_of_another_class_without_a_name(tmp_path):
     assert FakeSource.name == "fake"
 
 
+@pytest.mark.slow
 def test_source_by_target_on_the_command_line(tmp_path, capsys):
     folder = tmp_path / "my_conf"
     (folder / "source").mkdir(parents=True)

@@ -80,6 +80,7 @@ def test_report_is_self_contained(page: str) -> None:
             assert (values["href"] or "").removeprefix("#") in ids
 
 
+@pytest.mark.slow
 def test_report_escapes_names(page: str) -> None:
     assert NASTY not in page
     assert "onerror" not in {name for _, values in read(page).tags for name in values}
@@ -88,6 +89,7 @@ def test_report_escapes_names(page: str) -> None:
     assert "<title>A &amp; B</title>" in page
 
 
+@pytest.mark.slow
 def test_report_has_all_sections(page: str) -> None:
     for part in (
         "summary",

@@ -75,6 +75,7 @@ def train(module, tmp_path, more=(), **options):
 
 @pytest.mark.parametrize("manual", [False, True])
 @pytest.mark.parametrize("logger", [False, True])
+@pytest.mark.slow
 def test_all_callbacks_tolerate_a_foreign_module(tmp_path, manual, logger):
     checkpoint = AtomicCheckpoint(every_n_train_steps=3)
     run = train(Regression(manual=manual), tmp_path, [checkpoint], logger=logger)
@@ -138,6 +139,7 @@ def test_nonfinite_gradients_end_a_foreign_run(tmp_path):
         run.fit(Regression(nan_steps=range(2, 8)), loader(), loader())
 
 
+@pytest.mark.slow
 def test_best_checkpoint_follows_monitor_and_mode(tmp_path):
     checkpoint = AtomicCheckpoint(monitor="val/negative", mode="max", keep_latest_k=1)
     train(Regression(), tmp_path, [checkpoint], val_check_interval=2)

@@ -39,6 +39,7 @@ def test_training_batches_are_measured_per_task_as_validation_does(tokens, tmp_p
     assert curve(tmp_path, "train/pose/ppl")[0] == pytest.approx(2.718281828 ** losses[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_measuring_does_not_change_training(tokens, tmp_path):
     losses = []
     for every in (1, 1000):
@@ -49,6 +50,7 @@ def test_measuring_does_not_change_training(tokens, tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_measuring_leaves_the_mode_of_each_part(tokens, tmp_path, monkeypatch):
     modes = []
     original = StudentModule.training_step
@@ -63,6 +65,7 @@ def test_measuring_leaves_the_mode_of_each_part(tokens, tmp_path, monkeypatch):
     assert modes == [(True, True), (True, False), (True, False)]
 
 
+@pytest.mark.slow
 def test_consumed_tokens_go_on_over_a_resume(tokens, tmp_path):
     config = student_config(tokens, 4, "callbacks.stop_at_step.step=2")
     per_step = 8 * 4 * N  # sentences of two pairs
@@ -142,6 +145,7 @@ def test_a_loss_that_jumps_is_reported_and_one_that_varies_is_not():
     ] * MIN_HISTORY
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_end_is_reported_once(caplog):
     alarm = Alarm(stuck_after_s=0.2)
     trainer = L.Trainer(logger=False, enable_checkpointing=False)
