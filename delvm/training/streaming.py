@@ -25,6 +25,8 @@ from delvm.training.datamodules import (
 )
 from delvm.untrusted import schema_error
 
+MAX_NUMBER = 2**48  # of examples and windows, more than any corpus in any number of epochs
+
 # Of a position in a checkpoint, next to the table "positions".
 _STATE = {
     "position": int, "order": dict, "num_workers": int, "first_worker": int, "leftovers": dict,
@@ -284,15 +286,16 @@ def _read_state(state: dict[str, Any], positions: Any, tasks: list[str]) -> Stre
         wrong = "positions is not a table of integers"
     if not wrong and (len(positions) == 0 or workers < 1 or len(positions) % workers):
         wrong = f"{len(positions)} positions are not those of {workers} workers a rank"
-    if not wrong and int(positions.min()) < 0:
-        wrong = "one of positions is below 0"
-    if not wrong and min(state["base"].values(), default=0) < 0:
-        wrong = "one of base is below 0"
     if not wrong and not 0 <= state["first_worker"] < workers:
         wrong = f"first_worker is {state['first_worker']}, of {workers}"
     pairs = [] if wrong else [each for task in tasks for each in state["leftovers"][task]]
-    if any(len(each) != 2 or min(each) < 0 for each in pairs):
+    if any(len(each) != 2 for each in pairs):
         wrong = "leftovers are not pairs of numbers"
+    if not wrong:
+        numbers = [state["position"], *state["base"].values(), *(n for each in pairs for n in each)]
+        numbers += [int(positions.min()), int(positions.max())]
+        if not all(0 <= each < MAX_NUMBER for each in numbers):
+            wrong = f"one of its numbers is not from 0 to {MAX_NUMBER:,}"
     if wrong:
         raise UserError(f"the checkpoint's position in the data is damaged: {wrong}")
     sequences = [

@@ -173,6 +173,11 @@ def test_order_is_compared(root):
         {"leftovers": {"derain": [[1]], "video": []}},
         {"leftovers": {"derain": [[1, -1]], "video": []}},
         {"position": "x"},
+        {"position": -3},
+        {"position": 10**400},
+        {"base": {"derain": 10**25, "video": 0}},
+        {"leftovers": {"derain": [[10**25, 0]], "video": []}},
+        {"positions": torch.full((1, 2, 2), 2**62)},
     ],
 )
 def test_damaged_position_is_refused(root, change):
