@@ -162,7 +162,8 @@ class Manifest:
         for shard in self.shards:
             if not isinstance(shard, dict) or shard.keys() != {"file", "count"}:
                 return f"shard {shard!r} is not {{file, count}}"
-            if type(shard["count"]) is not int or shard["count"] < 1:
+            # The order of a shard's examples is int32.
+            if type(shard["count"]) is not int or not 1 <= shard["count"] < 2**31:
                 return f"shard count {shard['count']!r} is not a number of examples"
             # A name is never a path, so that a manifest reaches nothing outside its directory.
             if not re.fullmatch(r"\w[\w-]*(\.\d+)?\.tar", str(shard["file"])):

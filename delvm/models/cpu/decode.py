@@ -26,7 +26,8 @@ from delvm.models.weight_precision import Int8Linear
 # Tokens of all rows together, unless there is one of each row. With more, products are bound by
 # computation, not by reading weights, and PyTorch's are faster.
 MAX_TOKENS = 64
-BACKENDS = (AttentionBackend.auto, AttentionBackend.cpu_flash)  # that leave decoding to this
+# With others, attention and so all of a token is left to PyTorch.
+BACKENDS = (AttentionBackend.auto, AttentionBackend.cpu_flash)
 _SMALL = 2**20  # parameters below which a second thread costs more than it saves
 
 

@@ -35,6 +35,7 @@ def test_manifest_round_trip(tmp_path):
         ({"shards": [{"file": "../../a.tar", "count": 5}]}, r"'../../a.tar' is not NAME.tar"),
         ({"shards": [{"file": "pipe:touch x.tar", "count": 5}]}, "is not NAME.tar"),
         ({"shards": [{"file": "a.tar", "count": -5}]}, "-5 is not a number of examples"),
+        ({"shards": [{"file": "a.tar", "count": 10**12}]}, "000000 is not a number of examples"),
         ({"shards": [{"file": "a.tar"}]}, "is not {file, count}"),
     ],
 )
