@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy import stats
 
 RESAMPLES = 2000
+SET_RESAMPLES = 500  # of metrics of a set, each of which takes a loop
 CONFIDENCE = 0.95
 _MAX_RESAMPLED_VALUES = 4_000_000  # in memory at once, per method
 
@@ -62,6 +63,31 @@ def mean_difference_ci(
 ) -> Interval:
     """Mean of a - b, both (n,), over the queries where neither is NaN."""
     return mean_ci(a.astype(np.float64) - b.astype(np.float64), seed, resamples)
+
+
+def set_metric_ci(
+    combine: Callable[[Values, npt.NDArray[np.str_]], float],
+    counts: Values,
+    groups: npt.NDArray[np.str_],
+    seed: int = 0,
+    resamples: int = SET_RESAMPLES,
+) -> Interval:
+    """A metric of the set of all queries, of which each resample is a set of its own.
+
+    Args:
+        combine: (counts (n, k), groups (n,)) -> the metric, see `delvm.tasks.base.SetMetric`.
+        counts: (Q, k) of the queries.
+        groups: (Q,) of the queries.
+    """
+    n = len(counts)
+    value = combine(counts, groups) if n else math.nan
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, n, (resamples, n)) if n else np.empty((0, 0), int)
+    values = np.array([combine(counts[row], groups[row]) for row in rows])
+    if math.isnan(value) or np.isnan(values).all():
+        return Interval(value, math.nan, math.nan, n)
+    low, high = np.nanpercentile(values, (2.5, 97.5))
+    return Interval(float(value), float(low), float(high), n)
 
 
 def gap_closed_ci(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from delvm import tasks
 from delvm.data.datasets.sampler import seeded_rng
 from delvm.data.image_io import to_tensor, upload
 from delvm.data.shards.manifest import Manifest, load_manifests
@@ -53,6 +54,8 @@ class QuerySet:
         pool_inputs, pool_targets: P images of the split "val".
         example_indices: (Q, M, k) int64, the pool pairs of each query's prompts, in order.
         shared: whether all queries have the same prompts.
+        keys: of the queries.
+        pool_keys: of the pool.
     """
 
     task: str
@@ -62,6 +65,14 @@ class QuerySet:
     pool_targets: EncodedImages
     example_indices: npt.NDArray[np.int64]
     shared: bool = False
+    keys: tuple[str, ...] = ()
+    pool_keys: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> npt.NDArray[np.str_]:
+        """The group of each query (Q,), "" where the task has none."""
+        group_of = tasks.get_or_default(self.task).group_of
+        return np.array([group_of(key) if group_of else "" for key in self.keys], np.str_)
 
     @property
     def num_prompts(self) -> int:
@@ -154,8 +165,10 @@ def build_query_set(
     """Take the first test pairs as queries, and sample validation pairs for their prompts."""
     tests = list(islice(read_examples(root, "test", task), num_queries))
     pool = list(islice(read_examples(root, "val", task), POOL_SIZE))
+    keys, pool_keys = ([pair.key for pair in pairs] for pairs in (tests, pool))
+    candidates = _candidates(task, keys, pool_keys, num_shots, shared_prompt)
     indices = sample_prompts(
-        seed, task, len(tests), len(pool), num_shots, num_prompts, shared_prompt
+        seed, task, len(tests), len(pool), num_shots, num_prompts, shared_prompt, candidates
     )
     return QuerySet(
         task,
@@ -163,7 +176,43 @@ def build_query_set(
         *_encode_pairs(pool, tokenizer, batch_size),
         indices,
         shared_prompt,
+        tuple(keys),
+        tuple(pool_keys),
     )
+
+
+def _candidates(
+    task: str, keys: list[str], pool_keys: list[str], num_shots: int, shared_prompt: bool
+) -> list[npt.NDArray[np.int64]] | None:
+    """The pool pairs that may be in the prompts of each query; None: all of them.
+
+    Raises:
+        UserError: There are fewer than the shots, or all queries of a task with groups would have
+            the same prompts.
+    """
+    group_of = tasks.get_or_default(task).group_of
+    if group_of is None:
+        return None
+    if shared_prompt:
+        raise UserError(
+            f"shared_prompt=true, but prompts of {task} are of the query's class: set "
+            "shared_prompt=false"
+        )
+    groups = [group_of(key) for key in pool_keys]
+    found = []
+    for key in keys:
+        same = [
+            index
+            for index, (other, group) in enumerate(zip(pool_keys, groups, strict=True))
+            if group == group_of(key) and other != key
+        ]
+        if len(same) < num_shots:
+            raise UserError(
+                f"num_shots={num_shots}, but {len(same)} pairs of val/{task} are of the class "
+                f"{group_of(key)} of a query: set num_shots={max(1, len(same))}, or prepare more"
+            )
+        found.append(np.array(same, np.int64))
+    return found
 
 
 def sample_prompts(
@@ -174,19 +223,22 @@ def sample_prompts(
     num_shots: int,
     num_prompts: int = 1,
     shared_prompt: bool = False,
+    candidates: list[npt.NDArray[np.int64]] | None = None,
 ) -> npt.NDArray[np.int64]:
     """Pool pairs of each query's prompts, (Q, M, k).
 
     A prompt depends on (seed, task, index of the query, number of the prompt) only, so a larger
     query set begins with the smaller one, and more prompts with the fewer. With ``shared_prompt``
-    all queries have the prompts of the first one.
+    all queries have the prompts of the first one. ``candidates`` are the pool pairs to sample from
+    for each query.
     """
 
     def sample(index: int, number: int) -> npt.NDArray[np.int64]:
         # That of evaluations with one prompt comes from the query alone.
         numbers = [number] if number else []
         rng = seeded_rng(seed, task, 0 if shared_prompt else index, *numbers)
-        return rng.choice(pool_size, size=num_shots, replace=False)
+        allowed = pool_size if candidates is None else candidates[index]
+        return rng.choice(allowed, size=num_shots, replace=False)
 
     rows = [[sample(row, number) for number in range(num_prompts)] for row in range(num_queries)]
     return np.array(rows, np.int64)

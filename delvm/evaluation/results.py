@@ -5,6 +5,7 @@ bootstrap percentiles; null where it is undefined.
 
 Results of one task:
     description, trained, primary_metric, metrics   `trained` is false for tasks held out
+    lower_is_better          the metrics that measure errors
     num_queries, pool_size   queries; validation pairs that the prompts were sampled from
     ceiling                  metric -> interval: the ground truth, encoded and decoded
     baselines                name -> "raw" | "round_trip" -> metric -> interval
@@ -39,15 +40,21 @@ def task_results(scores: TaskScores, seed: int) -> dict[str, Any]:
     task = tasks.get_or_default(scores.task)
 
     def intervals(method: str) -> dict[str, Any]:
-        values = scores.scores[method]
-        return {name: bootstrap.mean_ci(values[name], seed).as_dict() for name in task.metrics}
+        values, counts = scores.scores[method], scores.counts.get(method, {})
+        means = {name: bootstrap.mean_ci(values[name], seed) for name in task.metrics}
+        of_set = {
+            name: bootstrap.set_metric_ci(metric.combine, counts[name], scores.groups, seed)
+            for name, metric in task.set_metrics.items()
+        }
+        return {name: interval.as_dict() for name, interval in (means | of_set).items()}
 
     best = best_baseline(scores)
     return {
         "description": task.description,
         "trained": task.name not in tasks.HELD_OUT,
         "primary_metric": task.primary_metric,
-        "metrics": list(task.metrics),
+        "metrics": [*task.metrics, *task.set_metrics],
+        "lower_is_better": list(task.lower_is_better),
         "num_queries": len(scores.scores["ceiling"][task.primary_metric]),
         "pool_size": scores.pool_size,
         "ceiling": intervals("ceiling"),

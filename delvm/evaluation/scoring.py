@@ -9,7 +9,7 @@ Notation:
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,8 @@ class TaskScores:
         losses: student -> "loss_all", "accuracy_all", "loss_answer", "accuracy_answer" -> (Q,):
             means over the tokens of a sentence, over all of them or over those of its last image.
         examples: The first queries as images.
+        counts: method -> metric of the set -> (Q, k), see `delvm.tasks.base.SetMetric`.
+        groups: Group of each query, (Q,).
     """
 
     task: str
@@ -70,6 +72,8 @@ class TaskScores:
     scores: Scores
     losses: Scores
     examples: list[PromptExample]
+    counts: Scores
+    groups: npt.NDArray[np.str_]
 
 
 class _ScoreBuffer:
@@ -108,21 +112,26 @@ def score_task(
         on_answered: Called with (number of queries, name of the student) after each batch.
     """
     task = tasks.get_or_default(query_set.task)
-    scores, losses = _ScoreBuffer(), _ScoreBuffer()
+    scores, counts, losses = _ScoreBuffer(), _ScoreBuffer(), _ScoreBuffer()
     examples: list[PromptExample] = []
     mean_target = query_set.mean_target()
+
+    def score(method: str, prediction: Tensor, truth: Tensor) -> None:
+        scores.add(method, task.score(prediction, truth))
+        counts.add(method, task.measure(prediction, truth))
+
     for rows in query_set.batches(batch_size):
         truth = to_tensor(list(query_set.ground_truth.images[rows]))
         reconstruction = decode(tokenizer, query_set.ground_truth.ids[rows])
-        scores.add("ceiling", task.score(reconstruction, truth))
-        for method, values in _score_baselines(query_set, rows, mean_target, tokenizer, truth):
-            scores.add(method, values)
+        score("ceiling", reconstruction, truth)
+        for method, prediction in _baseline_answers(query_set, rows, mean_target, tokenizer):
+            score(method, prediction, truth)
         shown = _visual_examples(query_set, rows, reconstruction)
         for name, engine in engines.items():
             answer = decode(
                 tokenizer, generate_answers(engine, tokenizer, query_set, rows, sampling)
             )
-            scores.add(f"student/{name}", task.score(answer, truth))
+            score(f"student/{name}", answer, truth)
             losses.add(name, _next_token_scores(engine.student, query_set, rows))
             for example, image in zip(shown, to_pil(answer[: len(shown)]), strict=True):
                 example.answers[name] = image
@@ -134,26 +143,20 @@ def score_task(
         scores.concatenated(),
         losses.concatenated(),
         examples,
+        counts.concatenated(),
+        query_set.groups,
     )
 
 
-def _score_baselines(
-    query_set: QuerySet,
-    rows: slice,
-    mean_target: Tensor,
-    tokenizer: TokenizerNet,
-    truth: Tensor,
-) -> list[tuple[str, dict[str, Tensor]]]:
-    """(method, metric -> (B,)) of each baseline, raw and after the tokenizer's round trip."""
-    task = tasks.get_or_default(query_set.task)
+def _baseline_answers(
+    query_set: QuerySet, rows: slice, mean_target: Tensor, tokenizer: TokenizerNet
+) -> Iterator[tuple[str, Tensor]]:
+    """(method, pixels (B, 3, H, H)) of each baseline, raw and after the tokenizer's round trip."""
     queries = to_tensor(list(query_set.queries.images[rows]))
     answers = baselines.answers(queries, *query_set.example_pixels(rows), mean_target)
-    scores = []
     for name, raw in answers.items():
-        round_trip = decode(tokenizer, encode(tokenizer, raw))
-        scores.append((f"baseline/{name}/raw", task.score(raw, truth)))
-        scores.append((f"baseline/{name}/round_trip", task.score(round_trip, truth)))
-    return scores
+        yield f"baseline/{name}/raw", raw
+        yield f"baseline/{name}/round_trip", decode(tokenizer, encode(tokenizer, raw))
 
 
 def generate_answers(

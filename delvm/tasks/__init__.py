@@ -6,6 +6,7 @@ from delvm import legacy
 from delvm.errors import UserError, did_you_mean
 from delvm.tasks import (
     derived,
+    foreground,
     multi_pose,
     pose,
     restoration,
@@ -32,6 +33,7 @@ _TASKS = {
         derived.INPAINTING,
         derived.EDGES,
         sam_masks.TASK,
+        *foreground.FOLDS,
         multi_pose.TASK,
         unpaired.IMAGES,
         unpaired.CATEGORIES,
@@ -73,6 +75,11 @@ def get(name: str) -> Task:
     return _TASKS[name]
 
 
+def all_names() -> tuple[str, ...]:
+    """Every registered task."""
+    return tuple(_TASKS)
+
+
 def get_or_default(name: str) -> Task:
     """The task of that name; an unknown one is scored by psnr and ssim, and never flipped
     or turned far.
@@ -103,4 +110,6 @@ def _check_name(name: str) -> None:
         raise UserError(f"invalid task name {name!r}: use lower-case letters, digits and _")
 
 
-__all__ = ["HELD_OUT", "NAMES", "TRAINED", "Task", "get", "get_or_default", "register"]
+__all__ = [
+    "HELD_OUT", "NAMES", "TRAINED", "Task", "all_names", "get", "get_or_default", "register",
+]  # fmt: skip

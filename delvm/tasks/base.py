@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+from torch import Tensor, from_numpy
 
 from delvm.tasks.metrics import psnr, ssim, to_uint8
 
@@ -14,6 +14,21 @@ ImageArray: TypeAlias = npt.NDArray[np.uint8]  # (H, W, 3), RGB
 
 # Score of a predicted image against the true one; NaN leaves the image out of the mean.
 MetricFn: TypeAlias = Callable[[ImageArray, ImageArray], float]
+Counts: TypeAlias = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SetMetric:
+    """A metric of a set of images that is not the mean over its images.
+
+    Attributes:
+        measure: (prediction, truth) -> counts (k,) of one image, NaN where there are none.
+        combine: (counts (n, k), group of each image (n,)) -> the value of the set, NaN if it is
+            undefined.
+    """
+
+    measure: Callable[[ImageArray, ImageArray], Counts]
+    combine: Callable[[Counts, npt.NDArray[np.str_]], float]
 
 
 # In degrees, for tasks in which up and down differ.
@@ -22,18 +37,22 @@ SMALL_ROTATION = 10.0
 
 @dataclass(frozen=True)
 class Task:
-    """A task and its metrics; for all of them higher is better.
+    """A task and its metrics; higher is better, except for those listed as lower.
 
     Attributes:
         name: As in configs, directories and reports.
         description: One line for people.
         metric_fns: Metrics of this task alone, by name, which interpret the images.
-        primary_metric: The metric that reports rank by.
+        primary_metric: The metric that reports rank by, one of which higher is better.
         label_palette: Colors that stand for labels, if the targets consist of them; black is the
             background. Such targets are resized without smoothing.
         allows_hflip: Whether a horizontally flipped example is still a valid one of this task.
         allows_vflip: The same of a vertically flipped one; None: as `allows_hflip`.
         max_degrees: Largest rotation either way after which an example is still a valid one.
+        set_metrics: Metrics of all answers together, by name.
+        lower_is_better: Names of metrics that measure errors.
+        group_of: Key of an example -> its group, such as a class. Prompts of such a task are of
+            the query's group, and never contain the query.
     """
 
     name: str
@@ -44,6 +63,9 @@ class Task:
     allows_vflip: bool | None = None
     max_degrees: float = 180.0
     label_palette: Sequence[tuple[int, int, int]] | None = None
+    set_metrics: Mapping[str, SetMetric] = field(default_factory=dict)
+    lower_is_better: tuple[str, ...] = ()
+    group_of: Callable[[str], str] | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -79,3 +101,20 @@ class Task:
         scores["psnr"] = psnr(prediction, truth)
         scores["ssim"] = ssim(prediction, truth)
         return scores
+
+    def measure(self, prediction: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        """What the metrics of the set combine.
+
+        Args:
+            prediction, truth: As for `score`.
+
+        Returns:
+            Name of a set metric -> counts (B, k) float64 on the CPU.
+        """
+        if not self.set_metrics:
+            return {}
+        pairs = list(zip(to_uint8(prediction), to_uint8(truth), strict=True))
+        return {
+            name: from_numpy(np.stack([metric.measure(p, t) for p, t in pairs]))
+            for name, metric in self.set_metrics.items()
+        }

@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from delvm.tasks import segmentation
+from delvm.tasks import instances, segmentation
 from delvm.tasks.base import ImageArray, Task
 
 # Four levels per channel, without black. Together with black they are the maximum number of colors
@@ -68,13 +68,28 @@ def label_map_from_runs(
     return np.ascontiguousarray(labels.reshape(width, height).T)
 
 
-def parse(image: ImageArray) -> segmentation.LabelMap:
+def parse(image: ImageArray) -> instances.LabelMap:
     """Label the masks of an image (H, W, 3) uint8.
 
     Returns:
         Labels (H, W) int64: 0 is background, 1 + index in the palette a mask.
     """
     return segmentation.parse(image, PALETTE, TOLERANCE, MIN_AREA)
+
+
+def _candidates(image: ImageArray) -> tuple[instances.LabelMap, instances.LabelMap]:
+    """The masks of a prediction by the palette, and by whatever colors it has."""
+    return parse(image), instances.parse_any_colors(image, MIN_AREA)
+
+
+def best_iou(prediction: ImageArray, truth: ImageArray) -> float:
+    """Mean over the true masks of the best IoU with any predicted one; NaN without any."""
+    return instances.mean_best_iou(_candidates(prediction), parse(truth))
+
+
+def recall(prediction: ImageArray, truth: ImageArray) -> float:
+    """Fraction of the true masks that overlap a predicted one by half; NaN without any."""
+    return instances.recall(_candidates(prediction), parse(truth))
 
 
 def miou(prediction: ImageArray, truth: ImageArray) -> float:
@@ -95,7 +110,7 @@ def miou(prediction: ImageArray, truth: ImageArray) -> float:
 TASK = Task(
     name="masks",
     description="all masks of an image on black, each in its own color",
-    metric_fns={"miou": miou},
+    metric_fns={"miou": miou, "best_iou": best_iou, "recall": recall},
     primary_metric="miou",
     label_palette=PALETTE,
 )

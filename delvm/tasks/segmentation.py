@@ -6,7 +6,6 @@ first too, in random colors).
 """
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +13,9 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from delvm.errors import UserError
+from delvm.tasks import instances
 from delvm.tasks.base import ImageArray, Task
-
-LabelMap: TypeAlias = npt.NDArray[np.int64]  # (H, W), 0 is background
+from delvm.tasks.instances import LabelMap
 
 # Color of an instance by its rank of size. Few and far apart: blur must not confuse them.
 PALETTE = (
@@ -95,6 +94,21 @@ def parse(
     return labels
 
 
+def _candidates(image: ImageArray) -> tuple[LabelMap, LabelMap]:
+    """The instances of a prediction by the palette, and by whatever colors it has."""
+    return parse(image), instances.parse_any_colors(image, MIN_AREA)
+
+
+def best_iou(prediction: ImageArray, truth: ImageArray) -> float:
+    """Mean over the true instances of the best IoU with any predicted one; NaN without any."""
+    return instances.mean_best_iou(_candidates(prediction), parse(truth))
+
+
+def recall(prediction: ImageArray, truth: ImageArray) -> float:
+    """Fraction of the true instances that overlap a predicted one by half; NaN without any."""
+    return instances.recall(_candidates(prediction), parse(truth))
+
+
 def hungarian_miou(pred: LabelMap, target: LabelMap, num_labels: int) -> float:
     """Mean intersection over union of the true instances, without the background.
 
@@ -135,7 +149,7 @@ def miou(prediction: ImageArray, truth: ImageArray) -> float:
 TASK = Task(
     name="segmentation",
     description="instances as masks on black, colored by rank of size",
-    metric_fns={"miou": miou},
+    metric_fns={"miou": miou, "best_iou": best_iou, "recall": recall},
     primary_metric="miou",
     label_palette=PALETTE,
 )

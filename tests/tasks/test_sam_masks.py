@@ -102,5 +102,5 @@ def test_batch_scored_per_image():
     images = np.stack([target(0), target(1)])
     truth = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     scores = masks.TASK.score(torch.stack((truth[0], truth[0])), truth)
-    assert tuple(scores) == ("miou", "psnr", "ssim")
+    assert tuple(scores) == ("miou", "best_iou", "recall", "psnr", "ssim")
     assert scores["miou"].tolist() == pytest.approx([1, masks.miou(images[0], images[1])])

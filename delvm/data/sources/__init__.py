@@ -15,6 +15,7 @@ from delvm.data.sources.hdvila import HdVila
 from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion
 from delvm.data.sources.paired_folders import Paired
+from delvm.data.sources.pascal5i import Pascal5i
 from delvm.data.sources.rain13k import Rain13K
 from delvm.data.sources.sa1b import SA1B
 from delvm.data.sources.shapes.source import Shapes
@@ -32,6 +33,7 @@ SOURCES: dict[str, type[RawSource] | type[Shapes]] = {
     "images": Images,
     "laion": Laion,
     "paired": Paired,
+    "pascal5i": Pascal5i,
     "rain13k": Rain13K,
     "sa1b": SA1B,
     "shapes": Shapes,
@@ -51,6 +53,7 @@ __all__ = [
     "Images",
     "Laion",
     "Paired",
+    "Pascal5i",
     "Rain13K",
     "RawSource",
     "Shapes",

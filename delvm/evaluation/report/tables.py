@@ -2,9 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-LABELS = {"psnr": "PSNR, dB", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "miou": "mIoU", "pck": "PCK"}
+LABELS = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
+    "miou": "mIoU",
+    "pck": "PCK",
+    "iou": "IoU",
+    "class_miou": "mIoU of classes",
+    "fb_iou": "FB-IoU",
+    "best_iou": "best IoU",
+}
 LOWER_IS_BETTER = ("loss", "perplexity")
 _DIGITS = {"psnr": 2, "loss": 3, "perplexity": 1}
 
@@ -97,6 +108,7 @@ def row_group(
     models: bool = False,
     tags: Mapping[str, str] | None = None,
     quiet: bool = False,
+    lower_is_better: Sequence[str] = LOWER_IS_BETTER,
 ) -> RowGroup:
     """Rows under a title; the best of each column is marked if there are several rows.
 
@@ -105,9 +117,11 @@ def row_group(
         rows: (name, metric -> interval).
         models: Whether the rows are models, in the order of their colors.
         tags: Name of a row -> remark.
+        lower_is_better: Metrics whose best value is the lowest.
     """
     best = {
-        metric: _best(metric, [values[metric]["mean"] for _, values in rows]) for metric in metrics
+        metric: _best([values[metric]["mean"] for _, values in rows], metric in lower_is_better)
+        for metric in metrics
     }
     return RowGroup(
         title,
@@ -124,10 +138,10 @@ def row_group(
     )
 
 
-def _best(metric: str, means: Sequence[float | None]) -> int | None:
+def _best(means: Sequence[float | None], lowest: bool) -> int | None:
     """Index of the best mean; None if all are undefined."""
     known = {index: mean for index, mean in enumerate(means) if mean is not None}
-    choose = min if metric in LOWER_IS_BETTER else max
+    choose = min if lowest else max
     return choose(known, key=lambda index: known[index]) if known else None
 
 
@@ -135,25 +149,31 @@ def score_table(result: Mapping[str, Any]) -> Table:
     """Ceiling, students and baselines of a task by every metric."""
     metrics, primary = result["metrics"], result["primary_metric"]
     baselines = result["baselines"].items()
+    lowest = result.get("lower_is_better", ())  # not in results of earlier versions
+    group = partial(row_group, metrics=metrics, lower_is_better=lowest)
     groups = [
-        row_group("", metrics, [("Ceiling", result["ceiling"])]),
-        row_group("Models", metrics, _students(result, lambda one: one["scores"]), models=True),
-        row_group(
+        group("", rows=[("Ceiling", result["ceiling"])]),
+        group("Models", rows=_students(result, lambda one: one["scores"]), models=True),
+        group(
             "Baselines after the tokenizer’s round trip",
-            metrics,
-            [(name, forms["round_trip"]) for name, forms in baselines],
+            rows=[(name, forms["round_trip"]) for name, forms in baselines],
             tags={result["best_baseline"]: "best"},
         ),
-        row_group(
+        group(
             "Baselines before the round trip",
-            metrics,
-            [(name, forms["raw"]) for name, forms in baselines],
+            rows=[(name, forms["raw"]) for name, forms in baselines],
             quiet=True,
         ),
     ]
-    columns = [metric_label(m) + (" ★" if m == primary else "") for m in metrics]
+    columns = [
+        metric_label(m) + (" ★" if m == primary else "") + (" ↓" if m in lowest else "")
+        for m in metrics
+    ]
     n = result["ceiling"][primary]["n"]
-    return Table(f"Scores: mean over {n} queries, 95% interval; higher is better", columns, groups)
+    errors = ", but with ↓" if lowest else ""
+    return Table(
+        f"Scores: mean over {n} queries, 95% interval; higher is better{errors}", columns, groups
+    )
 
 
 def loss_table(result: Mapping[str, Any]) -> Table:

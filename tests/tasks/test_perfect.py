@@ -1,0 +1,55 @@
+"""Every task: a perfect prediction scores perfectly, and what is rendered is parsed back."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from delvm import tasks
+from delvm.data.sources.shapes.source import Shapes
+from delvm.tasks import foreground, multi_pose
+from tests.tasks.test_multi_pose import crowd
+from tests.tasks.test_sam_masks import target
+
+SIZE = 64
+
+
+def of_shapes(task: str) -> np.ndarray:
+    return Shapes(size=SIZE).pair("test", task, 0).target
+
+
+def any_image() -> np.ndarray:
+    return of_shapes("derain")
+
+
+def disc() -> np.ndarray:
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    return foreground.render((rows - 30) ** 2 + (columns - 25) ** 2 < 200)
+
+
+# Task -> a ground truth of it; the others have no metrics that read an image.
+TRUTHS: dict[str, Callable[[], np.ndarray]] = {
+    **{name: partial(of_shapes, name) for name in tasks.NAMES},
+    "masks": lambda: target(0, 6)[: 90 // 2, : 128 // 2],
+    "poses": lambda: multi_pose.render(crowd(0, (0.45, 0.45)), np.array([0.45, 0.45]), 128),
+    **{f"foreground_fold{fold}": disc for fold in range(4)},
+}
+BEST = {"psnr": 60.0, "psnr_y": 60.0}
+
+
+@pytest.mark.parametrize("name", tasks.all_names())
+def test_perfect_prediction_scores_perfectly(name: str) -> None:
+    task = tasks.get(name)
+    assert name in TRUTHS or not (task.metric_fns or task.set_metrics)
+    truth = torch.from_numpy(TRUTHS.get(name, any_image)().copy()).permute(2, 0, 1)[None] / 255
+    for metric, value in task.score(truth, truth).items():
+        best = 0.0 if metric in task.lower_is_better else BEST.get(metric, 1.0)
+        assert value.tolist() == pytest.approx([best], abs=1e-5), metric
+    for metric, counts in task.measure(truth, truth).items():
+        combine = task.set_metrics[metric].combine
+        of_set = combine(counts.numpy(), np.array(["one"]))
+        assert of_set == pytest.approx(0.0 if metric in task.lower_is_better else 1.0), metric
+    assert task.primary_metric in task.metrics
+    assert task.primary_metric not in task.lower_is_better  # reports take the highest for the best
