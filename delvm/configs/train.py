@@ -22,6 +22,7 @@ from delvm.training.offline_distillation import OfflineDistillationModule
 from delvm.training.optim import ScheduleFreeMode, WarmupCosine, WeightDecayOn, optimizer_errors
 from delvm.training.streaming import StreamingImageDataModule, StreamingSentenceDataModule
 from delvm.training.student import StudentModule
+from delvm.training.token_order import RandomTokenOrder
 from delvm.training.tokenizer import TokenizerModule
 
 
@@ -130,6 +131,7 @@ GROUPS: Groups = {
             OfflineDistillationModule, model="${student.net}", teacher="${teacher}", **_FACTORIES
         ),
     },
+    "module/token_order": {"random": schema_of(RandomTokenOrder)},
     "module/loss": {
         "cross_entropy": schema_of(losses.CrossEntropyLoss),
         "distillation": schema_of(losses.DistillationLoss),

@@ -20,3 +20,16 @@ class CodebookEmbedding(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """Token ids (B, T) -> vectors (B, T, dim)."""
         return cast(Tensor, self.project(F.embedding(input_ids, self.codebook)))
+
+    def load_codebook(self, codebook: Tensor) -> None:
+        """Take over a tokenizer's codebook.
+
+        Raises:
+            ValueError: it is not (V, d).
+        """
+        if codebook.shape != self.codebook.shape:
+            size, dim = self.codebook.shape
+            raise ValueError(
+                f"codebook {tuple(codebook.shape)} is not (vocab_size {size}, codebook_dim {dim})"
+            )
+        self.codebook.copy_(codebook)

@@ -23,6 +23,8 @@ class StudentNet(Protocol):
 
     Two more methods are used where they exist: ``flops_per_token(seq_len) -> int`` for the FLOP/s
     in the log, and ``make_kv_cache(batch_size, max_seq_len)`` with ``token_space`` to prompt it.
+    ``module/token_order=random`` gives ``forward_hidden`` the arguments ``positions`` and
+    ``target_embed`` of `Transformer.forward_hidden`.
     """
 
     head: nn.Linear  # without bias; loss and sampling compute logits = head(hidden) in chunks

@@ -188,7 +188,7 @@ class Transformer(nn.Module):
             ValueError: the config is not valid, or the codebook has another shape.
         """
         super().__init__()
-        raise_errors([*config.validate(), *_codebook_errors(config, codebook)])
+        raise_errors(config.validate())
         self.config = cfg = config
         self.seed = int(torch.randint(2**62, (), device="cpu"))
         self.tokenizer_fingerprint = self.resize = ""
@@ -210,7 +210,7 @@ class Transformer(nn.Module):
             for _ in self.init_weights():
                 pass
         if codebook is not None and isinstance(self.embed, CodebookEmbedding):
-            self.embed.codebook.copy_(codebook)
+            self.embed.load_codebook(codebook)
 
     @classmethod
     def from_settings(cls, *, defer_init: bool = False, **settings: Any) -> Self:
@@ -242,8 +242,7 @@ class Transformer(nn.Module):
             ValueError: the codebook has another shape than the embedding's.
         """
         if isinstance(self.embed, CodebookEmbedding):
-            raise_errors(_codebook_errors(self.config, codebook))
-            self.embed.codebook.copy_(codebook)
+            self.embed.load_codebook(codebook)
         self.tokenizer_fingerprint = fingerprint
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -306,6 +305,8 @@ class Transformer(nn.Module):
         input_ids: Tensor,
         cache: KVCache | None = None,
         document_ids: Tensor | None = None,
+        positions: Tensor | None = None,
+        target_embed: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states (B, T, C), after the last norm and before the head.
 
@@ -314,24 +315,30 @@ class Transformer(nn.Module):
             cache: keys and values of the tokens before ``input_ids``; it is extended in place.
             document_ids: (B, T), equal for the tokens of one document. Documents do not attend to
                 each other, and positions restart at 0 in each. None = each row is one document.
+            positions: (B, T) int64, of the rotary angles; None = those of raster order. A token
+                attends to those before it in the row, whatever the positions are.
+            target_embed: (B, T, C) added to the input embeddings, of the position to predict.
 
         Raises:
-            ValueError: more tokens than max_seq_len, or both document_ids and a cache.
+            ValueError: more tokens than max_seq_len, or a cache with any argument after it.
         """
         count = input_ids.shape[1]
-        positions = slice(0, count) if cache is None else cache.positions(count)
-        if isinstance(positions, slice) and positions.stop > self.max_seq_len:
-            raise ValueError(f"{positions.stop} tokens exceed max_seq_len {self.max_seq_len}")
-        if document_ids is not None and cache is not None:
-            raise ValueError("document_ids cannot be combined with a cache")
+        index = slice(0, count) if cache is None else cache.positions(count)
+        if isinstance(index, slice) and index.stop > self.max_seq_len:
+            raise ValueError(f"{index.stop} tokens exceed max_seq_len {self.max_seq_len}")
+        if cache and any(each is not None for each in (document_ids, positions, target_embed)):
+            raise ValueError("document_ids and positions cannot be combined with a cache")
         if cache is not None and (decoder := cpu_decoder(self, input_ids, cache)):
             x = decoder(self.embed(input_ids), cache)
             cache.advance(count)
             return x
         documents = None if document_ids is None else PackedDocuments(document_ids)
-        index = positions if documents is None else documents.positions
-        rope = self.rope[:, index].unsqueeze(-2)  # (2, T, 1, D / 2) or (2, B, T, 1, D / 2)
+        index = index if documents is None else documents.positions
+        # (2, T, 1, D / 2) or (2, B, T, 1, D / 2)
+        rope = self.rope[:, index if positions is None else positions].unsqueeze(-2)
         x = self.embed(input_ids)
+        if target_embed is not None:
+            x = x + target_embed.to(x.dtype)
         every = self.config.activation_checkpointing
         for layer, block in enumerate(self.blocks):
             if every and torch.is_grad_enabled() and layer % every == 0:
@@ -391,10 +398,3 @@ class Transformer(nn.Module):
     def parameter_count(self) -> int:
         """Number of trained parameters; the frozen codebook does not count."""
         return sum(p.numel() for p in self.parameters())
-
-
-def _codebook_errors(cfg: TransformerConfig, codebook: Tensor | None) -> list[str]:
-    if codebook is None or tuple(codebook.shape) == (cfg.vocab_size, cfg.codebook_dim):
-        return []
-    expected = f"(vocab_size {cfg.vocab_size}, codebook_dim {cfg.codebook_dim})"
-    return [f"codebook {tuple(codebook.shape)} is not {expected}"]

@@ -34,6 +34,7 @@ from delvm.training.optim import (
 )
 from delvm.training.strategies import FSDP2Strategy, all_reduce_mean, clip_grad_norm
 from delvm.training.token_noise import add_token_noise
+from delvm.training.token_order import RandomTokenOrder
 
 Batch = dict[str, Tensor]
 
@@ -54,6 +55,7 @@ class StudentModule(L.LightningModule):
         *,
         input_weight: float = 1.0,
         token_noise: float = 0.0,
+        token_order: RandomTokenOrder | None = None,
         compile: bool = False,
     ) -> None:
         """Keep what is trained, and how.
@@ -68,6 +70,7 @@ class StudentModule(L.LightningModule):
                 have 1 (the paper: 1).
             token_noise: largest fraction of a target's tokens that are replaced by random codes in
                 the student's input (the paper: 0).
+            token_order: random orders of the tokens of an image; None = raster order.
             compile: whether the blocks and the loss go through torch.compile.
         """
         super().__init__()
@@ -75,8 +78,10 @@ class StudentModule(L.LightningModule):
         self.loss = loss
         self.optimizer, self.scheduler = optimizer, scheduler
         self.input_weight, self.token_noise, self.compile_model = input_weight, token_noise, compile
+        self.token_order = token_order or None  # Hydra passes none as an empty dictionary
         self.grad_guard: SkipNonFiniteGrad | None = None
         self.data: SentenceData | None = None
+        self.total_steps = 1
         self.val_sums = torch.zeros(0)
         self.step_metrics: list[Batch] = []  # of each batch of a step
         self._is_compiled = False
@@ -110,6 +115,8 @@ class StudentModule(L.LightningModule):
             self.model.token_space = replace(space, codebook_size=len(data.codebook))
         if (connect := getattr(self.loss, "connect_codebook", None)) is not None:
             connect(data.codebook)
+        if self.token_order is not None:
+            self.token_order.connect(self.model, data.tokens_per_image)
         self.data = data
 
     def setup(self, stage: str) -> None:
@@ -121,8 +128,12 @@ class StudentModule(L.LightningModule):
             compile_blocks(self.model)
             self._is_compiled = True
         if isinstance(self.trainer.strategy, FSDP2Strategy):
-            for part in (self.model, *trained_parts(self.loss)):
+            for part in (self.model, *self.trained_parts()):
                 self.trainer.strategy.shard(part)
+
+    def trained_parts(self) -> list[nn.Module]:
+        """The modules besides the network that have parameters: they are not exported."""
+        return [*trained_parts(self.loss), *trained_parts(self.token_order)]
 
     def target_mask(self, batch: Batch) -> Tensor:
         """Which tokens belong to target images, (B, T) bool."""
@@ -169,10 +180,26 @@ class StudentModule(L.LightningModule):
         """What the loss reads besides logits, targets and weights: per token, and shared."""
         return (), ()
 
+    def permute_tokens(self, batch: Batch) -> tuple[Batch, Batch, Batch]:
+        """Put the tokens of images into random orders, where that is trained.
+
+        Returns:
+            the batch, what the network gets besides its ids, and metrics.
+        """
+        if (order := self.token_order) is None:
+            return batch, {}, {}
+        probability = order.probability(self.trainer.global_step / self.total_steps)
+        index = order.sample(self.target_mask(batch), probability)
+        batch = {**batch, "input_ids": batch["input_ids"].gather(1, index)}
+        metrics = {"train/permuted": torch.tensor(probability, device=index.device)}
+        return batch, order.net_inputs(index, self.document_ids(batch)), metrics
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        batch, net_inputs, metrics = self.permute_tokens(batch)
         input_ids, weights, document = self.prepare_batch(batch)
         targets, weights = batch["input_ids"][:, 1:].flatten(), weights.flatten()
-        hidden = self.model.forward_hidden(input_ids, document_ids=document).flatten(0, 1)
+        hidden = self.model.forward_hidden(input_ids, document_ids=document, **net_inputs)
+        hidden = hidden.flatten(0, 1)
         token_inputs, shared_inputs = self.loss_inputs(batch, document)
         sums = batch_sums(
             self.loss,
@@ -187,7 +214,8 @@ class StudentModule(L.LightningModule):
         values = torch.flatten(sums / all_reduce_mean(weights.sum()))
         is_named = hasattr(self.loss, "metric_names")  # without names, the loss alone is logged
         named = zip(metric_names(self.loss), values, strict=is_named)
-        self.step_metrics.append({f"train/{name}": value.detach() for name, value in named})
+        metrics |= {f"train/{name}": value.detach() for name, value in named}
+        self.step_metrics.append(metrics)
         return values[0]
 
     def on_validation_epoch_start(self) -> None:
@@ -266,10 +294,10 @@ class StudentModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build_optimizer(self.optimizer, self.model)
-        if weights := [p for part in trained_parts(self.loss) for p in part.parameters(False)]:
+        if weights := [p for part in self.trained_parts() for p in part.parameters(False)]:
             optimizer.add_param_group({"params": weights})
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = build_scheduler(self.scheduler, optimizer, steps)
+        self.total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = build_scheduler(self.scheduler, optimizer, self.total_steps)
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": scheduler_config(scheduler)}

@@ -1,7 +1,16 @@
 """Random token replacement: a student's input tokens are corrupted, its targets are not."""
 
+from enum import Enum
+
 import torch
 from torch import Tensor
+
+
+class ImageScope(Enum):
+    """Which images of a sentence are changed: those that are targets, or all."""
+
+    targets = "targets"
+    all = "all"
 
 
 def add_token_noise(
