@@ -33,7 +33,7 @@ from delvm.training.optim import (
     scheduler_config,
 )
 from delvm.training.strategies import FSDP2Strategy, all_reduce_mean, clip_grad_norm
-from delvm.training.token_noise import add_token_noise
+from delvm.training.token_noise import ImageScope, add_token_noise
 from delvm.training.token_order import RandomTokenOrder
 
 Batch = dict[str, Tensor]
@@ -55,6 +55,7 @@ class StudentModule(L.LightningModule):
         *,
         input_weight: float = 1.0,
         token_noise: float = 0.0,
+        token_noise_on: ImageScope = ImageScope.targets,
         token_order: RandomTokenOrder | None = None,
         compile: bool = False,
     ) -> None:
@@ -68,8 +69,9 @@ class StudentModule(L.LightningModule):
             scheduler: called with the optimizer; None keeps the learning rate.
             input_weight: weight of the tokens of input images in the loss, where those of targets
                 have 1 (the paper: 1).
-            token_noise: largest fraction of a target's tokens that are replaced by random codes in
+            token_noise: largest fraction of an image's tokens that are replaced by random codes in
                 the student's input (the paper: 0).
+            token_noise_on: images that this is done to: targets, or all.
             token_order: random orders of the tokens of an image; None = raster order.
             compile: whether the blocks and the loss go through torch.compile.
         """
@@ -78,6 +80,7 @@ class StudentModule(L.LightningModule):
         self.loss = loss
         self.optimizer, self.scheduler = optimizer, scheduler
         self.input_weight, self.token_noise, self.compile_model = input_weight, token_noise, compile
+        self.token_noise_on = ImageScope(token_noise_on)
         self.token_order = token_order or None  # Hydra passes none as an empty dictionary
         self.grad_guard: SkipNonFiniteGrad | None = None
         self.data: SentenceData | None = None
@@ -166,7 +169,7 @@ class StudentModule(L.LightningModule):
         if self.token_noise:
             input_ids = add_token_noise(
                 input_ids,
-                mask[:, :-1],
+                mask[:, :-1] | (self.token_noise_on is ImageScope.all),
                 self.data.tokens_per_image,
                 self.token_noise,
                 len(self.data.codebook),

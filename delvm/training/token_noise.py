@@ -15,12 +15,12 @@ class ImageScope(Enum):
 
 def add_token_noise(
     input_ids: Tensor,
-    is_target: Tensor,
+    may_change: Tensor,
     tokens_per_image: int,
     max_fraction: float,
     vocab_size: int,
 ) -> Tensor:
-    """Replace a random fraction of the tokens of target images by random codes.
+    """Replace a random fraction of the tokens of images by random codes.
 
     The fraction is sampled per image, uniform in [0, max_fraction]. A student that only ever saw
     true targets follows the tokens that it generated rather than the query, and one wrong color
@@ -28,9 +28,9 @@ def add_token_noise(
 
     Args:
         input_ids: (B, T) int64.
-        is_target: (B, T) bool, from `delvm.training.losses.target_mask`.
+        may_change: (B, T) bool: which tokens are candidates, those of target images for example.
         tokens_per_image: N.
-        max_fraction: largest fraction of a target's tokens that are replaced, in [0, 1].
+        max_fraction: largest fraction of an image's tokens that are replaced, in [0, 1].
         vocab_size: random codes are in [0, vocab_size).
 
     Returns:
@@ -40,4 +40,4 @@ def add_token_noise(
     image = torch.arange(length, device=input_ids.device) // tokens_per_image  # (T,)
     noise_rate = max_fraction * torch.rand(batch, int(image[-1]) + 1, device=input_ids.device)
     replaced = torch.rand(input_ids.shape, device=input_ids.device) < noise_rate[:, image]
-    return torch.where(replaced & is_target, torch.randint_like(input_ids, vocab_size), input_ids)
+    return torch.where(replaced & may_change, torch.randint_like(input_ids, vocab_size), input_ids)
