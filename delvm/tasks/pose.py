@@ -12,7 +12,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from delvm.tasks.base import ImageArray, Task
+from delvm.tasks import oks
+from delvm.tasks.base import Counts, ImageArray, SetMetric, Task
 
 Points: TypeAlias = npt.NDArray[np.float64]  # (n, 2) x and y
 
@@ -24,6 +25,8 @@ KEYPOINTS = (
     "left_hip", "left_knee", "left_ankle",
     "right_eye", "left_eye", "right_ear", "left_ear",
 )  # fmt: skip
+# Of COCO's keypoints, in its order; it has no neck.
+COCO_INDICES = [KEYPOINTS.index(name) for name in oks.KEYPOINTS]
 # All but eyes and ears, which are smaller than a pixel in small images.
 NUM_BODY_KEYPOINTS = 14
 
@@ -44,6 +47,7 @@ LIMB_BRIGHTNESS = 0.6
 LIMB_WIDTH = 1 / 17
 DISC_RADIUS = 1 / 22
 PCK_THRESHOLD = 0.1
+PCKH_THRESHOLD = 0.5  # of the size of the head
 
 SUPERSAMPLE = 4
 _COLOR_SIGMA = 0.18  # tolerance around a keypoint's normalized color, as a fraction of full range
@@ -155,18 +159,60 @@ def pck(prediction: ImageArray, truth: ImageArray) -> float:
     Returns:
         A value in [0, 1]; NaN if the ground truth has no keypoint.
     """
+    return _found_within(PCK_THRESHOLD, parse(prediction), parse(truth))
+
+
+def pck_box(prediction: ImageArray, truth: ImageArray) -> float:
+    """Fraction of the true keypoints found within 0.1 of the longer side of their box (PCK@0.1).
+
+    Yang and Ramanan, "Articulated Human Detection with Flexible Mixtures of Parts", 2013. NaN if
+    the ground truth has less than two keypoints.
+    """
     true = parse(truth)
+    visible = true[~np.isnan(true[:, 0])]
+    side = float((visible.max(axis=0) - visible.min(axis=0)).max()) if len(visible) > 1 else np.nan
+    return _found_within(PCK_THRESHOLD * side, parse(prediction), true)
+
+
+def pckh(prediction: ImageArray, truth: ImageArray) -> float:
+    """Fraction of the true keypoints found within half of the size of the head (PCKh@0.5).
+
+    Andriluka et al., "2D Human Pose Estimation", CVPR 2014, take it from a box of the head, which
+    stick figures do not have: here it is the distance from the neck to the nose. NaN without these.
+    """
+    true = parse(truth)
+    head = float(np.linalg.norm(true[KEYPOINTS.index("nose")] - true[KEYPOINTS.index("neck")]))
+    return _found_within(PCKH_THRESHOLD * head, parse(prediction), true)
+
+
+def _found_within(threshold: float, found: Points, true: Points) -> float:
+    """Fraction of the visible true keypoints (18, 2) that are found within a distance."""
     visible = ~np.isnan(true[:, 0])
-    if not visible.any():
+    if not visible.any() or np.isnan(threshold):
         return float("nan")
-    distance = np.linalg.norm(parse(prediction)[visible] - true[visible], axis=1)
-    return float((distance <= PCK_THRESHOLD).mean())  # NaN for a missing keypoint: not found
+    distance = np.linalg.norm(found[visible] - true[visible], axis=1)
+    return float((distance <= threshold).mean())  # NaN for a missing keypoint: not found
+
+
+def oks_counts(predicted: Points, true: Points) -> Counts:
+    """What the average precision combines, of people (n, 18, 2) of one image."""
+    matches = oks.match(
+        oks.detections_of_keypoints(predicted[:, COCO_INDICES]),
+        oks.people_of_keypoints(true[:, COCO_INDICES]),
+        (0.0, np.inf),
+    )
+    return oks.pack(matches)
+
+
+def _oks_counts(prediction: ImageArray, truth: ImageArray) -> Counts:
+    return oks_counts(parse(prediction)[None], parse(truth)[None])
 
 
 TASK = Task(
     name="pose",
     description="a person as an OpenPose stick figure on black",
-    metric_fns={"pck": pck},
+    metric_fns={"pck": pck, "pck_box": pck_box, "pckh": pckh},
     primary_metric="pck",
+    set_metrics={"oks_ap": SetMetric(_oks_counts, oks.average_precision_of_set)},
     allows_hflip=False,  # a flip swaps left and right, which differ in color
 )

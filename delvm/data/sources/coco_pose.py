@@ -13,7 +13,6 @@ from PIL import Image
 from delvm.data.image_io import open_stored
 from delvm.data.resizing import ResizeMode, place_points
 from delvm.data.sources._io.coco_json import (
-    COCO_KEYPOINTS,
     COCO_TO_OPENPOSE,
     AnnotatedImage,
     Person,
@@ -31,6 +30,7 @@ from delvm.data.sources.base import (
 from delvm.data.types import Example, ImageArray, RejectedItem, SourceChunk
 from delvm.errors import UserError
 from delvm.tasks import Task, multi_pose, pose
+from delvm.tasks.oks import KEYPOINTS as COCO_KEYPOINTS
 
 # Split of the data set -> split here: the data set's test split has no annotations.
 NATIVE_SPLITS = {"train": "train", "val": "test"}

@@ -10,7 +10,7 @@ from delvm.data.sources.coco_pose import CocoPose, square_crop
 from delvm.data.sources.shapes import people
 from delvm.errors import UserError
 from delvm.tasks import multi_pose as poses
-from delvm.tasks import pose
+from delvm.tasks import oks, pose
 from experiments.sources.layouts import COCO_KEYPOINTS, write_annotations, write_coco
 from tests.data.sources import bad_files
 from tests.data.sources.bad_files import smooth
@@ -43,9 +43,7 @@ def source(root, **settings):
 
 
 def test_coco_keypoint_order():
-    assert coco.COCO_KEYPOINTS == COCO_KEYPOINTS and set(coco.COCO_KEYPOINTS) == set(
-        pose.KEYPOINTS
-    ) - {"neck"}
+    assert oks.KEYPOINTS == COCO_KEYPOINTS and set(oks.KEYPOINTS) == set(pose.KEYPOINTS) - {"neck"}
 
 
 def test_coco_to_openpose_keypoints(tmp_path):

@@ -10,15 +10,11 @@ import numpy as np
 from delvm.data.file_kinds import describe_file
 from delvm.data.types import RejectedItem
 from delvm.errors import UserError
-from delvm.tasks.pose import KEYPOINTS, Points
+from delvm.tasks.oks import KEYPOINTS as COCO_KEYPOINTS
+from delvm.tasks.pose import COCO_INDICES, KEYPOINTS, Points
 
-# COCO's own order. The neck, which COCO does not annotate, is the middle of the shoulders.
-COCO_KEYPOINTS = (
-    "nose", "left_eye", "right_eye", "left_ear", "right_ear",
-    "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist",
-    "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
-)  # fmt: skip
-COCO_TO_OPENPOSE = [KEYPOINTS.index(name) for name in COCO_KEYPOINTS]
+# In COCO's own order. The neck, which it does not annotate, is the middle of the shoulders.
+COCO_TO_OPENPOSE = COCO_INDICES
 _NECK = KEYPOINTS.index("neck")
 _SHOULDERS = [KEYPOINTS.index(f"{side}_shoulder") for side in ("right", "left")]
 _MAX_COORDINATE = 100_000  # pixels; no image is larger
