@@ -5,9 +5,11 @@ import re
 from delvm import legacy
 from delvm.errors import UserError, did_you_mean
 from delvm.tasks import (
+    depth,
     derived,
     foreground,
     multi_pose,
+    normals,
     pose,
     restoration,
     sam_masks,
@@ -34,6 +36,8 @@ _TASKS = {
         derived.EDGES,
         sam_masks.TASK,
         *foreground.FOLDS,
+        depth.TASK,
+        normals.TASK,
         multi_pose.TASK,
         unpaired.IMAGES,
         unpaired.CATEGORIES,

@@ -3,7 +3,9 @@
 import numpy as np
 from scipy import ndimage
 
-from delvm.tasks.base import ImageArray, Task
+from delvm.tasks import boundaries
+from delvm.tasks.base import ImageArray, SetMetric, Task
+from delvm.tasks.lab import ab_error
 
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R BT.601
 
@@ -76,6 +78,16 @@ def edge_map(image: ImageArray) -> ImageArray:
     return np.repeat((255 * lines + 0.5).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
-COLORIZATION = Task(name="colorization", description="restore the colors of a grayscale image")
+COLORIZATION = Task(
+    name="colorization",
+    description="restore the colors of a grayscale image",
+    metric_fns={"ab_error": ab_error},
+    lower_is_better=("ab_error",),
+)
 INPAINTING = Task(name="inpainting", description="fill in what is black")
-EDGES = Task(name="edges", description="edges of an image, white on black")
+EDGES = Task(
+    name="edges",
+    description="edges of an image, white on black",
+    metric_fns={"ois": boundaries.ois},
+    set_metrics={"ods": SetMetric(boundaries.counts, boundaries.ods)},
+)

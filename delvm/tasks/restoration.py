@@ -5,8 +5,10 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from delvm.tasks.base import SMALL_ROTATION, ImageArray, Task
+from delvm.tasks.base import SMALL_ROTATION, ImageArray, MetricFn, Task
+from delvm.tasks.luma import psnr_y, ssim_y
 
+METRICS: dict[str, MetricFn] = {"psnr_y": psnr_y, "ssim_y": ssim_y}
 _MIN_CANVAS = 192  # streaks are rendered at least this large, so that their width scales smoothly
 
 
@@ -82,12 +84,14 @@ def motion_blur(clean: ImageArray, rng: np.random.Generator) -> ImageArray:
 DERAIN = Task(
     name="derain",
     description="remove heavy rain from an image",
+    metric_fns=METRICS,
     max_degrees=SMALL_ROTATION,  # rain that falls sideways would be another task
 )
 # The drift always has one direction: a flipped pair would belong to another task.
 DEBLUR = Task(
     name="deblur",
     description="remove strong motion blur",
+    metric_fns=METRICS,
     allows_hflip=False,
     max_degrees=SMALL_ROTATION,
 )

@@ -56,7 +56,7 @@ def test_every_option_composes(verb, group, option):
     extra = ["teacher.checkpoint=x"] if option == "checkpoint" else []
     if group.startswith("module/loss/"):
         extra = ["module=distillation"]
-    if group == "source" and not option.startswith("shapes"):
+    if group == "source" and not option.startswith(("shapes", "stereo")):
         extra = ["source.path=x", *(["source.task=x"] if option == "paired" else [])]
     compose(verb, [f"{group}={option}", *extra, *GIVEN.get(verb, [])])
 

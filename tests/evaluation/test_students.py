@@ -34,7 +34,7 @@ def test_written_files_and_metrics_keys(evaluated: dict, tmp_path: Path) -> None
     assert list(evaluated["tasks"]) == list(TASKS)
     assert [task["trained"] for task in evaluated["tasks"].values()] == [True, True, False]
     derain = evaluated["tasks"]["derain"]
-    assert derain["metrics"] == ["psnr", "ssim"]
+    assert derain["metrics"] == ["psnr_y", "ssim_y", "psnr", "ssim"]
     assert derain["baselines"].keys() == {"copy_query", "nearest_target", "mean_target"}
     assert derain["students"]["oracle"].keys() == {"scores", "gain", "gap_closed", "loss"}
     assert evaluated["students"]["oracle"]["origin"] == "origin not stated"
@@ -78,7 +78,9 @@ def test_scores_csv_matches_metrics(evaluated: dict, tmp_path: Path) -> None:
     with (tmp_path / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == results.COLUMNS
-    found = {(row["task"], row["method"], row["metric"]): float(row["mean"]) for row in rows}
+    found = {
+        (row["task"], row["method"], row["metric"]): float(row["mean"] or "nan") for row in rows
+    }
     assert len(found) == len(rows)
     derain = evaluated["tasks"]["derain"]
     expected = derain["baselines"]["copy_query"]["raw"]["psnr"]["mean"]

@@ -9,7 +9,7 @@ import torch
 
 from delvm import tasks
 from delvm.data.sources.shapes.source import Shapes
-from delvm.tasks import foreground, multi_pose
+from delvm.tasks import depth, foreground, multi_pose, normals
 from tests.tasks.test_multi_pose import crowd
 from tests.tasks.test_sam_masks import target
 
@@ -29,12 +29,20 @@ def disc() -> np.ndarray:
     return foreground.render((rows - 30) ** 2 + (columns - 25) ** 2 < 200)
 
 
+def sphere() -> np.ndarray:
+    y, x = np.mgrid[-1.2 : 1.2 : SIZE * 1j, -1.2 : 1.2 : SIZE * 1j]
+    z = np.sqrt(np.where(x**2 + y**2 < 1, 1 - x**2 - y**2, np.nan))
+    return normals.render(np.stack((x, y, z), axis=2))
+
+
 # Task -> a ground truth of it; the others have no metrics that read an image.
 TRUTHS: dict[str, Callable[[], np.ndarray]] = {
     **{name: partial(of_shapes, name) for name in tasks.NAMES},
     "masks": lambda: target(0, 6)[: 90 // 2, : 128 // 2],
     "poses": lambda: multi_pose.render(crowd(0, (0.45, 0.45)), np.array([0.45, 0.45]), 128),
     **{f"foreground_fold{fold}": disc for fold in range(4)},
+    "depth": lambda: depth.render(np.linspace(0.4, 12, SIZE)[:, None] * np.ones((1, SIZE))),
+    "normals": sphere,
 }
 BEST = {"psnr": 60.0, "psnr_y": 60.0}
 

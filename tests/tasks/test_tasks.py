@@ -63,9 +63,10 @@ def test_truth_scores_perfect_and_black_low(name):
     assert tuple(perfect) == task.metrics
     for metric in task.metrics:
         assert perfect[metric].shape == (3,)
-        best = {"psnr": 60.0}.get(metric, 1.0)
+        lowest = metric in task.lower_is_better
+        best = 0.0 if lowest else {"psnr": 60.0, "psnr_y": 60.0}.get(metric, 1.0)
         assert perfect[metric].tolist() == pytest.approx([best] * 3, abs=1e-5)
-        assert (black[metric] < perfect[metric] - 0.05).all()
+        assert ((1 - 2 * lowest) * (perfect[metric] - black[metric]) > 0.05).all()
     for metric in {"psnr", task.primary_metric}:  # a mostly black truth has a high SSIM with black
         assert (black[metric] < 0.4 * perfect[metric]).all()
 

@@ -14,15 +14,17 @@ from delvm.data.sources.gopro import GoPro
 from delvm.data.sources.hdvila import HdVila
 from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion
+from delvm.data.sources.nyu_depth import NyuDepth
 from delvm.data.sources.paired_folders import Paired
 from delvm.data.sources.pascal5i import Pascal5i
 from delvm.data.sources.rain13k import Rain13K
 from delvm.data.sources.sa1b import SA1B
 from delvm.data.sources.shapes.source import Shapes
+from delvm.data.sources.stereo import Stereo
 from delvm.data.sources.video import Video
 
 # Option in conf/verbs/source -> class.
-SOURCES: dict[str, type[RawSource] | type[Shapes]] = {
+SOURCES: dict[str, type[RawSource] | type[Shapes] | type[Stereo]] = {
     "annotated": Annotated,
     "annotated_video": AnnotatedVideo,
     "co3d": Co3d,
@@ -32,11 +34,13 @@ SOURCES: dict[str, type[RawSource] | type[Shapes]] = {
     "hdvila": HdVila,
     "images": Images,
     "laion": Laion,
+    "nyu_depth": NyuDepth,
     "paired": Paired,
     "pascal5i": Pascal5i,
     "rain13k": Rain13K,
     "sa1b": SA1B,
     "shapes": Shapes,
+    "stereo": Stereo,
     "video": Video,
 }
 
@@ -52,12 +56,14 @@ __all__ = [
     "HdVila",
     "Images",
     "Laion",
+    "NyuDepth",
     "Paired",
     "Pascal5i",
     "Rain13K",
     "RawSource",
     "Shapes",
     "Source",
+    "Stereo",
     "Video",
     "check_source",
 ]

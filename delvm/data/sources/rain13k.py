@@ -6,15 +6,15 @@ The collection of Jiang et al. (MSPFN, CVPR 2020), in the directories of Zamir e
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from delvm.data.sources.paired_base import FileRef, Pair, PairSource, files_below, match_pairs
 from delvm.data.types import RejectedItem
-from delvm.errors import UserError
+from delvm.errors import UserError, did_you_mean
 
 _SIDES = ("input", "target")
 _STORES = ("input.lmdb", "target.lmdb")
@@ -26,9 +26,21 @@ class Rain13K(PairSource):
 
     The directory of a training set alone may also be the root, or Rain13K* in it, such as
     Rain13K_lmdb as in DeLVM's README; val and test are then fractions of it.
+
+    Attributes:
+        test_sets: of the directories in test, such as Rain100L or Test2800, those to take, each of
+            which the literature reports by itself; without any, all.
     """
 
     name: ClassVar[str] = "rain13k"
+    test_sets: list[str] = field(default_factory=list)
+
+    def settings(self, split: str, task: str) -> dict[str, Any]:
+        """Every setting but size and seed; `test_sets` only where it is set."""
+        settings = super().settings(split, task)
+        if not self.test_sets:
+            del settings["test_sets"]
+        return settings
 
     def task_name(self) -> str:
         """Always derain."""
@@ -45,7 +57,15 @@ class Rain13K(PairSource):
             (native_split, folder)
             for native_split in ("train", "test")
             for folder in self._folders(root / native_split)
+            if native_split == "train" or not self.test_sets or folder.name in self.test_sets
         ]
+        found = {folder.name for native_split, folder in folders if native_split == "test"}
+        if missing := [name for name in self.test_sets if name not in found]:
+            existing = [folder.name for folder in self._folders(root / "test")]
+            raise UserError(
+                f"source.test_sets has '{missing[0]}', which is not in {root / 'test'}: "
+                f"{did_you_mean(missing[0], existing)}"
+            )
         if not folders:
             alone = [root] if _has_side(root) else filter(_has_side, sorted(root.glob("Rain13K*")))
             folders = [(None, folder) for folder in alone]

@@ -15,9 +15,23 @@ LABELS = {
     "class_miou": "mIoU of classes",
     "fb_iou": "FB-IoU",
     "best_iou": "best IoU",
+    "psnr_y": "PSNR of Y, dB",
+    "ssim_y": "SSIM of Y",
+    "pck_box": "PCK@0.1 of the box",
+    "pckh": "PCKh@0.5",
+    "oks_ap": "AP (OKS)",
+    "ods": "ODS-like F",
+    "ois": "OIS-like F",
+    "abs_rel": "AbsRel",
+    "delta1": "δ1",
+    "mean_angle": "mean angle, °",
+    "within_11": "within 11.25°",
+    "within_22": "within 22.5°",
+    "within_30": "within 30°",
+    "ab_error": "error of a, b",
 }
 LOWER_IS_BETTER = ("loss", "perplexity")
-_DIGITS = {"psnr": 2, "loss": 3, "perplexity": 1}
+_DIGITS = {"psnr": 2, "psnr_y": 2, "mean_angle": 1, "ab_error": 1, "loss": 3, "perplexity": 1}
 
 Interval = Mapping[str, Any]  # "mean", "low", "high", "n"
 

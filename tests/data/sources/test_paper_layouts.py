@@ -111,3 +111,18 @@ def test_keypoint_images_as_pairs(tmp_path):
         save(tmp_path / side / "000000000009.jpg", smooth(24, 18))
     source = Paired(path=str(tmp_path), task="pose", inputs="images", targets="keypoints", **SMALL)
     assert keys(source, "train", "pose") == ["000000000009"]
+
+
+def test_rain13k_test_sets_one_by_one(tmp_path):
+    pairs(tmp_path / "train/Rain13K", 12)
+    for name, count in (("Rain100L", 2), ("Test2800", 3)):
+        pairs(tmp_path / "test" / name, count)
+    source = Rain13K(path=str(tmp_path), size=16)
+    assert len(keys(source, "test", "derain")) == 5
+    assert "test_sets" not in source.settings("test", "derain")
+    one = Rain13K(path=str(tmp_path), size=16, test_sets=["Rain100L"])
+    assert [key.split("-")[0] for key in keys(one, "test", "derain")] == ["Rain100L"] * 2
+    assert keys(one, "train", "derain") == keys(source, "train", "derain")
+    assert one.settings("test", "derain")["test_sets"] == ["Rain100L"]
+    with pytest.raises(UserError, match="'Rain100', .*did you mean 'Rain100L'"):
+        Rain13K(path=str(tmp_path), test_sets=["Rain100"]).chunks("test")

@@ -1,0 +1,115 @@
+"""Depth without a download: the stereo pair inside scikit-image, with its true disparity.
+
+Scharstein et al., "High-Resolution Stereo Datasets with Subpixel-Accurate Ground Truth" (Middlebury
+2014), the scene Motorcycle.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from delvm.data.datasets.sampler import seeded_rng
+from delvm.data.resizing import ResizeMode, to_square_array
+from delvm.data.sources.base import check_split
+from delvm.data.types import Example, ImageArray, SourceChunk, split_into_chunks
+from delvm.errors import UserError
+from delvm.tasks import depth
+
+_CHUNK = 1000
+# Disparity is inversely proportional to depth: the nearest is taken for `depth.NEAR`.
+_MAX_DISPARITY = 60.0
+_TRAIN_COLUMNS, _CROP_SIDES = 0.6, (120, 260)
+
+
+@dataclass
+class Stereo:
+    """Random squares of one photograph and their depth: train on its left, val and test right.
+
+    It is a check of everything from depth to its score, and too little to learn depth from.
+
+    Attributes:
+        size: side of the images in pixels.
+        seed: of the squares.
+        num_train, num_val, num_test: pairs.
+    """
+
+    name: ClassVar[str] = "stereo"
+    size: int = 64
+    seed: int = 0
+    num_train: int = 1000
+    num_val: int = 64
+    num_test: int = 64
+
+    def validate(self) -> list[str]:
+        """Every error of the settings alone."""
+        values = {key: value for key, value in asdict(self).items() if key != "seed"}
+        return [
+            f"{key}={value} is below 1: set source.{key}=64"
+            for key, value in values.items()
+            if value < 1
+        ]
+
+    def settings(self, split: str, task: str) -> dict[str, Any]:
+        """How many pairs there are."""
+        return {key: value for key, value in asdict(self).items() if key not in ("size", "seed")}
+
+    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
+        """Numbered chunks of 1000 pairs each.
+
+        Raises:
+            UserError: The settings are out of range, or the split is unknown.
+        """
+        check_split(split)
+        for error in self.validate():
+            raise UserError(f"source.{error}")
+        return {depth.TASK.name: split_into_chunks(getattr(self, f"num_{split}"), _CHUNK)}
+
+    def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example]:
+        """The pairs of a chunk."""
+        first = _CHUNK * int(chunk.name)
+        for index in range(first, first + chunk.count):
+            yield Example(f"{index:06d}", task, self._pair(split, index))
+
+    def _pair(self, split: str, index: int) -> tuple[ImageArray, ImageArray]:
+        photo, target = stereo_scene()
+        width, height = photo.size
+        border = int(_TRAIN_COLUMNS * width)
+        low, high = (0, border) if split == "train" else (border, width)
+        rng = seeded_rng(self.seed, f"stereo {split}", index)
+        side = int(rng.integers(_CROP_SIDES[0], _CROP_SIDES[1] + 1))
+        left = int(rng.integers(low, high - side + 1))
+        top = int(rng.integers(0, height - side + 1))
+        box = (left, top, left + side, top + side)
+        return (
+            to_square_array(photo.crop(box), self.size, ResizeMode.short_side),
+            to_square_array(target.crop(box), self.size, ResizeMode.short_side, labels=True),
+        )
+
+
+@cache
+def stereo_scene() -> tuple[Image.Image, Image.Image]:
+    """The left photograph, and its depth as `delvm.tasks.depth` renders it.
+
+    Raises:
+        UserError: scikit-image is not installed, or no longer contains them.
+    """
+    folder = resources.files("skimage") / "data"
+    try:
+        with (folder / "motorcycle_left.png").open("rb") as file:
+            photo = Image.open(file).convert("RGB")
+        with (folder / "motorcycle_disp.npz").open("rb") as file:
+            disparity: npt.NDArray[np.float32] = np.load(file, allow_pickle=False)["arr_0"]
+    except (ModuleNotFoundError, FileNotFoundError, KeyError):
+        raise UserError(
+            "the stereo pair 'motorcycle' is not in package scikit-image: pip install scikit-image"
+        ) from None
+    known = np.isfinite(disparity) & (disparity > 0)
+    distance = np.full(disparity.shape, np.nan)
+    distance[known] = depth.NEAR * _MAX_DISPARITY / disparity[known]
+    return photo, Image.fromarray(depth.render(distance))
