@@ -37,7 +37,7 @@ ALLOWED = {
     "data": BASE | {"tasks", "viz"},
     "interop": BASE | {"models", "data"},
     "inference": BASE | {"models", "interop", "tasks", "data", "viz"},
-    "training": BASE | {"models", "interop", "tasks", "data", "viz"},
+    "training": BASE | {"models", "interop", "tasks", "data", "inference", "viz"},
     "evaluation": BASE | {"models", "interop", "tasks", "data", "inference", "viz"},
 }
 ALLOWED["configs"] = {*ALLOWED}

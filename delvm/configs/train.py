@@ -19,6 +19,7 @@ from delvm.training.distillation import DistillationModule, load_teacher
 from delvm.training.grad_scaler import LossScale
 from delvm.training.losses.offline import OfflineTopKLoss
 from delvm.training.offline_distillation import OfflineDistillationModule
+from delvm.training.on_policy import OnPolicy
 from delvm.training.optim import ScheduleFreeMode, WarmupCosine, WeightDecayOn, optimizer_errors
 from delvm.training.streaming import StreamingImageDataModule, StreamingSentenceDataModule
 from delvm.training.student import StudentModule
@@ -132,6 +133,8 @@ GROUPS: Groups = {
         ),
     },
     "module/token_order": {"random": schema_of(RandomTokenOrder)},
+    "module/on_policy": {"on_policy": schema_of(OnPolicy)},
+    "module/on_policy/selection": {"tokens": schema_of(losses.TokenSelection)},
     "module/loss": {
         "cross_entropy": schema_of(losses.CrossEntropyLoss),
         "distillation": schema_of(losses.DistillationLoss),

@@ -30,6 +30,7 @@ from delvm.training.launch import (
     trainer_errors,
 )
 from delvm.training.offline_distillation import OfflineDistillationModule
+from delvm.training.on_policy import OnPolicy, on_policy_errors
 from delvm.training.optim import WeightDecayOn
 from delvm.training.strategies import FSDP1Strategy, FSDP2Strategy
 from delvm.training.student import StudentModule
@@ -67,7 +68,7 @@ def train_errors(cfg: DictConfig, in_sweep: bool) -> list[str]:
             f"optimizer.decay={cfg.optimizer.decay.value} is for modules of DeLVM, this one groups "
             "its parameters itself: set optimizer.decay=matrices"
         )
-    return errors + _teacher_errors(cfg)
+    return errors + _on_policy_errors(cfg) + _teacher_errors(cfg)
 
 
 def target_of(node: Any) -> Any:
@@ -122,6 +123,12 @@ def _student_errors(cfg: DictConfig, asked: Devices) -> list[str]:
         )
         errors += student_data_errors(data, tokenizer, student)
     return errors
+
+
+def _on_policy_errors(cfg: DictConfig) -> list[str]:
+    if not is_a(target_of(cfg.module.get("on_policy")), OnPolicy):
+        return []
+    return on_policy_errors(target_of(cfg.strategy), bool(cfg.data.get("packing")))
 
 
 def _teacher_errors(cfg: DictConfig) -> list[str]:

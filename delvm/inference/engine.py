@@ -20,7 +20,12 @@ from torch import Tensor
 
 from delvm.errors import UserError
 from delvm.inference.decoding import GREEDY, Decoding, SamplingConfig
-from delvm.inference.generation import Rows, decode_tokens, num_image_tokens
+from delvm.inference.generation import (
+    Rows,
+    decode_tokens,
+    num_image_tokens,
+    without_gradients,
+)
 from delvm.inference.prefix_cache import PrefixCache
 from delvm.inference.speculative import (
     Speculation,
@@ -86,7 +91,7 @@ class Engine:
         """Prompts that the student has read."""
         return self._prefixes.prefills
 
-    @torch.inference_mode()
+    @without_gradients
     def generate(
         self,
         prompts: Sequence[Tensor],
@@ -119,7 +124,7 @@ class Engine:
 
         return self._decode(contexts, queries, max_new_tokens, sampling, row_ids, codebook)
 
-    @torch.inference_mode()
+    @without_gradients
     def generate_each(
         self,
         prompts: Sequence[Sequence[Tensor]],

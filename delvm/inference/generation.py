@@ -5,7 +5,9 @@ Notation:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import nullcontext
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,24 @@ from delvm.inference.sampling import deterministic_ids, sample_from_uniform, top
 from delvm.inference.static_step import StaticStep
 from delvm.models.protocols import StudentNet
 from delvm.models.static_cache import StaticKVCache
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def without_gradients(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function in inference mode, or as it is where the caller has turned gradients off.
+
+    Sharded weights are gathered into tensors that are kept, and that training could not use if they
+    were made in inference mode: generation during training is under `torch.no_grad`.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode() if torch.is_grad_enabled() else nullcontext():
+            return function(*args, **kwargs)
+
+    return call
 
 
 class Rows:
@@ -131,7 +151,7 @@ def generate(
         return decode_tokens([rows], max_new_tokens, sampling, row_ids=row_ids, codebook=codebook)
 
 
-@torch.inference_mode()
+@without_gradients
 def decode_tokens(
     contexts: Sequence[Rows],
     max_new_tokens: int,

@@ -214,7 +214,9 @@ class StudentModule(L.LightningModule):
         )
         # Divided afterwards, since gradients of single tokens would vanish in half precision. By
         # the weights of all ranks, since the mean over ranks is to be that over all tokens.
-        values = torch.flatten(sums / all_reduce_mean(weights.sum()))
+        count = getattr(self.loss, "denominators", None)
+        counts = weights.sum() if count is None else count(weights, *token_inputs)
+        values = torch.flatten(sums / all_reduce_mean(counts))
         is_named = hasattr(self.loss, "metric_names")  # without names, the loss alone is logged
         named = zip(metric_names(self.loss), values, strict=is_named)
         metrics |= {f"train/{name}": value.detach() for name, value in named}

@@ -54,8 +54,10 @@ def test_defaults_compose(verb):
 @pytest.mark.parametrize("verb, group, option", OPTIONS)
 def test_every_option_composes(verb, group, option):
     extra = ["teacher.checkpoint=x"] if option == "checkpoint" else []
-    if group.startswith("module/loss/"):
+    if group.startswith(("module/loss/", "module/on_policy")):
         extra = ["module=distillation"]
+    if group == "module/on_policy/selection":
+        extra += ["module/on_policy=default"]
     if group == "source" and not option.startswith(("shapes", "stereo")):
         extra = ["source.path=x", *(["source.task=x"] if option == "paired" else [])]
     compose(verb, [f"{group}={option}", *extra, *GIVEN.get(verb, [])])

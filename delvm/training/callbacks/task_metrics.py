@@ -6,6 +6,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from delvm.training.modes import evaluation_mode
+
 
 class TaskMetrics(L.Callback):
     """Logs ``train/TASK/loss``, ``acc`` and ``ppl`` of a batch before the student learns from it.
@@ -40,12 +42,8 @@ class TaskMetrics(L.Callback):
         if not hasattr(module, "prediction_sums") or tasks is None or not due:
             return
         self._step = step  # of several batches of a step, the first
-        modes = [(each, each.training) for each in module.model.modules()]
-        module.model.eval()
-        with trainer.precision_plugin.val_step_context():
+        with evaluation_mode(module.model), trainer.precision_plugin.val_step_context():
             sums = module.prediction_sums(batch, len(tasks))
-        for each, training in modes:  # parts may be kept in evaluation mode on purpose
-            each.training = training
         if trainer.world_size > 1:
             sums = trainer.strategy.reduce(sums.to(module.device), reduce_op="sum")
         metrics: dict[str, float] = {}

@@ -12,6 +12,7 @@ from delvm.training.losses.classes import CodeClusters, TopK
 from delvm.training.losses.distillation import DistillationLoss, KLDirection
 from delvm.training.losses.divergences import JensenShannon, KLDivergence, kl_divergence
 from delvm.training.losses.hidden_states import HiddenDistance, HiddenStateMatching
+from delvm.training.losses.on_policy import OnPolicyLoss
 from delvm.training.losses.selection import SelectBy, TokenSelection
 from delvm.training.losses.tokens import (
     CrossEntropyLoss,
@@ -37,6 +38,7 @@ __all__ = [
     "LOSS_CHUNK_ELEMENTS",
     "LossFn",
     "MAX_LOGITS_BYTES",
+    "OnPolicyLoss",
     "SelectBy",
     "TokenLoss",
     "TokenSelection",

@@ -124,6 +124,13 @@ class DistillationLoss(nn.Module):
         student = F.log_softmax(logits / self.temperature, dim=-1)
         return F.log_softmax(teacher_logits / self.temperature, dim=-1), student
 
+    def divergences(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """Log-probabilities (m, V) of both -> T^2 x divergence (m,)."""
+        if self.classes is not None:
+            teacher, student = self.classes(teacher, student)
+        p, q = (student, teacher) if self.reverse else (teacher, student)
+        return self.temperature**2 * self.divergence(p, q)
+
     def forward(
         self,
         logits: Tensor,
@@ -149,10 +156,7 @@ class DistillationLoss(nn.Module):
         if self.selection is not None:
             weights = weights * self.selection(teacher.detach(), student.detach(), threshold)
             kept = (weights.sum(),)
-        if self.classes is not None:
-            teacher, student = self.classes(teacher, student)
-        p, q = (student, teacher) if self.reverse else (teacher, student)
-        kd = (self.temperature**2 * self.divergence(p, q) * weights).sum()
+        kd = (self.divergences(teacher, student) * weights).sum()
         return torch.stack((self.gt_weight * ce + self.kd_weight * kd, ce, kd, *kept))
 
     def batch_inputs(
@@ -170,16 +174,37 @@ class DistillationLoss(nn.Module):
             token_inputs: targets and weights (n,), and the teacher's per token.
             shared_inputs: of the teacher.
         """
-        selection = self.selection
-        if selection is None or selection.fraction is None:
+        if self.selection is None or self.selection.fraction is None:
             return ()
         _, weights, *teacher_inputs = token_inputs
+        return (
+            self.threshold(self.selection, hidden, head, weights, teacher_inputs, shared_inputs),
+        )
+
+    def threshold(
+        self,
+        selection: Selection,
+        hidden: Tensor,
+        head: Tensor,
+        weights: Tensor,
+        teacher_inputs: Sequence[Tensor],
+        shared_inputs: Sequence[Tensor],
+    ) -> Tensor:
+        """The score () that the fraction of a selection reaches.
+
+        Args:
+            selection: with a ``fraction``.
+            hidden, head, shared_inputs: as for `batch_inputs`.
+            weights: (n,) of the tokens it is a fraction of.
+            teacher_inputs: the teacher's hidden states (n, C).
+        """
 
         def scores(logits: Tensor, *teacher: Tensor) -> Tensor:
             return selection.scores(*self.log_probs(logits, *teacher))
 
+        assert selection.fraction is not None
         found = chunked_linear_map(hidden, head, scores, teacher_inputs, shared_inputs)
-        return (threshold_of(found, weights, selection.fraction),)
+        return threshold_of(found, weights, selection.fraction)
 
     def hidden_loss(
         self, hidden: Tensor, targets: Tensor, weights: Tensor, *inputs: Tensor

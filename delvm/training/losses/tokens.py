@@ -22,7 +22,8 @@ class TokenLoss(Protocol):
 
     More is used where it exists (docs/extend.md): ``connect_codebook``, ``connect_networks``, and
     of a `torch.nn.Module` its buffers and parameters; ``batch_inputs`` and ``hidden_loss``, see
-    `delvm.training.losses.batch`.
+    `delvm.training.losses.batch`; ``denominators(weights, *inputs)`` (f,) that the values are
+    divided by, where not all by the sum of weights.
     """
 
     def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor, *inputs: Tensor) -> Tensor:
