@@ -12,7 +12,7 @@ from delvm.commands.app import compose
 from delvm.configs.validate import config_errors
 from delvm.errors import UserError
 from experiments.bench import startup
-from experiments.bench.harness import Row, medians, merge, table
+from experiments.bench.harness import Row, added_memory, medians, merge, processes, table, take_step
 
 runner = importlib.import_module("experiments.bench.__main__")
 
@@ -211,3 +211,40 @@ def test_the_sharded_run_that_is_timed_fits_together(tmp_path):
     startup.write_shards(tmp_path / "tokens")
     errors = config_errors("train", compose("train", gpu.sharded_words(tmp_path, "cpu")))
     assert errors == []
+
+
+@pytest.mark.slow
+def test_distillation_benchmark_of_small_networks():
+    from delvm.models.transformer import TransformerConfig
+    from experiments.bench import distillation
+
+    student, teacher = (
+        TransformerConfig(32, dim, 1, 2, max_seq_len=32, codebook_dim=4) for dim in (16, 32)
+    )
+    setting = distillation.Setting(student, teacher, 2, 32, 4, compiled=False)
+    seconds = {name: distillation.build(name, setting)() for name in distillation.VARIANTS}
+    rows = distillation.compare(setting, seconds, dict.fromkeys(distillation.VARIANTS, 10.0))
+    assert [(row.name, row.goal) for row in rows] == [
+        ("distillation_step", "ratio <= 1.1"),
+        ("distillation_memory", "ratio <= 1.15"),
+        ("distillation_offline_step", "ratio <= 1.1"),
+        ("distillation_on_policy", ""),
+    ]
+    assert all(row.ours > 0 and row.peer > 0 for row in rows) and "2 x 32 tokens" in rows[0].note
+
+
+def one_step():
+    """Of a process of its own."""
+    return lambda: 0.5
+
+
+def fails():
+    raise ValueError("cannot be built")
+
+
+@pytest.mark.slow
+def test_variants_take_steps_in_processes_of_their_own():
+    with processes({"a": one_step}) as pools:
+        assert pools["a"].apply(take_step) == 0.5 and pools["a"].apply(added_memory) >= 0
+    with pytest.raises(ValueError, match="cannot be built"), processes({"a": fails}):
+        pass

@@ -5,12 +5,15 @@ the same run, in alternation, so that other load on the machine affects both equ
 """
 
 import json
+import multiprocessing
 import operator
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from delvm.errors import UserError
 from delvm.storage import write_json
 
 _GOAL = re.compile(r"(ours|ratio) (<=|>=|<|>) ([0-9.]+)")
+Build = Callable[[], Callable[[], float]]  # of a step, which returns its seconds
 _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
@@ -82,6 +86,53 @@ def medians(cases: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict
             call()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(each) for name, each in times.items()}
+
+
+@contextmanager
+def processes(variants: Mapping[str, Build]) -> Iterator[dict[str, Pool]]:
+    """A process of its own for each variant, to take steps in and to measure their memory.
+
+    Args:
+        variants: name -> what builds its step there.
+
+    Yields:
+        name -> its process, to ``apply`` `take_step` and `added_memory` in.
+    """
+    context = multiprocessing.get_context("spawn")
+    pools = {name: context.Pool(1) for name in variants}
+    try:
+        for name, build in variants.items():  # an initializer that fails is repeated for ever
+            pools[name].apply(_setup, (build,))
+        yield pools
+    finally:
+        for pool in pools.values():
+            pool.terminate()
+            pool.join()
+
+
+_state: dict[str, Any] = {}  # of a process
+
+
+def _setup(build: Build) -> None:
+    import torch._inductor.compile_fx  # noqa: F401 (in all processes: it counts as memory)
+
+    _state["before"] = _peak_memory()
+    _state["step"] = build()
+
+
+def take_step() -> float:
+    """Seconds of a step of this process."""
+    return float(_state["step"]())
+
+
+def added_memory() -> float:
+    """MiB that building and taking steps have added to the peak of this process."""
+    return _peak_memory() - float(_state["before"])
+
+
+def _peak_memory() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
 
 
 def merge(path: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:

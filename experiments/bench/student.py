@@ -7,15 +7,11 @@ transformers with that malloc setting. The fraction of peak is relative to a pro
 matrices in the same run. The scaling rows show how step time grows with tokens and with layers.
 """
 
-import multiprocessing
-import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.pool import Pool
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +24,7 @@ from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.training.compiling import compile_blocks
 from delvm.training.losses import CrossEntropyLoss, chunked_linear_loss
 from delvm.training.strategies import clip_grads_
-from experiments.bench.harness import Row
+from experiments.bench.harness import Row, added_memory, processes, take_step
 
 DTYPE = torch.bfloat16
 
@@ -75,14 +71,14 @@ def compare(size: Size) -> list[Row]:
     """Tokens/s and memory of every variant, interleaved, and the fraction of peak."""
     times: dict[str, list[float]] = {name: [] for name in size.variants}
     peaks = []
-    with processes(size) as pools:
+    with processes({name: partial(build, name, size) for name in size.variants}) as pools:
         for number in range(2 + size.repeats):
             for name, pool in pools.items():
-                seconds = pool.apply(_step)
+                seconds = pool.apply(take_step)
                 if number >= 2:  # the first steps compile and touch their memory
                     times[name].append(seconds)
             peaks.append(measure_peak_flops.__wrapped__(torch.device("cpu"), DTYPE, 2048))
-        used = {name: pool.apply(_added_memory) for name, pool in pools.items()}
+        used = {name: pool.apply(added_memory) for name, pool in pools.items()}
     rates = {name: size.tokens / statistics.median(seconds) for name, seconds in times.items()}
     with torch.device("meta"):
         flops = Transformer(size.config).flops_per_token(size.length) / 1e9
@@ -109,43 +105,11 @@ def compare(size: Size) -> list[Row]:
     return found
 
 
-@contextmanager
-def processes(size: Size) -> Iterator[dict[str, Pool]]:
-    """One process per variant, ready to take steps."""
-    context = multiprocessing.get_context("spawn")
-    pools = {name: context.Pool(1, _setup, (name, size)) for name in size.variants}
-    try:
-        yield pools
-    finally:
-        for pool in pools.values():
-            pool.terminate()
-            pool.join()
-
-
-_state: dict[str, Any] = {}  # of a worker process
-
-
-def _setup(name: str, size: Size) -> None:
-    # In all processes, like the import of LlamaForCausalLM: it counts as memory.
-    import torch._inductor.compile_fx  # noqa: F401
-
+def build(name: str, size: Size) -> Callable[[], float]:
+    """The training step of a variant, in its process."""
     if name != "theirs":
         configure_malloc()
-    _state["before"] = _peak_memory()
-    _state["step"] = training_step(ours(size) if name == "ours" else theirs(size), size)
-
-
-def _step() -> float:
-    return _state["step"]()
-
-
-def _added_memory() -> float:
-    return _peak_memory() - _state["before"]
-
-
-def _peak_memory() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
+    return training_step(ours(size) if name == "ours" else theirs(size), size)
 
 
 def ours(size: Size, compiled: bool = True) -> Callable[[Tensor], Tensor]:
