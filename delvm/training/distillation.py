@@ -15,7 +15,7 @@ from delvm.models.transformer import Transformer
 from delvm.models.weight_precision import WeightPrecision, int8_buffers_to_parameters
 from delvm.training.compiling import compile_blocks
 from delvm.training.losses import DistillationLoss, OnPolicyLoss, TokenLoss
-from delvm.training.modes import evaluation_mode
+from delvm.training.modes import generation_mode
 from delvm.training.on_policy import OnPolicy, SampledBatch, find_answers, on_policy_errors
 from delvm.training.optim import OptimizerFactory, SchedulerFactory
 from delvm.training.strategies import FSDP2Strategy
@@ -155,9 +155,9 @@ class DistillationModule(StudentModule):
         document = self.document_ids(batch)
         if document is None:
             document = torch.zeros_like(ids)
-        with evaluation_mode(self.model, is_compiled=self.compile_model):
+        with generation_mode(self.model, is_compiled=self.compile_model) as student:
             return on_policy.sample(
-                Engine(self.model),  # made here, so that it keeps nothing of earlier weights
+                Engine(student),  # made here, so that it keeps nothing of earlier weights
                 ids,
                 find_answers(document[:, ::tokens_per_image], is_target),
                 tokens_per_image,

@@ -8,7 +8,7 @@ from delvm.errors import UserError
 from delvm.inference.engine import Engine
 from delvm.inference.generation import uniform_values
 from delvm.models.transformer import Transformer, TransformerConfig
-from delvm.training.modes import evaluation_mode
+from delvm.training.modes import evaluation_mode, generation_mode
 from delvm.training.on_policy import OnPolicy, find_answers, on_policy_errors
 from delvm.training.strategies import DDP, FSDP1Strategy, FSDP2Strategy, HSDPStrategy
 
@@ -220,6 +220,47 @@ def test_evaluation_mode_is_left_as_it_was_entered(student):
         assert not any(each.training for each in student.modules())
         raise RuntimeError("broken")
     assert student.training and not student.blocks[0].training and student.blocks[1].training
+
+
+def test_under_autocast_a_copy_in_bfloat16_generates(student):
+    """With the weights of now; and what is computed afterwards has the same gradients."""
+    sentences, sample = ids(), OnPolicy(temperature=0).sample
+
+    def gradients():
+        student.train().zero_grad(set_to_none=True)
+        student(sentences).float().square().mean().backward()
+        return [each.grad.clone() for each in student.parameters()]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = gradients()
+        with generation_mode(student) as copy:
+            assert copy is not student and copy.head.weight.dtype is torch.bfloat16
+            assert not copy.training and not torch.is_autocast_enabled("cpu")
+            sampled = sample(Engine(copy), sentences, ALL, N, B).input_ids
+        assert student.training and torch.is_autocast_enabled("cpu")
+        assert all(map(torch.equal, expected, gradients()))
+        with torch.no_grad():
+            student.head.weight.mul_(-1)
+        with generation_mode(student) as copy:
+            other = sample(Engine(copy), sentences, ALL, N, B).input_ids
+    assert not torch.equal(sampled, other)
+    student.head.weight.data.mul_(-1)
+    with generation_mode(student.to(torch.bfloat16)) as itself:
+        assert itself is student
+        assert torch.equal(sample(Engine(student), sentences, ALL, N, B).input_ids, sampled)
+
+
+def test_gradients_under_autocast_do_not_depend_on_generation_before(student):
+    """Also where the network itself generates, with weights that autocast may keep."""
+    sentences, found = ids(), []
+    for generates in (False, True):
+        student.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            if generates:
+                OnPolicy().sample(Engine(student), sentences, ALL, N, B)
+            student(sentences).float().square().mean().backward()
+        found.append([each.grad.clone() for each in student.parameters()])
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.slow

@@ -134,6 +134,16 @@ def test_a_step_compares_both_networks_on_what_the_student_sampled(
 
 
 @pytest.mark.slow
+def test_mixed_precision_learns_what_full_precision_does(tokens, teacher, tmp_path):
+    for precision in ("32-true", "bf16-mixed"):
+        settings = (f"trainer.precision={precision}", *SAMPLING["greedy"])
+        train(config(tokens, teacher, *settings), tmp_path / precision)
+    for name in ("total_loss", "on_policy_kd", "grad_norm"):
+        found = [curve(tmp_path / each, f"train/{name}") for each in ("32-true", "bf16-mixed")]
+        assert len(found[0]) == 4 and found[1] == pytest.approx(found[0], rel=0.2)
+
+
+@pytest.mark.slow
 def test_noise_is_not_in_sampled_tokens(tokens, teacher, tmp_path):
     noise = ("module.token_noise=1.0", "module.on_policy.fraction=1.0", f"output_dir={tmp_path}")
     run = build_run(config(tokens, teacher, *noise, steps=1))
