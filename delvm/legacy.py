@@ -120,7 +120,13 @@ METRICS_SETTINGS: dict[str, str] = {
     "vocab_size": "codebook_size",
 }
 # What an evaluation of students did before these settings existed.
-METRICS_SETTINGS_ADDED = {"num_prompts": 1, "shared_prompt": False, "guidance": 1.0}
+METRICS_SETTINGS_ADDED = {
+    "num_prompts": 1,
+    "num_draws": 1,
+    "prompt_selection": "random",
+    "shared_prompt": False,
+    "guidance": 1.0,
+}
 METRICS: dict[str, str] = {
     "primary": "primary_metric",
     "queries": "num_queries",

@@ -1,6 +1,7 @@
 """`delvm evaluate`: score students, or a tokenizer, on held-out pairs and write a report."""
 
 from pathlib import Path
+from typing import Any
 
 from delvm.commands.app import verb_main
 from delvm.commands.output_check import check_output_dir
@@ -13,8 +14,8 @@ def run(cfg: EvaluateConfig) -> None:
     check_output_dir(cfg.output_dir, "output_dir")
     if cfg.mode is EvaluationMode.tokenizer:
         _tokenizer(cfg)
-    else:
-        _students(cfg)
+    elif not _students(cfg):  # another rank writes the report
+        return
     print(f"report: {cfg.output_dir}/report.html")
     print(f"metrics: {cfg.output_dir}/metrics.json, {cfg.output_dir}/scores.csv")
 
@@ -38,17 +39,21 @@ def _tokenizer(cfg: EvaluateConfig) -> None:
     )
 
 
-def _students(cfg: EvaluateConfig) -> None:
+def _students(cfg: EvaluateConfig) -> dict[str, Any]:
     # Imported here: torch takes seconds, which a mistake in the config need not wait for.
+    from delvm.data.encode.executors.base import rank_from_env
+    from delvm.data.encode.executors.local import local_rank
     from delvm.evaluation.students import evaluate_students
     from delvm.evaluation.training_curves import find_history
     from delvm.interop.load import describe_source, load_student, load_tokenizer
     from delvm.models.precision import resolve_device
 
     device = resolve_device(cfg.device)
+    if device == "cuda" and rank_from_env().world_size > 1:
+        device = f"cuda:{local_rank()}"
     students = cfg.students or {"student": "shapes"}
     models = {"tokenizer": cfg.tokenizer, **students}
-    evaluate_students(
+    return evaluate_students(
         as_path(cfg.input_dir),
         load_tokenizer(cfg.tokenizer, device),
         {name: load_student(path, device, cfg.precision) for name, path in students.items()},
@@ -57,9 +62,12 @@ def _students(cfg: EvaluateConfig) -> None:
         num_queries=cfg.num_queries,
         num_shots=cfg.num_shots,
         num_prompts=cfg.num_prompts,
+        num_draws=cfg.num_draws,
+        prompt_selection=cfg.prompt_selection,
         shared_prompt=cfg.shared_prompt,
         batch_size=cfg.batch_size,
         compile=cfg.compile,
+        overwrite=cfg.overwrite,
         histories={name: path for name in models if (path := find_history(models[name]))},
         origins={name: describe_source(path) for name, path in models.items()},
         title=cfg.title,

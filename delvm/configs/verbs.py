@@ -28,6 +28,7 @@ from delvm.storage import as_path
 EvaluationMode = Enum("EvaluationMode", ["students", "tokenizer"])
 TokenFormat = StrEnum("TokenFormat", ["shards", "internlm_bin", "lvm_jsonl"])
 ExportFormat = StrEnum("ExportFormat", ["llama", "internlm_hf", "open_muse"])
+PromptSelection = StrEnum("PromptSelection", ["random", "nearest"])  # without torch
 DType = StrEnum("DType", ["float32", "bfloat16", "float16"])  # of exported weights
 
 
@@ -140,8 +141,11 @@ class EvaluateConfig(SamplingKeys):
     num_queries: int = 100
     num_shots: int = 3
     num_prompts: int = 1
+    num_draws: int = 1
+    prompt_selection: PromptSelection = PromptSelection.random
     shared_prompt: bool = False
     batch_size: int = 32
+    overwrite: bool = False
     precision: Precision = Precision.fp32
     compile: bool = False
     device: Device = Device.auto
@@ -155,7 +159,18 @@ class EvaluateConfig(SamplingKeys):
             num_queries=self.num_queries,
             num_shots=self.num_shots,
             num_prompts=self.num_prompts,
+            num_draws=self.num_draws,
         )
+        if self.prompt_selection is PromptSelection.nearest and self.num_draws > 1:
+            errors.append(
+                f"num_draws={self.num_draws}, but prompt_selection=nearest always finds the same "
+                "prompts: set num_draws=1"
+            )
+        if self.prompt_selection is PromptSelection.nearest and self.shared_prompt:
+            errors.append(
+                "shared_prompt=true, but prompt_selection=nearest finds other prompts for each "
+                "query: set shared_prompt=false"
+            )
         for task in self.tasks:
             if task not in tasks.NAMES and not (as_path(self.input_dir) / "test" / task).is_dir():
                 errors.append(f"unknown task '{task}': {did_you_mean(task, tasks.NAMES)}")
@@ -190,7 +205,10 @@ _OF_ANSWERS = (
     "top_p",
     "guidance",
     "num_prompts",
+    "num_draws",
+    "prompt_selection",
     "shared_prompt",
+    "overwrite",
     "compile",
 )
 

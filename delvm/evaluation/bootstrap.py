@@ -76,14 +76,20 @@ def set_metric_ci(
 
     Args:
         combine: (counts (n, k), groups (n,)) -> the metric, see `delvm.tasks.base.SetMetric`.
-        counts: (Q, k) of the queries.
+        counts: (Q, k) of the queries, or (Q, draws, k), of which all are in the set.
         groups: (Q,) of the queries.
     """
     n = len(counts)
-    value = combine(counts, groups) if n else math.nan
+    draws = counts.shape[1] if counts.ndim == 3 else 1
+
+    def of(rows: npt.NDArray[np.int64]) -> float:
+        flat = counts[rows].reshape(len(rows) * draws, -1)
+        return combine(flat, np.repeat(groups[rows], draws))
+
+    value = of(np.arange(n)) if n else math.nan
     rng = np.random.default_rng(seed)
-    rows = rng.integers(0, n, (resamples, n)) if n else np.empty((0, 0), int)
-    values = np.array([combine(counts[row], groups[row]) for row in rows])
+    rows = rng.integers(0, n, (resamples, n)) if n else np.empty((0, 0), np.int64)
+    values = np.array([of(row) for row in rows])
     if math.isnan(value) or np.isnan(values).all():
         return Interval(value, math.nan, math.nan, n)
     low, high = np.nanpercentile(values, (2.5, 97.5))
@@ -121,7 +127,7 @@ def _estimate(
     estimate = float(statistic(*columns, axis=-1)) if n else math.nan
     if math.isnan(estimate):
         return Interval(math.nan, math.nan, math.nan, n)
-    if n == 1:  # every resample is the sample itself, which scipy refuses
+    if n == 1 or not resamples:  # every resample is the sample itself, which scipy refuses
         return Interval(estimate, estimate, estimate, n)
     with warnings.catch_warnings():
         # An interval that is undefined in some resample is NaN, which is reported as such.

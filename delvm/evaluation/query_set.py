@@ -6,7 +6,7 @@ Notation:
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -15,12 +15,17 @@ import torch
 from torch import Tensor
 
 from delvm import tasks
-from delvm.data.datasets.sampler import seeded_rng
 from delvm.data.image_io import to_tensor, upload
 from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
 from delvm.errors import UserError
+from delvm.evaluation.prompt_selection import (
+    PromptSelection,
+    allowed_pairs,
+    nearest_prompts,
+    sample_prompts,
+)
 from delvm.models.protocols import TokenizerNet
 from delvm.storage import StoragePath
 
@@ -52,10 +57,12 @@ class QuerySet:
         task: Name.
         queries, ground_truth: Q images of the split "test".
         pool_inputs, pool_targets: P images of the split "val".
-        example_indices: (Q, M, k) int64, the pool pairs of each query's prompts, in order.
+        example_indices: (Q, M, k) int64, the pool pairs of each query's prompts, in order; with
+            several draws (Q, draws x M, k), see `of_draw`.
         shared: whether all queries have the same prompts.
         keys: of the queries.
         pool_keys: of the pool.
+        num_draws: times that prompts were sampled.
     """
 
     task: str
@@ -67,6 +74,13 @@ class QuerySet:
     shared: bool = False
     keys: tuple[str, ...] = ()
     pool_keys: tuple[str, ...] = ()
+    num_draws: int = 1
+
+    def of_draw(self, draw: int) -> "QuerySet":
+        """The same queries with the prompts of one draw."""
+        count = self.example_indices.shape[1] // self.num_draws
+        indices = self.example_indices[:, draw * count : (draw + 1) * count]
+        return replace(self, example_indices=indices, num_draws=1)
 
     @property
     def groups(self) -> npt.NDArray[np.str_]:
@@ -158,90 +172,33 @@ def build_query_set(
     num_queries: int,
     num_shots: int,
     num_prompts: int = 1,
+    num_draws: int = 1,
+    prompt_selection: str = PromptSelection.random,
     shared_prompt: bool = False,
     seed: int,
     batch_size: int,
 ) -> QuerySet:
-    """Take the first test pairs as queries, and sample validation pairs for their prompts."""
+    """Take the first test pairs as queries, and validation pairs for their prompts.
+
+    The prompts of the first draw are those of an evaluation with one draw.
+    """
     tests = list(islice(read_examples(root, "test", task), num_queries))
     pool = list(islice(read_examples(root, "val", task), POOL_SIZE))
-    keys, pool_keys = ([pair.key for pair in pairs] for pairs in (tests, pool))
-    candidates = _candidates(task, keys, pool_keys, num_shots, shared_prompt)
-    indices = sample_prompts(
-        seed, task, len(tests), len(pool), num_shots, num_prompts, shared_prompt, candidates
-    )
+    keys, pool_keys = (tuple(pair.key for pair in pairs) for pairs in (tests, pool))
+    allowed = allowed_pairs(task, keys, pool_keys, num_shots, shared_prompt)
+    encoded = (*_encode_pairs(tests, tokenizer, batch_size),)
+    encoded_pool = (*_encode_pairs(pool, tokenizer, batch_size),)
+    count = num_prompts * num_draws
+    if prompt_selection == PromptSelection.nearest:
+        queries, inputs = encoded[0].ids, encoded_pool[0].ids
+        codebook = tokenizer.codebook
+        indices = nearest_prompts(queries, inputs, codebook, num_shots, count, allowed)
+    else:
+        sizes = (len(tests), len(pool), num_shots)
+        indices = sample_prompts(seed, task, *sizes, count, shared_prompt, allowed)
     return QuerySet(
-        task,
-        *_encode_pairs(tests, tokenizer, batch_size),
-        *_encode_pairs(pool, tokenizer, batch_size),
-        indices,
-        shared_prompt,
-        tuple(keys),
-        tuple(pool_keys),
+        task, *encoded, *encoded_pool, indices, shared_prompt, keys, pool_keys, num_draws
     )
-
-
-def _candidates(
-    task: str, keys: list[str], pool_keys: list[str], num_shots: int, shared_prompt: bool
-) -> list[npt.NDArray[np.int64]] | None:
-    """The pool pairs that may be in the prompts of each query; None: all of them.
-
-    Raises:
-        UserError: There are fewer than the shots, or all queries of a task with groups would have
-            the same prompts.
-    """
-    group_of = tasks.get_or_default(task).group_of
-    if group_of is None:
-        return None
-    if shared_prompt:
-        raise UserError(
-            f"shared_prompt=true, but prompts of {task} are of the query's class: set "
-            "shared_prompt=false"
-        )
-    groups = [group_of(key) for key in pool_keys]
-    found = []
-    for key in keys:
-        same = [
-            index
-            for index, (other, group) in enumerate(zip(pool_keys, groups, strict=True))
-            if group == group_of(key) and other != key
-        ]
-        if len(same) < num_shots:
-            raise UserError(
-                f"num_shots={num_shots}, but {len(same)} pairs of val/{task} are of the class "
-                f"{group_of(key)} of a query: set num_shots={max(1, len(same))}, or prepare more"
-            )
-        found.append(np.array(same, np.int64))
-    return found
-
-
-def sample_prompts(
-    seed: int,
-    task: str,
-    num_queries: int,
-    pool_size: int,
-    num_shots: int,
-    num_prompts: int = 1,
-    shared_prompt: bool = False,
-    candidates: list[npt.NDArray[np.int64]] | None = None,
-) -> npt.NDArray[np.int64]:
-    """Pool pairs of each query's prompts, (Q, M, k).
-
-    A prompt depends on (seed, task, index of the query, number of the prompt) only, so a larger
-    query set begins with the smaller one, and more prompts with the fewer. With ``shared_prompt``
-    all queries have the prompts of the first one. ``candidates`` are the pool pairs to sample from
-    for each query.
-    """
-
-    def sample(index: int, number: int) -> npt.NDArray[np.int64]:
-        # That of evaluations with one prompt comes from the query alone.
-        numbers = [number] if number else []
-        rng = seeded_rng(seed, task, 0 if shared_prompt else index, *numbers)
-        allowed = pool_size if candidates is None else candidates[index]
-        return rng.choice(allowed, size=num_shots, replace=False)
-
-    rows = [[sample(row, number) for number in range(num_prompts)] for row in range(num_queries)]
-    return np.array(rows, np.int64)
 
 
 def _encode_pairs(

@@ -14,6 +14,8 @@ Results of one task:
                                      gain     answer - best baseline, primary metric: interval
                                      gap_closed   (answer - baseline) / (ceiling - baseline)
                                      loss     "all" | "answer" -> loss, accuracy, perplexity
+                                     draws    of several draws of prompts, metric -> "means" of
+                                              each, their "mean" and standard deviation "std"
 """
 
 import csv
@@ -68,10 +70,34 @@ def task_results(scores: TaskScores, seed: int) -> dict[str, Any]:
                 "scores": intervals(f"student/{name}"),
                 **_vs_baseline(scores, name, best, seed),
                 "loss": {span: _loss(scores, name, span, seed) for span in SPANS},
+                **({"draws": _draws(scores, name)} if len(scores.draws) > 1 else {}),
             }
             for name in scores.losses
         },
     }
+
+
+def _draws(scores: TaskScores, student: str) -> dict[str, Any]:
+    """How much the metrics of a student depend on which prompts were sampled."""
+    task, method = tasks.get_or_default(scores.task), f"student/{student}"
+    found: dict[str, Any] = {}
+    for name in (*task.metrics, *task.set_metrics):
+        if name in task.set_metrics:
+            combine = task.set_metrics[name].combine
+            means = [combine(draw.counts[method][name], scores.groups) for draw in scores.draws]
+        else:
+            means = [
+                bootstrap.mean_ci(draw.scores[method][name], resamples=0).mean
+                for draw in scores.draws
+            ]
+        values = np.array(means)
+        known = not np.isnan(values).any()
+        found[name] = {
+            "means": means if known else None,
+            "mean": float(values.mean()) if known else None,
+            "std": float(values.std(ddof=1)) if known else None,
+        }
+    return found
 
 
 def best_baseline(scores: TaskScores) -> str:

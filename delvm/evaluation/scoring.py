@@ -8,6 +8,7 @@ Notation:
     Q queries    B queries in a batch    N tokens per image
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,17 +23,15 @@ from torch import Tensor
 from delvm import tasks
 from delvm.data.image_io import to_pil, to_tensor
 from delvm.evaluation import baselines
+from delvm.evaluation.answer_store import ScoredRows, Scores, concatenate
 from delvm.evaluation.query_set import EncodedImages, QuerySet, decode, encode
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.engine import Engine
 from delvm.models.protocols import StudentNet, TokenizerNet
 from delvm.models.teacher_forcing import next_token_nll
 
-# The report shows the first queries, so that nobody selects them by their answers.
+# Of the first queries, which a report shows besides the worst, median and best answers.
 NUM_VISUAL_EXAMPLES = 4
-
-# owner (a method or a student) -> metric -> one value per query (Q,)
-Scores = dict[str, dict[str, npt.NDArray[np.float64]]]
 
 
 @dataclass
@@ -43,6 +42,10 @@ class PromptExample:
         pairs: (input, target) of the first prompt, in order.
         reconstruction: The ground truth, encoded and decoded.
         answers: Student -> its answer.
+        scores: Student -> the primary metric of its answer.
+        number: Of the query, from 1.
+        reason: Why it is shown, "" for the first queries.
+        metric: The primary metric.
     """
 
     pairs: list[tuple[Image.Image, Image.Image]]
@@ -50,21 +53,24 @@ class PromptExample:
     ground_truth: Image.Image
     reconstruction: Image.Image
     answers: dict[str, Image.Image] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    number: int = 1
+    reason: str = ""
+    metric: str = "psnr"
 
 
 @dataclass
 class TaskScores:
-    """All measurements of one task.
+    """All measurements of one task, as in `ScoredRows`.
 
     Attributes:
         task: Name.
         pool_size: Pairs that the prompts were sampled from.
-        scores: method -> metric -> (Q,); NaN where the ground truth of a query has no object.
-        losses: student -> "loss_all", "accuracy_all", "loss_answer", "accuracy_answer" -> (Q,):
-            means over the tokens of a sentence, over all of them or over those of its last image.
-        examples: The first queries as images.
-        counts: method -> metric of the set -> (Q, k), see `delvm.tasks.base.SetMetric`.
+        scores, losses: (Q,), means over the draws of prompts.
+        examples: The queries that the report shows, as images.
+        counts: (Q, draws, k).
         groups: Group of each query, (Q,).
+        draws: The measurements of each draw.
     """
 
     task: str
@@ -74,24 +80,59 @@ class TaskScores:
     examples: list[PromptExample]
     counts: Scores
     groups: npt.NDArray[np.str_]
+    draws: list[ScoredRows]
 
 
 class _ScoreBuffer:
-    """Values that arrive in batches."""
+    """Values that arrive one after another: owner -> metric -> (B, ...)."""
 
     def __init__(self) -> None:
-        self.batches: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+        self.values: Scores = defaultdict(dict)
 
     def add(self, owner: str, values: Mapping[str, Tensor]) -> None:
-        """Append metric -> (B,)."""
         for name, value in values.items():
-            self.batches[owner][name].append(value)
+            self.values[owner][name] = value.double().numpy()
 
-    def concatenated(self) -> Scores:
-        return {
-            owner: {name: torch.cat(values).double().numpy() for name, values in metrics.items()}
-            for owner, metrics in self.batches.items()
-        }
+
+def score_rows(
+    query_set: QuerySet,
+    rows: slice,
+    mean_target: Tensor,
+    tokenizer: TokenizerNet,
+    engines: Mapping[str, Engine],
+    sampling: SamplingConfig,
+    on_answered: Callable[[int, str], None],
+) -> ScoredRows:
+    """Answer and score a batch of queries.
+
+    Where several prompts vote, or answers are guided, so are the answers alone: next-token losses
+    are those of the sentence with the first prompt.
+
+    Args:
+        query_set: Of one draw.
+        mean_target: Of the pool, (3, H, H).
+        engines: By name, of students in evaluation mode.
+        on_answered: Called with (number of queries, name of the student) after each.
+    """
+    task = tasks.get_or_default(query_set.task)
+    scores, counts, losses = _ScoreBuffer(), _ScoreBuffer(), _ScoreBuffer()
+    answers: Scores = {}
+    truth = to_tensor(list(query_set.ground_truth.images[rows]))
+
+    def score(method: str, prediction: Tensor) -> None:
+        scores.add(method, task.score(prediction, truth))
+        counts.add(method, task.measure(prediction, truth))
+
+    score("ceiling", decode(tokenizer, query_set.ground_truth.ids[rows]))
+    for method, prediction in _baseline_answers(query_set, rows, mean_target, tokenizer):
+        score(method, prediction)
+    for name, engine in engines.items():
+        ids = generate_answers(engine, tokenizer, query_set, rows, sampling)
+        score(f"student/{name}", decode(tokenizer, ids))
+        losses.add(name, _next_token_scores(engine.student, query_set, rows))
+        answers[name] = {"ids": ids.cpu().numpy().astype(np.int32)}
+        on_answered(len(truth), name)
+    return ScoredRows(scores.values, counts.values, losses.values, answers)
 
 
 def score_task(
@@ -102,50 +143,74 @@ def score_task(
     batch_size: int,
     on_answered: Callable[[int, str], None],
 ) -> TaskScores:
-    """Answer and score every query of a task.
-
-    Where several prompts vote, or answers are guided, so are the answers alone: next-token losses
-    are those of the sentence with the first prompt.
-
-    Args:
-        engines: By name, of students in evaluation mode.
-        on_answered: Called with (number of queries, name of the student) after each batch.
-    """
-    task = tasks.get_or_default(query_set.task)
-    scores, counts, losses = _ScoreBuffer(), _ScoreBuffer(), _ScoreBuffer()
-    examples: list[PromptExample] = []
+    """Answer and score every query of a task, of which the first are the examples."""
     mean_target = query_set.mean_target()
+    options = (mean_target, tokenizer, engines, sampling, on_answered)
+    draws = []
+    for draw in range(query_set.num_draws):
+        one = query_set.of_draw(draw)
+        draws.append(
+            concatenate(score_rows(one, rows, *options) for rows in one.batches(batch_size))
+        )
+    return combine_draws(query_set, draws, tokenizer)
 
-    def score(method: str, prediction: Tensor, truth: Tensor) -> None:
-        scores.add(method, task.score(prediction, truth))
-        counts.add(method, task.measure(prediction, truth))
 
-    for rows in query_set.batches(batch_size):
-        truth = to_tensor(list(query_set.ground_truth.images[rows]))
-        reconstruction = decode(tokenizer, query_set.ground_truth.ids[rows])
-        score("ceiling", reconstruction, truth)
-        for method, prediction in _baseline_answers(query_set, rows, mean_target, tokenizer):
-            score(method, prediction, truth)
-        shown = _visual_examples(query_set, rows, reconstruction)
-        for name, engine in engines.items():
-            answer = decode(
-                tokenizer, generate_answers(engine, tokenizer, query_set, rows, sampling)
-            )
-            score(f"student/{name}", answer, truth)
-            losses.add(name, _next_token_scores(engine.student, query_set, rows))
-            for example, image in zip(shown, to_pil(answer[: len(shown)]), strict=True):
-                example.answers[name] = image
-            on_answered(len(truth), name)
-        examples += shown
+def combine_draws(
+    query_set: QuerySet, draws: list[ScoredRows], tokenizer: TokenizerNet
+) -> TaskScores:
+    """The measurements of a task from those of each draw of prompts."""
+    task = tasks.get_or_default(query_set.task)
+    counts = {
+        method: {name: np.stack([d.counts[method][name] for d in draws], axis=1) for name in values}
+        for method, values in draws[0].counts.items()
+    }
+    scores = _mean_of_draws([draw.scores for draw in draws])
+    shown = shown_queries(draws[0].scores, task.primary_metric)
     return TaskScores(
         query_set.task,
         len(query_set.pool_inputs),
-        scores.concatenated(),
-        losses.concatenated(),
-        examples,
-        counts.concatenated(),
+        scores,
+        _mean_of_draws([draw.losses for draw in draws]),
+        _visual_examples(query_set.of_draw(0), shown, draws[0], tokenizer),
+        counts,
         query_set.groups,
+        draws,
     )
+
+
+def _mean_of_draws(draws: list[Scores]) -> Scores:
+    """Mean over draws of each query's values; NaN where a value is NaN in all of them."""
+    if len(draws) == 1:
+        return draws[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of means of nothing
+        return {
+            owner: {
+                name: np.nanmean([draw[owner][name] for draw in draws], axis=0) for name in values
+            }
+            for owner, values in draws[0].items()
+        }
+
+
+def shown_queries(scores: Scores, metric: str) -> dict[int, str]:
+    """The queries that a report shows: row -> why, "" for the first ones.
+
+    The first are shown so that nobody selects them by their answers; then the worst, the median
+    and the best answer of each student.
+    """
+    count = len(scores["ceiling"][metric])
+    shown = dict.fromkeys(range(min(NUM_VISUAL_EXAMPLES, count)), "")
+    for method, values in scores.items():
+        kind, _, name = method.partition("/")
+        known = np.flatnonzero(~np.isnan(values[metric]))
+        if kind != "student" or not len(known):
+            continue
+        order = known[np.argsort(values[metric][known], kind="stable")]
+        for rank, row in (("worst", order[0]), ("median", order[(len(order) - 1) // 2]),
+                          ("best", order[-1])):  # fmt: skip
+            text = f"{rank} answer of {name}"
+            shown[int(row)] = f"{shown[int(row)]}; {text}" if shown.get(int(row)) else text
+    return shown
 
 
 def _baseline_answers(
@@ -201,18 +266,30 @@ def _device(student: StudentNet) -> torch.device:
 
 
 def _visual_examples(
-    query_set: QuerySet, rows: slice, reconstruction: Tensor
+    query_set: QuerySet, shown: Mapping[int, str], rows: ScoredRows, tokenizer: TokenizerNet
 ) -> list[PromptExample]:
-    """The queries of a batch that the report shows, still without answers."""
-    count = max(0, NUM_VISUAL_EXAMPLES - rows.start)
+    """Queries as images, with the answers of all students."""
+    indices = list(shown)
+    reconstructions = to_pil(decode(tokenizer, query_set.ground_truth.ids[indices]))
+    answers = {
+        name: to_pil(decode(tokenizer, torch.from_numpy(values["ids"][indices]).long()))
+        for name, values in rows.answers.items()
+    }
+    metric = tasks.get_or_default(query_set.task).primary_metric
     examples = []
-    for row, image in enumerate(to_pil(reconstruction[:count]), start=rows.start):
+    for number, row in enumerate(indices):
         pairs = [
             (_image(query_set.pool_inputs, index), _image(query_set.pool_targets, index))
             for index in query_set.example_indices[row, 0]
         ]
         query, truth = _image(query_set.queries, row), _image(query_set.ground_truth, row)
-        examples.append(PromptExample(pairs, query, truth, image))
+        example = PromptExample(pairs, query, truth, reconstructions[number])
+        example.number, example.reason, example.metric = row + 1, shown[row], metric
+        example.answers = {name: images[number] for name, images in answers.items()}
+        example.scores = {
+            name: float(rows.scores[f"student/{name}"][metric][row]) for name in answers
+        }
+        examples.append(example)
     return examples
 
 

@@ -1,20 +1,31 @@
 """Evaluate students on held-out pairs: from shards and models to metrics and a report."""
 
+import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Unpack
 
-from PIL import Image
-
 from delvm import tasks as all_tasks
+from delvm.data.encode.executors.base import Rank, rank_from_env
 from delvm.data.shards.manifest import load_manifests
 from delvm.errors import UserError, did_you_mean
 from delvm.evaluation import results
+from delvm.evaluation.answer_store import AnswerStore, Part, concatenate
 from delvm.evaluation.bootstrap import CONFIDENCE, RESAMPLES
-from delvm.evaluation.query_set import build_query_set, validate
+from delvm.evaluation.prompt_selection import PromptSelection
+from delvm.evaluation.provenance import (
+    data_fingerprints,
+    hardware,
+    student_fingerprints,
+    versions,
+)
+from delvm.evaluation.query_set import QuerySet, build_query_set, validate
 from delvm.evaluation.report.student_report import render_report
-from delvm.evaluation.scoring import PromptExample, score_task
+from delvm.evaluation.scoring import combine_draws, score_rows
+from delvm.evaluation.student_files import EvaluatedTask, evaluated_task, write_files
 from delvm.evaluation.training_curves import read_history
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.engine import Engine
@@ -22,12 +33,10 @@ from delvm.inference.prompter import check_tokenizer_match, set_eval_mode
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.protocols import StudentNet, TokenizerNet
 from delvm.progress import Progress, log
-from delvm.storage import StoragePath, as_path, atomic_path, write_json, write_text
-from delvm.viz.image_grid import image_grid
+from delvm.storage import StoragePath, as_path, remove_tree
 
 UNKNOWN_ORIGIN = "origin not stated"
 Students = Mapping[str, StudentNet]
-Examples = dict[str, list[PromptExample]]  # task -> its first queries
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ class _Options:
     num_queries: int
     num_shots: int
     num_prompts: int
+    num_draws: int
+    prompt_selection: str
     shared_prompt: bool
     batch_size: int
     compile: bool
@@ -60,9 +71,12 @@ def evaluate_students(
     num_queries: int = 100,
     num_shots: int = 3,
     num_prompts: int = 1,
+    num_draws: int = 1,
+    prompt_selection: str = PromptSelection.random,
     shared_prompt: bool = False,
     batch_size: int = 32,
     compile: bool = False,
+    overwrite: bool = False,
     histories: Mapping[str, Path] | None = None,
     origins: Mapping[str, str] | None = None,
     title: str = "Evaluation",
@@ -70,44 +84,113 @@ def evaluate_students(
 ) -> dict[str, Any]:
     """Score students on held-out pairs, between trivial baselines and the tokenizer's ceiling.
 
+    Answers are kept in output_dir/answers, from which it continues if it was killed. Each of the
+    processes of torchrun answers its own batches, and rank 0 writes the results.
+
     Args:
         input_dir: Root of image shards. The first pairs of "test" are the queries, and prompts are
             sampled from "val".
         students: Name in the report -> model.
-        output_dir: For metrics.json, scores.csv, report.html and one TASK.png per task.
+        output_dir: For the files of `delvm.evaluation.student_files`, and the answers.
         tasks: None or empty: all tasks of the shards.
         num_queries: Queries per task.
         num_shots: Example pairs per prompt.
         num_prompts: Prompts that vote on each answer, see `delvm.inference.Engine`.
+        num_draws: Times that the prompts are sampled; scores are means, with their spread.
+        prompt_selection: random, or nearest: the pairs most similar to the query, by the
+            tokenizer's features.
         shared_prompt: Whether all queries of a task have the same prompts, which is several times
             faster, instead of each its own.
         compile: Whether to compile what computes the tokens, see `delvm.inference.static_step`.
+        overwrite: Whether to answer all queries again.
         histories: Name of a student, or "tokenizer" -> metrics.csv of its training, for the loss
             curves.
         origins: Name of a student, or "tokenizer" -> where its weights come from.
 
     Returns:
         The content of metrics.json: title, settings, tokenizer, students (origin, parameters,
-        summary) and tasks (see `delvm.evaluation.results`).
+        summary) and tasks (see `delvm.evaluation.results`). Empty in ranks other than 0.
 
     Raises:
         UserError: Shards, tasks or models are missing or do not fit together.
     """
-    config = SamplingConfig(**sampling)
-    counts = (num_queries, num_shots, num_prompts)
-    options = _Options(str(input_dir), *counts, shared_prompt, batch_size, compile, config)
+    counts = (num_queries, num_shots, num_prompts, num_draws)
+    how = (str(prompt_selection), shared_prompt, batch_size, compile)
+    options = _Options(str(input_dir), *counts, *how, SamplingConfig(**sampling))
     selected = _select_tasks(input_dir, tasks)
     _validate(options, selected, tokenizer, students)
-    curves = {name: read_history(path) for name, path in (histories or {}).items()}
-    task_results, examples = _score_tasks(options, selected, tokenizer, students)
+    report = _Report(title, dict(histories or {}), dict(origins or {}))
+    return _evaluate(options, selected, tokenizer, students, Path(output_dir), report, overwrite)
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What a report shows besides the results: its title, and what is known of the models."""
+
+    title: str
+    histories: dict[str, Path]
+    origins: dict[str, str]
+
+
+def _evaluate(
+    options: _Options,
+    tasks: list[str],
+    tokenizer: TokenizerNet,
+    students: Students,
+    output_dir: Path,
+    about: _Report,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Answer, score and write everything; the content of metrics.json."""
+    started, rank = time.monotonic(), rank_from_env()
+    curves = {name: read_history(path) for name, path in about.histories.items()}
+    sources = _sources(options, tasks, tokenizer, students)
+    folder = output_dir / "answers"
+    if overwrite and rank.rank == 0:
+        remove_tree(folder)
+    store = AnswerStore(folder, sources, first_rank=rank.rank == 0)
+    evaluated = _score_tasks(options, tasks, tokenizer, students, store, rank)
+    if rank.rank:
+        return {}
+    provenance = sources | _circumstances(tokenizer, rank, started)
+    task_results = {task: each.results for task, each in evaluated.items()}
     metrics = {
-        "title": title,
+        "title": about.title,
         "settings": options.settings | _derived_settings(tokenizer),
-        **_model_info(tokenizer, students, task_results, origins or {}),
+        **_model_info(tokenizer, students, task_results, about.origins),
         "tasks": task_results,
     }
-    _write(Path(output_dir), metrics, examples, render_report(metrics, examples, curves))
+    examples = {task: each.examples for task, each in evaluated.items()}
+    report = render_report(metrics, examples, curves)
+    write_files(output_dir, metrics, provenance, evaluated, report)
     return metrics
+
+
+def _circumstances(tokenizer: TokenizerNet, rank: Rank, started: float) -> dict[str, Any]:
+    """What the answers do not depend on."""
+    return {
+        "hardware": hardware(str(tokenizer.codebook.device)),
+        "world_size": rank.world_size,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _sources(
+    options: _Options, tasks: list[str], tokenizer: TokenizerNet, students: Students
+) -> dict[str, Any]:
+    """What the answers depend on: another value of any of these makes others."""
+    sources = {
+        "versions": versions(),
+        "settings": options.settings,
+        "seeds": {"prompts": options.sampling.seed, "samples": options.sampling.seed},
+        "tokenizer": fingerprint(tokenizer),
+        "students": student_fingerprints(students),
+        "data": data_fingerprints(as_path(options.input_dir), tasks),
+        "device": tokenizer.codebook.device.type,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(sources))  # as it is read back
+    return plain
 
 
 def _select_tasks(root: StoragePath, names: list[str] | None) -> list[str]:
@@ -139,9 +222,10 @@ def _validate(
     options: _Options, tasks: list[str], tokenizer: TokenizerNet, students: Students
 ) -> None:
     """Refuse impossible requests before any work is done."""
-    for name in ("num_queries", "num_shots", "num_prompts", "batch_size"):
+    for name in ("num_queries", "num_shots", "num_prompts", "num_draws", "batch_size"):
         if (value := getattr(options, name)) < 1:
             raise UserError(f"{name}={value} is below 1: set {name}=1 or more")
+    _validate_selection(options)
     if not students:
         raise UserError("no students to evaluate: set students.NAME=PATH")
     validate(
@@ -154,6 +238,25 @@ def _validate(
     for name, student in students.items():
         _validate_student(name, student, tokenizer, options.num_shots)
         _compare_resize(name, student, as_path(options.input_dir), tasks)
+
+
+def _validate_selection(options: _Options) -> None:
+    selection = options.prompt_selection
+    if selection not in list(PromptSelection):
+        valid = did_you_mean(selection, list(PromptSelection))
+        raise UserError(f"prompt_selection={selection} is unknown: {valid}")
+    if selection == PromptSelection.random:
+        return
+    if options.num_draws > 1:
+        raise UserError(
+            f"num_draws={options.num_draws}, but prompt_selection={selection} always finds the "
+            "same prompts: set num_draws=1"
+        )
+    if options.shared_prompt:
+        raise UserError(
+            f"shared_prompt=true, but prompt_selection={selection} finds other prompts for each "
+            "query: set shared_prompt=false"
+        )
 
 
 def _compare_resize(name: str, student: StudentNet, root: StoragePath, tasks: list[str]) -> None:
@@ -187,39 +290,74 @@ def _validate_student(
 
 
 def _score_tasks(
-    options: _Options, tasks: list[str], tokenizer: TokenizerNet, students: Students
-) -> tuple[results.Results, Examples]:
+    options: _Options,
+    tasks: list[str],
+    tokenizer: TokenizerNet,
+    students: Students,
+    store: AnswerStore,
+    rank: Rank,
+) -> dict[str, EvaluatedTask]:
+    """Answer what is missing of this rank's batches; in rank 0, the results of all tasks."""
     set_eval_mode(tokenizer, *students.values())
     kept = options.num_prompts if options.shared_prompt else 0
     engines = {
         name: Engine(student, kept, compile=options.compile) for name, student in students.items()
     }
-    task_results: results.Results = {}
-    examples: Examples = {}
-    total = len(tasks) * options.num_queries * len(students)
+    parts = [
+        Part(task, draw, start, min(start + options.batch_size, options.num_queries))
+        for task in tasks
+        for draw in range(options.num_draws)
+        for start in range(0, options.num_queries, options.batch_size)
+    ]
+    own = parts[rank.rank :: rank.world_size]
+    missing = [part for part in own if store.load(part) is None]
+    answered = sum(part.stop - part.start for part in own if part not in missing)
+    total = sum(part.stop - part.start for part in own) * len(students)
+    evaluated: dict[str, EvaluatedTask] = {}
     with Progress(total, "evaluate", "answers") as bar:
+        if answered:
+            log(f"evaluate: {answered} of {total // len(students)} queries were answered before")
+            bar.skip(answered * len(students))
         for task in tasks:
-            query_set = build_query_set(
-                as_path(options.input_dir),
-                task,
-                tokenizer,
-                num_queries=options.num_queries,
-                num_shots=options.num_shots,
-                num_prompts=options.num_prompts,
-                shared_prompt=options.shared_prompt,
-                seed=options.sampling.seed,
-                batch_size=options.batch_size,
-            )
+            todo = [part for part in missing if part.task == task]
+            if not todo and rank.rank:
+                continue
+            query_set = _query_set(options, task, tokenizer)
+            mean_target = query_set.mean_target()
 
             def on_answered(n: int, name: str, task: str = task) -> None:
                 bar.update(n, f"{task}, {name}")
 
-            scores = score_task(
-                query_set, tokenizer, engines, options.sampling, options.batch_size, on_answered
-            )
-            task_results[task] = results.task_results(scores, options.sampling.seed)
-            examples[task] = scores.examples
-    return task_results, examples
+            for part in todo:
+                arguments = (mean_target, tokenizer, engines, options.sampling, on_answered)
+                rows = score_rows(query_set.of_draw(part.draw), part.rows, *arguments)
+                store.save(part, rows)
+            if rank.rank:
+                continue
+            of_task = [part for part in parts if part.task == task]
+            draws = [
+                concatenate(store.wait_for(part for part in of_task if part.draw == draw))
+                for draw in range(options.num_draws)
+            ]
+            scores = combine_draws(query_set, draws, tokenizer)
+            evaluated[task] = evaluated_task(query_set, scores, options.sampling.seed)
+    return evaluated
+
+
+def _query_set(options: _Options, task: str, tokenizer: TokenizerNet) -> QuerySet:
+    return build_query_set(
+        as_path(options.input_dir),
+        task,
+        tokenizer,
+        num_queries=options.num_queries,
+        num_shots=options.num_shots,
+        num_prompts=options.num_prompts,
+        num_draws=options.num_draws,
+        prompt_selection=options.prompt_selection,
+        shared_prompt=options.shared_prompt,
+        seed=options.sampling.seed,
+        batch_size=options.batch_size,
+    )
 
 
 def _derived_settings(tokenizer: TokenizerNet) -> dict[str, Any]:
@@ -252,31 +390,3 @@ def _model_info(
             for name, student in students.items()
         },
     }
-
-
-def _write(output_dir: Path, metrics: dict[str, Any], examples: Examples, report: str) -> None:
-    """Write all files, metrics.json last: a new metrics.json means that all files are new."""
-    for task, shown in examples.items():
-        with atomic_path(output_dir / f"{task}.png") as tmp:
-            example_grid(shown).save(tmp)
-    write_text(output_dir / "report.html", report)
-    results.write_csv(output_dir / "scores.csv", metrics["tasks"])
-    write_json(output_dir / "metrics.json", metrics)
-
-
-def example_grid(examples: list[PromptExample]) -> Image.Image:
-    """Image grid with one row per query: prompt, query, answers, ground truth, reconstruction."""
-    first = examples[0]
-    titles = [f"{side} {i}" for i in range(1, len(first.pairs) + 1) for side in ("input", "target")]
-    titles += ["query", *first.answers, "ground truth", "reconstruction"]
-    rows = [
-        [
-            *(image for pair in example.pairs for image in pair),
-            example.query,
-            *example.answers.values(),
-            example.ground_truth,
-            example.reconstruction,
-        ]
-        for example in examples
-    ]
-    return image_grid(rows, titles)

@@ -18,7 +18,8 @@ import torch
 
 from delvm import tasks
 from delvm.data.image_io import to_tensor
-from delvm.evaluation.query_set import build_query_set, decode, sample_prompts
+from delvm.evaluation.prompt_selection import sample_prompts
+from delvm.evaluation.query_set import build_query_set, decode
 from delvm.evaluation.scoring import generate_answers
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.engine import Engine

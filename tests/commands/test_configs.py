@@ -70,7 +70,7 @@ def test_every_file_says_what_it_is(path: Path):
     assert comments, f"{path} starts with no comment: help pages show it"
     bare = path.stem == "none" or path == CONF / "trainer/gpu.yaml"  # which is cpu and more
     bare |= "  - distillation" in lines  # which names it
-    if path.parent.name not in ("experiment", "sweep", "debug", "preset") and not bare:
+    if path.parent.name not in ("experiment", "sweep", "debug", "preset", "suite") and not bare:
         assert any(line.startswith("  - /schema/") for line in lines), f"{path} names no schema"
 
 

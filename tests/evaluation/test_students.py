@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -118,7 +119,9 @@ def test_report_shows_the_first_queries(
     options: dict[str, Any] = {"tasks": ["derain"], "num_queries": 4, "batch_size": 2}
     evaluate_students(shards, tokenizer, students, output_dir=tmp_path, **options)
     page = (tmp_path / "report.html").read_text()
-    assert page.count('class="example"') == 3
+    assert len(re.findall(r'<p class="quiet">query \d', page)) == page.count('class="example"')
+    first = re.findall(r'<p class="quiet">query (\d)', page)[:3]
+    assert first == ["1", "2", "3"]
     assert 'alt="derain, query 3: answer of half"' in page
 
 

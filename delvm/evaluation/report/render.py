@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +25,9 @@ def _environment() -> Environment:
     environment.filters |= {
         "spaced": spaced,
         "metric_label": tables.metric_label,
+        "score_of": lambda value, metric: tables.format_value(
+            metric, None if math.isnan(value) else value
+        ),
         "percent": tables.format_percent,
         "parameter_count": tables.format_parameters,
         "png_uri": png_uri,

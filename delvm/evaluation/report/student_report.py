@@ -8,6 +8,7 @@ from delvm.evaluation.report.plots import AxisRange, Curve, curve_plot, interval
 from delvm.evaluation.report.render import render, spaced
 from delvm.evaluation.report.tables import (
     Table,
+    draws_table,
     format_percent,
     format_value,
     loss_table,
@@ -85,10 +86,11 @@ class Gap:
 
 @dataclass(frozen=True)
 class TaskSection:
-    """A task's queries and tables."""
+    """A task's queries and tables; `metric` is the primary one."""
 
     task: str
     description: str
+    metric: str
     examples: Sequence[PromptExample]
     tables: list[Table]
 
@@ -141,7 +143,10 @@ def render_report(
 
 def _section(name: str, result: Metrics, examples: Sequence[PromptExample]) -> TaskSection:
     tables = [score_table(result), loss_table(result)]
-    return TaskSection(name, result["description"], examples, tables)
+    if any("draws" in student for student in result["students"].values()):
+        tables.append(draws_table(result))
+    metric = result["primary_metric"]
+    return TaskSection(name, result["description"], metric, examples, tables)
 
 
 def _gap(name: str, result: Metrics, axis_range: AxisRange) -> Gap:

@@ -200,6 +200,23 @@ def loss_table(result: Mapping[str, Any]) -> Table:
     return Table("Next token, teacher-forced", list(columns.values()), groups)
 
 
+def draws_table(result: Mapping[str, Any]) -> Table:
+    """How much the scores of each student depend on which prompts were sampled."""
+    metrics, students = result["metrics"], result["students"]
+    rows = []
+    for index, (name, student) in enumerate(students.items()):
+        cells = []
+        for metric in metrics:
+            spread = student["draws"][metric]
+            std = "" if spread["std"] is None else f"± {format_value(metric, spread['std'])}"
+            cells.append(Cell(format_value(metric, spread["mean"]), std))
+        rows.append(Row(name, cells, model=index))
+    first = next(iter(students.values()))["draws"][result["primary_metric"]]
+    count = len(first["means"] or ())
+    caption = f"Mean and standard deviation over {count} draws of prompts"
+    return Table(caption, [metric_label(metric) for metric in metrics], [RowGroup("", rows)])
+
+
 def _students(
     result: Mapping[str, Any], select: Callable[[Any], Mapping[str, Interval]]
 ) -> list[tuple[str, Mapping[str, Interval]]]:

@@ -1,0 +1,128 @@
+"""The files that an evaluation of students writes.
+
+metrics.json    settings, models and the results of each task, see `results`
+scores.csv      the same results, one row per interval
+results.json    metrics.json, and where the numbers come from: versions, hardware, fingerprints of
+                models and data, seeds, and each query with the pairs of its prompts
+results.csv     every score: one row per task, query, draw, method and metric
+report.html     see `report`
+TASK.png        the shown queries of a task as a grid
+"""
+
+import csv
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from delvm.evaluation import results
+from delvm.evaluation.answer_store import Scores
+from delvm.evaluation.query_set import QuerySet
+from delvm.evaluation.scoring import PromptExample, TaskScores
+from delvm.storage import atomic_path, write_json, write_text
+from delvm.viz.image_grid import image_grid
+
+ROW_COLUMNS = ("task", "query", "key", "draw", "method", "metric", "value")
+
+
+@dataclass(frozen=True)
+class EvaluatedTask:
+    """A task that was scored.
+
+    Attributes:
+        results: As in metrics.json.
+        examples: The queries that the report shows.
+        queries: Key, group and prompts of each query, for JSON.
+        rows: Of results.csv.
+    """
+
+    results: dict[str, Any]
+    examples: list[PromptExample]
+    queries: list[dict[str, Any]]
+    rows: list[tuple[Any, ...]]
+
+
+def evaluated_task(query_set: QuerySet, scores: TaskScores, seed: int) -> EvaluatedTask:
+    """What is kept of a scored task."""
+    return EvaluatedTask(
+        results.task_results(scores, seed),
+        scores.examples,
+        _queries(query_set),
+        list(_rows(query_set, scores)),
+    )
+
+
+def _queries(query_set: QuerySet) -> list[dict[str, Any]]:
+    """Each query with the keys of the pairs in its prompts, those of the first draw first."""
+    return [
+        {
+            "key": key,
+            "group": str(group),
+            "prompts": [
+                [query_set.pool_keys[index] for index in prompt]
+                for prompt in query_set.example_indices[row]
+            ],
+        }
+        for row, (key, group) in enumerate(zip(query_set.keys, query_set.groups, strict=True))
+    ]
+
+
+def _rows(query_set: QuerySet, scores: TaskScores) -> Iterator[tuple[Any, ...]]:
+    for draw, measured in enumerate(scores.draws):
+        losses: Scores = {f"student/{name}": each for name, each in measured.losses.items()}
+        for table in (measured.scores, losses):
+            for method, metrics in table.items():
+                for metric, values in metrics.items():
+                    for row, value in enumerate(values.tolist()):
+                        text = "" if math.isnan(value) else f"{value:.6g}"
+                        key = query_set.keys[row]
+                        yield query_set.task, row, key, draw, method, metric, text
+
+
+def write_files(
+    output_dir: Path,
+    metrics: dict[str, Any],
+    provenance: dict[str, Any],
+    evaluated: Mapping[str, EvaluatedTask],
+    report: str,
+) -> None:
+    """Write all files, metrics.json last: a new metrics.json means that all files are new."""
+    for task, each in evaluated.items():
+        with atomic_path(output_dir / f"{task}.png") as tmp:
+            example_grid(each.examples).save(tmp)
+    write_text(output_dir / "report.html", report)
+    results.write_csv(output_dir / "scores.csv", metrics["tasks"])
+    with (
+        atomic_path(output_dir / "results.csv") as tmp,
+        tmp.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(ROW_COLUMNS)
+        for each in evaluated.values():
+            writer.writerows(each.rows)
+    queries = {task: each.queries for task, each in evaluated.items()}
+    write_json(
+        output_dir / "results.json", {**metrics, "provenance": provenance, "queries": queries}
+    )
+    write_json(output_dir / "metrics.json", metrics)
+
+
+def example_grid(examples: list[PromptExample]) -> Image.Image:
+    """Image grid with one row per query: prompt, query, answers, ground truth, reconstruction."""
+    first = examples[0]
+    titles = [f"{side} {i}" for i in range(1, len(first.pairs) + 1) for side in ("input", "target")]
+    titles += ["query", *first.answers, "ground truth", "reconstruction"]
+    rows = [
+        [
+            *(image for pair in example.pairs for image in pair),
+            example.query,
+            *example.answers.values(),
+            example.ground_truth,
+            example.reconstruction,
+        ]
+        for example in examples
+    ]
+    return image_grid(rows, titles)
