@@ -13,7 +13,7 @@ Notation:
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from delvm.inference.generation import (
     Rows,
     decode_tokens,
     num_image_tokens,
+    stream_tokens,
     without_gradients,
 )
 from delvm.inference.prefix_cache import PrefixCache
@@ -124,6 +125,43 @@ class Engine:
 
         return self._decode(contexts, queries, max_new_tokens, sampling, row_ids, codebook)
 
+    @torch.inference_mode()
+    def stream(
+        self,
+        prompts: Sequence[Tensor],
+        queries: Tensor,
+        max_new_tokens: int,
+        sampling: SamplingConfig = GREEDY,
+        *,
+        row_ids: Sequence[int] | None = None,
+        codebook: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """As `generate`, one token of each query at a time; without the draft.
+
+        Streams may be interleaved, unless the engine is compiled.
+
+        Yields:
+            ids (B,) int64, N times.
+
+        Raises:
+            ValueError: as `generate`, before the first token.
+        """
+
+        def contexts(prefixes: PrefixCache) -> list[Rows]:
+            return [self._context(prefixes, each, queries, max_new_tokens) for each in prompts]
+
+        if self._step is not None:
+            self._step.begin()
+        student = self._combined(self._prefixes, contexts, queries, max_new_tokens, sampling)
+        yield from stream_tokens(
+            student.contexts,
+            max_new_tokens,
+            sampling,
+            row_ids=row_ids,
+            codebook=codebook,
+            combine=student.combine if len(student.contexts) > 1 else None,
+        )
+
     @without_gradients
     def generate_each(
         self,
@@ -184,24 +222,13 @@ class Engine:
         row_ids: Sequence[int] | None,
         codebook: Tensor | None,
     ) -> Tensor:
-        guidance = sampling.guidance
-
-        def combine(logits: list[Tensor]) -> Tensor:
-            return vote(logits) if guidance == 1 else guide(vote(logits[:-1]), logits[-1], guidance)
-
-        def contexts_of(prefixes: PrefixCache) -> StudentContexts:
-            rows = contexts(prefixes)
-            if guidance != 1:
-                rows.append(self._rows(prefixes.student, queries, max_new_tokens))
-            return StudentContexts(rows, combine)
-
         if self._step is not None:
             self._step.begin()
-        student = contexts_of(self._prefixes)
+        student = self._combined(self._prefixes, contexts, queries, max_new_tokens, sampling)
         if self.draft is not None and self._draft_pays(len(queries), max_new_tokens, sampling):
             decoder = SpeculativeDecoder(
                 student,
-                contexts_of(self._draft_prefixes),
+                self._combined(self._draft_prefixes, contexts, queries, max_new_tokens, sampling),
                 sampling,
                 draft_tokens=self.draft_tokens,
                 relative_cost=self.relative_cost,
@@ -216,8 +243,27 @@ class Engine:
             sampling,
             row_ids=row_ids,
             codebook=codebook,
-            combine=combine if len(student.contexts) > 1 else None,
+            combine=student.combine if len(student.contexts) > 1 else None,
         )
+
+    def _combined(
+        self,
+        prefixes: PrefixCache,
+        contexts: Callable[[PrefixCache], list[Rows]],
+        queries: Tensor,
+        max_new_tokens: int,
+        sampling: SamplingConfig,
+    ) -> StudentContexts:
+        """The contexts of the prompts, that of no prompt for guidance, and how they combine."""
+        guidance = sampling.guidance
+
+        def combine(logits: list[Tensor]) -> Tensor:
+            return vote(logits) if guidance == 1 else guide(vote(logits[:-1]), logits[-1], guidance)
+
+        rows = contexts(prefixes)
+        if guidance != 1:
+            rows.append(self._rows(prefixes.student, queries, max_new_tokens))
+        return StudentContexts(rows, combine)
 
     def _draft_pays(self, rows: int, max_new_tokens: int, sampling: SamplingConfig) -> bool:
         """Whether to use the draft for a batch; a sample must not depend on the clock."""

@@ -4,7 +4,7 @@ Notation:
     B rows    T tokens of a row    N new tokens    C codebook size
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -178,6 +178,33 @@ def decode_tokens(
     Raises:
         ValueError: no codebook is given where one is needed.
     """
+    rows = contexts[0].ids
+    ids = torch.empty(len(rows), max_new_tokens, dtype=torch.int64, device=rows.device)
+    chosen = stream_tokens(
+        contexts, max_new_tokens, sampling, row_ids=row_ids, codebook=codebook, combine=combine
+    )
+    for step, tokens in enumerate(chosen):
+        ids[:, step] = tokens
+    return ids
+
+
+def stream_tokens(
+    contexts: Sequence[Rows],
+    max_new_tokens: int,
+    sampling: SamplingConfig,
+    *,
+    row_ids: Sequence[int] | None = None,
+    codebook: Tensor | None = None,
+    combine: Callable[[list[Tensor]], Tensor] | None = None,
+) -> Iterator[Tensor]:
+    """As `decode_tokens`, one token of each row at a time, in the gradient mode of the caller.
+
+    Yields:
+        ids (B,) int64, N times.
+
+    Raises:
+        ValueError: as `decode_tokens`, before the first token.
+    """
     method = sampling.decoding
     if method is Decoding.mean_embedding and codebook is None:
         raise ValueError("decoding=mean_embedding needs the tokenizer's codebook")
@@ -187,18 +214,18 @@ def decode_tokens(
         numbers = range(count) if row_ids is None else row_ids
         uniform = uniform_values(numbers, max_new_tokens, sampling.seed).to(device)
     used = codebook if method is Decoding.mean_embedding else None
-    ids = torch.empty(count, max_new_tokens, dtype=torch.int64, device=device)
     logits = [each.first_logits() for each in contexts]
+    tokens = torch.empty(count, dtype=torch.int64, device=device)
     for step in range(max_new_tokens):
         if step:
-            logits = [each.next_logits(ids[:, step - 1 : step]) for each in contexts]
+            logits = [each.next_logits(tokens[:, None]) for each in contexts]
         chosen = logits[0] if combine is None else combine(logits)
         if uniform is not None:
             probs = top_k_top_p_probs(chosen, sampling.temperature, sampling.top_k, sampling.top_p)
-            ids[:, step] = sample_from_uniform(probs, uniform[:, step])
+            tokens = sample_from_uniform(probs, uniform[:, step])
         else:
-            ids[:, step] = deterministic_ids(chosen, used)
-    return ids
+            tokens = deterministic_ids(chosen, used)
+        yield tokens
 
 
 def num_image_tokens(student: StudentNet) -> int:

@@ -138,7 +138,7 @@ class Prompter:
         prompts = prompt_sets(pairs)
         for prompt in prompts:
             self.check_context_length(len(prompt))
-        prompt_ids = [self.encode(_open_pairs(prompt)).flatten() for prompt in prompts]
+        prompt_ids = [self.encode(pair_images(prompt)).flatten() for prompt in prompts]
         numbered = enumerate(queries) if row_ids is None else zip(row_ids, queries, strict=True)
         # Each query is reduced before the next one is read: photos can be large.
         squares = ((row, self.to_squares([query])[0]) for row, query in numbered)
@@ -223,7 +223,7 @@ class Prompter:
     def _example_squares(self, pairs: Pairs, query: Image.Image) -> list[Image.Image]:
         """The images of one example as the tokenizer sees them, the query last."""
         self.check_context_length(len(pairs))
-        return self.to_squares([*_open_pairs(pairs), query])
+        return self.to_squares([*pair_images(pairs), query])
 
     def extend(
         self,
@@ -329,7 +329,7 @@ def prompt_sets(pairs: Pairs | Sequence[Pairs]) -> list[Pairs]:
     return [cast(Pairs, pairs)]
 
 
-def _open_pairs(pairs: Pairs) -> list[Image.Image]:
+def pair_images(pairs: Pairs) -> list[Image.Image]:
     """The images of all pairs in a row; those of one pair must have the same shape."""
     images = []
     for number, pair in enumerate(pairs, 1):
