@@ -5,6 +5,11 @@ INSTALLED := $(VENV)/.installed
 # Test processes, of one thread each: for small tests faster than one process of two threads.
 JOBS ?= 2
 
+# Gradio and what it brings. Its metadata excludes pillow 13 and tomlkit 0.15, which are pinned for
+# all else and which it runs with (tests/serving), so these are installed without dependencies.
+SERVE := brotli fastapi gradio gradio_client groovy hf-gradio orjson pandas pydub python-multipart \
+  pytz safehttpx semantic-version starlette uvicorn
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast fuzz lint type format bench notebooks pins clean
 
@@ -32,6 +37,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt torch; \
 	echo "setup: everything else"; \
 	$(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,log,data,scale,optim]'; \
+	$(PYTHON) -m pip install --disable-pip-version-check -c constraints.txt --no-deps $(SERVE); \
 	touch $@; \
 	echo "setup: created $(VENV); the console script is $(VENV)/bin/delvm"
 
@@ -71,6 +77,7 @@ pins: ## rewrite constraints.txt: the same torch, the newest versions of all els
 	python3.11 -m venv $$tmp; \
 	$$tmp/bin/pip install "$$(grep '^torch==' constraints.txt)"; \
 	$$tmp/bin/pip install -e '.[dev,log,data,scale,optim]'; \
+	$$tmp/bin/pip install --no-deps $(SERVE) 'safehttpx<0.2'; \
 	grep '^#' constraints.txt > $$tmp/pins; \
 	$$tmp/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9]*$$//' | grep -Ev '^(nvidia-|triton)' >> $$tmp/pins; \
 	cp $$tmp/pins constraints.txt; \

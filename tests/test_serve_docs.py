@@ -43,7 +43,7 @@ class LLM:
 def test_the_example_of_the_docs_answers_as_a_prompter_does(root, tmp_path, monkeypatch):
     text = (root / "docs" / "serve.md").read_text("utf-8")
     command = re.search(r"^    delvm (export .*)$", text, re.M)[1].replace("bfloat16", "float32")
-    code, server = re.findall(r"```python\n(.*?)```", text, re.S)
+    _, code, server = re.findall(r"```python\n(.*?)```", text, re.S)
     compile(server, "serve.md", "exec")
     fake = ModuleType("vllm")
     fake.LLM, fake.SamplingParams = LLM, SimpleNamespace

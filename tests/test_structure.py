@@ -38,6 +38,7 @@ ALLOWED = {
     "interop": BASE | {"models", "data"},
     "inference": BASE | {"models", "interop", "tasks", "data", "viz"},
     "training": BASE | {"models", "interop", "tasks", "data", "inference", "viz"},
+    "serving": BASE | {"interop", "inference", "tasks", "data"},
     "evaluation": BASE | {"models", "interop", "tasks", "data", "inference", "viz"},
 }
 ALLOWED["configs"] = {*ALLOWED}
@@ -55,6 +56,10 @@ EXTERNAL = {
     "tqdm": {"progress"},
     "ray": {"data"},
     "submitit": {"data"},
+    "gradio": {"serving"},
+    "fastapi": {"serving"},
+    "pydantic": {"serving"},
+    "uvicorn": {"serving"},
 }
 # They install a torchvision that breaks torch's CPU build, or download weights at run time.
 FORBIDDEN = {
@@ -142,7 +147,8 @@ def test_file_and_function_length(path):
 
 def test_imports_are_declared():
     extras = PROJECT["optional-dependencies"]
-    optional = [*extras["data"], *extras["log"], *extras["scale"], *extras["xformers"]]
+    groups = ("data", "log", "scale", "serve", "xformers")
+    optional = [each for group in groups for each in extras[group]]
     declared = set(map(package_name, [*PROJECT["dependencies"], *optional]))
     provides = importlib.metadata.packages_distributions()
     for package in sorted(set().union(*map(external_packages, PACKAGE))):
@@ -152,7 +158,8 @@ def test_imports_are_declared():
 
 def test_dependencies_are_pinned():
     extras = PROJECT["optional-dependencies"]
-    required = [*PROJECT["dependencies"], *extras["dev"], *extras["log"]]
+    groups = (extras["dev"], extras["log"], extras["serve"])
+    required = [*PROJECT["dependencies"], *(each for group in groups for each in group)]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
@@ -187,6 +194,6 @@ def test_import_is_light(module):
     code = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert not set(done.stdout.split()) & {"torch", "numpy", "hydra", "lightning"}, (
+    assert not set(done.stdout.split()) & {"torch", "numpy", "hydra", "lightning", "gradio"}, (
         "imported too early"
     )

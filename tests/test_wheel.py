@@ -27,7 +27,12 @@ def test_the_wheel_holds_code_configs_and_data_and_no_more(wheel, root):
         if path.is_file() and "__pycache__" not in path.parts
     }
     configs = {f"delvm/{path.relative_to(root)}" for path in (root / "conf").rglob("*.yaml")}
-    assert files | configs == {name for name in names if name.startswith("delvm/")}
+    prompts = {
+        f"delvm/{path.relative_to(root)}"
+        for path in (root / "examples").rglob("*")
+        if path.is_file() and not {"plugin", "slurm"} & set(path.parts)
+    }
+    assert files | configs | prompts == {name for name in names if name.startswith("delvm/")}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"delvm"}
 
 

@@ -7,6 +7,7 @@ VERBS = (
     "train",
     "runs",
     "generate",
+    "serve",
     "evaluate",
     "inspect",
     "convert",

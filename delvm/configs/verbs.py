@@ -19,6 +19,7 @@ from delvm.configs.generate import (
     changed_keys,
     require_min,
 )
+from delvm.configs.serve import ServeConfig
 from delvm.configs.store import Groups, schema_of
 from delvm.data.types import SPLITS
 from delvm.errors import did_you_mean
@@ -271,6 +272,7 @@ ROOTS: dict[str, type] = {
     "encode": EncodeConfig,
     "runs": RunsConfig,
     "generate": GenerateConfig,
+    "serve": ServeConfig,
     "evaluate": EvaluateConfig,
     "inspect": InspectConfig,
     "convert": ConvertConfig,

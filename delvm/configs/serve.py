@@ -1,0 +1,36 @@
+"""The schema of `delvm serve`. The comments of conf/verbs/serve.yaml explain each key."""
+
+from dataclasses import dataclass, field
+
+from delvm.configs.generate import Device, Precision, require_min
+from delvm.data.resizing import ResizeMode
+
+MAX_PORT = 65_535
+
+
+@dataclass
+class ServeConfig:
+    tokenizer: str = "shapes"
+    students: dict[str, str] = field(default_factory=dict)
+    prompts: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 7860
+    resize: ResizeMode | None = None
+    precision: Precision = Precision.fp32
+    device: Device = Device.auto
+    max_upload_mb: int = 16
+    max_pixels: int = 20_000_000
+    max_queue: int = 16
+    max_cache_mb: int = 1024
+
+    def validate(self) -> list[str]:
+        errors = require_min(
+            1,
+            max_upload_mb=self.max_upload_mb,
+            max_pixels=self.max_pixels,
+            max_queue=self.max_queue,
+            max_cache_mb=self.max_cache_mb,
+        )
+        if not 0 <= self.port <= MAX_PORT:
+            errors.append(f"port={self.port} is not in 0..{MAX_PORT}: set port=7860, or 0 for any")
+        return errors

@@ -1,0 +1,102 @@
+"""What is accepted from a client, and images from clients, which are not trusted."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from PIL import Image
+
+from delvm.data.image_io import open_image
+from delvm.errors import UserError
+
+Upload: TypeAlias = bytes | Path  # an image as a client sent it: its bytes, or a file of them
+
+# Decoders of rare formats have had many bugs that a file can exploit.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+FORMATS_IN_WORDS = "PNG, JPEG, WebP, GIF or BMP"
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is accepted from a client.
+
+    Attributes:
+        max_upload_mb: of one uploaded file, and of the body of one request, in MiB.
+        max_pixels: of one image.
+        max_queue: requests that wait; one more is refused. Page and endpoint have a queue each.
+        max_cache_mb: of all files that the page keeps on disk, in MiB; above it uploads are refused
+            until old files are deleted.
+    """
+
+    max_upload_mb: int = 16
+    max_pixels: int = 20_000_000
+    max_queue: int = 16
+    max_cache_mb: int = 1024
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """`max_upload_mb` in bytes."""
+        return self.max_upload_mb * MIB
+
+
+def open_upload(upload: Upload, name: str, limits: Limits) -> Image.Image:
+    """Open an image from a client, after its size has been checked.
+
+    Args:
+        upload: its bytes or file.
+        name: what to call it in messages, such as "the query".
+        limits: of its size.
+
+    Returns:
+        the image in mode RGB, upright.
+
+    Raises:
+        UserError: it is too large, damaged, or of another format than `FORMATS`.
+    """
+    size = len(upload) if isinstance(upload, bytes) else upload.stat().st_size
+    if size > limits.max_upload_bytes:
+        raise UserError(
+            f"{name} has {size / MIB:.1f} MiB, above the limit of {limits.max_upload_mb} MiB: "
+            "send a smaller file"
+        )
+    data = upload if isinstance(upload, bytes) else upload.read_bytes()
+    width, height = _size(data, name)
+    if width * height > limits.max_pixels:
+        raise UserError(
+            f"{name} has {width} x {height} pixels, above the limit of {limits.max_pixels:,}: "
+            "send a smaller image"
+        )
+    return open_image(data, name)
+
+
+def on_white(upload: Upload, name: str, limits: Limits) -> bytes:
+    """A drawing, transparent where nothing was painted, as a PNG on a white sheet.
+
+    Raises:
+        UserError: as `open_upload`.
+    """
+    open_upload(upload, name, limits)
+    with Image.open(io.BytesIO(upload) if isinstance(upload, bytes) else upload) as image:
+        painted = image.convert("RGBA")
+    sheet = Image.new("RGBA", painted.size, "white")
+    return png_bytes(Image.alpha_composite(sheet, painted).convert("RGB"))
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """An image as the bytes of a PNG file."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _size(data: bytes, name: str) -> tuple[int, int]:
+    """Width and height from the header of a file."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.size
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} is too large: {error}") from None
+    except Exception:  # decoders raise nearly anything on a damaged file
+        raise UserError(f"{name} cannot be read as an image: send {FORMATS_IN_WORDS}") from None

@@ -1,0 +1,60 @@
+"""Ready prompts: a directory of pairs for each task, and a query next to it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+import delvm
+from delvm.errors import UserError
+from delvm.inference.prompt_files import PairFiles, find_pairs
+from delvm.tasks import NAMES
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A prompt that the page offers.
+
+    Attributes:
+        name: of the task, as its directory is called.
+        pairs: the files of its examples, sorted by name.
+        query: an image to answer.
+    """
+
+    name: str
+    pairs: tuple[PairFiles, ...]
+    query: Path
+
+
+def shipped_prompts() -> Path:
+    """examples/ of the checkout the package is run from, else the copy in the installed package."""
+    package = Path(delvm.__file__).resolve().parent
+    checkout = package.parent / "examples"
+    return checkout if checkout.is_dir() else package / "examples"
+
+
+def find_prompt_sets(folder: Path) -> list[PromptSet]:
+    """The prompts of a directory: each NAME/ next to a NAME_query.* image.
+
+    Tasks of `delvm.tasks.NAMES` come first, in that order, then others by name.
+    Directories without such a query are left out.
+
+    Raises:
+        UserError: the directory is missing or has no prompts, or one of them has no pairs.
+    """
+    if not folder.is_dir():
+        raise UserError(f"prompts={folder} is not a directory: set prompts=DIR, or prompts=null")
+    suffixes = Image.registered_extensions()
+    found = []
+    for each in filter(Path.is_dir, folder.iterdir()):
+        queries = sorted(folder.glob(f"{each.name}_query.*"))
+        queries = [file for file in queries if file.suffix.lower() in suffixes]
+        if queries:
+            found.append(PromptSet(each.name, tuple(find_pairs(each)), queries[0]))
+    if not found:
+        raise UserError(
+            f"prompts={folder} has no prompts: put pairs in {folder}/NAME and a query in "
+            f"{folder}/NAME_query.png, or set prompts=null"
+        )
+    order = {name: number for number, name in enumerate(NAMES)}
+    return sorted(found, key=lambda each: (order.get(each.name, len(order)), each.name))

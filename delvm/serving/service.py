@@ -1,0 +1,180 @@
+"""Answers for many clients: one worker thread computes all of them, a row of tokens at a time.
+
+A model is bound by the memory and cores of its device, so two answers at once are no faster than
+one after the other. Each row is a job of its own in the worker's queue: clients share the device
+fairly, and one that goes away leaves nothing running.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from delvm.data.image_io import to_pil
+from delvm.data.resizing import same_shape
+from delvm.errors import UserError, did_you_mean
+from delvm.inference.decoding import SamplingOptions
+from delvm.inference.partial_answers import render, stream_rows
+from delvm.inference.prompter import Prompter
+from delvm.serving.limits import Limits, Upload, open_upload, png_bytes
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a client asks.
+
+    Attributes:
+        student: its name.
+        pairs: input and target of each example.
+        query: the image to answer.
+        sampling: as of `delvm.inference.decoding.SamplingConfig`.
+        rows: whether the rows so far are rendered, or the complete answer alone.
+    """
+
+    student: str
+    pairs: tuple[tuple[Upload, Upload], ...]
+    query: Upload
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    rows: bool = False
+
+
+class Step(NamedTuple):
+    """An answer after one more row of tokens.
+
+    Attributes:
+        ids: the tokens generated so far.
+        total: how many there will be.
+        seconds: computed for this answer so far, without waiting.
+        image: the answer, RGB; None before the last row, unless rows are rendered.
+        round_trip: the query through the tokenizer and back, the best that an answer can look.
+        psnr: of the round trip, in dB.
+    """
+
+    ids: list[int]
+    total: int
+    seconds: float
+    image: Image.Image | None
+    round_trip: Image.Image
+    psnr: float
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all rows are there."""
+        return len(self.ids) == self.total
+
+
+class Service:
+    """Students that answer questions.
+
+    Attributes:
+        prompters: name -> student with its tokenizer; the first is the default.
+        limits: of what is accepted.
+    """
+
+    def __init__(self, prompters: Mapping[str, Prompter], limits: Limits) -> None:
+        self.prompters, self.limits = dict(prompters), limits
+        self._worker = ThreadPoolExecutor(1, "delvm-answers")
+
+    def close(self) -> None:
+        """End the worker after the row that it computes."""
+        self._worker.shutdown(cancel_futures=True)
+
+    def warm_up(self) -> None:
+        """Answer a question to each student, as the first answer also compiles and allocates."""
+        gray = png_bytes(Image.new("RGB", (8, 8), "gray"))
+        for name in self.prompters:
+            for _ in self.stream(Question(name, ((gray, gray),), gray, rows=True)):
+                pass
+
+    def prompter(self, student: str) -> Prompter:
+        """A student by its name.
+
+        Raises:
+            UserError: there is none.
+        """
+        if student not in self.prompters:
+            raise UserError(f"unknown student '{student}': {did_you_mean(student, self.prompters)}")
+        return self.prompters[student]
+
+    def max_pairs(self, student: str) -> int:
+        """How many pairs fit into a student's context next to a query and its answer."""
+        prompter = self.prompter(student)
+        return prompter.student.max_seq_len // prompter.tokenizer.tokens_per_image // 2 - 1
+
+    def stream(self, question: Question) -> Iterator[Step]:
+        """Answer a question; waits for the worker.
+
+        Raises:
+            UserError: the question cannot be answered as it is.
+        """
+        steps = self._steps(question)
+        while (step := self._submit(steps).result()) is not None:
+            yield step
+
+    async def astream(self, question: Question) -> AsyncIterator[Step]:
+        """As `stream`, for an event loop."""
+        steps = self._steps(question)
+        while (step := await asyncio.wrap_future(self._submit(steps))) is not None:
+            yield step
+
+    def _submit(self, steps: Iterator[Step]) -> "Future[Step | None]":
+        return self._worker.submit(next, steps, None)
+
+    def _steps(self, question: Question) -> Iterator[Step]:
+        """The steps of an answer, each computed when it is asked for."""
+        start, seconds = perf_counter(), 0.0
+        prompter = self.prompter(question.student)
+        pairs, query = self._open(question)
+        sampling: Any = question.sampling
+        round_trip, psnr = None, math.nan
+        for row in stream_rows(prompter, pairs, query, **sampling):
+            if round_trip is None:
+                [round_trip] = to_pil(prompter.tokenizer.decode(row.query_ids[None]))
+                psnr = _psnr(row.query, round_trip)
+            shown = question.rows or row.is_complete
+            image = render(prompter.tokenizer, row) if shown else None
+            seconds += perf_counter() - start
+            total = len(row.query_ids)
+            yield Step(row.ids.tolist(), total, seconds, image, round_trip, psnr)
+            start = perf_counter()
+
+    def _open(
+        self, question: Question
+    ) -> tuple[list[tuple[Image.Image, Image.Image]], Image.Image]:
+        """The images of a question, reduced to the size that the student sees."""
+        if not question.pairs:
+            raise UserError("no pairs given: show the task by one pair or more")
+        prompter, limits = self.prompter(question.student), self.limits
+        prompter.check_context_length(len(question.pairs))
+        pairs = []
+        for number, (first, second) in enumerate(question.pairs, 1):
+            images = (
+                open_upload(first, f"the input of pair {number}", limits),
+                open_upload(second, f"the target of pair {number}", limits),
+            )
+            check_pair(number, *images)
+            one, other = prompter.to_squares(images)
+            pairs.append((one, other))
+        return pairs, open_upload(question.query, "the query", limits)
+
+
+def check_pair(number: int, first: Image.Image, second: Image.Image) -> None:
+    """Raise a UserError if the images of a pair have different shapes."""
+    if not same_shape(first.size, second.size):
+        raise UserError(
+            f"pair {number} has images of {first.width} x {first.height} and "
+            f"{second.width} x {second.height} pixels: crop them to one shape"
+        )
+
+
+def _psnr(first: Image.Image, second: Image.Image) -> float:
+    """Peak signal-to-noise ratio of two images of one size, in dB."""
+    error = np.asarray(first).astype(np.float64) - np.asarray(second)
+    mse = float(np.square(error).mean())
+    return 10 * math.log10(255**2 / mse) if mse else math.inf

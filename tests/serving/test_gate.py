@@ -1,0 +1,147 @@
+"""The gate: unknown paths, large bodies and long queues are refused before anything is read."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from delvm.serving.gate import Gate, is_known
+from delvm.serving.limits import MIB, Limits
+
+LIMITS = Limits(max_upload_mb=1, max_queue=2, max_cache_mb=1)
+
+
+class Client:
+    """Sends one request through a gate; the app behind it reads the body and waits for `free`."""
+
+    def __init__(self, gate_folder: Path, **app: object) -> None:
+        self.read: list[int] = []
+        self.free = asyncio.Event()
+        self.gate = Gate(self.app, LIMITS, gate_folder)
+
+    async def app(self, scope, receive, send):
+        read, more = 0, True
+        while more:
+            message = await receive()
+            read += len(message["body"])
+            more = message["more_body"]
+        self.read.append(read)
+        await self.free.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def send(self, path, chunks=(b"",), headers=()):
+        sent, parts = [], list(chunks)
+
+        async def receive():
+            chunk = parts.pop(0)
+            return {"type": "http.request", "body": chunk, "more_body": bool(parts)}
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "path": path, "headers": list(headers)}
+        await self.gate(scope, receive, send)
+        return sent[0]["status"], json.loads(sent[1]["body"]).get("detail", "")
+
+
+def run(test):
+    return asyncio.run(asyncio.wait_for(test, 10))
+
+
+def test_what_a_page_does_not_need_is_not_found(tmp_path):
+    for path in ("/docs", "/monitoring", "/gradio_api/proxy=http://a.b", "/gradio_api/vibe-edit"):
+        assert not is_known(path)
+        assert run(Client(tmp_path).send(path)) == (404, "not found")
+    for path in ("/gradio_api/file=http://a.b/c.png", "/gradio_api/file=/a/../b", "/static/../a"):
+        assert not is_known(path)
+    for path in ("/", "/assets/index.js", "/gradio_api/file=/a/b.png", "/v1/answer"):
+        assert is_known(path)
+
+
+def test_a_large_body_is_refused_by_its_length_or_as_it_is_read(tmp_path):
+    async def test():
+        client = Client(tmp_path)
+        client.free.set()
+        length = [(b"content-length", b"%d" % (2 * MIB))]
+        status, detail = await client.send("/v1/answer", headers=length)
+        assert status == 413 and detail == "the request is too large: the limit is 1 MiB"
+        assert not client.read
+        chunks = [bytes(MIB // 2)] * 5  # of a client that states no length
+        assert (await client.send("/v1/answer", chunks))[0] == 413
+        assert not client.read and client.gate.waiting == 0
+        assert await client.send("/v1/answer", chunks[:2]) == (200, "")
+        assert client.read == [MIB]
+
+    run(test())
+
+
+def test_an_error_of_the_app_about_a_large_body_becomes_413(tmp_path):
+    async def catches(scope, receive, send):
+        try:
+            while True:
+                await receive()
+        except Exception:  # as FastAPI does
+            await send({"type": "http.response.start", "status": 400, "headers": []})
+            await send({"type": "http.response.body", "body": b"{}"})
+
+    async def test():
+        client = Client(tmp_path)
+        client.gate.app = catches
+        assert (await client.send("/v1/answer", [bytes(MIB)] * 3))[0] == 413
+
+    run(test())
+
+
+def test_more_than_the_queue_holds_are_refused(tmp_path):
+    async def test():
+        client = Client(tmp_path)
+        tasks = [asyncio.create_task(client.send("/v1/answer")) for _ in range(10)]
+        await asyncio.sleep(0)
+        done = [await each for each in tasks[3:]]  # one is computed, two wait
+        assert {status for status, _ in done} == {503}
+        assert done[0][1] == "the queue is full (2 wait): try again later"
+        client.free.set()
+        assert [(await each)[0] for each in tasks[:3]] == [200] * 3
+        assert client.gate.waiting == 0
+        assert (await client.send("/v1/answer"))[0] == 200
+
+    run(test())
+
+
+@pytest.mark.parametrize(("size", "status"), [(1000, 200), (2 * MIB, 503)])
+def test_uploads_are_refused_when_the_cache_is_full(tmp_path, size, status):
+    (tmp_path / "session").mkdir()
+    (tmp_path / "session/a.png").write_bytes(bytes(size))
+
+    async def test():
+        client = Client(tmp_path)
+        client.free.set()
+        assert (await client.send("/gradio_api/upload"))[0] == status
+
+    run(test())
+
+
+def test_events_may_name_no_file_but_uploads(tmp_path):
+    inside = str(tmp_path / "session/a.png")
+    (tmp_path / "link").symlink_to("/etc")
+    event = {"data": [None, {"path": inside, "meta": {}}, {"composite": None}], "fn_index": 1}
+
+    async def test():
+        client = Client(tmp_path)
+        client.free.set()
+        join = "/gradio_api/queue/join"
+        body = json.dumps(event).encode()
+        assert await client.send(join, [body[:20], body[20:]]) == (200, "")
+        assert client.read == [len(body)]  # it is passed on as it came
+        for path in ("/etc/passwd", f"{tmp_path}/../a", f"{tmp_path}/link/passwd", "http://a.b/c"):
+            for value in ({"path": path}, {"composite": {"path": path}}, [[{"path": path}]]):
+                body = json.dumps({"data": [value]}).encode()
+                status, detail = await client.send(join, [body])
+                assert (status, detail) == (400, "only files that were uploaded here can be used")
+        assert (await client.send(join, [b"{"]))[0] == 400
+        assert (await client.send(join, [bytes(MIB), b"1"]))[0] == 413
+        assert len(client.read) == 1
+
+    run(test())

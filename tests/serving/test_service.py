@@ -1,0 +1,69 @@
+"""Answers of the service equal those of a prompter, for one client and for many at once."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from delvm.errors import UserError
+from delvm.serving.service import Question
+from tests.serving.conftest import noise, png
+
+PAIRS = tuple((png(noise(2 * i)), png(noise(2 * i + 1))) for i in range(2))
+IMAGES = [(noise(2 * i), noise(2 * i + 1)) for i in range(2)]
+SAMPLED = {"decoding": "sample", "temperature": 1.0, "seed": 3}
+
+
+@pytest.mark.parametrize("sampling", [{}, {"decoding": "greedy", "guidance": 2.0}, SAMPLED])
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_the_last_step_is_the_answer(service, name, sampling):
+    steps = [*service.stream(Question(name, PAIRS, png(noise(9)), sampling, rows=True))]
+    [expected] = service.prompters[name].complete(IMAGES, [noise(9)], **sampling)
+    assert [len(each.ids) for each in steps] == [2, 4] and steps[-1].total == 4
+    assert steps[-1].image.tobytes() == expected.tobytes()
+    assert 0 < steps[0].seconds < steps[1].seconds and steps[0].psnr > 0
+    [alone] = [s for s in service.stream(Question(name, PAIRS, png(noise(9)), sampling)) if s.image]
+    assert alone.image.tobytes() == expected.tobytes()
+
+
+def test_clients_at_once_get_what_they_would_get_alone(service):
+    def ids(seed):
+        question = Question("first", PAIRS, png(noise(seed)), SAMPLED)
+        return [*service.stream(question)][-1].ids
+
+    alone = [ids(seed) for seed in range(12)]
+    with ThreadPoolExecutor(12) as clients:
+        assert [*clients.map(ids, range(12))] == alone
+
+
+def test_an_abandoned_answer_holds_nobody_up(service):
+    abandoned = service.stream(Question("first", PAIRS, png(noise(9))))
+    next(abandoned)
+    assert [*service.stream(Question("first", PAIRS, png(noise(9))))][-1].is_complete
+    abandoned.close()
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        (Question("fisrt", PAIRS, b""), "unknown student 'fisrt': did you mean 'first'"),
+        (Question("first", (), b""), "no pairs given: show the task by one pair or more"),
+        (Question("first", PAIRS * 3, b""), "use at most 4 pairs"),
+        (Question("first", PAIRS, b"GIF89a"), "the query cannot be read as an image"),
+        (Question("first", ((PAIRS[0][0], b"x"),), b""), "the target of pair 1 cannot be read"),
+        (
+            Question("first", ((PAIRS[0][0], png(noise(1, (20, 30)))),), b""),
+            "pair 1 has images of 20 x 16 and 20 x 30 pixels: crop them to one shape",
+        ),
+        (
+            Question("first", PAIRS, png(noise(9)), {"decoding": "greedy", "temperature": 1.0}),
+            "decoding=greedy is deterministic",
+        ),
+    ],
+)
+def test_mistakes_are_reported_in_words(service, question, words):
+    with pytest.raises(UserError, match=words):
+        next(service.stream(question))
+
+
+def test_warm_up_answers_for_every_student(service):
+    service.warm_up()
