@@ -78,6 +78,8 @@ def build_run(cfg: DictConfig) -> Run:
         check_run_dir(output_dir, getattr(module, "model", None), replaces)
     if cfg.init_from and not resume:  # a resumed run has its own weights
         load_init_weights(module, cfg.init_from, data)
+    if hasattr(module, "attach_adapter"):
+        module.attach_adapter()
     trainer = build_trainer(cfg, module, data, strategy)
     if resume is not None:
         validate_resume(resume, trainer, module, data)

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from delvm.configs.store import Groups, publish, schema_of
 from delvm.data.teacher_cache.store import TeacherCache
+from delvm.models.lora import LoRA
 from delvm.models.transformer import TransformerConfig
 from delvm.models.vqgan import VQGANConfig
 from delvm.training import callbacks, losses, strategies
@@ -132,6 +133,7 @@ GROUPS: Groups = {
             OfflineDistillationModule, model="${student.net}", teacher="${teacher}", **_FACTORIES
         ),
     },
+    "module/adapter": {"lora": schema_of(LoRA)},
     "module/token_order": {"random": schema_of(RandomTokenOrder)},
     "module/on_policy": {"on_policy": schema_of(OnPolicy)},
     "module/on_policy/selection": {"tokens": schema_of(losses.TokenSelection)},

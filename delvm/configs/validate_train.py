@@ -113,6 +113,10 @@ def _student_errors(cfg: DictConfig, asked: Devices) -> list[str]:
     """The student and its tokenizer against the hardware and the ids on disk."""
     student, tokenizer = (_settings(node.get("net", {})) for node in (cfg.student, cfg.tokenizer))
     errors = attention_errors(student.get("attention"), asked, student.get("dropout", 0.0))
+    if cfg.module.get("adapter") and cfg.init_from is None:
+        errors.append("module.adapter adapts pretrained weights: set init_from=PATH")
+    if cfg.module.get("adapter") and is_a(target_of(cfg.strategy), FSDP1Strategy):
+        errors.append("module.adapter is not for strategy=fsdp: set strategy=fsdp2")
     if is_a(target_of(cfg.data), ImageDataModule):
         errors.append("module=student learns from sentences, data is images: set data=sentences")
     elif is_a(target_of(cfg.data), SentenceDataModule):

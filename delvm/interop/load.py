@@ -24,6 +24,7 @@ from delvm.interop.model_source import ModelData, ModelSource
 from delvm.interop.save import FORMAT
 from delvm.interop.weight_files import read_pickle, read_tensors, strip_wrappers
 from delvm.models.attention import AttentionBackend
+from delvm.models.lora import merge_adapters
 from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
@@ -157,7 +158,11 @@ def _from_lightning(checkpoint: dict[str, Any], path: Path) -> ModelData:
         )
     prefix = "model."
     bare = strip_wrappers({str(k): v for k, v in state.items()})
-    return metadata, {k.removeprefix(prefix): v for k, v in bare.items() if k.startswith(prefix)}
+    model = {k.removeprefix(prefix): v for k, v in bare.items() if k.startswith(prefix)}
+    try:
+        return metadata, merge_adapters(model)
+    except UserError as error:
+        raise UserError(f"checkpoint {path}: {error}") from None
 
 
 def read_metadata(path: Path) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from delvm.interop.weight_files import write_model_dir
+from delvm.models.lora import merge_adapters
 from delvm.models.transformer import Transformer, TransformerConfig
 from delvm.models.vqgan import VQGAN, VQGANConfig
 
@@ -55,8 +56,10 @@ def save_model(
         output_dir: replaced if it exists.
         dtype: of the weights on disk; float16 halves the size.
         state: the model's full state dict, where the model itself holds only a shard of it.
+
+    Adapters are merged into the weights.
     """
-    state = model.state_dict() if state is None else state
+    state = merge_adapters(model.state_dict() if state is None else state)
     # Copies: a tied embedding and its head share one tensor, which safetensors would refuse.
     tensors = {k: v.detach().to("cpu", dtype, copy=True) for k, v in state.items()}
     write_model_dir(output_dir, tensors, config_dict(model))

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from delvm.errors import UserError
+from delvm.models.lora import LoRA
 from delvm.models.protocols import StudentNet, check_protocol
 from delvm.models.teacher_forcing import next_token_nll
 from delvm.models.token_space import TokenSpace
@@ -57,6 +58,7 @@ class StudentModule(L.LightningModule):
         token_noise: float = 0.0,
         token_noise_on: ImageScope = ImageScope.targets,
         token_order: RandomTokenOrder | None = None,
+        adapter: LoRA | None = None,
         compile: bool = False,
     ) -> None:
         """Keep what is trained, and how.
@@ -73,6 +75,7 @@ class StudentModule(L.LightningModule):
                 the student's input (the paper: 0).
             token_noise_on: images that this is done to: targets, or all.
             token_order: random orders of the tokens of an image; None = raster order.
+            adapter: trained in place of the student's own weights; None = these are trained.
             compile: whether the blocks and the loss go through torch.compile.
         """
         super().__init__()
@@ -81,7 +84,8 @@ class StudentModule(L.LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.input_weight, self.token_noise, self.compile_model = input_weight, token_noise, compile
         self.token_noise_on = ImageScope(token_noise_on)
-        self.token_order = token_order or None  # Hydra passes none as an empty dictionary
+        # Hydra passes none as an empty dictionary.
+        self.token_order, self.adapter = token_order or None, adapter or None
         self.grad_guard: SkipNonFiniteGrad | None = None
         self.data: SentenceData | None = None
         self.total_steps = 1
@@ -122,9 +126,15 @@ class StudentModule(L.LightningModule):
             self.token_order.connect(self.model, data.tokens_per_image)
         self.data = data
 
+    def attach_adapter(self) -> None:
+        """Add the adapter to the student, which has its pretrained weights by now."""
+        if self.adapter is not None:
+            self.adapter.attach(self.model)
+
     def setup(self, stage: str) -> None:
         if self.data is None:
             self.connect_data(self.trainer.datamodule)  # type: ignore[attr-defined]
+        self.attach_adapter()
 
     def configure_model(self) -> None:
         if self.compile_model and not self._is_compiled:

@@ -103,7 +103,7 @@ class _ChunkedLinearLoss(torch.autograd.Function):
         rows: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        needs_grad = any(ctx.needs_input_grad[:2])
+        needs_grad, needs_weight = any(ctx.needs_input_grad[:2]), ctx.needs_input_grad[1]
         cast_weight = weight.to(dtype)
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if needs_grad else hidden
@@ -115,20 +115,24 @@ class _ChunkedLinearLoss(torch.autograd.Function):
             total = total + chunk_loss.backward_into_(logits, start, needs_grad)
             if needs_grad:
                 grad_hidden[chunk] = logits @ cast_weight
+            if needs_weight:  # a student with an adapter has a frozen head
                 added = logits.T @ cast_hidden
                 # Summed in float32, as half precision would lose the small ones.
                 grad_weight = added.float() if grad_weight is None else grad_weight.add_(added)
-        if needs_grad:
+        if needs_weight:
             if grad_weight is None:  # there are no rows
                 grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+            grad_weight = grad_weight.to(weight.dtype)
+        if needs_grad:
+            ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         # In place: they are as large as the head, and nothing else holds them.
-        grads = (each.mul_(grad_output.flatten()[0]) for each in ctx.saved_tensors)
+        scale = grad_output.flatten()[0]
+        grads = (None if each is None else each.mul_(scale) for each in ctx.saved_tensors)
         grad_hidden, grad_weight = grads
         return grad_hidden, grad_weight, None, None, None
 

@@ -165,3 +165,19 @@ def test_chunked_loss_under_autocast_has_float32_sums():
         assert chunked_linear_loss(hidden, weight, loss_fn, (targets,)).item() == pytest.approx(
             full.item(), rel=1e-5
         )
+
+
+def test_chunked_loss_of_a_frozen_head_has_the_same_gradient_of_hidden_states():
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(9, 5), torch.randn(7, 5), torch.randint(7, (9,))
+
+    def loss_fn(logits, targets):
+        return F.cross_entropy(logits, targets, reduction="sum")
+
+    grads = []
+    for frozen in (False, True):
+        rows, head = hidden.clone().requires_grad_(), weight.clone().requires_grad_(not frozen)
+        (2 * chunked_linear_loss(rows, head, loss_fn, (targets,), max_logits_bytes=60)).backward()
+        grads.append(rows.grad)
+        assert (head.grad is None) == frozen
+    assert torch.equal(*grads)
