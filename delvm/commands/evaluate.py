@@ -12,12 +12,26 @@ from delvm.storage import as_path
 def run(cfg: EvaluateConfig) -> None:
     """Evaluate, and print where the report is."""
     check_output_dir(cfg.output_dir, "output_dir")
+    if cfg.compare:
+        _compare(cfg)
+        return
     if cfg.mode is EvaluationMode.tokenizer:
         _tokenizer(cfg)
     elif not _students(cfg):  # another rank writes the report
         return
     print(f"report: {cfg.output_dir}/report.html")
     print(f"metrics: {cfg.output_dir}/metrics.json, {cfg.output_dir}/scores.csv")
+
+
+def _compare(cfg: EvaluateConfig) -> None:
+    from delvm.evaluation.comparison import compare
+    from delvm.interop.load import load_tokenizer
+    from delvm.models.precision import resolve_device
+
+    tokenizer = load_tokenizer(cfg.tokenizer, resolve_device(cfg.device))
+    compare(cfg.compare, Path(cfg.output_dir), tokenizer, cfg.seed)
+    print(f"comparison: {cfg.output_dir}/comparison.html")
+    print(f"differences: {cfg.output_dir}/comparison.json, {cfg.output_dir}/comparison.csv")
 
 
 def _tokenizer(cfg: EvaluateConfig) -> None:

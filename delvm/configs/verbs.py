@@ -137,6 +137,7 @@ class EvaluateConfig(SamplingKeys):
     mode: EvaluationMode = EvaluationMode.students
     students: dict[str, str] = field(default_factory=dict)
     fid_features: str | None = None
+    compare: list[str] = field(default_factory=list)
     title: str = "Evaluation"
     tasks: list[str] = field(default_factory=list)
     num_queries: int = 100
@@ -154,6 +155,8 @@ class EvaluateConfig(SamplingKeys):
     def validate(self) -> list[str]:
         from delvm import tasks
 
+        if self.compare:
+            return self._compare_errors()
         errors = self.sampling_errors() + require_min(
             1,
             batch_size=self.batch_size,
@@ -176,6 +179,16 @@ class EvaluateConfig(SamplingKeys):
             if task not in tasks.NAMES and not (as_path(self.input_dir) / "test" / task).is_dir():
                 errors.append(f"unknown task '{task}': {did_you_mean(task, tasks.NAMES)}")
         return errors + _input_errors(self.input_dir, "prepare") + self._mode_errors()
+
+    def _compare_errors(self) -> list[str]:
+        if len(self.compare) != 2:
+            listed = ",".join(self.compare)
+            return [f"compare=[{listed}] does not name two evaluations: set compare=[DIR,DIR]"]
+        return [
+            f"compare has {path}, which has no results.json: run `delvm evaluate output_dir={path}`"
+            for path in self.compare
+            if not (Path(path) / "results.json").exists()
+        ]
 
     def _mode_errors(self) -> list[str]:
         if self.mode is EvaluationMode.students:

@@ -79,6 +79,26 @@ def concatenate(parts: Iterable[ScoredRows]) -> ScoredRows:
     return joined
 
 
+def part_path(folder: Path, part: Part) -> Path:
+    """The file of a part."""
+    return folder / part.task / f"draw{part.draw}-{part.start:06d}.npz"
+
+
+def load_part(folder: Path, part: Part) -> ScoredRows | None:
+    """Read a part; None if it is not there, or damaged."""
+    rows = ScoredRows()
+    try:
+        with np.load(part_path(folder, part), allow_pickle=False) as arrays:
+            for index, key in enumerate(arrays["names"].tolist()):
+                group, _, rest = key.partition("/")
+                owner, _, name = rest.rpartition("/")
+                target: Scores = getattr(rows, group)
+                target.setdefault(owner, {})[name] = arrays[f"array{index}"]
+    except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile):
+        return None
+    return rows
+
+
 class AnswerStore:
     """The answers of one request in a directory that all ranks share."""
 
@@ -114,7 +134,7 @@ class AnswerStore:
 
     def path(self, part: Part) -> Path:
         """The file of a part."""
-        return self.folder / part.task / f"draw{part.draw}-{part.start:06d}.npz"
+        return part_path(self.folder, part)
 
     def save(self, part: Part, rows: ScoredRows) -> None:
         """Write a part."""
@@ -133,17 +153,7 @@ class AnswerStore:
 
     def load(self, part: Part) -> ScoredRows | None:
         """Read a part; None if it is not there, or damaged."""
-        rows = ScoredRows()
-        try:
-            with np.load(self.path(part), allow_pickle=False) as arrays:
-                for index, key in enumerate(arrays["names"].tolist()):
-                    group, _, rest = key.partition("/")
-                    owner, _, name = rest.rpartition("/")
-                    target: Scores = getattr(rows, group)
-                    target.setdefault(owner, {})[name] = arrays[f"array{index}"]
-        except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile):
-            return None
-        return rows
+        return load_part(self.folder, part)
 
     def wait_for(self, parts: Iterable[Part]) -> list[ScoredRows]:
         """Read parts in order, those of other ranks when they are there."""

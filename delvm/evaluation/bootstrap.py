@@ -24,6 +24,10 @@ Values = npt.NDArray[np.float64]
 Statistic = Callable[..., npt.NDArray[np.float64]]
 
 
+# (counts (n, k), groups (n,)) -> the metric of a set
+Combine = Callable[[Values, npt.NDArray[np.str_]], float]
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its confidence interval; NaN where it is undefined.
@@ -66,7 +70,7 @@ def mean_difference_ci(
 
 
 def set_metric_ci(
-    combine: Callable[[Values, npt.NDArray[np.str_]], float],
+    combine: Combine,
     counts: Values,
     groups: npt.NDArray[np.str_],
     seed: int = 0,
@@ -79,21 +83,52 @@ def set_metric_ci(
         counts: (Q, k) of the queries, or (Q, draws, k), of which all are in the set.
         groups: (Q,) of the queries.
     """
+    return _percentiles(_resampled(combine, counts, groups, seed, resamples), len(counts))
+
+
+def set_difference_ci(
+    combine: Combine,
+    a: Values,
+    b: Values,
+    groups: npt.NDArray[np.str_],
+    seed: int = 0,
+    resamples: int = SET_RESAMPLES,
+) -> tuple[Interval, Interval, Interval]:
+    """A metric of two sets of answers to the same queries, and their difference b - a (paired)."""
+    one, other = (_resampled(combine, counts, groups, seed, resamples) for counts in (a, b))
+    return (
+        _percentiles(one, len(a)),
+        _percentiles(other, len(b)),
+        _percentiles(other - one, len(a)),
+    )
+
+
+def _resampled(
+    combine: Combine,
+    counts: Values,
+    groups: npt.NDArray[np.str_],
+    seed: int,
+    resamples: int,
+) -> Values:
+    """The metric of all queries, then that of each resample of them."""
     n = len(counts)
     draws = counts.shape[1] if counts.ndim == 3 else 1
+    if not n:
+        return np.full(1, np.nan)
+    rows = np.random.default_rng(seed).integers(0, n, (resamples, n))
+    values = [
+        combine(counts[row].reshape(n * draws, -1), np.repeat(groups[row], draws))
+        for row in (np.arange(n), *rows)
+    ]
+    return np.array(values, np.float64)
 
-    def of(rows: npt.NDArray[np.int64]) -> float:
-        flat = counts[rows].reshape(len(rows) * draws, -1)
-        return combine(flat, np.repeat(groups[rows], draws))
 
-    value = of(np.arange(n)) if n else math.nan
-    rng = np.random.default_rng(seed)
-    rows = rng.integers(0, n, (resamples, n)) if n else np.empty((0, 0), np.int64)
-    values = np.array([of(row) for row in rows])
-    if math.isnan(value) or np.isnan(values).all():
-        return Interval(value, math.nan, math.nan, n)
-    low, high = np.nanpercentile(values, (2.5, 97.5))
-    return Interval(float(value), float(low), float(high), n)
+def _percentiles(values: Values, n: int) -> Interval:
+    """The interval of an estimate, the first value, from its resamples, the others."""
+    if math.isnan(values[0]) or np.isnan(values[1:]).all():
+        return Interval(float(values[0]), math.nan, math.nan, n)
+    low, high = np.nanpercentile(values[1:], (2.5, 97.5))
+    return Interval(float(values[0]), float(low), float(high), n)
 
 
 def gap_closed_ci(

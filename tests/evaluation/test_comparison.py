@@ -1,0 +1,110 @@
+"""Two evaluations compared query by query."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from delvm.errors import UserError
+from delvm.evaluation import bootstrap, evaluate_students
+from delvm.evaluation.comparison import compare, load_run
+
+
+@pytest.fixture
+def runs(shards: Path, tokenizer: Any, students: Any, tmp_path: Path) -> tuple[str, str]:
+    """The student that is half right, then the one that is always right, under one name."""
+    options: Any = {"tasks": ["derain", "edges"], "batch_size": 5}
+    for name, model, count in (("a", "half", 12), ("b", "oracle", 10)):
+        evaluate_students(
+            shards, tokenizer, {"mine": students[model]}, output_dir=tmp_path / name,
+            num_queries=count, **options,
+        )  # fmt: skip
+    return str(tmp_path / "a"), str(tmp_path / "b")
+
+
+def values(folder: str, metric: str) -> np.ndarray:
+    with (Path(folder) / "results.csv").open() as file:
+        expected = ("derain", "student/mine", metric)
+        rows = csv.DictReader(file)
+        return np.array([
+            float(row["value"]) for row in rows
+            if (row["task"], row["method"], row["metric"]) == expected
+        ])  # fmt: skip
+
+
+def test_differences_are_paired(runs: tuple[str, str], tokenizer: Any, tmp_path: Path) -> None:
+    found = compare(runs, tmp_path / "out", tokenizer)
+    one, other = values(runs[0], "psnr")[:10], values(runs[1], "psnr")
+    psnr = found["tasks"]["derain"]["mine"]["psnr"]
+    assert psnr["difference"]["mean"] == pytest.approx((other - one).mean(), rel=1e-4)
+    expected = bootstrap.mean_difference_ci(other, one)
+    assert psnr["difference"]["low"] == pytest.approx(expected.low, rel=1e-4)
+    assert psnr["difference"]["n"] == 10 and psnr["difference"]["low"] > 0
+    assert psnr["a"]["mean"] == pytest.approx(one.mean(), rel=1e-4)
+    assert found["tasks"]["derain"]["mine"]["loss_answer"]["difference"]["high"] < 0
+    assert "ods" in found["tasks"]["edges"]["mine"]
+    assert found["settings"]["num_queries"] == [12, 10]
+    assert json.loads((tmp_path / "out/comparison.json").read_text()) == found
+    with (tmp_path / "out/comparison.csv").open() as file:
+        rows = {(r["task"], r["metric"]): r for r in csv.DictReader(file)}
+    assert float(rows["derain", "psnr"]["difference"]) == psnr["difference"]["mean"]
+
+
+def test_report_shows_the_answers_side_by_side(
+    runs: tuple[str, str], tokenizer: Any, tmp_path: Path, make_tokenizer: Any, capsys: Any
+) -> None:
+    compare(runs, tmp_path / "out", tokenizer)
+    page = (tmp_path / "out/comparison.html").read_text()
+    assert page.count("answer of a") == page.count("answer of b") == 2 * 6
+    one, other = values(runs[0], "psnr")[:10], values(runs[1], "psnr")
+    best = int((other - one).argmax())
+    assert f'alt="derain, derain-{best}: answer of b"' in page
+    assert page.index(f"derain-{best}<") < page.index(f"derain-{int((other - one).argmin())}<")
+    compare(runs, tmp_path / "other", make_tokenizer(levels=5))
+    assert "set tokenizer=PATH" in capsys.readouterr().err
+    assert "answer of a" not in (tmp_path / "other/comparison.html").read_text()
+
+
+def test_what_cannot_be_compared_is_refused(
+    runs: tuple[str, str], tokenizer: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="does not name two"):
+        compare([runs[0]], tmp_path / "out")
+    with pytest.raises(UserError, match="has no results.json: run `delvm evaluate"):
+        compare([runs[0], str(tmp_path / "none")], tmp_path / "out")
+    path = Path(runs[1]) / "results.json"
+    content = json.loads(path.read_text())
+    for change, words in (
+        ({"students": {"x": {}, "y": {}}}, "has the students mine"),
+        ({"queries": {}}, "no task in common"),
+    ):
+        path.write_text(json.dumps(content | change))
+        with pytest.raises(UserError, match=words):
+            compare(runs, tmp_path / "out")
+    other = json.loads(json.dumps(content))
+    other["provenance"]["data"]["derain"]["test"]["seed"] = 9
+    path.write_text(json.dumps(other))
+    with pytest.raises(UserError, match="test pairs of derain differ: .*seed 9"):
+        compare(runs, tmp_path / "out")
+    path.write_text(json.dumps(content))
+    (Path(runs[1]) / "answers/edges/draw0-000005.npz").unlink()
+    with pytest.raises(UserError, match="lacks answers of edges"):
+        load_run(runs[1])
+
+
+def test_difference_of_set_metrics_is_paired() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.random((50, 1, 2))
+    b = a + 0.1
+    groups = np.array([""] * 50)
+
+    def mean(counts: np.ndarray, groups: np.ndarray) -> float:
+        return float(counts[:, 0].mean())
+
+    one, other, change = bootstrap.set_difference_ci(mean, a, b, groups)
+    assert one == bootstrap.set_metric_ci(mean, a, groups)
+    assert [change.mean, change.low, change.high] == pytest.approx([0.1] * 3)
+    assert other.high - other.low > 0.05
