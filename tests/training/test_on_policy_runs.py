@@ -108,15 +108,22 @@ class Recorder:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_step_compares_both_networks_on_what_the_student_sampled(
-    tokens, teacher, tmp_path, monkeypatch
+    tokens, teacher, tmp_path, monkeypatch, dropout
 ):
-    """Logits of the loss, from the tokens that it got, by complete passes of both networks."""
+    """Logits of the loss, from the tokens that it got, by complete passes of both networks.
+
+    The student samples without dropout, and is trained with it.
+    """
     seen = Recorder(monkeypatch)
     settings = ("module.on_policy.fraction=1.0", "optimizer.lr=1e-30", "optimizer.weight_decay=0.0")
+    settings += ("module.on_policy.temperature=0.0", f"student.net.dropout={dropout}")
     run = build_run(config(tokens, teacher, *settings, f"output_dir={tmp_path}", steps=1))
     ids = run.data.train[np.arange(8)]["input_ids"]
     student = run.module.model
+    for weight in student.blocks.parameters():  # so that dropout matters
+        weight.data.mul_(10)
     run.fit()
     (call,) = seen.calls
     logits, targets, _, teacher_hidden, is_sampled, is_trusted, head = call
@@ -129,8 +136,9 @@ def test_a_step_compares_both_networks_on_what_the_student_sampled(
     with torch.no_grad():
         expected = run.module.teacher(sentences[:, :-1]).flatten(0, 1)
         assert torch.allclose(teacher_hidden @ head.T, expected, atol=1e-5)
-        expected = student(sentences[:, :-1]).flatten(0, 1)
-        assert torch.allclose(logits, expected, atol=1e-5)
+        expected = student.eval()(sentences[:, :-1])
+        assert torch.equal(expected[:, -N:].argmax(-1), sentences[:, -N:])
+        assert torch.allclose(logits, expected.flatten(0, 1), atol=1e-4) == (not dropout)
 
 
 @pytest.mark.slow
