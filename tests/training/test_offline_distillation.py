@@ -23,7 +23,7 @@ from delvm.errors import UserError
 from delvm.interop.load import load_student
 from delvm.interop.save import save_model
 from delvm.models.transformer import Transformer, TransformerConfig
-from delvm.training.losses import DistillationLoss, TopK
+from delvm.training.losses import DistillationLoss, JensenShannon, KLDivergence, TopK
 from delvm.training.teacher_cache import write_cache
 from tests.training.offline_ranks import STEPS, offline
 from tests.training.runs import N, V, curve, student_config, train, write_ids
@@ -60,16 +60,30 @@ def online(tokens: Path, teacher: Path, *overrides: str):
     )  # fmt: skip
 
 
-def as_top_k(run):
+def as_top_k(run, **parts):
     """A run of online distillation with the loss over the same classes."""
-    run.module.loss = DistillationLoss(classes=TopK(K))
+    run.module.loss = DistillationLoss(classes=TopK(K), **parts)
     return run
 
 
 @pytest.mark.slow
-def test_loss_and_gradients_equal_online_top_k_distillation(tokens, teacher, cache):
-    found = build_run(offline(tokens, cache)).module
-    expected = as_top_k(build_run(online(tokens, teacher))).module
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ((), {}),
+        (("module.loss.direction=reverse",), {"direction": "reverse"}),
+        (("module/loss/divergence=jensen_shannon",), {"divergence": JensenShannon()}),
+        (
+            ("module/loss/divergence=skewed_kl", "module.loss.direction=reverse"),
+            {"divergence": KLDivergence(0.1), "direction": "reverse"},
+        ),
+    ],
+)
+def test_loss_and_gradients_equal_online_top_k_distillation(
+    tokens, teacher, cache, overrides, parts
+):
+    found = build_run(offline(tokens, cache, *overrides)).module
+    expected = as_top_k(build_run(online(tokens, teacher)), **parts).module
     found.model.load_state_dict(expected.model.state_dict())
     batch = found.data.train[np.arange(32)]
     for module in (found, expected):
