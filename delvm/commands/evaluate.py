@@ -8,12 +8,17 @@ from delvm.commands.output_check import check_output_dir
 from delvm.configs.verbs import EvaluateConfig, EvaluationMode
 from delvm.storage import as_path
 
+PERPLEXITIES = ("perplexity", "sentence_perplexity", "image_perplexity")
+
 
 def run(cfg: EvaluateConfig) -> None:
     """Evaluate, and print where the report is."""
     check_output_dir(cfg.output_dir, "output_dir")
     if cfg.compare:
         _compare(cfg)
+        return
+    if cfg.mode is EvaluationMode.perplexity:
+        _perplexity(cfg)
         return
     if cfg.mode is EvaluationMode.tokenizer:
         _tokenizer(cfg)
@@ -32,6 +37,30 @@ def _compare(cfg: EvaluateConfig) -> None:
     compare(cfg.compare, Path(cfg.output_dir), tokenizer, cfg.seed)
     print(f"comparison: {cfg.output_dir}/comparison.html")
     print(f"differences: {cfg.output_dir}/comparison.json, {cfg.output_dir}/comparison.csv")
+
+
+def _perplexity(cfg: EvaluateConfig) -> None:
+    from delvm.evaluation.perplexity import evaluate_perplexity
+    from delvm.interop.load import load_student, load_tokenizer
+    from delvm.models.precision import resolve_device
+
+    assert cfg.jsonl is not None  # which validate holds
+    device = resolve_device(cfg.device)
+    students = cfg.students or {"student": "shapes"}
+    metrics = evaluate_perplexity(
+        cfg.jsonl,
+        load_tokenizer(cfg.tokenizer, device),
+        {name: load_student(path, device, cfg.precision) for name, path in students.items()},
+        output_dir=Path(cfg.output_dir),
+        base=cfg.prompt_dir,
+        resize=cfg.resize or "",
+        seed=cfg.seed,
+        title=cfg.title,
+    )
+    for name, found in metrics["students"].items():
+        values = (f"{key} {found[key]['mean']:.4g}" for key in PERPLEXITIES)
+        print(f"{name}: {', '.join(values)}")
+    print(f"metrics: {cfg.output_dir}/metrics.json, {cfg.output_dir}/scores.csv")
 
 
 def _tokenizer(cfg: EvaluateConfig) -> None:

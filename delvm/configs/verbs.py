@@ -21,12 +21,13 @@ from delvm.configs.generate import (
 )
 from delvm.configs.serve import ServeConfig
 from delvm.configs.store import Groups, schema_of
+from delvm.data.resizing import ResizeMode
 from delvm.data.types import SPLITS
 from delvm.errors import did_you_mean
 from delvm.interop.formats import output_errors
 from delvm.storage import as_path
 
-EvaluationMode = Enum("EvaluationMode", ["students", "tokenizer"])
+EvaluationMode = Enum("EvaluationMode", ["students", "tokenizer", "perplexity"])
 TokenFormat = StrEnum("TokenFormat", ["shards", "internlm_bin", "lvm_jsonl"])
 ExportFormat = StrEnum("ExportFormat", ["llama", "internlm_hf", "open_muse"])
 PromptSelection = StrEnum("PromptSelection", ["random", "nearest"])  # without torch
@@ -138,6 +139,9 @@ class EvaluateConfig(SamplingKeys):
     students: dict[str, str] = field(default_factory=dict)
     fid_features: str | None = None
     compare: list[str] = field(default_factory=list)
+    jsonl: str | None = None
+    prompt_dir: str | None = None
+    resize: ResizeMode | None = None
     title: str = "Evaluation"
     tasks: list[str] = field(default_factory=list)
     num_queries: int = 100
@@ -157,6 +161,8 @@ class EvaluateConfig(SamplingKeys):
 
         if self.compare:
             return self._compare_errors()
+        if self.mode is EvaluationMode.perplexity or self.jsonl is not None:
+            return self._jsonl_errors()
         errors = self.sampling_errors() + require_min(
             1,
             batch_size=self.batch_size,
@@ -189,6 +195,15 @@ class EvaluateConfig(SamplingKeys):
             for path in self.compare
             if not (Path(path) / "results.json").exists()
         ]
+
+    def _jsonl_errors(self) -> list[str]:
+        if self.mode is not EvaluationMode.perplexity:
+            return [f"jsonl={self.jsonl} is for mode=perplexity: set mode=perplexity or jsonl=null"]
+        if self.jsonl is None:
+            return ["mode=perplexity measures the lines of a file: set jsonl=FILE"]
+        if not Path(self.jsonl).is_file():
+            return [f"jsonl={self.jsonl} not found: set jsonl=FILE"]
+        return []
 
     def _mode_errors(self) -> list[str]:
         if self.mode is EvaluationMode.students:

@@ -14,6 +14,8 @@ Results of one task:
                                      gain     answer - best baseline, primary metric: interval
                                      gap_closed   (answer - baseline) / (ceiling - baseline)
                                      loss     "all" | "answer" -> loss, accuracy, perplexity
+                                              (exp of the mean loss) and sentence_perplexity
+                                              (the mean over sentences of exp of their loss)
                                      draws    of several draws of prompts, metric -> "means" of
                                               each, their "mean" and standard deviation "std"
 """
@@ -130,10 +132,12 @@ def _loss(scores: TaskScores, student: str, span: str, seed: int) -> dict[str, A
     # is the mean over tokens.
     loss = bootstrap.mean_ci(scores.losses[student][f"loss_{span}"], seed)
     accuracy = bootstrap.mean_ci(scores.losses[student][f"accuracy_{span}"], seed)
+    of_each = np.exp(scores.losses[student][f"loss_{span}"])
     return {
         "loss": loss.as_dict(),
         "accuracy": accuracy.as_dict(),
         "perplexity": loss.exp().as_dict(),
+        "sentence_perplexity": bootstrap.mean_ci(of_each, seed).as_dict(),
     }
 
 

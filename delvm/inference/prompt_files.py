@@ -187,24 +187,73 @@ def read_lines(path: str | Path, base: str | Path | None = None) -> list[PromptL
     return lines
 
 
+@dataclass(frozen=True)
+class ImageLists:
+    """One line of LVM's JSONL as it is: images that are given, and images that follow.
+
+    Attributes:
+        number: of the line, from 1.
+        where: file and number of the line, for messages.
+        inputs, targets: at least one input.
+    """
+
+    number: int
+    where: str
+    inputs: tuple[Path, ...]
+    targets: tuple[Path, ...]
+
+
+def read_image_lists(path: str | Path, base: str | Path | None = None) -> list[ImageLists]:
+    """Read a file in LVM's JSONL whose inputs need not be pairs and a query.
+
+    Args:
+        path, base: as of `read_lines`.
+
+    Raises:
+        UserError: it is missing or too large, or a line has another form or no input.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"jsonl not found: {path} (set jsonl=FILE)")
+    folder, found = Path(base or path.parent), []
+    for number, text in enumerate(_read_text(path).split("\n"), 1):
+        if text.strip():
+            where = f"{path}: line {number}"
+            inputs, targets, _ = _image_paths(text, where, folder)
+            if not inputs:
+                raise UserError(f"{where} has no input")
+            found.append(ImageLists(number, where, tuple(inputs), tuple(targets)))
+    if not found:
+        raise UserError(f"{path} has no lines: set jsonl to a file with examples")
+    return found
+
+
 _LINE = {"input": [str], "target?": [str], "output?": str}
 
 
 def _parse_line(text: str, number: int, file: Path, folder: Path) -> PromptLine:
     where = f"prompt {file}: line {number}"
-    value = parse_json(text, where)
-    known = {key: each for key, each in value.items() if key in ("input", "target", "output")}
-    if wrong := schema_error(known, _LINE):
-        raise UserError(f"{where}: {wrong}")
-    images = [_image_path(name, folder, where) for name in known["input"]]
-    targets = tuple(_image_path(name, folder, where) for name in known.get("target", []))
+    images, targets, output = _image_paths(text, where, folder)
     if len(images) < 3 or len(images) % 2 == 0:
         raise UserError(
             f"{where}: input has {len(images)} images: it needs one or more pairs and then the "
             "query, an odd number of 3 or more"
         )
     pairs = tuple(map(PairFiles, images[:-1:2], images[1::2]))
-    return PromptLine(number, where, pairs, images[-1], targets, known.get("output"))
+    return PromptLine(number, where, pairs, images[-1], tuple(targets), output)
+
+
+def _image_paths(text: str, where: str, folder: Path) -> tuple[list[Path], list[Path], str | None]:
+    """The images of a line, "input" and "target", and its "output"."""
+    value = parse_json(text, where)
+    known = {key: each for key, each in value.items() if key in ("input", "target", "output")}
+    if wrong := schema_error(known, _LINE):
+        raise UserError(f"{where}: {wrong}")
+    inputs, targets = (
+        [_image_path(name, folder, where) for name in known.get(key, [])]
+        for key in ("input", "target")
+    )
+    return inputs, targets, known.get("output")
 
 
 def _image_path(name: str, base: Path, where: str) -> Path:

@@ -58,7 +58,7 @@ def test_every_option_composes(verb, group, option):
         extra = ["module=distillation"]
     if group == "module/on_policy/selection":
         extra += ["module/on_policy=default"]
-    if group == "source" and not option.startswith(("shapes", "stereo")):
+    if group == "source" and not option.startswith(("shapes", "stereo", "reasoning")):
         extra = ["source.path=x", *(["source.task=x"] if option == "paired" else [])]
     compose(verb, [f"{group}={option}", *extra, *GIVEN.get(verb, [])])
 

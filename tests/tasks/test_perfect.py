@@ -9,7 +9,7 @@ import torch
 
 from delvm import tasks
 from delvm.data.sources.shapes.source import Shapes
-from delvm.tasks import depth, foreground, multi_pose, normals
+from delvm.tasks import depth, foreground, multi_pose, normals, reasoning
 from tests.tasks.test_multi_pose import crowd
 from tests.tasks.test_sam_masks import target
 
@@ -43,6 +43,10 @@ TRUTHS: dict[str, Callable[[], np.ndarray]] = {
     **{f"foreground_fold{fold}": disc for fold in range(4)},
     "depth": lambda: depth.render(np.linspace(0.4, 12, SIZE)[:, None] * np.ones((1, SIZE))),
     "normals": sphere,
+    **{
+        f"reasoning_{change}": partial(reasoning.render, reasoning.Object(80, 90, 30), SIZE)
+        for change in reasoning.CHANGES
+    },
 }
 BEST = {"psnr": 60.0, "psnr_y": 60.0}
 

@@ -18,13 +18,14 @@ from delvm.data.sources.nyu_depth import NyuDepth
 from delvm.data.sources.paired_folders import Paired
 from delvm.data.sources.pascal5i import Pascal5i
 from delvm.data.sources.rain13k import Rain13K
+from delvm.data.sources.reasoning import Reasoning
 from delvm.data.sources.sa1b import SA1B
 from delvm.data.sources.shapes.source import Shapes
 from delvm.data.sources.stereo import Stereo
 from delvm.data.sources.video import Video
 
 # Option in conf/verbs/source -> class.
-SOURCES: dict[str, type[RawSource] | type[Shapes] | type[Stereo]] = {
+SOURCES: dict[str, type[RawSource] | type[Shapes] | type[Stereo] | type[Reasoning]] = {
     "annotated": Annotated,
     "annotated_video": AnnotatedVideo,
     "co3d": Co3d,
@@ -38,6 +39,7 @@ SOURCES: dict[str, type[RawSource] | type[Shapes] | type[Stereo]] = {
     "paired": Paired,
     "pascal5i": Pascal5i,
     "rain13k": Rain13K,
+    "reasoning": Reasoning,
     "sa1b": SA1B,
     "shapes": Shapes,
     "stereo": Stereo,
@@ -61,6 +63,7 @@ __all__ = [
     "Pascal5i",
     "Rain13K",
     "RawSource",
+    "Reasoning",
     "Shapes",
     "Source",
     "Stereo",

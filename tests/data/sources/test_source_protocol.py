@@ -38,7 +38,8 @@ class Constant:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_shipped_sources_have_the_protocol(source):
-    made = SOURCES[source](**({} if source in ("shapes", "stereo") else {"path": "x"}) | (
+    generated = source in ("shapes", "stereo", "reasoning")
+    made = SOURCES[source](**({} if generated else {"path": "x"}) | (
         {"task": "repair"} if source == "paired" else {}
     ))  # fmt: skip
     assert check_source(made) is made and isinstance(made, Source)
