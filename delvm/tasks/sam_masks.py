@@ -77,19 +77,26 @@ def parse(image: ImageArray) -> instances.LabelMap:
     return segmentation.parse(image, PALETTE, TOLERANCE, MIN_AREA)
 
 
-def _candidates(image: ImageArray) -> tuple[instances.LabelMap, instances.LabelMap]:
-    """The masks of a prediction by the palette, and by whatever colors it has."""
-    return parse(image), instances.parse_any_colors(image, MIN_AREA)
+def _candidates(image: ImageArray, truth: instances.LabelMap) -> list[instances.LabelMap]:
+    """The masks of a prediction by the palette and, if its background is black, by any colors.
+
+    Otherwise a photograph, whose objects have colors of their own, would be taken for masks.
+    """
+    by_palette, by_color = parse(image), instances.parse_any_colors(image, MIN_AREA)
+    outside = by_color[truth == 0]
+    return [by_palette] if len(outside) and (outside > 0).mean() > 0.5 else [by_palette, by_color]
 
 
 def best_iou(prediction: ImageArray, truth: ImageArray) -> float:
     """Mean over the true masks of the best IoU with any predicted one; NaN without any."""
-    return instances.mean_best_iou(_candidates(prediction), parse(truth))
+    labels = parse(truth)
+    return instances.mean_best_iou(_candidates(prediction, labels), labels)
 
 
 def recall(prediction: ImageArray, truth: ImageArray) -> float:
     """Fraction of the true masks that overlap a predicted one by half; NaN without any."""
-    return instances.recall(_candidates(prediction), parse(truth))
+    labels = parse(truth)
+    return instances.recall(_candidates(prediction, labels), labels)
 
 
 def miou(prediction: ImageArray, truth: ImageArray) -> float:

@@ -94,19 +94,17 @@ def parse(
     return labels
 
 
-def _candidates(image: ImageArray) -> tuple[LabelMap, LabelMap]:
-    """The instances of a prediction by the palette, and by whatever colors it has."""
-    return parse(image), instances.parse_any_colors(image, MIN_AREA)
-
-
 def best_iou(prediction: ImageArray, truth: ImageArray) -> float:
-    """Mean over the true instances of the best IoU with any predicted one; NaN without any."""
-    return instances.mean_best_iou(_candidates(prediction), parse(truth))
+    """Mean over the true instances of the best IoU with any predicted one; NaN without any.
+
+    The palette's colors are far apart, so `TOLERANCE` covers what a tokenizer does to them.
+    """
+    return instances.mean_best_iou([parse(prediction)], parse(truth))
 
 
 def recall(prediction: ImageArray, truth: ImageArray) -> float:
     """Fraction of the true instances that overlap a predicted one by half; NaN without any."""
-    return instances.recall(_candidates(prediction), parse(truth))
+    return instances.recall([parse(prediction)], parse(truth))
 
 
 def hungarian_miou(pred: LabelMap, target: LabelMap, num_labels: int) -> float:

@@ -90,7 +90,7 @@ def format_value(metric: str, value: float | None) -> str:
     if value is None:
         return "–"
     if metric == "accuracy":
-        return f"{100 * value:.1f}"
+        return f"{round(100 * value, 1) + 0.0:.1f}".replace("-", "−")
     digits = _DIGITS.get(metric, 3)
     rounded = round(value, digits) + 0.0  # + 0.0 turns -0 into 0
     return f"{rounded:,.{digits}f}".replace("-", "−")

@@ -119,6 +119,7 @@ def test_number_formats() -> None:
     assert tables.format_value("psnr", -1.239) == "−1.24"
     assert tables.format_value("ssim", -0.00001) == "0.000"
     assert tables.format_value("accuracy", 0.1234) == "12.3"
+    assert tables.format_value("accuracy", -0.005) == "−0.5"
     assert tables.format_value("perplexity", 1234.56) == "1,234.6"
     assert tables.format_value("psnr", None) == "–"
     assert tables.format_percent(-0.001) == "0%"
