@@ -60,6 +60,7 @@ EXTERNAL = {
     "fastapi": {"serving"},
     "pydantic": {"serving"},
     "uvicorn": {"serving"},
+    "huggingface_hub": {"interop"},
 }
 # They install a torchvision that breaks torch's CPU build, or download weights at run time.
 FORBIDDEN = {
@@ -147,7 +148,7 @@ def test_file_and_function_length(path):
 
 def test_imports_are_declared():
     extras = PROJECT["optional-dependencies"]
-    groups = ("data", "log", "scale", "serve", "xformers")
+    groups = ("data", "hub", "log", "scale", "serve", "xformers")
     optional = [each for group in groups for each in extras[group]]
     declared = set(map(package_name, [*PROJECT["dependencies"], *optional]))
     provides = importlib.metadata.packages_distributions()
@@ -158,7 +159,7 @@ def test_imports_are_declared():
 
 def test_dependencies_are_pinned():
     extras = PROJECT["optional-dependencies"]
-    groups = (extras["dev"], extras["log"], extras["serve"])
+    groups = (extras["dev"], extras["log"], extras["serve"], extras["hub"])
     required = [*PROJECT["dependencies"], *(each for group in groups for each in group)]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if not line.startswith("#")]

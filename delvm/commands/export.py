@@ -1,4 +1,4 @@
-"""`delvm export`: a student or a tokenizer in the layout of another project."""
+"""`delvm export`: weights as a folder ready to push, in our layout or another project's."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def run(cfg: ExportConfig) -> None:
     # Imported here: torch takes seconds, which a mistake in the config need not wait for.
     from delvm.interop.export import export
 
-    print(export(cfg.checkpoint, cfg.format, Path(cfg.output_dir), cfg.dtype))
+    print(export(cfg.checkpoint, cfg.format, Path(cfg.output_dir), cfg.dtype, cfg.tokenizer))
 
 
 main = verb_main(__name__)

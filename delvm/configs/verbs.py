@@ -29,7 +29,7 @@ from delvm.storage import as_path
 
 EvaluationMode = Enum("EvaluationMode", ["students", "tokenizer", "perplexity"])
 TokenFormat = StrEnum("TokenFormat", ["shards", "internlm_bin", "lvm_jsonl"])
-ExportFormat = StrEnum("ExportFormat", ["llama", "internlm_hf", "open_muse"])
+ExportFormat = StrEnum("ExportFormat", ["delvm", "llama", "internlm_hf", "open_muse"])
 PromptSelection = StrEnum("PromptSelection", ["random", "nearest"])  # without torch
 DType = StrEnum("DType", ["float32", "bfloat16", "float16"])  # of exported weights
 
@@ -288,11 +288,23 @@ class ExportConfig:
     checkpoint: str = MISSING
     format: ExportFormat = MISSING
     output_dir: str = MISSING
+    tokenizer: str | None = None
     dtype: DType = DType.float32
     overwrite: bool = False
 
     def validate(self) -> list[str]:
-        return output_errors(Path(self.output_dir), self.overwrite)
+        errors = output_errors(Path(self.output_dir), self.overwrite)
+        if self.format is ExportFormat.delvm and self.tokenizer is None:
+            errors.append(
+                "format=delvm writes a student with its tokenizer: set tokenizer=PATH to the one "
+                "it was trained with"
+            )
+        elif self.format is not ExportFormat.delvm and self.tokenizer is not None:
+            errors.append(
+                f"tokenizer={self.tokenizer} is for format=delvm, not for format={self.format}: "
+                "set tokenizer=null or format=delvm"
+            )
+        return errors
 
 
 ROOTS: dict[str, type] = {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from delvm import legacy
 from delvm.errors import UserError
-from delvm.interop import sharded_checkpoint
+from delvm.interop import hub, sharded_checkpoint
 from delvm.interop.formats import FORMATS, find_format
 from delvm.interop.model_source import ModelData, ModelSource
 from delvm.interop.save import FORMAT
@@ -47,8 +47,9 @@ def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> VQGA
     Args:
         path: a folder of DeLVM, open-muse or LVM; a training checkpoint of InternLM, which
             contains DeLVM's tokenizer; a Lightning checkpoint (.ckpt) of ``delvm train``, or of
-            taming-transformers with its YAML next to it; the output folder of a training run; or
-            the name of weights that ship with the package ("shapes").
+            taming-transformers with its YAML next to it; the output folder of a training run; the
+            name of weights that ship with the package ("shapes"); or an address on the Hub
+            (``hf://USER/NAME[@REVISION]``).
         device: where to put it.
 
     Raises:
@@ -72,8 +73,9 @@ def load_student(
     Args:
         path: a folder of DeLVM; of InternLM or Llama in the format of transformers (LVM); a
             training checkpoint of InternLM; a Lightning checkpoint (.ckpt) of ``delvm train``, a
-            file or a sharded folder; the output folder of a training run; or the name of weights
-            that ship with the package ("shapes").
+            file or a sharded folder; the output folder of a training run; the name of weights that
+            ship with the package ("shapes"); or an address on the Hub
+            (``hf://USER/NAME[@REVISION]``).
         device: where to put it.
         precision: of its weights: fp32, bf16, or int8 (see `delvm.models.weight_precision`).
 
@@ -99,12 +101,15 @@ def _load(path: str | Path, kind: str, device: str | torch.device) -> VQGAN | Tr
 
 
 def resolve(path: str | Path, kind: str) -> Path:
-    """The folder or file meant by ``path``: itself, a model in a run's folder, or shipped weights.
+    """The folder or file meant by ``path``.
+
+    That is itself, a model in a run's folder, shipped weights, or a folder of the Hub, which is
+    downloaded.
 
     Raises:
         UserError: there is no model of that kind.
     """
-    found = Path(path)
+    found = hub.download(path, kind) if hub.is_hub(path) else Path(path)
     if found.is_dir() and not (found / "config.json").exists() and (found / kind).is_dir():
         return found / kind  # the output folder of a training run
     if found.exists():

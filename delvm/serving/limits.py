@@ -78,7 +78,8 @@ def on_white(upload: Upload, name: str, limits: Limits) -> bytes:
         UserError: as `open_upload`.
     """
     open_upload(upload, name, limits)
-    with Image.open(io.BytesIO(upload) if isinstance(upload, bytes) else upload) as image:
+    file = io.BytesIO(upload) if isinstance(upload, bytes) else upload
+    with Image.open(file, formats=FORMATS) as image:
         painted = image.convert("RGBA")
     sheet = Image.new("RGBA", painted.size, "white")
     return png_bytes(Image.alpha_composite(sheet, painted).convert("RGB"))

@@ -30,7 +30,8 @@ def test_a_student(delvm, weights, layout):
         assert file.metadata() == {"format": "pt"}  # without it, transformers 4 refuses the file
     code_files = ["modeling_internlm.py"] if layout == "internlm_hf" else []
     files_written = sorted(path.name for path in Path("out").iterdir())
-    assert files_written == ["config.json", "model.safetensors", *code_files]
+    assert files_written == ["README.md", "config.json", "model.safetensors", *code_files]
+    assert f"| layout | {layout} |" in Path("out/README.md").read_text()
 
 
 @pytest.mark.slow

@@ -69,6 +69,9 @@ FORMATS: dict[str, Entry] = {
 }
 
 
+OWN_FORMAT = "delvm"  # of `delvm export`: DeLVM's own, see `delvm.interop.load`
+
+
 def import_format(name: str) -> Format:
     """The module of a format."""
     return cast(Format, import_module(f"{__name__}.{name}"))
@@ -92,7 +95,8 @@ def output_errors(output_dir: Path, overwrite: bool) -> list[str]:
         return []
     if not overwrite:
         return [f"output_dir={output_dir} exists: set overwrite=true to replace it"]
-    if not (output_dir / "config.json").is_file():
+    exported = ("config.json", "student/config.json")
+    if not any((output_dir / each).is_file() for each in exported):
         return [
             f"output_dir={output_dir} holds no config.json, so it is not an export: "
             "set output_dir to another directory"
