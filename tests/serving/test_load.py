@@ -16,7 +16,7 @@ API = "/gradio_api"
 
 
 def test_many_at_once_are_answered_or_refused(server: Server):
-    """50 requests of 5 MiB each: at most max_queue + 1 are held at once."""
+    """50 requests of 4.6 MiB each: at most max_queue + 1 are held at once."""
     large = base64_png(noise(0, (1100, 1100)))
     body = {"pairs": [{"input": base64_png(noise(1)), "target": base64_png(noise(2))}]}
     data = json.dumps(body | {"query": large}).encode()
