@@ -165,7 +165,7 @@ def test_dependencies_are_pinned():
     pins = [line for line in lines if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
     pinned = {pin.split("==")[0].lower().replace("_", "-") for pin in pins}
-    assert set(map(package_name, required)) <= pinned
+    assert {package_name(each).replace("_", "-") for each in required} <= pinned
 
 
 def test_no_absolute_paths_of_a_machine():
