@@ -1,0 +1,136 @@
+"""1%, 10% and 100% of the corpus, alone and distilled: how many times the data is a teacher worth?"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.distil import study as distil
+from experiments.studies.corpora import PAIRS, corpus
+from experiments.studies.measure import (
+    SEEDS,
+    Estimate,
+    Row,
+    gap_closed,
+    markdown,
+    scores,
+    training_row,
+    values,
+)
+from experiments.studies.runs import report, training
+from experiments.studies.stages import Stage
+
+QUESTION = "How many times the data is a teacher worth?"
+SENTENCE = 8 * 16  # tokens
+STEPS = "trainer.max_steps=1200 trainer.val_check_interval=1200"
+CORPORA = ("hundredth", "tenth", "full")
+STUDENTS = {"alone": "distil_alone", "distilled": "distil_student"}
+
+
+def stages() -> Iterator[Stage]:
+    """The corpora, the teacher of `distil` (trained on all data), and students of each corpus."""
+    for name in CORPORA:
+        yield from corpus(name)
+    yield distil.teacher_stage()
+    for seed in SEEDS:
+        yield from (student_stage(name, run, seed) for name in CORPORA for run in STUDENTS)
+        yield report_stage(seed)
+
+
+def student_stage(name: str, run: str, seed: int) -> Stage:
+    """A student of one corpus and seed."""
+    return training(
+        f"data/{name}_{run}_{seed}",
+        STUDENTS[run],
+        seed=seed,
+        corpus=name,
+        teacher=distil.teacher_stage() if run == "distilled" else None,
+        overrides=STEPS,
+    )
+
+
+def report_stage(seed: int) -> Stage:
+    """The answers of all students of a seed."""
+    runs = [(name, run) for name in CORPORA for run in STUDENTS]
+    students = {f"{name}_{run}": student_stage(name, run, seed) for name, run in runs}
+    return report(f"data/report_{seed}", students, seed=seed)
+
+
+def measure() -> list[Row]:
+    """One row per corpus, student and seed."""
+    rows = []
+    for seed in SEEDS:
+        scored = scores(report_stage(seed).output)
+        for name in CORPORA:
+            for run in STUDENTS:
+                teacher = distil.teacher_stage().output if run == "distilled" else None
+                trained = training_row(student_stage(name, run, seed), SENTENCE, teacher)
+                labels = {"corpus": name, "pairs": sum(PAIRS[name].values()), "run": run}
+                rows.append(labels | {"seed": seed} | trained | scored[f"{name}_{run}"])
+    teacher_row = training_row(distil.teacher_stage(), SENTENCE)
+    labels = {"corpus": "full", "pairs": sum(PAIRS["full"].values()), "run": "teacher", "seed": 0}
+    return [*rows, labels | teacher_row]
+
+
+def worth(rows: Sequence[Row], name: str) -> Estimate | None:
+    """Pairs with which a student alone would reach the loss of the distilled one, over its own.
+
+    Interpolated between the corpora, linear in the logarithm of pairs; None where the distilled
+    student is better than any student alone.
+    """
+    found = []
+    for seed in SEEDS:
+        losses = [
+            values(rows, "target_loss", corpus=c, run="alone", seed=str(seed))[0] for c in CORPORA
+        ]
+        sizes = [math.log(sum(PAIRS[c].values())) for c in CORPORA]
+        (reached,) = values(rows, "target_loss", corpus=name, run="distilled", seed=str(seed))
+        if reached < min(losses):
+            return None
+        # np.interp wants increasing losses.
+        size = np.interp(reached, losses[::-1], sizes[::-1])
+        found.append(math.exp(size - math.log(sum(PAIRS[name].values()))))
+    return Estimate.of(found)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Losses and scores of each corpus, and what the teacher is worth there."""
+    (teacher,) = values(rows, "target_loss", run="teacher")
+    body = []
+    for name in CORPORA:
+        for run in STUDENTS:
+            where = {"corpus": name, "run": run}
+            cells = [
+                Estimate.of(values(rows, c, **where)).text()
+                for c in ("loss", "target_loss", "score")
+            ]
+            share, times = "", ""
+            if run == "distilled":
+                alone = values(rows, "target_loss", corpus=name, run="alone")
+                closed = gap_closed(alone, values(rows, "target_loss", **where), teacher)
+                share, data = closed.interval(scale=100) + " %", worth(rows, name)
+                times = "beyond the full corpus" if data is None else f"{data.text(1)} times"
+            pairs = sum(PAIRS[name].values())
+            body.append([f"{pairs:,} pairs, {run}", *cells, share, times])
+    losses = ["loss", "loss of targets", "score"]
+    return markdown(["", *losses, "of the gap (95%)", "worth of the teacher"], body)
+
+
+def plot(rows: Sequence[Row], figure: Any) -> None:
+    """Loss of targets and score against the number of pairs."""
+    titles = {"target_loss": "loss of target tokens", "score": "score"}
+    panels = figure.subplots(1, len(titles))
+    for panel, (column, title) in zip(panels, titles.items(), strict=True):
+        for number, run in enumerate(STUDENTS):
+            sizes = [sum(PAIRS[name].values()) for name in CORPORA]
+            found = [values(rows, column, corpus=name, run=run) for name in CORPORA]
+            panel.plot(sizes, [np.mean(each) for each in found], color=f"C{number}", label=run)
+            for size, each in zip(sizes, found, strict=True):
+                panel.plot([size] * len(each), each, "o", color=f"C{number}", alpha=0.6)
+        panel.set_xscale("log")
+        panel.set_xlabel("pairs")
+        panel.set_title(title)
+    (teacher,) = values(rows, "target_loss", run="teacher")
+    panels[0].axhline(teacher, color="C2", label="teacher")
+    panels[0].legend()

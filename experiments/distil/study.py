@@ -1,0 +1,173 @@
+"""How much of the gap between a student alone and its teacher does each objective close?"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.studies.corpora import TASKS, corpus
+from experiments.studies.measure import (
+    SEEDS,
+    Estimate,
+    Row,
+    gap_closed,
+    markdown,
+    scores,
+    training_row,
+    values,
+)
+from experiments.studies.runs import report, training
+from experiments.studies.stages import Stage
+
+QUESTION = "Which objective of distillation closes most of the gap to the teacher?"
+SENTENCE = 8 * 16  # tokens
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The tasks that are trained.
+
+    Attributes:
+        overrides: Of all runs.
+        teacher_steps: Of the teacher.
+        tasks: That are scored.
+    """
+
+    overrides: str
+    teacher_steps: int
+    tasks: tuple[str, ...]
+
+
+MIXTURES = {
+    "mixture": Mixture("", 3000, TASKS),
+    "single": Mixture("data.task_weights={pose:1}", 1500, ("pose",)),
+}
+# Name -> experiment, overrides.
+STUDENTS = {
+    "alone": ("distil_alone", ""),
+    # 600 steps of a student and its teacher's forward passes are as many operations as these.
+    "alone_equal_compute": (
+        "distil_alone",
+        "trainer.max_steps=1900 trainer.val_check_interval=1900",
+    ),
+    "forward_kl": ("distil_student", ""),
+    "temperature_2": ("distil_student", "module.loss.temperature=2"),
+    "kd_weight_4": ("distil_student", "module.loss.kd_weight=4"),
+    "reverse_kl": ("distil_student", "module/loss=reverse_kl"),
+    "skewed_kl": ("distil_student", "module/loss=skewed_kl"),
+    "jensen_shannon": ("distil_student", "module/loss=jensen_shannon"),
+    "top_k": ("distil_student", "module/loss=top_k"),
+    "clusters": ("distil_student", "module/loss=clusters"),
+    "selective": ("distil_student", "module/loss=selective"),
+    "hidden_states": ("distil_student", "module/loss=hidden_states"),
+}
+
+
+def stages() -> Iterator[Stage]:
+    """The corpus, both teachers, all students, and a report of each seed."""
+    yield from corpus("full")
+    for mixture in MIXTURES:
+        yield teacher_stage(mixture)
+        for seed in SEEDS:
+            yield from (student_stage(mixture, name, seed) for name in STUDENTS)
+    yield from (report_stage(mixture, seed) for mixture in MIXTURES for seed in SEEDS)
+
+
+def teacher_stage(mixture: str = "mixture") -> Stage:
+    """The teacher of a mixture."""
+    setting = MIXTURES[mixture]
+    steps = setting.teacher_steps
+    overrides = f"trainer.max_steps={steps} trainer.val_check_interval={steps // 3}"
+    return training(
+        f"distil/{mixture}/teacher",
+        "distil_teacher",
+        overrides=f"{overrides} {setting.overrides}".rstrip(),
+    )
+
+
+def student_stage(mixture: str, name: str, seed: int) -> Stage:
+    """A student of one objective and seed."""
+    experiment, overrides = STUDENTS[name]
+    return training(
+        f"distil/{mixture}/{name}_{seed}",
+        experiment,
+        seed=seed,
+        teacher=teacher_stage(mixture) if experiment == "distil_student" else None,
+        overrides=f"{MIXTURES[mixture].overrides} {overrides}".strip(),
+    )
+
+
+def report_stage(mixture: str, seed: int) -> Stage:
+    """The answers of all students of a seed, and of their teacher."""
+    students = {name: student_stage(mixture, name, seed) for name in STUDENTS}
+    students["teacher"] = teacher_stage(mixture)
+    path = f"distil/{mixture}/report_{seed}"
+    return report(path, students, seed=seed, tasks=MIXTURES[mixture].tasks)
+
+
+def measure() -> list[Row]:
+    """One row per mixture, run and seed; the teacher is at seed 0."""
+    rows = []
+    for mixture in MIXTURES:
+        teacher = teacher_stage(mixture)
+        reports = [scores(report_stage(mixture, seed).output) for seed in SEEDS]
+        labels = {"mixture": mixture, "run": "teacher", "seed": 0}
+        rows.append(labels | training_row(teacher, SENTENCE) | reports[0]["teacher"])
+        for name, (experiment, _) in STUDENTS.items():
+            for seed in SEEDS:
+                labels = {"mixture": mixture, "run": name, "seed": seed}
+                used = teacher.output if experiment == "distil_student" else None
+                trained = training_row(student_stage(mixture, name, seed), SENTENCE, used)
+                rows.append(labels | trained | reports[seed][name])
+    return rows
+
+
+def shares(rows: Sequence[Row], mixture: str, name: str, column: str) -> Estimate:
+    """The share of the teacher's gap in a column that a run closes, over seeds."""
+    alone, found = (values(rows, column, mixture=mixture, run=each) for each in ("alone", name))
+    (teacher,) = values(rows, column, mixture=mixture, run="teacher")
+    return gap_closed(alone, found, teacher)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Losses, perplexities and scores of both mixtures."""
+    texts = []
+    for mixture in MIXTURES:
+        body = []
+        for name in ("teacher", *STUDENTS):
+            where: dict[str, Any] = {"mixture": mixture, "run": name}
+            columns = {
+                key: Estimate.of(values(rows, key, **where))
+                for key in ("loss", "ppl", "target_loss", "score", "tflops")
+            }
+            share = "100%" if name == "teacher" else "0%"
+            if name not in ("teacher", "alone"):
+                share = shares(rows, mixture, name, "target_loss").interval(scale=100) + " %"
+            body.append([
+                f"`{name}`", columns["loss"].text(), columns["ppl"].text(1),
+                columns["target_loss"].text(), share, columns["score"].text(),
+                f"{columns['tflops'].mean:.1f}",
+            ])  # fmt: skip
+        header = [
+            mixture,
+            "loss",
+            "perplexity",
+            "loss of targets",
+            "of the gap (95%)",
+            "score",
+            "TFLOP",
+        ]
+        texts.append(markdown(header, body))
+    return "\n\n".join(texts)
+
+
+def plot(rows: Sequence[Row], figure: Any) -> None:
+    """The loss of targets of each seed, one panel per mixture."""
+    for panel, mixture in zip(figure.subplots(1, len(MIXTURES)), MIXTURES, strict=True):
+        for place, name in enumerate(reversed(STUDENTS)):
+            found = values(rows, "target_loss", mixture=mixture, run=name)
+            panel.plot(found, [place] * len(found), "o", alpha=0.7, color="C0")
+        (teacher,) = values(rows, "target_loss", mixture=mixture, run="teacher")
+        panel.axvline(teacher, color="C1", label="teacher")
+        panel.set_yticks(range(len(STUDENTS)), reversed(STUDENTS))
+        panel.set_xlabel(f"loss of target tokens, {mixture}")
+        panel.legend()
