@@ -1,4 +1,4 @@
-"""1%, 10% and 100% of the corpus, alone and distilled: how many times the data is a teacher worth?"""
+"""1, 10 and 100% of a corpus, alone and distilled: how much data is a teacher worth?"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -23,6 +23,7 @@ from experiments.studies.stages import Stage
 
 QUESTION = "How many times the data is a teacher worth?"
 SENTENCE = 8 * 16  # tokens
+LOSS = "target_loss"
 STEPS = "trainer.max_steps=1200 trainer.val_check_interval=1200"
 CORPORA = ("hundredth", "tenth", "full")
 STUDENTS = {"alone": "distil_alone", "distilled": "distil_student"}
@@ -80,12 +81,11 @@ def worth(rows: Sequence[Row], name: str) -> Estimate | None:
     student is better than any student alone.
     """
     found = []
+    sizes = [math.log(sum(PAIRS[each].values())) for each in CORPORA]
     for seed in SEEDS:
-        losses = [
-            values(rows, "target_loss", corpus=c, run="alone", seed=str(seed))[0] for c in CORPORA
-        ]
-        sizes = [math.log(sum(PAIRS[c].values())) for c in CORPORA]
-        (reached,) = values(rows, "target_loss", corpus=name, run="distilled", seed=str(seed))
+        where = {"seed": str(seed)}
+        losses = [values(rows, LOSS, corpus=c, run="alone", **where)[0] for c in CORPORA]
+        (reached,) = values(rows, LOSS, corpus=name, run="distilled", **where)
         if reached < min(losses):
             return None
         # np.interp wants increasing losses.
@@ -96,19 +96,19 @@ def worth(rows: Sequence[Row], name: str) -> Estimate | None:
 
 def table(rows: Sequence[Row]) -> str:
     """Losses and scores of each corpus, and what the teacher is worth there."""
-    (teacher,) = values(rows, "target_loss", run="teacher")
+    (teacher,) = values(rows, LOSS, run="teacher")
     body = []
     for name in CORPORA:
         for run in STUDENTS:
             where = {"corpus": name, "run": run}
             cells = [
-                Estimate.of(values(rows, c, **where)).text()
-                for c in ("loss", "target_loss", "score")
+                Estimate.of(values(rows, column, **where)).text()
+                for column in ("loss", LOSS, "score")
             ]
             share, times = "", ""
             if run == "distilled":
-                alone = values(rows, "target_loss", corpus=name, run="alone")
-                closed = gap_closed(alone, values(rows, "target_loss", **where), teacher)
+                alone = values(rows, LOSS, corpus=name, run="alone")
+                closed = gap_closed(alone, values(rows, LOSS, **where), teacher)
                 share, data = closed.interval(scale=100) + " %", worth(rows, name)
                 times = "beyond the full corpus" if data is None else f"{data.text(1)} times"
             pairs = sum(PAIRS[name].values())
@@ -131,6 +131,6 @@ def plot(rows: Sequence[Row], figure: Any) -> None:
         panel.set_xscale("log")
         panel.set_xlabel("pairs")
         panel.set_title(title)
-    (teacher,) = values(rows, "target_loss", run="teacher")
+    (teacher,) = values(rows, LOSS, run="teacher")
     panels[0].axhline(teacher, color="C2", label="teacher")
     panels[0].legend()

@@ -29,22 +29,25 @@ def training_row(stage: Stage, tokens_per_sentence: int, teacher: str | None = N
         teacher: Output of the stage that made its teacher, if it has one.
 
     Returns:
-        loss and ppl (all tokens), target_loss (tokens of target images), the same of each task as
-        TASK_loss and TASK_target_loss, steps, tflops (10^12 operations of all training steps, with
-        the teacher's forward passes), seconds.
+        loss, ppl (over all tokens), target_loss and target_ppl (over the tokens of target images),
+        the same of each task as TASK_loss and so on, steps, tflops (10^12 operations of all
+        training steps, with the teacher's forward passes), seconds.
     """
     run = OUT / stage.output
     history = read_history(run.parent / "metrics.csv")
     row: Row = {}
     for name, points in history.items():
-        if name.startswith("val/") and name.endswith(("/loss", "/target_loss", "/ppl")):
-            row[name.removeprefix("val/").replace("/", "_")] = points[-1][1]
+        if name.startswith("val/") and name.rsplit("/")[-1] in ("loss", "target_loss"):
+            column = name.removeprefix("val/").replace("/", "_")
+            row[column] = points[-1][1]
+            row[f"{column.removesuffix('loss')}ppl"] = math.exp(points[-1][1])
     steps = history["val/loss"][-1][0] + 1
     flops = delvm.load_student(run).flops_per_token(tokens_per_sentence)
     if teacher:
         flops += delvm.load_student(OUT / teacher).flops_per_token(tokens_per_sentence) // 3
-    tokens = history["train/tokens"][-1][1]
-    return row | {"steps": steps, "tflops": tokens * flops / 1e12, "seconds": stage.seconds or 0.0}
+    last, tokens = history["train/tokens"][-1]
+    tflops = tokens / (last + 1) * steps * flops / 1e12
+    return row | {"steps": steps, "tflops": tflops, "seconds": stage.seconds or 0.0}
 
 
 def scores(report: str) -> dict[str, Row]:
