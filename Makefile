@@ -11,7 +11,7 @@ SERVE := brotli fastapi gradio gradio_client groovy hf-gradio orjson pandas pydu
   pytz safehttpx semantic-version starlette uvicorn
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzz lint type format bench notebooks pins clean
+.PHONY: help setup demo test test-fast fuzz lint type format bench experiments notebooks pins clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ fuzz: $(INSTALLED) ## read damaged files of every kind, 10,000 by default (mutan
 
 bench: $(INSTALLED) ## run all benchmarks, or one (only=NAME), to outputs/bench.json
 	@$(PYTHON) -m experiments.bench $(if $(only),only=$(only))
+
+experiments: $(INSTALLED) ## list the studies of experiments/ with their cost, or run one (only=NAME)
+	@$(PYTHON) -m experiments.studies $(if $(only),$(only))
 
 notebooks: $(INSTALLED) ## execute every notebook
 	$(PYTHON) -m pytest tests/test_notebooks.py -v

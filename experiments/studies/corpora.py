@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from experiments.studies.stages import Stage
 
 TASKS = ("segmentation", "pose", "derain", "deblur")
+HELD_OUT = ("colorization", "inpainting", "edges")
 TOKENIZER = "tokenizer/tokenizer"
 _FULL = 8000  # training pairs of a task
 
@@ -19,6 +20,8 @@ PAIRS = {
     "hundredth": dict.fromkeys(TASKS, _FULL // 100),
     # As in the paper: a task of many images, and rare ones.
     "long_tail": {"segmentation": _FULL, "pose": 400, "derain": 80, "deblur": 40},
+    # Tasks that the others hold out.
+    **{f"held_out_{count}": dict.fromkeys(HELD_OUT, count) for count in (16, 64, 256)},
 }
 
 
@@ -58,10 +61,16 @@ def tokens_done(name: str, balance: str = "none") -> str:
 
 
 def _pairs(name: str) -> Iterator[Stage]:
-    counts = " ".join(f"source.train.{task}={count}" for task, count in PAIRS[name].items())
+    counts = dict.fromkeys(TASKS, 0) | PAIRS[name]
+    words = [
+        f"{'' if task in TASKS else '+'}source.train.{task}={count}"
+        for task, count in counts.items()
+    ]
+    if not set(HELD_OUT).isdisjoint(counts):
+        words.append("source.held_out=[]")
     yield Stage(
         _last_shards(f"pairs/{name}"),
-        f"prepare source.size=32 {counts} source.num_val=128 source.num_test=128 "
+        f"prepare source.size=32 {' '.join(words)} source.num_val=128 source.num_test=128 "
         f"output_dir=OUT/pairs/{name} overwrite=true",
     )
 

@@ -126,7 +126,8 @@ def _unique(stages: Iterable[Stage]) -> Iterator[Stage]:
     """Each stage once: studies share corpora and teachers."""
     seen: dict[str, Stage] = {}
     for stage in stages:
-        if seen.setdefault(stage.output, stage) != stage:
-            raise ValueError(f"two stages write {stage.output}")
-        if seen[stage.output] is stage:
+        if stage.output not in seen:
+            seen[stage.output] = stage
             yield stage
+        elif seen[stage.output] != stage:
+            raise ValueError(f"two stages write {stage.output}")
