@@ -18,7 +18,6 @@ from experiments.studies.stages import Stage
 
 QUESTION = "Does augmenting rare tasks beat repeating them, and leaving them rare?"
 SENTENCE = 8 * 16  # tokens
-STEPS = "trainer.max_steps=1500 trainer.val_check_interval=1500"
 _COUNTS = ",".join(f"{task}:{count}" for task, count in PAIRS["long_tail"].items())
 # Name -> option of `delvm encode balance=`, overrides. Sentences of the unbalanced corpus are as
 # often of a task as it has pairs; the others have each task equally often.
@@ -30,7 +29,7 @@ BALANCES = {
 
 
 def stages() -> Iterator[Stage]:
-    """The corpora, and students of the size of the teacher of `distil`."""
+    """The corpora, and students like those of `distil`, alone."""
     for balance, _ in BALANCES.values():
         yield from corpus("long_tail", balance)
     for seed in SEEDS:
@@ -44,11 +43,11 @@ def student_stage(name: str, seed: int) -> Stage:
     balance, overrides = BALANCES[name]
     return training(
         f"balance/{name}_{seed}",
-        "distil_teacher",
+        "distil_alone",
         seed=seed,
         corpus="long_tail",
         balance=balance,
-        overrides=f"{STEPS} {overrides}".rstrip(),
+        overrides=overrides,
     )
 
 

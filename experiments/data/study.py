@@ -24,9 +24,8 @@ from experiments.studies.stages import Stage
 QUESTION = "How many times the data is a teacher worth?"
 SENTENCE = 8 * 16  # tokens
 LOSS = "target_loss"
-STEPS = "trainer.max_steps=1200 trainer.val_check_interval=1200"
 CORPORA = ("hundredth", "tenth", "full")
-STUDENTS = {"alone": "distil_alone", "distilled": "distil_student"}
+STUDENTS = {"alone": "alone", "distilled": "forward_kl"}  # name in `distil`
 
 
 def stages() -> Iterator[Stage]:
@@ -40,15 +39,13 @@ def stages() -> Iterator[Stage]:
 
 
 def student_stage(name: str, run: str, seed: int) -> Stage:
-    """A student of one corpus and seed."""
-    return training(
-        f"data/{name}_{run}_{seed}",
-        STUDENTS[run],
-        seed=seed,
-        corpus=name,
-        teacher=distil.teacher_stage() if run == "distilled" else None,
-        overrides=STEPS,
-    )
+    """A student of one corpus and seed; those of the full corpus are those of `distil`."""
+    if name == "full":
+        return distil.student_stage("mixture", STUDENTS[run], seed)
+    teacher = distil.teacher_stage() if run == "distilled" else None
+    experiment = "distil_student" if teacher else "distil_alone"
+    path = f"data/{name}_{run}_{seed}"
+    return training(path, experiment, seed=seed, corpus=name, teacher=teacher)
 
 
 def report_stage(seed: int) -> Stage:

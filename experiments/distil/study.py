@@ -28,38 +28,39 @@ class Mixture:
 
     Attributes:
         overrides: Of all runs.
-        teacher_steps: Of the teacher.
+        steps: Of all runs: as in the paper, teacher and students are trained equally long.
         tasks: That are scored.
     """
 
     overrides: str
-    teacher_steps: int
+    steps: int
     tasks: tuple[str, ...]
 
 
 MIXTURES = {
-    "mixture": Mixture("", 3000, TASKS),
-    "single": Mixture("data.task_weights={pose:1}", 1500, ("pose",)),
+    "mixture": Mixture("", 800, TASKS),
+    "single": Mixture("data.task_weights={pose:1}", 400, ("pose",)),
 }
-# Name -> experiment, overrides.
-STUDENTS = {
-    "alone": ("distil_alone", ""),
-    # 600 steps of a student and its teacher's forward passes are as many operations as these.
-    "alone_equal_compute": (
-        "distil_alone",
-        "trainer.max_steps=1900 trainer.val_check_interval=1900",
-    ),
-    "forward_kl": ("distil_student", ""),
-    "temperature_2": ("distil_student", "module.loss.temperature=2"),
-    "kd_weight_4": ("distil_student", "module.loss.kd_weight=4"),
-    "reverse_kl": ("distil_student", "module/loss=reverse_kl"),
-    "skewed_kl": ("distil_student", "module/loss=skewed_kl"),
-    "jensen_shannon": ("distil_student", "module/loss=jensen_shannon"),
-    "top_k": ("distil_student", "module/loss=top_k"),
-    "clusters": ("distil_student", "module/loss=clusters"),
-    "selective": ("distil_student", "module/loss=selective"),
-    "hidden_states": ("distil_student", "module/loss=hidden_states"),
+# Steps of a student alone that are as many operations as one with its teacher's forward pass.
+EQUAL_COMPUTE = 2.56
+# Name -> overrides of `delvm train experiment=distil_student`.
+OBJECTIVES = {
+    "forward_kl": "",
+    "kd_weight_4": "module.loss.kd_weight=4",
+    "reverse_kl": "module/loss=reverse_kl",
+    "skewed_kl": "module/loss=skewed_kl",
+    "jensen_shannon": "module/loss=jensen_shannon",
+    "top_k": "module/loss=top_k",
+    "clusters": "module/loss=clusters",
+    "selective": "module/loss=selective",
+    "hidden_states": "module/loss=hidden_states",
+    "hidden_states_4": "module/loss=hidden_states module.loss.kd_weight=4",
+    "on_policy": "module/on_policy=default module.on_policy.fraction=0.25",
+    # On-policy samples, selected, and codes that stand for nearly the same patch merged: VarKD.
+    "on_policy_selective_clusters": "module/on_policy=default module.on_policy.fraction=0.25 "
+    "module/on_policy/selection=tokens module/loss=clusters",
 }
+STUDENTS = ("alone", "alone_equal_compute", *OBJECTIVES)
 
 
 def stages() -> Iterator[Stage]:
@@ -74,26 +75,26 @@ def stages() -> Iterator[Stage]:
 
 def teacher_stage(mixture: str = "mixture") -> Stage:
     """The teacher of a mixture."""
-    setting = MIXTURES[mixture]
-    steps = setting.teacher_steps
-    overrides = f"trainer.max_steps={steps} trainer.val_check_interval={steps // 3}"
-    return training(
-        f"distil/{mixture}/teacher",
-        "distil_teacher",
-        overrides=f"{overrides} {setting.overrides}".rstrip(),
-    )
+    return training(f"distil/{mixture}/teacher", "distil_teacher", overrides=_overrides(mixture))
 
 
 def student_stage(mixture: str, name: str, seed: int) -> Stage:
     """A student of one objective and seed."""
-    experiment, overrides = STUDENTS[name]
-    return training(
-        f"distil/{mixture}/{name}_{seed}",
-        experiment,
-        seed=seed,
-        teacher=teacher_stage(mixture) if experiment == "distil_student" else None,
-        overrides=f"{MIXTURES[mixture].overrides} {overrides}".strip(),
-    )
+    path = f"distil/{mixture}/{name}_{seed}"
+    if name not in OBJECTIVES:
+        factor = 1.0 if name == "alone" else EQUAL_COMPUTE
+        overrides = _overrides(mixture, factor)
+        return training(path, "distil_alone", seed=seed, overrides=overrides)
+    overrides = f"{_overrides(mixture)} {OBJECTIVES[name]}".strip()
+    teacher = teacher_stage(mixture)
+    return training(path, "distil_student", seed=seed, teacher=teacher, overrides=overrides)
+
+
+def _overrides(mixture: str, factor: float = 1.0) -> str:
+    setting = MIXTURES[mixture]
+    steps = round(setting.steps * factor)
+    words = f"trainer.max_steps={steps} trainer.val_check_interval={steps} {setting.overrides}"
+    return words.rstrip()
 
 
 def report_stage(mixture: str, seed: int) -> Stage:
@@ -112,10 +113,10 @@ def measure() -> list[Row]:
         reports = [scores(report_stage(mixture, seed).output) for seed in SEEDS]
         labels = {"mixture": mixture, "run": "teacher", "seed": 0}
         rows.append(labels | training_row(teacher, SENTENCE) | reports[0]["teacher"])
-        for name, (experiment, _) in STUDENTS.items():
+        for name in STUDENTS:
             for seed in SEEDS:
                 labels = {"mixture": mixture, "run": name, "seed": seed}
-                used = teacher.output if experiment == "distil_student" else None
+                used = teacher.output if name in OBJECTIVES else None
                 trained = training_row(student_stage(mixture, name, seed), SENTENCE, used)
                 rows.append(labels | trained | reports[seed][name])
     return rows

@@ -14,13 +14,13 @@ from experiments.studies.stages import Stage
 
 QUESTION = "How does the loss fall with the size of a student, and with compute?"
 SENTENCE = 8 * 16  # tokens
-STEPS = "trainer.max_steps=1000 trainer.val_check_interval=1000"
+STEPS = "trainer.max_steps=800 trainer.val_check_interval=800"
 # Name -> dim, layers, heads, learning rate.
 SIZES = {
     "32x2": (32, 2, 1, 6e-3),
     "64x2": (64, 2, 2, 4e-3),
     "96x3": (96, 3, 3, 3e-3),
-    "160x4": (160, 4, 5, 2e-3),
+    "192x4": (192, 4, 3, 2e-3),
 }
 
 

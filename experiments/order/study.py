@@ -10,7 +10,7 @@ from experiments.studies.stages import Stage
 
 QUESTION = "What is forgotten when tasks are learned one after another?"
 SENTENCE = 8 * 16  # tokens
-STEPS = "trainer.max_steps=300 trainer.val_check_interval=300"
+STEPS = "trainer.max_steps=200 trainer.val_check_interval=200"
 # Both start each of the four parts from the weights of the part before, with the same schedule.
 ORDERS = {"shuffled": "", "one_by_one": "data.task_weights={TASK:1}"}
 

@@ -23,9 +23,7 @@ CORPORA = ("hundredth", "tenth")
 SETTINGS = {
     "raster": "",
     "random_order": "module/token_order=random",
-    "random_order_all": "module/token_order=random module.token_order.images=all",
-    "noise_0.2": "module.token_noise=0.2",
-    "noise_0.2_all": "module.token_noise=0.2 module.token_noise_on=all",
+    "noise": "module.token_noise=0.2",
 }
 
 
@@ -47,17 +45,14 @@ def student_stage(name: str, setting: str, seed: int) -> Stage:
         "distil_alone",
         seed=seed,
         corpus=name,
-        overrides=f"{data.STEPS} {SETTINGS[setting]}",
+        overrides=SETTINGS[setting],
     )
 
 
 def report_stage(seed: int) -> Stage:
     """The answers of all students of a seed."""
     runs = [(name, setting) for name in CORPORA for setting in SETTINGS]
-    students = {
-        f"{name}_{setting.replace('.', '_')}": student_stage(name, setting, seed)
-        for name, setting in runs
-    }
+    students = {f"{name}_{setting}": student_stage(name, setting, seed) for name, setting in runs}
     return report(f"token_order/report_{seed}", students, seed=seed)
 
 
@@ -70,7 +65,7 @@ def measure() -> list[Row]:
             for setting in SETTINGS:
                 trained = training_row(student_stage(name, setting, seed), SENTENCE)
                 labels = {"corpus": name, "setting": setting, "seed": seed}
-                rows.append(labels | trained | scored[f"{name}_{setting.replace('.', '_')}"])
+                rows.append(labels | trained | scored[f"{name}_{setting}"])
     return rows
 
 
