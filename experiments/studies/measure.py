@@ -30,7 +30,8 @@ def training_row(stage: Stage, tokens_per_sentence: int, teacher: str | None = N
 
     Returns:
         loss, ppl (over all tokens), target_loss and target_ppl (over the tokens of target images),
-        the same of each task as TASK_loss and so on, steps, tflops (10^12 operations of all
+        the same of each task as TASK_loss and so on, best_target_loss (the lowest of all
+        validations), steps, tflops (10^12 operations of all
         training steps, with the teacher's forward passes), seconds.
     """
     run = OUT / stage.output
@@ -41,6 +42,7 @@ def training_row(stage: Stage, tokens_per_sentence: int, teacher: str | None = N
             column = name.removeprefix("val/").replace("/", "_")
             row[column] = points[-1][1]
             row[f"{column.removesuffix('loss')}ppl"] = math.exp(points[-1][1])
+    row["best_target_loss"] = min(value for _, value in history["val/target_loss"])
     steps = history["val/loss"][-1][0] + 1
     flops = delvm.load_student(run).flops_per_token(tokens_per_sentence)
     if teacher:
