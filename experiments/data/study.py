@@ -46,9 +46,7 @@ def student_stage(name: str, run: str, seed: int) -> Stage:
     teacher = distil.teacher_stage() if run == "distilled" else None
     experiment = "distil_student" if teacher else "distil_alone"
     path = f"data/{name}_{run}_{seed}"
-    overrides = (
-        "trainer.val_check_interval=100"  # where is the student best, and when does it overfit?
-    )
+    overrides = "trainer.val_check_interval=100"  # to see when it overfits
     return training(path, experiment, seed=seed, corpus=name, teacher=teacher, overrides=overrides)
 
 

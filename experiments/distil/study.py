@@ -130,45 +130,37 @@ def shares(rows: Sequence[Row], mixture: str, name: str, column: str) -> Estimat
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Losses, perplexities and scores of both mixtures."""
+    """Losses, shares of the teacher's gap, and scores of both mixtures."""
+    header = ["loss", "perplexity", "of the gap (95%)", "loss of targets", "of the gap (95%)"]
     texts = []
     for mixture in MIXTURES:
         body = []
         for name in ("teacher", *STUDENTS):
-            where: dict[str, Any] = {"mixture": mixture, "run": name}
             columns = {
-                key: Estimate.of(values(rows, key, **where))
+                key: Estimate.of(values(rows, key, mixture=mixture, run=name))
                 for key in ("loss", "ppl", "target_loss", "score", "tflops")
             }
-            share = "100%" if name == "teacher" else "0%"
+            share = dict.fromkeys(("loss", "target_loss"), "100%" if name == "teacher" else "0%")
             if name not in ("teacher", "alone"):
-                share = shares(rows, mixture, name, "target_loss").interval(scale=100) + " %"
+                for key in share:
+                    share[key] = shares(rows, mixture, name, key).interval(scale=100) + " %"
             body.append([
-                f"`{name}`", columns["loss"].text(), columns["ppl"].text(1),
-                columns["target_loss"].text(), share, columns["score"].text(),
+                f"`{name}`", columns["loss"].text(), columns["ppl"].text(1), share["loss"],
+                columns["target_loss"].text(), share["target_loss"], columns["score"].text(),
                 f"{columns['tflops'].mean:.1f}",
             ])  # fmt: skip
-        header = [
-            mixture,
-            "loss",
-            "perplexity",
-            "loss of targets",
-            "of the gap (95%)",
-            "score",
-            "TFLOP",
-        ]
-        texts.append(markdown(header, body))
+        texts.append(markdown([mixture, *header, "score", "TFLOP"], body))
     return "\n\n".join(texts)
 
 
 def plot(rows: Sequence[Row], figure: Any) -> None:
-    """The loss of targets of each seed, one panel per mixture."""
+    """The loss of each seed, one panel per mixture."""
     for panel, mixture in zip(figure.subplots(1, len(MIXTURES)), MIXTURES, strict=True):
         for place, name in enumerate(reversed(STUDENTS)):
-            found = values(rows, "target_loss", mixture=mixture, run=name)
+            found = values(rows, "loss", mixture=mixture, run=name)
             panel.plot(found, [place] * len(found), "o", alpha=0.7, color="C0")
-        (teacher,) = values(rows, "target_loss", mixture=mixture, run="teacher")
+        (teacher,) = values(rows, "loss", mixture=mixture, run="teacher")
         panel.axvline(teacher, color="C1", label="teacher")
         panel.set_yticks(range(len(STUDENTS)), reversed(STUDENTS))
-        panel.set_xlabel(f"loss of target tokens, {mixture}")
+        panel.set_xlabel(f"loss, {mixture}")
         panel.legend()
