@@ -163,4 +163,4 @@ def plot(rows: Sequence[Row], figure: Any) -> None:
         panel.axvline(teacher, color="C1", label="teacher")
         panel.set_yticks(range(len(STUDENTS)), reversed(STUDENTS))
         panel.set_xlabel(f"loss, {mixture}")
-        panel.legend()
+        panel.legend(loc="lower left")
