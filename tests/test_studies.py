@@ -39,7 +39,10 @@ def test_commands_of_a_study_compose(name):
         )
 
 
-@pytest.mark.parametrize("name", NAMES)
+MEASURED = [name for name in NAMES if (studies.ROOT / name / "results.csv").exists()]
+
+
+@pytest.mark.parametrize("name", MEASURED)
 def test_readme_shows_the_measured_table(name):
     folder = studies.ROOT / name
     rows = read_rows(folder / "results.csv")
@@ -47,6 +50,13 @@ def test_readme_shows_the_measured_table(name):
     assert studies.load(name).table(rows) in readme
     assert f"python -m experiments.studies {name}" in readme and "plot.png" in readme
     assert f"({name}/README.md)" in (studies.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_studies_without_results_are_marked_so():
+    table = (studies.ROOT / "README.md").read_text(encoding="utf-8")
+    for name in NAMES:
+        (line,) = [line for line in table.splitlines() if f"`{name}`" in line]
+        assert ("not run yet" in line) is (name not in MEASURED)
 
 
 def test_estimate_is_a_mean_with_spread_and_interval():
