@@ -112,7 +112,7 @@ def test_two_stages_of_one_output_are_an_error(out):
 
 
 def test_unknown_study_is_named(capsys):
-    assert studies.main(["distill"]) == 2
+    assert studies.main(["distillation"]) == 2
     assert "did you mean" in capsys.readouterr().err
 
 

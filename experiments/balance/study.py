@@ -29,7 +29,7 @@ BALANCES = {
 
 
 def stages() -> Iterator[Stage]:
-    """The corpora, and students like those of `distil`, alone."""
+    """The corpora, and students like those of `distill`, alone."""
     for balance, _ in BALANCES.values():
         yield from corpus("long_tail", balance)
     for seed in SEEDS:
@@ -43,7 +43,7 @@ def student_stage(name: str, seed: int) -> Stage:
     balance, overrides = BALANCES[name]
     return training(
         f"balance/{name}_{seed}",
-        "distil_alone",
+        "distill_alone",
         seed=seed,
         corpus="long_tail",
         balance=balance,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.distil import study as distil
+from experiments.distill import study as distill
 from experiments.studies.corpora import PAIRS, corpus
 from experiments.studies.measure import (
     SEEDS,
@@ -26,25 +26,25 @@ SENTENCE = 8 * 16  # tokens
 # The lowest of all validations, as early stopping keeps it: the last one of little data is worse.
 LOSS = "best_target_loss"
 CORPORA = ("hundredth", "tenth", "full")
-STUDENTS = {"alone": "alone", "distilled": "forward_kl"}  # name in `distil`
+STUDENTS = {"alone": "alone", "distilled": "forward_kl"}  # name in `distill`
 
 
 def stages() -> Iterator[Stage]:
-    """The corpora, the teacher of `distil` (trained on all data), and students of each corpus."""
+    """The corpora, the teacher of `distill` (trained on all data), and students of each corpus."""
     for name in CORPORA:
         yield from corpus(name)
-    yield distil.teacher_stage()
+    yield distill.teacher_stage()
     for seed in SEEDS:
         yield from (student_stage(name, run, seed) for name in CORPORA for run in STUDENTS)
         yield report_stage(seed)
 
 
 def student_stage(name: str, run: str, seed: int) -> Stage:
-    """A student of one corpus and seed; those of the full corpus are those of `distil`."""
+    """A student of one corpus and seed; those of the full corpus are those of `distill`."""
     if name == "full":
-        return distil.student_stage("mixture", STUDENTS[run], seed)
-    teacher = distil.teacher_stage() if run == "distilled" else None
-    experiment = "distil_student" if teacher else "distil_alone"
+        return distill.student_stage("mixture", STUDENTS[run], seed)
+    teacher = distill.teacher_stage() if run == "distilled" else None
+    experiment = "distill_student" if teacher else "distill_alone"
     path = f"data/{name}_{run}_{seed}"
     overrides = "trainer.val_check_interval=100"  # to see when it overfits
     return training(path, experiment, seed=seed, corpus=name, teacher=teacher, overrides=overrides)
@@ -64,11 +64,11 @@ def measure() -> list[Row]:
         scored = scores(report_stage(seed).output)
         for name in CORPORA:
             for run in STUDENTS:
-                teacher = distil.teacher_stage().output if run == "distilled" else None
+                teacher = distill.teacher_stage().output if run == "distilled" else None
                 trained = training_row(student_stage(name, run, seed), SENTENCE, teacher)
                 labels = {"corpus": name, "pairs": sum(PAIRS[name].values()), "run": run}
                 rows.append(labels | {"seed": seed} | trained | scored[f"{name}_{run}"])
-    teacher_row = training_row(distil.teacher_stage(), SENTENCE)
+    teacher_row = training_row(distill.teacher_stage(), SENTENCE)
     labels = {"corpus": "full", "pairs": sum(PAIRS["full"].values()), "run": "teacher", "seed": 0}
     return [*rows, labels | teacher_row]
 

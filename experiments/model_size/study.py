@@ -36,7 +36,7 @@ def student_stage(size: str, seed: int) -> Stage:
     net = f"student.net.dim={dim} student.net.n_layers={layers} student.net.n_heads={heads}"
     return training(
         f"model_size/{size}_{seed}",
-        "distil_alone",
+        "distill_alone",
         seed=seed,
         overrides=f"{STEPS} {net} optimizer.lr={lr}",
     )

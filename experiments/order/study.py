@@ -24,10 +24,10 @@ def stages() -> Iterator[Stage]:
 
 
 def part_stage(order: str, seed: int, part: int) -> Stage:
-    """One part of a training; its data begins anew, in another order."""
+    """One part of a training; its data starts again, in another order."""
     return training(
         f"order/{order}_{seed}_{part}",
-        "distil_alone",
+        "distill_alone",
         seed=10 * seed + part,
         start=part_stage(order, seed, part - 1) if part else None,
         overrides=f"{STEPS} {ORDERS[order].replace('TASK', TASKS[part])}".rstrip(),

@@ -41,10 +41,10 @@ def stages() -> Iterator[Stage]:
 
 
 def base_stage(seed: int) -> Stage:
-    """The student, of the size of those of `distil`, trained longer and on longer sentences."""
+    """The student, of the size of those of `distill`, trained longer and on longer sentences."""
     return training(
         f"prompts/base_{seed}",
-        "distil_alone",
+        "distill_alone",
         seed=seed,
         overrides=f"trainer.max_steps=1600 trainer.val_check_interval=1600 {_SENTENCES}",
     )
@@ -54,7 +54,7 @@ def tuned_stage(tuning: str, pairs: int, seed: int) -> Stage:
     """The student, fine-tuned on so many pairs of each held-out task."""
     return training(
         f"prompts/{tuning}_{pairs}_{seed}",
-        "distil_alone",
+        "distill_alone",
         seed=seed,
         corpus=f"held_out_{pairs}",
         start=base_stage(seed),

@@ -50,7 +50,7 @@ def listing() -> str:
 
 
 def write_results(name: str) -> None:
-    """Read what a study's stages wrote, to results.csv and plot.png beside its study.py."""
+    """Read what a study's stages wrote, to results.csv and plot.png next to its study.py."""
     study = load(name)
     write_rows(ROOT / name / "results.csv", study.measure())
     rows = read_rows(ROOT / name / "results.csv")

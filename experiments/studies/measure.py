@@ -53,7 +53,7 @@ def training_row(stage: Stage, tokens_per_sentence: int, teacher: str | None = N
 
 
 def scores(report: str) -> dict[str, Row]:
-    """Student -> ``score``, the mean share of the gap between the best trivial baseline and the
+    """Student -> ``score``, the mean part of the gap between the best trivial baseline and the
     tokenizer's ceiling over the tasks that the report has, and that of each task as TASK_score.
 
     Args:
@@ -120,7 +120,7 @@ def values(rows: Sequence[Row], column: str, **where: Any) -> list[float]:
 
 
 def gap_closed(alone: Sequence[float], student: Sequence[float], teacher: float) -> Estimate:
-    """The share of the gap between students alone and their teacher that is closed.
+    """The part of the gap between students alone and their teacher that is closed.
 
     Args:
         alone, student: Losses, seed by seed.

@@ -40,7 +40,7 @@ class Stage:
 
     @property
     def record(self) -> Path:
-        """The file beside its output that has its time."""
+        """The file next to its output that has its time."""
         path = OUT / self.output
         return path.with_name(f"{path.name}.stage.json")
 

@@ -42,7 +42,7 @@ def student_stage(name: str, setting: str, seed: int) -> Stage:
         return data.student_stage(name, "alone", seed)
     return training(
         f"token_order/{name}_{setting}_{seed}",
-        "distil_alone",
+        "distill_alone",
         seed=seed,
         corpus=name,
         overrides=SETTINGS[setting],

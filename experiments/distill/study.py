@@ -43,7 +43,7 @@ MIXTURES = {
 }
 # Steps of a student alone that are as many operations as one with its teacher's forward pass.
 EQUAL_COMPUTE = 2.56
-# Name -> overrides of `delvm train experiment=distil_student`.
+# Name -> overrides of `delvm train experiment=distill_student`.
 OBJECTIVES = {
     "forward_kl": "",
     "kd_weight_4": "module.loss.kd_weight=4",
@@ -75,19 +75,19 @@ def stages() -> Iterator[Stage]:
 
 def teacher_stage(mixture: str = "mixture") -> Stage:
     """The teacher of a mixture."""
-    return training(f"distil/{mixture}/teacher", "distil_teacher", overrides=_overrides(mixture))
+    return training(f"distill/{mixture}/teacher", "distill_teacher", overrides=_overrides(mixture))
 
 
 def student_stage(mixture: str, name: str, seed: int) -> Stage:
     """A student of one objective and seed."""
-    path = f"distil/{mixture}/{name}_{seed}"
+    path = f"distill/{mixture}/{name}_{seed}"
     if name not in OBJECTIVES:
         factor = 1.0 if name == "alone" else EQUAL_COMPUTE
         overrides = _overrides(mixture, factor)
-        return training(path, "distil_alone", seed=seed, overrides=overrides)
+        return training(path, "distill_alone", seed=seed, overrides=overrides)
     overrides = f"{_overrides(mixture)} {OBJECTIVES[name]}".strip()
     teacher = teacher_stage(mixture)
-    return training(path, "distil_student", seed=seed, teacher=teacher, overrides=overrides)
+    return training(path, "distill_student", seed=seed, teacher=teacher, overrides=overrides)
 
 
 def _overrides(mixture: str, factor: float = 1.0) -> str:
@@ -101,7 +101,7 @@ def report_stage(mixture: str, seed: int) -> Stage:
     """The answers of all students of a seed, and of their teacher."""
     students = {name: student_stage(mixture, name, seed) for name in STUDENTS}
     students["teacher"] = teacher_stage(mixture)
-    path = f"distil/{mixture}/report_{seed}"
+    path = f"distill/{mixture}/report_{seed}"
     return report(path, students, seed=seed, tasks=MIXTURES[mixture].tasks)
 
 
@@ -123,14 +123,14 @@ def measure() -> list[Row]:
 
 
 def shares(rows: Sequence[Row], mixture: str, name: str, column: str) -> Estimate:
-    """The share of the teacher's gap in a column that a run closes, over seeds."""
+    """The part of the teacher's gap in a column that a run closes, over seeds."""
     alone, found = (values(rows, column, mixture=mixture, run=each) for each in ("alone", name))
     (teacher,) = values(rows, column, mixture=mixture, run="teacher")
     return gap_closed(alone, found, teacher)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Losses, shares of the teacher's gap, and scores of both mixtures."""
+    """Losses, parts of the teacher's gap, and scores of both mixtures."""
     header = ["loss", "perplexity", "of the gap (95%)", "loss of targets", "of the gap (95%)"]
     texts = []
     for mixture in MIXTURES:
