@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from delvm.tasks import derived
+from delvm.tasks import derived, foreground
 from experiments.sources.layouts import write_frames
 from experiments.sources.raw import SCENES, save, scene
 from experiments.sources.spheres import random_scene, turned_object
@@ -61,9 +61,37 @@ def co3d(root: Path) -> None:
         save_gray(sequence / "depths" / f"{name}.jpg.geometric.png", depth.view(np.uint16))
 
 
+def nyu(root: Path) -> None:
+    """official_splits/{train,test}/SCENE/{rgb,sync_depth}_N.*, as BTS has them."""
+    for number, name in enumerate(SCENES[:4]):
+        made = random_scene(number, scene(name))
+        for split in ("train", "test"):
+            folder = root / "official_splits" / split / f"room_{number:04d}"
+            save(folder / f"rgb_{number:05d}.jpg", made.image)
+            save_gray(folder / f"sync_depth_{number:05d}.png", to_millimeters(2 + made.depth))
+
+
+def voc(root: Path) -> None:
+    """JPEGImages, SegmentationClass and ImageSets/Segmentation of Pascal VOC: spheres as sheep."""
+    names = []
+    for number, name in enumerate(SCENES[:4]):
+        made = random_scene(number, scene(name))
+        names.append(f"2007_{number:06d}")
+        save(root / "JPEGImages" / f"{names[-1]}.jpg", made.image)
+        sheep = foreground.CLASSES.index("sheep") + 1
+        ids = np.where(made.ids > 0, sheep, 0).astype(np.uint8)
+        save_gray(root / "SegmentationClass" / f"{names[-1]}.png", ids)
+    for split in ("train", "val"):
+        path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{each}\n" for each in names))
+
+
 RAW: dict[str, Callable[[Path], None]] = {
     "annotated": annotated,
     "frames": frames,
     "clips": clips,
     "co3d": co3d,
+    "nyu": nyu,
+    "voc": voc,
 }

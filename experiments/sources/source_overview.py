@@ -58,6 +58,8 @@ TUPLES = ("source.tasks=[]", "source.annotations=[grayscale,edges]")
 MASKS = ("source.num_views=4", "source.annotations=[masks]")
 DEPTHS = ("source.num_views=4", "source.annotations=[depths]")
 SHUFFLED = ("source.order=shuffled",)
+FEW = ("source.num_train=4", "source.num_val=1", "source.num_test=1")
+REASONING = tuple(f"reasoning_{change}" for change in ("color", "shape", "size", "color_shape"))
 ROWS = (
     Row("shapes", ("segmentation", "pose", "derain", "deblur"), None, (COUNTS, "source.num_val=1")),
     Row("gopro", ("deblur",), "gopro"),
@@ -73,6 +75,10 @@ ROWS = (
     Row("coco_pose", ("poses",), "coco", ("source.whole_image=true",)),
     Row("video", ("video",), "video", CLIPS),
     Row("hdvila", ("video",), "hdvila", CLIPS),
+    Row("pascal5i", ("foreground_fold0",), "voc", ("source.folds=[0]",)),
+    Row("nyu_depth", ("depth",), "nyu"),
+    Row("stereo", ("depth",), None, FEW),
+    Row("reasoning", REASONING, None, FEW),
 )
 CATEGORIES = ("source.categories=true", "source.group_size=4")
 STRIDES = ("source.clip_length=4", "source.strides=[8,2]")

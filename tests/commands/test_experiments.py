@@ -48,6 +48,7 @@ CHANGES = {
 }
 TEACHERS = {
     "demo_student": ("experiment=demo_teacher",),
+    "distill_student": ("experiment=distill_teacher",),
     "kd_1b_to_300m": ("experiment=pretrain_1b", "student.net.n_layers=2"),
 }
 FINGERPRINT = "f" * 16
