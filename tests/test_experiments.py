@@ -85,6 +85,13 @@ def test_overview_row_composes(row):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("source", ["pascal5i", "nyu_depth", "stereo", "reasoning"])
+def test_sources_of_evaluations_are_prepared_from_the_command_line(tmp_path, source):
+    row = next(row for row in ROWS if row.source == source)
+    assert len(row_images(row, tmp_path, 64)) == IMAGES_PER_ROW
+
+
+@pytest.mark.slow
 def test_overview_row_shows_the_sources_images(tmp_path):
     row = next(row for row in ROWS if row.tasks == ("poses",))
     shown = row_images(row, tmp_path, 64)

@@ -48,11 +48,10 @@ class Stereo:
 
     def validate(self) -> list[str]:
         """Every error of the settings alone."""
-        values = {key: value for key, value in asdict(self).items() if key != "seed"}
         return [
             f"{key}={value} is below 1: set source.{key}=64"
-            for key, value in values.items()
-            if value < 1
+            for key in ("size", "num_train", "num_val", "num_test")
+            if (value := getattr(self, key)) < 1
         ]
 
     def settings(self, split: str, task: str) -> dict[str, Any]:
