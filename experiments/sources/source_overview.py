@@ -78,7 +78,7 @@ ROWS = (
     Row("pascal5i", ("foreground_fold0",), "voc", ("source.folds=[0]",)),
     Row("nyu_depth", ("depth",), "nyu"),
     Row("stereo", ("depth",), None, FEW),
-    Row("reasoning", REASONING, None, FEW),
+    Row("reasoning", REASONING, None, FEW, "color, shape, size, both"),
 )
 CATEGORIES = ("source.categories=true", "source.group_size=4")
 STRIDES = ("source.clip_length=4", "source.strides=[8,2]")
