@@ -24,7 +24,7 @@ from delvm.serving.endpoint import PREFIX, add_endpoint  # noqa: E402
 from delvm.serving.gate import Gate  # noqa: E402
 from delvm.serving.limits import Limits  # noqa: E402
 from delvm.serving.page import CSS, build_page, theme  # noqa: E402
-from delvm.serving.prompt_sets import PromptSet  # noqa: E402
+from delvm.serving.prompt_sets import PromptSet, copy_prompt_sets  # noqa: E402
 from delvm.serving.service import Service  # noqa: E402
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -37,7 +37,7 @@ def make_app(
 
     Args:
         service: answers.
-        prompt_sets: that the page offers.
+        prompt_sets: that the page offers; it serves copies, in the cache.
         cache: empty directory for uploaded files and answers, the only one that is served.
         host: that it will listen on. On a loopback address only requests to that name are
             answered, so that no web page elsewhere reaches it under a name of its own.
@@ -52,6 +52,7 @@ def make_app(
         redoc_url=None,
     )
     add_endpoint(app, service)
+    prompt_sets = copy_prompt_sets(prompt_sets, cache / "prompts")
     page = build_page(service, prompt_sets, title="DeLVM")
     gr.mount_gradio_app(
         app, page, path="/", footer_links=[], run_history=False, allowed_paths=[],

@@ -34,7 +34,7 @@ def build_page(service: Service, prompt_sets: Sequence[PromptSet], title: str) -
 
     Args:
         service: answers.
-        prompt_sets: ready prompts; the first one is shown at first.
+        prompt_sets: ready prompts, in Gradio's cache; the first one is shown at first.
         title: of the browser's tab.
     """
     names = list(service.prompters)
@@ -54,6 +54,8 @@ def build_page(service: Service, prompt_sets: Sequence[PromptSet], title: str) -
                 )
                 boxes = _pair_boxes(max_pairs)
                 uploaded, drawing, tab = _query_boxes()
+                for each in prompt_sets:  # Gradio deletes files of boxes after `CACHE_SECONDS`
+                    uploaded.keep_in_cache.update(map(str, each.files))
                 students = gr.CheckboxGroup(
                     names, value=names, label="Students", visible=len(names) > 1, elem_id="students"
                 )

@@ -1,5 +1,7 @@
 """Ready prompts: a directory of pairs for each task, and a query next to it."""
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,11 @@ class PromptSet:
     name: str
     pairs: tuple[PairFiles, ...]
     query: Path
+
+    @property
+    def files(self) -> list[Path]:
+        """All of them, the query last."""
+        return [*(file for pair in self.pairs for file in pair), self.query]
 
 
 def shipped_prompts() -> Path:
@@ -58,3 +65,26 @@ def find_prompt_sets(folder: Path) -> list[PromptSet]:
         )
     order = {name: number for number, name in enumerate(NAMES)}
     return sorted(found, key=lambda each: (order.get(each.name, len(order)), each.name))
+
+
+def copy_prompt_sets(prompt_sets: Sequence[PromptSet], folder: Path) -> list[PromptSet]:
+    """Copies of prompts in a directory that a page may serve files of.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+
+    def copy(file: Path, parent: Path) -> Path:
+        parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return Path(shutil.copyfile(file, parent / file.name))
+        except OSError as error:
+            raise UserError(f"prompts: {file} cannot be read: {error.strerror or error}") from None
+
+    copies = []
+    for each in prompt_sets:
+        pairs = [
+            PairFiles(*(copy(file, folder / each.name) for file in pair)) for pair in each.pairs
+        ]
+        copies.append(PromptSet(each.name, tuple(pairs), copy(each.query, folder)))
+    return copies

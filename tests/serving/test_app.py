@@ -1,0 +1,88 @@
+"""Page and endpoint as one server, in this process, with untrained models."""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from gradio.route_utils import delete_files_created_by_app
+from PIL import Image
+
+from delvm.serving.app import make_app
+from delvm.serving.prompt_sets import find_prompt_sets
+from delvm.serving.service import Service
+from tests.serving.conftest import noise
+
+API = "/gradio_api"
+
+
+class Browser:
+    """The requests that a browser makes, without one."""
+
+    def __init__(self, client: TestClient) -> None:
+        self.client = client
+        self.config = client.get("/config").json()
+
+    def run(self, name: str, *values: Any) -> dict[str, Any]:
+        """The output of the handler of that name."""
+        listed = self.config["dependencies"]
+        number = next(each["id"] for each in listed if each["api_name"].startswith(name))
+        session = f"{name}{time.monotonic_ns()}"
+        event = {"data": [*values], "fn_index": number, "session_hash": session}
+        joined = self.client.post(f"{API}/queue/join", json=event)
+        assert joined.status_code == 200, joined.text
+        messages = self.client.get(f"{API}/queue/data", params={"session_hash": session}).text
+        lines = [json.loads(line[5:]) for line in messages.split("\n\n") if line]
+        return next(each for each in lines if each["msg"] == "process_completed")
+
+    def file(self, value: dict[str, Any]) -> bytes:
+        answer = self.client.get(f"{API}/file={value['path']}")
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """A directory of prompts that neither the current nor the temporary directory contains."""
+    folder = tmp_path / "mine"
+    (folder / "zebra").mkdir(parents=True)
+    for number, name in enumerate(("zebra/1_img", "zebra/1_label", "zebra_query")):
+        noise(number).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "elsewhere" / "cache"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder.parent))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))  # is set by `make_app`: restore it
+    monkeypatch.chdir(folder.parent)
+    return folder
+
+
+@pytest.fixture
+def client(service: Service, prompts: Path, cache: Path):
+    app: Any = make_app(service, find_prompt_sets(prompts), cache)
+    with TestClient(app, base_url="http://127.0.0.1") as found:
+        yield found
+
+
+def test_ready_prompts_may_lie_anywhere(client, prompts):
+    browser = Browser(client)
+    done = browser.run("pick", "zebra")
+    assert done["success"], done
+    first, second, *_, query = done["output"]["data"]
+    files = ("zebra/1_img", "zebra/1_label", "zebra_query")
+    for value, name in zip((first, second, query), files, strict=True):
+        assert browser.file(value) == (prompts / f"{name}.png").read_bytes()
+
+
+def test_ready_prompts_outlive_the_deletion_of_old_files(client, service):
+    browser = Browser(client)
+    *_, query = browser.run("pick", "zebra")["output"]["data"]
+    delete_files_created_by_app(client.app.app.routes[-1].app.get_blocks(), age=-1)
+    assert Image.open(query["path"]).size == noise(0).size
