@@ -5,18 +5,21 @@ registered with ``preprocess=False``, and get what the browser has sent: a dicti
 of an uploaded file, which the gate has checked. `open_upload` opens it, with errors in words.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import gradio as gr
+from fastapi import HTTPException
+from gradio.components.base import server
 
 from delvm.errors import UserError
 from delvm.serving.limits import Limits, Upload, on_white
 
 CANVAS = 512  # side of the sheet for drawings, in pixels
 MAX_DRAWINGS = 16  # that wait to be handed over; the oldest goes first
+MAX_NAME = 64  # characters of the name that a browser gives a drawing
 
 
 def image_input(label: str, **options: Any) -> gr.Image:
@@ -27,15 +30,17 @@ def image_input(label: str, **options: Any) -> gr.Image:
     )  # fmt: skip
 
 
-def drawing_input(label: str, **options: Any) -> gr.ImageEditor:
-    """A sheet to paint on, see `drawing`."""
+def drawing_input(label: str, drawings: "Drawings", **options: Any) -> gr.ImageEditor:
+    """A sheet to paint on, which sends what is painted to `drawings`, see `drawing`."""
     sheet = gr.ImageEditor(
         label=label, type="filepath", format="png", canvas_size=(CANVAS, CANVAS), layers=False,
         sources=["upload", "clipboard"], transforms=(), buttons=[], interactive=True,
         brush=gr.Brush(default_size=24, colors=["#111827", "#dc2626", "#2563eb", "#16a34a"]),
         **options,
     )  # fmt: skip
-    sheet.blob_storage = _Newest(MAX_DRAWINGS)
+    # Gradio's own keeps all layers, and one more for each number that a client makes up. A subclass
+    # would be the plain way, but Gradio writes a .pyi file next to the source of each one.
+    sheet.accept_blobs = drawings.accept_blobs
     return sheet
 
 
@@ -45,16 +50,17 @@ def uploaded_file(sent: Mapping[str, Any] | None) -> Path | None:
     return Path(path) if path else None
 
 
-def drawing(sheet: gr.ImageEditor, sent: Mapping[str, Any] | None, limits: Limits) -> bytes | None:
+def drawing(drawings: "Drawings", sent: Mapping[str, Any] | None, limits: Limits) -> bytes | None:
     """The PNG of a drawing on white, as the browser sends it; None if the sheet is empty.
 
     Raises:
-        UserError: it is too large or damaged.
+        UserError: it is too large, is damaged, or has been dropped.
     """
     upload: Upload | None = None
     if sent and sent.get("id"):  # its pixels have been sent before
-        blobs = sheet.blob_storage.pop(sent["id"], None)
-        upload = None if blobs is None else blobs.composite
+        upload = drawings.pop(str(sent["id"]))
+        if upload is None:
+            raise UserError("the drawing is no longer here: paint something more, and try again")
     elif sent:
         upload = uploaded_file(sent.get("composite"))
     return None if upload is None else on_white(upload, "the drawing", limits)
@@ -65,14 +71,40 @@ def as_shown(error: UserError) -> gr.Error:
     return gr.Error(str(error), duration=None, print_exception=False)
 
 
-class _Newest(OrderedDict[str, Any]):
-    """A dictionary of the newest entries."""
+class Drawings:
+    """Drawings that browsers have sent, until they are handed over with the rest of the page.
 
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self._size = size
+    Browsers send each layer, the background and the composite of all; only the last one counts.
+    """
 
-    def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value)
-        while len(self) > self._size:
-            self.popitem(last=False)
+    def __init__(self, max_bytes: int) -> None:
+        """Keep the newest drawings, up to `MAX_DRAWINGS`, and up to so many bytes of all."""
+        self._max_bytes, self._lock = max_bytes, Lock()
+        self._newest: dict[str, bytes] = {}
+
+    @server  # type: ignore[untyped-decorator]
+    def accept_blobs(self, data: Any) -> None:
+        """Keep the pixels that a browser sends, if they are a composite. The name is Gradio's.
+
+        Args:
+            data: not trusted: fields as ``data.data``, name and bytes of files as ``data.files``.
+        """
+        fields, files = getattr(data, "data", None), getattr(data, "files", None)
+        if not isinstance(fields, dict) or not {"type", "id"} <= fields.keys() or not files:
+            raise HTTPException(400, "a drawing is a form with the fields type and id, and a file")
+        if fields["type"] != "composite":
+            return
+        name = str(fields["id"])[:MAX_NAME]
+        with self._lock:
+            self._newest.pop(name, None)
+            self._newest[name] = files[0][1]
+            while len(self._newest) > MAX_DRAWINGS or self._bytes() > self._max_bytes:
+                del self._newest[next(iter(self._newest))]
+
+    def pop(self, name: str) -> bytes | None:
+        """Hand over a drawing; None if it has been dropped."""
+        with self._lock:
+            return self._newest.pop(name[:MAX_NAME], None)
+
+    def _bytes(self) -> int:
+        return sum(map(len, self._newest.values()))

@@ -53,22 +53,40 @@ def open_upload(upload: Upload, name: str, limits: Limits) -> Image.Image:
         the image in mode RGB, upright.
 
     Raises:
-        UserError: it is too large, damaged, or of another format than `FORMATS`.
+        UserError: it is too large, damaged, of another format than `FORMATS`, or its file has been
+            deleted.
     """
-    size = len(upload) if isinstance(upload, bytes) else upload.stat().st_size
-    if size > limits.max_upload_bytes:
+    return open_image(read_upload(upload, name, limits), name)
+
+
+def read_upload(upload: Upload, name: str, limits: Limits) -> bytes:
+    """The bytes of an image from a client, after its size has been checked.
+
+    Args:
+        upload, name, limits: as of `open_upload`.
+
+    Raises:
+        UserError: as `open_upload`, but for damage behind the header of the file.
+    """
+    try:
+        size = len(upload) if isinstance(upload, bytes) else upload.stat().st_size
+        if size > limits.max_upload_bytes:
+            raise UserError(
+                f"{name} has {size / MIB:.1f} MiB, above the limit of {limits.max_upload_mb} MiB: "
+                "send a smaller file"
+            )
+        data = upload if isinstance(upload, bytes) else upload.read_bytes()
+    except FileNotFoundError:
         raise UserError(
-            f"{name} has {size / MIB:.1f} MiB, above the limit of {limits.max_upload_mb} MiB: "
-            "send a smaller file"
-        )
-    data = upload if isinstance(upload, bytes) else upload.read_bytes()
+            f"{name} is no longer here, since uploads are deleted after an hour: upload it again"
+        ) from None
     width, height = _size(data, name)
     if width * height > limits.max_pixels:
         raise UserError(
             f"{name} has {width} x {height} pixels, above the limit of {limits.max_pixels:,}: "
             "send a smaller image"
         )
-    return open_image(data, name)
+    return data
 
 
 def on_white(upload: Upload, name: str, limits: Limits) -> bytes:
@@ -77,9 +95,9 @@ def on_white(upload: Upload, name: str, limits: Limits) -> bytes:
     Raises:
         UserError: as `open_upload`.
     """
-    open_upload(upload, name, limits)
-    file = io.BytesIO(upload) if isinstance(upload, bytes) else upload
-    with Image.open(file, formats=FORMATS) as image:
+    data = read_upload(upload, name, limits)
+    open_image(data, name)  # else a damaged file would be reported in other words
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         painted = image.convert("RGBA")
     sheet = Image.new("RGBA", painted.size, "white")
     return png_bytes(Image.alpha_composite(sheet, painted).convert("RGB"))

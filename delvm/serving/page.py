@@ -1,14 +1,13 @@
 """What the browser shows: pairs and query to the left, sampling below, the answer to the right."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from delvm.inference.decoding import Decoding
-from delvm.serving.components import drawing_input, image_input
+from delvm.serving.components import Drawings, drawing_input, image_input
 from delvm.serving.page_events import DRAW, OWN, UPLOAD, Events
 from delvm.serving.prompt_sets import PromptSet
 from delvm.serving.service import Service
@@ -53,7 +52,7 @@ def build_page(service: Service, prompt_sets: Sequence[PromptSet], title: str) -
                     elem_id="task",
                 )
                 boxes = _pair_boxes(max_pairs)
-                uploaded, drawing, tab = _query_boxes()
+                uploaded, drawing, tab = _query_boxes(events.drawings)
                 for each in prompt_sets:  # Gradio deletes files of boxes after `CACHE_SECONDS`
                     uploaded.keep_in_cache.update(map(str, each.files))
                 students = gr.CheckboxGroup(
@@ -71,7 +70,7 @@ def build_page(service: Service, prompt_sets: Sequence[PromptSet], title: str) -
         for box in (*boxes, uploaded):
             box.upload(events.check, box, box, preprocess=False, show_progress="hidden")
         started = run.click(
-            partial(events.answer, drawing), inputs, outputs, preprocess=False,
+            events.answer, inputs, outputs, preprocess=False,
             show_progress="minimal", show_progress_on=outputs[0],
         )  # fmt: skip
         stop.click(None, cancels=[started])
@@ -98,13 +97,15 @@ def _pair_boxes(count: int) -> list[gr.Image]:
     return boxes
 
 
-def _query_boxes() -> tuple[gr.Image, gr.ImageEditor, gr.State]:
+def _query_boxes(drawings: Drawings) -> tuple[gr.Image, gr.ImageEditor, gr.State]:
     tab = gr.State(UPLOAD)
     with gr.Tabs(elem_id="query-tabs"):
         with gr.Tab("Query: an image") as first:
             uploaded = image_input("Query", height=220, elem_id="query")
         with gr.Tab("Query: draw it") as second:
-            drawing = drawing_input("Draw the query, or paint over an image", elem_id="drawing")
+            drawing = drawing_input(
+                "Draw the query, or paint over an image", drawings, elem_id="drawing"
+            )
     first.select(lambda: UPLOAD, None, tab, show_progress="hidden")
     second.select(lambda: DRAW, None, tab, show_progress="hidden")
     return uploaded, drawing, tab

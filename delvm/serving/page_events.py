@@ -10,7 +10,7 @@ from PIL import Image
 
 from delvm.errors import UserError
 from delvm.inference.decoding import Decoding, SamplingOptions
-from delvm.serving.components import as_shown, drawing, uploaded_file
+from delvm.serving.components import Drawings, as_shown, drawing, uploaded_file
 from delvm.serving.limits import Upload, open_upload
 from delvm.serving.prompt_sets import PromptSet
 from delvm.serving.service import Question, Service, Step
@@ -36,6 +36,7 @@ class Events:
         self.service, self.max_pairs = service, max_pairs
         self.prompt_sets = {each.name: each for each in prompt_sets}
         self.names = list(service.prompters)
+        self.drawings = Drawings(2 * service.limits.max_upload_bytes)
 
     def pick(self, task: str) -> list[Any]:
         """Values of all pairs, in a row, then of the query; `OWN` empties them."""
@@ -55,22 +56,21 @@ class Events:
             return None
         return gr.skip()
 
-    def answer(self, sheet: gr.ImageEditor, *values: Any) -> Iterator[list[Any]]:
+    def answer(self, *values: Any) -> Iterator[list[Any]]:
         """Answers of all chosen students, one after the other, a row at a time.
 
         Args:
-            sheet: that the query may be painted on.
             values: of the inputs in the order of `delvm.serving.page`, as the browser sends them.
 
         Yields:
             values of status, round trip, the answer of each student, and the download.
         """
         try:
-            yield from self._answer(self._form(sheet, values))
+            yield from self._answer(self._form(values))
         except UserError as error:
             raise as_shown(error) from None
 
-    def _form(self, sheet: gr.ImageEditor, values: Sequence[Any]) -> Form:
+    def _form(self, values: Sequence[Any]) -> Form:
         students, *rest = values
         boxes, rest = rest[: 2 * self.max_pairs], rest[2 * self.max_pairs :]
         uploaded, painted, tab, decoding, temperature, top_k, top_p, guidance, seed = rest
@@ -87,7 +87,7 @@ class Events:
             raise UserError("no student is chosen: choose one or more")
         query: Upload | None = uploaded_file(uploaded)
         if tab == DRAW:
-            query = drawing(sheet, painted, self.service.limits)
+            query = drawing(self.drawings, painted, self.service.limits)
         if query is None:
             what = "draw something" if tab == DRAW else "upload an image"
             raise UserError(f"no query: {what}, or pick a task")

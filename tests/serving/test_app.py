@@ -14,7 +14,7 @@ from PIL import Image
 from delvm.serving.app import make_app
 from delvm.serving.prompt_sets import find_prompt_sets
 from delvm.serving.service import Service
-from tests.serving.conftest import noise
+from tests.serving.conftest import noise, png
 
 API = "/gradio_api"
 
@@ -86,3 +86,28 @@ def test_ready_prompts_outlive_the_deletion_of_old_files(client, service):
     *_, query = browser.run("pick", "zebra")["output"]["data"]
     delete_files_created_by_app(client.app.app.routes[-1].app.get_blocks(), age=-1)
     assert Image.open(query["path"]).size == noise(0).size
+
+
+def send_drawing(browser: Browser, **fields: Any) -> int:
+    """The status of the answer to a part of a drawing."""
+    editor = next(each for each in browser.config["components"] if each["type"] == "imageeditor")
+    assert editor["props"]["server_fns"] == ["accept_blobs"]
+    form = {"component_id": str(editor["id"]), "session_hash": "a", "fn_name": "accept_blobs"}
+    url = f"{API}/component_server"
+    file = {"file": ("a.png", png(noise(0)), "image/png")}
+    return browser.client.post(url, data=form | fields, files=file).status_code
+
+
+def test_a_drawing_is_kept_and_a_layer_of_any_number_is_not(client):
+    browser = Browser(client)
+    editor = next(
+        each
+        for each in client.app.app.routes[-1].app.get_blocks().blocks.values()
+        if each.get_block_name() == "imageeditor"
+    )
+    drawings = editor.accept_blobs.__self__
+    assert send_drawing(browser, id="a", type="layer", index="3000000") == 200
+    assert drawings.pop("a") is None and not editor.blob_storage
+    assert send_drawing(browser, id="a", type="composite", index="null") == 200
+    assert drawings.pop("a") == png(noise(0))
+    assert send_drawing(browser) == 400

@@ -56,3 +56,10 @@ def test_a_drawing_is_on_white():
     drawing[5, 5] = (255, 0, 0, 255)
     image = open_upload(on_white(png(Image.fromarray(drawing)), "it", LIMITS), "it", LIMITS)
     assert image.getpixel((0, 0)) == (255, 255, 255) and image.getpixel((5, 5)) == (255, 0, 0)
+
+
+def test_a_file_that_has_been_deleted_is_asked_for_again(tmp_path):
+    words = "the query is no longer here, since uploads are deleted after an hour: upload it again"
+    for open_it in (open_upload, on_white):
+        with pytest.raises(UserError, match=words):
+            open_it(tmp_path / "a.png", "the query", LIMITS)
