@@ -22,8 +22,8 @@ def run(cfg: EvaluateConfig) -> None:
         return
     if cfg.mode is EvaluationMode.tokenizer:
         _tokenizer(cfg)
-    elif not _students(cfg):  # another rank writes the report
-        return
+    elif not (_video if cfg.mode is EvaluationMode.video else _students)(cfg):
+        return  # another rank writes the report
     print(f"report: {cfg.output_dir}/report.html")
     print(f"metrics: {cfg.output_dir}/metrics.json, {cfg.output_dir}/scores.csv")
 
@@ -83,23 +83,14 @@ def _tokenizer(cfg: EvaluateConfig) -> None:
 
 
 def _students(cfg: EvaluateConfig) -> dict[str, Any]:
-    # Imported here: torch takes seconds, which a mistake in the config need not wait for.
-    from delvm.data.encode.executors.base import rank_from_env
-    from delvm.data.encode.executors.local import local_rank
     from delvm.evaluation.students import evaluate_students
     from delvm.evaluation.training_curves import find_history
-    from delvm.interop.load import describe_source, load_student, load_tokenizer
-    from delvm.models.precision import resolve_device
+    from delvm.interop.load import describe_source
 
-    device = resolve_device(cfg.device)
-    if device == "cuda" and rank_from_env().world_size > 1:
-        device = f"cuda:{local_rank()}"
-    students = cfg.students or {"student": "shapes"}
-    models = {"tokenizer": cfg.tokenizer, **students}
+    models = _model_paths(cfg)
     return evaluate_students(
         as_path(cfg.input_dir),
-        load_tokenizer(cfg.tokenizer, device),
-        {name: load_student(path, device, cfg.precision) for name, path in students.items()},
+        *_load_models(cfg),
         output_dir=Path(cfg.output_dir),
         tasks=cfg.tasks or None,
         num_queries=cfg.num_queries,
@@ -115,6 +106,51 @@ def _students(cfg: EvaluateConfig) -> dict[str, Any]:
         origins={name: describe_source(path) for name, path in models.items()},
         title=cfg.title,
         **cfg.sampling,
+    )
+
+
+def _video(cfg: EvaluateConfig) -> dict[str, Any]:
+    from delvm.evaluation.video import evaluate_video
+    from delvm.interop.load import describe_source
+
+    return evaluate_video(
+        as_path(cfg.input_dir),
+        *_load_models(cfg),
+        output_dir=Path(cfg.output_dir),
+        tasks=cfg.tasks or None,
+        num_queries=cfg.num_queries,
+        context_frames=cfg.context_frames,
+        num_frames=cfg.num_frames,
+        window=cfg.window,
+        vgg_weights=cfg.vgg_weights,
+        batch_size=cfg.batch_size,
+        overwrite=cfg.overwrite,
+        origins={name: describe_source(path) for name, path in _model_paths(cfg).items()},
+        title=cfg.title,
+        **cfg.sampling,
+    )
+
+
+def _model_paths(cfg: EvaluateConfig) -> dict[str, str]:
+    """ "tokenizer" and the name of each student -> where its weights are."""
+    return {"tokenizer": cfg.tokenizer, **(cfg.students or {"student": "shapes"})}
+
+
+def _load_models(cfg: EvaluateConfig) -> tuple[Any, dict[str, Any]]:
+    """The tokenizer and the students, on the GPU of this rank where there is one."""
+    # Imported here: torch takes seconds, which a mistake in the config need not wait for.
+    from delvm.data.encode.executors.base import rank_from_env
+    from delvm.data.encode.executors.local import local_rank
+    from delvm.interop.load import load_student, load_tokenizer
+    from delvm.models.precision import resolve_device
+
+    device = resolve_device(cfg.device)
+    if device == "cuda" and rank_from_env().world_size > 1:
+        device = f"cuda:{local_rank()}"
+    tokenizer, *students = _model_paths(cfg).items()
+    return (
+        load_tokenizer(tokenizer[1], device),
+        {name: load_student(path, device, cfg.precision) for name, path in students},
     )
 
 

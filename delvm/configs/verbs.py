@@ -27,7 +27,7 @@ from delvm.errors import did_you_mean
 from delvm.interop.formats import output_errors
 from delvm.storage import as_path
 
-EvaluationMode = Enum("EvaluationMode", ["students", "tokenizer", "perplexity"])
+EvaluationMode = Enum("EvaluationMode", ["students", "tokenizer", "perplexity", "video"])
 TokenFormat = StrEnum("TokenFormat", ["shards", "internlm_bin", "lvm_jsonl"])
 ExportFormat = StrEnum("ExportFormat", ["delvm", "llama", "internlm_hf", "open_muse"])
 PromptSelection = StrEnum("PromptSelection", ["random", "nearest"])  # without torch
@@ -138,6 +138,10 @@ class EvaluateConfig(SamplingKeys):
     mode: EvaluationMode = EvaluationMode.students
     students: dict[str, str] = field(default_factory=dict)
     fid_features: str | None = None
+    context_frames: int = 4
+    num_frames: int | None = None
+    window: int | None = None
+    vgg_weights: str | None = None
     compare: list[str] = field(default_factory=list)
     jsonl: str | None = None
     prompt_dir: str | None = None
@@ -170,6 +174,9 @@ class EvaluateConfig(SamplingKeys):
             num_shots=self.num_shots,
             num_prompts=self.num_prompts,
             num_draws=self.num_draws,
+            context_frames=self.context_frames,
+            num_frames=self.num_frames,
+            window=self.window,
         )
         if self.prompt_selection is PromptSelection.nearest and self.num_draws > 1:
             errors.append(
@@ -206,14 +213,31 @@ class EvaluateConfig(SamplingKeys):
         return []
 
     def _mode_errors(self) -> list[str]:
-        if self.mode is EvaluationMode.students:
-            if self.fid_features is None:
-                return []
-            return [
+        """Keys that this mode does not read."""
+        mode, errors = self.mode, []
+        if mode is not EvaluationMode.tokenizer and self.fid_features is not None:
+            errors.append(
                 f"fid_features={self.fid_features} is for the rFID of mode=tokenizer: "
                 "set mode=tokenizer or fid_features=null"
+            )
+        if mode is not EvaluationMode.video:
+            errors += [
+                f"{key}={getattr(self, key)} is for mode=video: set mode=video or {key}={default}"
+                for key, default in changed_keys(self, _OF_VIDEO)
             ]
-        errors = []
+        if mode is EvaluationMode.video:
+            errors += [
+                f"{key}={getattr(self, key)} is for answers to prompts, and mode=video has none: "
+                f"set {key}={default} or mode=students"
+                for key, default in changed_keys(self, _OF_PROMPTS)
+            ]
+            if self.vgg_weights is not None and not Path(self.vgg_weights).is_file():
+                errors.append(
+                    f"vgg_weights={self.vgg_weights} not found: set vgg_weights=FILE to a VGG16 "
+                    "with torchvision's names, or vgg_weights=null to leave LPIPS out"
+                )
+        if mode is not EvaluationMode.tokenizer:
+            return errors
         if self.students:
             errors.append(
                 f"students={{{','.join(self.students)}}} are not evaluated by mode=tokenizer: "
@@ -227,6 +251,16 @@ class EvaluateConfig(SamplingKeys):
         return errors
 
 
+_OF_VIDEO = ("context_frames", "num_frames", "window", "vgg_weights")
+_OF_PROMPTS = (
+    "num_shots",
+    "guidance",
+    "num_prompts",
+    "num_draws",
+    "prompt_selection",
+    "shared_prompt",
+    "compile",
+)
 _OF_ANSWERS = (
     "decoding",
     "temperature",

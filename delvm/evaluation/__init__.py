@@ -7,6 +7,7 @@ __all__ = [
     "collect_runs",
     "evaluate_students",
     "evaluate_tokenizer",
+    "evaluate_video",
     "inspect_shards",
     "read_metrics",
 ]
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from delvm.evaluation.run_table import collect_runs
     from delvm.evaluation.shard_inspection import inspect_shards
     from delvm.evaluation.students import evaluate_students
+    from delvm.evaluation.video import evaluate_video
 
 _MODULES = {
     "collect_runs": "run_table",
     "evaluate_students": "students",
     "evaluate_tokenizer": "reconstruction",
+    "evaluate_video": "video",
     "inspect_shards": "shard_inspection",
     "read_metrics": "results",
 }

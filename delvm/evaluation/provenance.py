@@ -2,7 +2,9 @@
 
 import os
 import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import torch
 import delvm
 from delvm.data.shards.manifest import load_manifests
 from delvm.interop.fingerprint import weights_fingerprint
-from delvm.models.protocols import StudentNet
+from delvm.models.protocols import StudentNet, TokenizerNet
 from delvm.storage import StoragePath
 
+UNKNOWN_ORIGIN = "origin not stated"
+Info = dict[str, Any]
 PACKAGES = ("torch", "numpy", "scipy", "pillow", "torchmetrics")
 
 
@@ -58,10 +62,12 @@ def student_fingerprints(students: Mapping[str, StudentNet]) -> dict[str, str]:
     return {name: weights_fingerprint(student) for name, student in students.items()}
 
 
-def data_fingerprints(root: StoragePath, tasks: list[str]) -> dict[str, dict[str, Any]]:
-    """Task -> what its manifests record of the test and val pairs."""
+def data_fingerprints(
+    root: StoragePath, tasks: list[str], splits: Sequence[str] = ("test", "val")
+) -> dict[str, dict[str, Any]]:
+    """Task -> split -> what its manifest records of the examples."""
     found: dict[str, dict[str, Any]] = {task: {} for task in tasks}
-    for split in ("test", "val"):
+    for split in splits:
         manifests = load_manifests(root, split, "images")
         for task in tasks:
             each = manifests[task]
@@ -74,3 +80,28 @@ def data_fingerprints(root: StoragePath, tasks: list[str]) -> dict[str, dict[str
                 "digest": each.digest,
             }
     return found
+
+
+def circumstances(device: str, world_size: int, started: float) -> dict[str, Any]:
+    """What answers do not depend on.
+
+    Args:
+        started: By `time.monotonic`.
+    """
+    return {
+        "hardware": hardware(device),
+        "world_size": world_size,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def model_info(name: str, model: TokenizerNet | StudentNet, origins: Mapping[str, str]) -> Info:
+    """The origin and the size of a model.
+
+    Args:
+        name: Of a student, or "tokenizer".
+        origins: Name -> where its weights come from.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"origin": origins.get(name, UNKNOWN_ORIGIN), "parameters": parameters}

@@ -147,10 +147,15 @@ def validate(
                     f"no task '{task}' in {root / split}, only {', '.join(manifests)}: "
                     f"set tasks=[{','.join(manifests)}]"
                 )
-            _validate_manifest(manifests[task], resolution, key, needed)
+            check_manifest(manifests[task], resolution, key, needed)
 
 
-def _validate_manifest(manifest: Manifest, resolution: int, key: str, needed: int) -> None:
+def check_manifest(manifest: Manifest, resolution: int, key: str, needed: int) -> None:
+    """Refuse shards of another image size, or of fewer examples than a setting asks for.
+
+    Raises:
+        UserError: Both values, and what to set.
+    """
     if manifest.image_size != resolution:
         raise UserError(
             f"images of {manifest.image_size} px ({manifest.split}/{manifest.task}) != "

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,8 +16,9 @@ from delvm.evaluation.answer_store import AnswerStore, Part, concatenate
 from delvm.evaluation.bootstrap import CONFIDENCE, RESAMPLES
 from delvm.evaluation.prompt_selection import PromptSelection
 from delvm.evaluation.provenance import (
+    circumstances,
     data_fingerprints,
-    hardware,
+    model_info,
     student_fingerprints,
     versions,
 )
@@ -35,7 +35,6 @@ from delvm.models.protocols import StudentNet, TokenizerNet
 from delvm.progress import Progress, log
 from delvm.storage import StoragePath, as_path, remove_tree
 
-UNKNOWN_ORIGIN = "origin not stated"
 Students = Mapping[str, StudentNet]
 
 
@@ -152,7 +151,7 @@ def _evaluate(
     evaluated = _score_tasks(options, tasks, tokenizer, students, store, rank)
     if rank.rank:
         return {}
-    provenance = sources | _circumstances(tokenizer, rank, started)
+    provenance = sources | circumstances(str(tokenizer.codebook.device), rank.world_size, started)
     task_results = {task: each.results for task, each in evaluated.items()}
     metrics = {
         "title": about.title,
@@ -164,16 +163,6 @@ def _evaluate(
     report = render_report(metrics, examples, curves)
     write_files(output_dir, metrics, provenance, evaluated, report)
     return metrics
-
-
-def _circumstances(tokenizer: TokenizerNet, rank: Rank, started: float) -> dict[str, Any]:
-    """What the answers do not depend on."""
-    return {
-        "hardware": hardware(str(tokenizer.codebook.device)),
-        "world_size": rank.world_size,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - started, 1),
-    }
 
 
 def _sources(
@@ -196,7 +185,7 @@ def _sources(
 def _select_tasks(root: StoragePath, names: list[str] | None) -> list[str]:
     """The tasks to evaluate, without duplicates, trained ones first.
 
-    Examples that are not pairs, such as video clips, are skipped unless their task is named.
+    Without names, examples that are not pairs, such as clips of videos, are left out and listed.
 
     Raises:
         UserError: A task is unknown or its examples are not pairs.
@@ -214,6 +203,8 @@ def _select_tasks(root: StoragePath, names: list[str] | None) -> list[str]:
             )
     if not selected:
         raise UserError(f"{root}/test holds no pairs, which prompts need: set input_dir=FOLDER")
+    if others := [name for name in manifests if name not in paired and not names]:
+        log(f"evaluate: left out, since prompts need pairs: {', '.join(others)}")
     known = [name for name in all_tasks.NAMES if name in selected]
     return known + sorted(selected - set(known))
 
@@ -378,15 +369,12 @@ def _model_info(
     origins: Mapping[str, str],
 ) -> dict[str, Any]:
     """Origin and size of each model, and how often each student beats the baselines."""
-
-    def info(name: str, model: TokenizerNet | StudentNet) -> dict[str, Any]:
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        return {"origin": origins.get(name, UNKNOWN_ORIGIN), "parameters": parameters}
-
+    about = model_info("tokenizer", tokenizer, origins)
     return {
-        "tokenizer": info("tokenizer", tokenizer) | {"fingerprint": fingerprint(tokenizer)},
+        "tokenizer": about | {"fingerprint": fingerprint(tokenizer)},
         "students": {
-            name: info(name, student) | {"summary": results.summary(task_results, name)}
+            name: model_info(name, student, origins)
+            | {"summary": results.summary(task_results, name)}
             for name, student in students.items()
         },
     }

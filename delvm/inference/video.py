@@ -7,10 +7,10 @@ there, the default window is all of the context but one image: 15 frames of 256 
 4,096 tokens, 7 in the 2,048 of DeLVM's students. LVM samples at temperature 1 and top-p 1.
 
 Notation:
-    K images    N tokens per image    W images in the window
+    B sequences    K images    N tokens per image    W images in the window
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -55,9 +55,6 @@ def continue_images(
 ) -> Iterator[Tensor]:
     """Generate the next images of a sequence.
 
-    While all images fit into the window, one key-value cache is extended. Then positions move by
-    one image with each new one, and the images in the window are computed again.
-
     Args:
         student: in evaluation mode.
         images: ids (K, N) int64, K >= 1.
@@ -72,16 +69,48 @@ def continue_images(
     Raises:
         ValueError: W + 1 images exceed the student's context.
     """
-    size, made = images.shape[1], 0
-    images = images[-window:]
+    for ids in continue_sequences(student, images[None], count, window, sampling, codebook):
+        yield ids[0]
+
+
+def continue_sequences(
+    student: StudentNet,
+    images: Tensor,
+    count: int,
+    window: int,
+    sampling: SamplingConfig,
+    codebook: Tensor | None = None,
+    row_ids: Sequence[int] | None = None,
+) -> Iterator[Tensor]:
+    """Generate the next images of several sequences of the same length.
+
+    While all images fit into the window, one key-value cache is extended. Then positions move by
+    one image with each new one, and the images in the window are computed again.
+
+    Args:
+        images: ids (B, K, N) int64.
+        row_ids: number of the first new image of each sequence, by which it samples, the next one
+            having the next number; None: 0, ``count``, 2 ``count``, ...
+        student, count, window, sampling, codebook: as of `continue_images`.
+
+    Yields:
+        the ids (B, N) of the next image of each sequence, ``count`` times.
+
+    Raises:
+        ValueError: W + 1 images exceed the student's context.
+    """
+    size, made = images.shape[2], 0
+    first = [row * count for row in range(len(images))] if row_ids is None else row_ids
+    images = images[:, -window:]
     while made < count:
-        fitting = min(window - len(images) + 1, count - made)  # until the window is full
+        fitting = min(window - images.shape[1] + 1, count - made)  # until the window is full
         with torch.inference_mode():
-            rows = Rows(student, images.reshape(1, -1), fitting * size)
+            rows = Rows(student, images.flatten(1), fitting * size)
         for _ in range(fitting):
-            ids = decode_tokens([rows], size, sampling, row_ids=[made], codebook=codebook)
+            numbers = [number + made for number in first]
+            ids = decode_tokens([rows], size, sampling, row_ids=numbers, codebook=codebook)
             rows.append(ids[:, -1:])
-            images = torch.cat((images, ids))
+            images = torch.cat((images, ids[:, None]), dim=1)
             made += 1
-            yield ids[0]
-        images = images[-window:]
+            yield ids
+        images = images[:, -window:]

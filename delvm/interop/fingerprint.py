@@ -6,7 +6,7 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from delvm import legacy
 from delvm.interop.save import plain_config
@@ -33,7 +33,7 @@ def fingerprint(tokenizer: TokenizerNet) -> str:
     return digest.hexdigest()[:16]
 
 
-def weights_fingerprint(student: StudentNet) -> str:
+def weights_fingerprint(student: StudentNet | nn.Module) -> str:
     """The first 16 hexadecimal digits of a SHA-256 over the weights, their types and names.
 
     Unlike that of a tokenizer it is not kept in files that must be read years later.

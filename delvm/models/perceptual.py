@@ -4,6 +4,8 @@ Notation:
     B batch    H image side
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torchmetrics.functional.image import (
 # VGG16's convolutions (Simonyan and Zisserman 2015): output channels, M = max pooling.
 _VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
 _RELU_LAYERS = (3, 8, 15, 22, 29)  # indices of the ReLUs whose output LPIPS compares
+MIN_LPIPS_SIDE = 16  # pixels, which four poolings leave one of
 _RELU_CHANNELS = (64, 128, 256, 512, 512)
 
 
@@ -86,14 +89,26 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, pixels: Tensor, reconstructions: Tensor) -> Tensor:
+        distance = pixels.new_zeros((), dtype=torch.float32)
+        for each in self._maps(pixels, reconstructions):
+            distance = distance + each.mean()
+        return distance
+
+    def of_each(self, pixels: Tensor, reconstructions: Tensor) -> Tensor:
+        """The distance of each pair of images, (B,), of pixels (B, 3, H, H) in [0, 1]."""
+        distance = pixels.new_zeros(len(pixels), dtype=torch.float32)
+        for each in self._maps(pixels, reconstructions):
+            distance = distance + each.mean(dim=(1, 2, 3))
+        return distance
+
+    def _maps(self, pixels: Tensor, reconstructions: Tensor) -> Iterator[Tensor]:
+        """Weighted squared differences of the features of each layer, (B, 1, h, h)."""
         both = torch.cat((pixels, reconstructions)).float()
         x = (2 * both - 1 - self.shift) / self.scale
-        distance = x.new_zeros(())
         lins = iter(self.lins)
         for index, layer in enumerate(self.features):
             x = layer(x)
             if index in _RELU_LAYERS:
                 normalized = x * (x.square().sum(1, keepdim=True) + 1e-8).rsqrt()
                 a, b = normalized.chunk(2)
-                distance = distance + F.conv2d((a - b).square(), next(lins)).mean()
-        return distance
+                yield F.conv2d((a - b).square(), next(lins))

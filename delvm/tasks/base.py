@@ -51,6 +51,8 @@ class Task:
         max_degrees: Largest rotation either way after which an example is still a valid one.
         set_metrics: Metrics of all answers together, by name.
         lower_is_better: Names of metrics that measure errors.
+        is_sequence: Whether an example is a sequence of images, each of which follows from those
+            before it; `delvm evaluate mode=video` has students continue them.
         group_of: Key of an example -> its group, such as a class. Prompts of such a task are of
             the query's group, and never contain the query.
     """
@@ -66,6 +68,7 @@ class Task:
     set_metrics: Mapping[str, SetMetric] = field(default_factory=dict)
     lower_is_better: tuple[str, ...] = ()
     group_of: Callable[[str], str] | None = None
+    is_sequence: bool = False
 
     @property
     def metrics(self) -> tuple[str, ...]:

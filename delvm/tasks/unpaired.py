@@ -1,4 +1,7 @@
-"""Tasks whose examples are not pairs of input and target, and which are not evaluated."""
+"""Tasks whose examples are not pairs of input and target.
+
+Of these, sequences are evaluated by how well students continue them.
+"""
 
 from delvm.tasks.base import SMALL_ROTATION, Task
 
@@ -15,6 +18,7 @@ TUPLE = Task(name="tuple", description="an image and all its annotations")
 VIDEO = Task(
     name="video",
     description="frames of a clip in order",
+    is_sequence=True,
     allows_hflip=False,
     max_degrees=SMALL_ROTATION,
 )
@@ -40,6 +44,7 @@ VIDEO_INTERLEAVED = Task(
 OBJECT_VIEWS = Task(
     name="object_views",
     description="views all around an object, in order",
+    is_sequence=True,
     allows_hflip=False,  # it would go around the other way, and text would be mirrored
     max_degrees=SMALL_ROTATION,
 )

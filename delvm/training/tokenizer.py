@@ -1,7 +1,6 @@
 """LightningModule that trains a VQGAN tokenizer on images."""
 
 from enum import Enum
-from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -13,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from delvm.data.codebook_usage import perplexity
 from delvm.errors import UserError
-from delvm.interop.weight_files import read_tensors
+from delvm.interop.lpips_file import VGG16, load_lpips
 from delvm.models.discriminator import (
     DiscriminatorNorm,
     PatchDiscriminator,
@@ -33,10 +32,7 @@ from delvm.training.optim import (
     refuse_plateau,
 )
 
-VGG_HINT = (
-    "set module.vgg_weights=PATH to a VGG16 with torchvision's names (vgg16-397923af.pth of "
-    "download.pytorch.org/models), or module.perceptual_loss=ms_ssim"
-)
+VGG_HINT = f"set module.vgg_weights=PATH to {VGG16}, or module.perceptual_loss=ms_ssim"
 
 
 def trainer_errors(precision: str, batches: int, disc_weight: float | None) -> list[str]:
@@ -385,13 +381,4 @@ def build_perceptual_loss(
         return MSSSIMLoss(resolution)
     if vgg_weights is None:
         raise UserError(f"module.perceptual_loss=lpips needs the weights of a VGG16: {VGG_HINT}")
-    path = Path(vgg_weights)
-    if not path.is_file():
-        raise UserError(f"module.vgg_weights={path} not found: {VGG_HINT}")
-    import torchmetrics  # its package carries the linear heads
-
-    heads = Path(torchmetrics.__file__).parent / "functional/image/lpips_models/vgg.pth"
-    try:
-        return LPIPS(read_tensors(path), read_tensors(heads))
-    except ValueError as error:
-        raise UserError(f"module.vgg_weights={path} is not a VGG16: {error}: {VGG_HINT}") from None
+    return load_lpips(vgg_weights, "module.vgg_weights", VGG_HINT)

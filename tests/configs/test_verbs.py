@@ -76,6 +76,16 @@ ERRORS = {
     "students, not for mode=tokenizer: set guidance=1.0 or mode=students",
     "evaluate input_dir=. fid_features=x": "fid_features=x is for the rFID of mode=tokenizer: "
     "set mode=tokenizer or fid_features=null",
+    "evaluate input_dir=. num_frames=2": "num_frames=2 is for mode=video: set mode=video or "
+    "num_frames=null",
+    "evaluate input_dir=. mode=tokenizer vgg_weights=x": "vgg_weights=x is for mode=video: set "
+    "mode=video or vgg_weights=null",
+    "evaluate input_dir=. mode=video num_shots=2": "num_shots=2 is for answers to prompts, and "
+    "mode=video has none: set num_shots=3 or mode=students",
+    "evaluate input_dir=. mode=video vgg_weights=x": "vgg_weights=x not found: set "
+    "vgg_weights=FILE to a VGG16 with torchvision's names, or vgg_weights=null to leave LPIPS out",
+    "evaluate input_dir=. mode=video context_frames=0": "context_frames=0 is below 1: set "
+    "context_frames=1 or more",
     "evaluate input_dir=. num_queries=0": "num_queries=0 is below 1: set num_queries=1 or more",
     "inspect input_dir=nowhere": "input_dir=nowhere not found: run `delvm encode "
     "output_dir=nowhere`",

@@ -11,7 +11,7 @@ from delvm.errors import UserError
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.generation import generate
 from delvm.inference.prompter import Prompter
-from delvm.inference.video import continue_images, resolve_window
+from delvm.inference.video import continue_images, continue_sequences, resolve_window
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.models.transformer import Transformer
 from tests.inference.test_engine import CODEBOOK, METHODS, make
@@ -49,6 +49,21 @@ def test_new_images_equal_a_loop_without_cache_over_the_window(student, given, w
     assert torch.equal(found, frame_by_frame(student, images, 7, window, sampling))
     without = continue_images(WithoutCache(student).eval(), images, 7, window, sampling, CODEBOOK)
     assert torch.equal(torch.stack([*without]), found)
+
+
+@pytest.mark.parametrize("sampling", METHODS, ids=lambda each: each.decoding)
+@pytest.mark.parametrize(("given", "window"), [(1, 7), (3, 4), (9, 4)])
+def test_sequences_are_continued_together_as_alone(student, given, window, sampling):
+    torch.manual_seed(given)
+    images = torch.randint(30, (3, given, SIZE))
+    found = torch.stack([*continue_sequences(student, images, 5, window, sampling, CODEBOOK)], 1)
+    for row in range(3):
+        alone = continue_sequences(
+            student, images[row : row + 1], 5, window, sampling, CODEBOOK, row_ids=[5 * row]
+        )
+        assert torch.equal(found[row], torch.cat([*alone]))
+    first = continue_images(student, images[0], 5, window, sampling, CODEBOOK)
+    assert torch.equal(found[0], torch.stack([*first]))
 
 
 def test_one_cache_serves_until_the_window_is_full(student, monkeypatch):

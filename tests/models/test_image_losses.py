@@ -91,6 +91,16 @@ def test_lpips_equals_definition(weights):
     assert not any(p.requires_grad for p in distance.parameters())
 
 
+def test_lpips_of_each_image_is_that_of_it_alone(weights):
+    distance = LPIPS(*weights)
+    a, b = torch.rand(2, 3, 3, 16, 16)
+    each = distance.of_each(a, b)
+    assert each.shape == (3,) and each.mean().item() == pytest.approx(distance(a, b).item())
+    for index in range(3):
+        alone = distance(a[index : index + 1], b[index : index + 1])
+        assert each[index].item() == pytest.approx(alone.item(), rel=1e-5)
+
+
 def test_lpips_lists_missing_and_wrong_weights(weights):
     vgg, lins = weights
     broken = {k: v for k, v in vgg.items() if k != "features.5.bias"}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # One color per model, repeated after the last; report.css defines the same.
 COLORS = (
@@ -151,6 +152,7 @@ def curve_plot(curves: Sequence[Curve], x_label: str) -> str:
             )
         axes.set_xlim(left=0)
         axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.grid(axis="y")
         axes.spines[["top", "left", "right"]].set_visible(False)

@@ -29,6 +29,7 @@ LABELS = {
     "within_22": "within 22.5°",
     "within_30": "within 30°",
     "ab_error": "error of a, b",
+    "lpips": "LPIPS",
 }
 LOWER_IS_BETTER = ("loss", "perplexity")
 _DIGITS = {"psnr": 2, "psnr_y": 2, "mean_angle": 1, "ab_error": 1, "loss": 3, "perplexity": 1}
@@ -123,6 +124,7 @@ def row_group(
     tags: Mapping[str, str] | None = None,
     quiet: bool = False,
     lower_is_better: Sequence[str] = LOWER_IS_BETTER,
+    format_as: str = "",
 ) -> RowGroup:
     """Rows under a title; the best of each column is marked if there are several rows.
 
@@ -132,6 +134,7 @@ def row_group(
         models: Whether the rows are models, in the order of their colors.
         tags: Name of a row -> remark.
         lower_is_better: Metrics whose best value is the lowest.
+        format_as: The metric of all columns, where these are not metrics themselves.
     """
     best = {
         metric: _best([values[metric]["mean"] for _, values in rows], metric in lower_is_better)
@@ -142,7 +145,10 @@ def row_group(
         [
             Row(
                 name,
-                [_cell(m, values[m], len(rows) > 1 and best[m] == index) for m in metrics],
+                [
+                    _cell(format_as or m, values[m], len(rows) > 1 and best[m] == index)
+                    for m in metrics
+                ],
                 model=index if models else None,
                 tag=(tags or {}).get(name, ""),
             )
