@@ -7,8 +7,8 @@ JOBS ?= 2
 
 # Gradio and what it brings. Its metadata excludes pillow 13 and tomlkit 0.15, which are pinned for
 # all else and which it runs with (tests/serving), so these are installed without dependencies.
-SERVE := brotli fastapi gradio gradio_client groovy hf-gradio orjson pandas pydub python-multipart \
-  pytz safehttpx semantic-version starlette uvicorn
+SERVE := brotli fastapi gradio gradio_client groovy hf-gradio orjson pydub python-multipart pytz \
+  safehttpx semantic-version starlette uvicorn
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast fuzz lint type format bench experiments notebooks pins clean
@@ -71,7 +71,7 @@ bench: $(INSTALLED) ## run all benchmarks, or one (only=NAME), to outputs/bench.
 experiments: $(INSTALLED) ## list the studies of experiments/ with their cost, or run one (only=NAME)
 	@$(PYTHON) -m experiments.studies $(if $(only),$(only))
 
-notebooks: $(INSTALLED) ## execute every notebook
+notebooks: $(INSTALLED) ## execute every notebook, as a wheel installs it (about a minute)
 	$(PYTHON) -m pytest tests/test_notebooks.py -v
 
 pins: ## rewrite constraints.txt: the same torch, the newest versions of all else

@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Prompter", "__version__", "compose", "load_student", "load_tokenizer"]
+__all__ = ["Prompter", "__version__", "compose", "load_student", "load_tokenizer", "run"]
 
 if TYPE_CHECKING:
-    from delvm.commands.app import compose
+    from delvm.commands.app import compose, run
     from delvm.inference.prompter import Prompter
     from delvm.interop.load import load_student, load_tokenizer
 
@@ -17,6 +17,7 @@ _LAZY = {
     "Prompter": "delvm.inference.prompter",
     "load_student": "delvm.interop.load",
     "load_tokenizer": "delvm.interop.load",
+    "run": "delvm.commands.app",
 }
 
 

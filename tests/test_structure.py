@@ -159,7 +159,7 @@ def test_imports_are_declared():
 
 def test_dependencies_are_pinned():
     extras = PROJECT["optional-dependencies"]
-    groups = (extras["dev"], extras["log"], extras["serve"], extras["hub"])
+    groups = (extras["dev"], extras["log"], extras["serve"], extras["hub"], extras["notebooks"])
     required = [*PROJECT["dependencies"], *(each for group in groups for each in group)]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if not line.startswith("#")]

@@ -4,19 +4,8 @@ import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="module")
-def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (found,) = folder.glob("*.whl")
-    return found
 
 
 def test_the_wheel_holds_code_configs_and_data_and_no_more(wheel, root):
@@ -37,19 +26,16 @@ def test_the_wheel_holds_code_configs_and_data_and_no_more(wheel, root):
 
 
 @pytest.mark.slow
-def test_a_verb_composes_in_an_empty_folder(wheel, tmp_path):
-    place, empty = tmp_path / "site", tmp_path / "empty"
-    zipfile.ZipFile(wheel).extractall(place)
-    empty.mkdir()
+def test_a_verb_composes_in_an_empty_folder(unpacked_wheel, tmp_path):
     code = "import sys, delvm.cli as cli; print(cli.__file__); sys.exit(cli.main())"
     done = subprocess.run(
         [sys.executable, "-c", code, "train", "experiment=demo_teacher", "--cfg", "job"],
-        cwd=empty,
-        env=os.environ | {"PYTHONPATH": str(place)},
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(unpacked_wheel)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(place))
+    assert done.stdout.startswith(str(unpacked_wheel))
     assert "max_steps: 700" in done.stdout  # from the experiment's file
-    assert not list(empty.iterdir())
+    assert not list(tmp_path.iterdir())

@@ -18,13 +18,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from delvm.commands import VERBS
 from delvm.commands.explain import explained, missing_values, unknown_key
 from delvm.configs import config_root
 from delvm.configs.register import register
 from delvm.configs.store import walk
 from delvm.configs.text import quote_text
 from delvm.configs.validate import check, in_sweep
-from delvm.errors import Diverged, UserError
+from delvm.errors import Diverged, UserError, did_you_mean
 from delvm.progress import log
 
 # The command line of this process and its HYDRA_FULL_ERROR; None in a launcher's worker process.
@@ -232,6 +233,37 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> Any:
     Raises:
         UserError: an override is unknown, of the wrong type, or missing.
     """
+    with _composed(verb, overrides) as cfg:
+        return checked(verb, cfg)
+
+
+def run(verb: str, overrides: Sequence[str] = ()) -> float | None:
+    """Run a verb in this process as `delvm VERB` does, for programs and notebooks.
+
+    Args:
+        verb: name of the verb.
+        overrides: as on the command line, without quotes for a shell; one job, so no sweeps.
+
+    Returns:
+        the lowest ``val/loss`` of train; None of other verbs.
+
+    Raises:
+        UserError: what `delvm VERB` ends with, in one line.
+    """
+    if verb not in VERBS:
+        raise UserError(f"unknown verb '{verb}': {did_you_mean(verb, VERBS)}")
+    with _composed(verb, overrides) as cfg:
+        config = checked(verb, cfg)
+        check(verb, cfg)
+        module = import_module(f"delvm.commands.{verb}")
+        work = module.train if verb == "train" else module.run
+        result: float | None = work(config)
+        return result
+
+
+@contextmanager
+def _composed(verb: str, overrides: Sequence[str]) -> Iterator[DictConfig]:
+    """A verb's config, with Hydra's own at hand as in a job; errors within are explained."""
     register(verb)
     overrides = quote_text(verb, overrides)
     of_hydra = HydraConfig.instance()
@@ -242,7 +274,7 @@ def compose(verb: str, overrides: Sequence[str] = ()) -> Any:
         of_hydra.set_config(cfg)
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
-        return checked(verb, cfg)
+        yield cfg
     except Exception as error:
         known = explained(error, verb)
         raise known from None if known is error else error

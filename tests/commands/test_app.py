@@ -7,6 +7,7 @@ from importlib import import_module
 import pytest
 from omegaconf import OmegaConf
 
+from delvm import cli
 from delvm.commands import app, evaluate, generate, prepare, train
 from delvm.errors import UserError
 
@@ -161,4 +162,41 @@ def test_composing_leaves_hydra_as_it_was():
     before = HydraConfig.instance().cfg
     app.compose("prepare")
     assert not GlobalHydra.instance().is_initialized()
+    assert HydraConfig.instance().cfg is before
+
+
+@pytest.mark.slow
+def test_run_does_what_the_command_line_does(tmp_path):
+    """From Python: the same files, and an error in one line in place of an exit code."""
+    small = ["source.size=16", "source.num_val=1", "source.held_out=[]", "splits=[val]"]
+    assert app.run("prepare", [*small, "output_dir=from_python"]) is None
+    assert cli.main(["prepare", *small, "output_dir=from_shell"]) == 0
+    contents = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.tar")}
+        for folder in (tmp_path / "from_python", tmp_path / "from_shell")
+    ]
+    assert len(contents[0]) == 4 and contents[0] == contents[1]
+    with pytest.raises(UserError, match="source.size=3 is too small"):
+        app.run("prepare", ["source.size=3"])
+    with pytest.raises(UserError, match="unknown key 'sorce'"):
+        app.run("prepare", ["sorce=shapes"])
+    with pytest.raises(UserError, match="unknown verb 'trian': did you mean 'train'"):
+        app.run("trian")
+
+
+@pytest.mark.slow
+def test_run_saves_its_overrides_and_leaves_hydra_as_it_was(record, monkeypatch):
+    from hydra.core.hydra_config import HydraConfig
+
+    before = HydraConfig.instance().cfg
+    record(train, "train")
+
+    def trained(cfg):
+        app.save_config(cfg, "runs/a")
+        return 0.5
+
+    monkeypatch.setattr(train, "train", trained)
+    assert app.run("train", ["seed=3"]) == 0.5
+    assert OmegaConf.load("runs/a/.hydra/overrides.yaml") == ["seed=3"]
+    assert OmegaConf.load("runs/a/.hydra/config.yaml").seed == 3
     assert HydraConfig.instance().cfg is before
