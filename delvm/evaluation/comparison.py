@@ -200,12 +200,16 @@ def _differences(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(metric, "a", "b" and "difference" as intervals) of a student."""
     runs = (a.answers[task], b.answers[task])
-    for metric in runs[0][0].scores[f"student/{pair[0]}"]:
-        yield metric, _paired(_means(runs, "scores", "student/{}", pair, metric, rows), seed)
-    for metric in runs[0][0].losses[pair[0]]:
-        yield metric, _paired(_means(runs, "losses", "{}", pair, metric, rows), seed)
+    for table, owner in (("scores", "student/{}"), ("losses", "{}")):
+        for metric in _common_metrics(runs, task, table, owner, pair):
+            yield metric, _paired(_means(runs, table, owner, pair, metric, rows), seed)
     groups = np.array([query["group"] for query in a.results["queries"][task]], np.str_)[rows[0]]
-    for name, of_set in all_tasks.get_or_default(task).set_metrics.items():
+    set_metrics = all_tasks.get_or_default(task).set_metrics
+    for name in _common_metrics(runs, task, "counts", "student/{}", pair):
+        if name not in set_metrics:
+            log(f"compare: {name} of {task} is left out, since it is not a metric any more")
+            continue
+        of_set = set_metrics[name]
         first, second = (
             np.stack([draw.counts[f"student/{student}"][name] for draw in draws], axis=1)[own]
             for draws, student, own in zip(runs, pair, rows, strict=True)
@@ -213,6 +217,22 @@ def _differences(
         intervals = bootstrap.set_difference_ci(of_set.combine, first, second, groups, seed)
         one, other, change = intervals
         yield name, {"a": one.as_dict(), "b": other.as_dict(), "difference": change.as_dict()}
+
+
+def _common_metrics(
+    runs: Sequence[list[ScoredRows]], task: str, table: str, owner: str, pair: tuple[str, str]
+) -> list[str]:
+    """The metrics that both evaluations have; versions of this package differ in theirs."""
+    one, other = (
+        list(getattr(draws[0], table).get(owner.format(name), {}))
+        for draws, name in zip(runs, pair, strict=True)
+    )
+    if alone := sorted(set(one) ^ set(other)):
+        log(
+            f"compare: {', '.join(alone)} of {task} left out, which one evaluation alone has: "
+            "evaluate both with this version"
+        )
+    return [metric for metric in one if metric in other]
 
 
 def _means(

@@ -118,13 +118,14 @@ def score_rows(
     scores, counts, losses = _ScoreBuffer(), _ScoreBuffer(), _ScoreBuffer()
     answers: Scores = {}
     truth = to_tensor(list(query_set.ground_truth.images[rows]))
+    queries = to_tensor(list(query_set.queries.images[rows]))
 
     def score(method: str, prediction: Tensor) -> None:
-        scores.add(method, task.score(prediction, truth))
+        scores.add(method, task.score(prediction, truth, queries))
         counts.add(method, task.measure(prediction, truth))
 
     score("ceiling", decode(tokenizer, query_set.ground_truth.ids[rows]))
-    for method, prediction in _baseline_answers(query_set, rows, mean_target, tokenizer):
+    for method, prediction in _baseline_answers(queries, query_set, rows, mean_target, tokenizer):
         score(method, prediction)
     for name, engine in engines.items():
         ids = generate_answers(engine, tokenizer, query_set, rows, sampling)
@@ -214,10 +215,13 @@ def shown_queries(scores: Scores, metric: str) -> dict[int, str]:
 
 
 def _baseline_answers(
-    query_set: QuerySet, rows: slice, mean_target: Tensor, tokenizer: TokenizerNet
+    queries: Tensor,
+    query_set: QuerySet,
+    rows: slice,
+    mean_target: Tensor,
+    tokenizer: TokenizerNet,
 ) -> Iterator[tuple[str, Tensor]]:
     """(method, pixels (B, 3, H, H)) of each baseline, raw and after the tokenizer's round trip."""
-    queries = to_tensor(list(query_set.queries.images[rows]))
     answers = baselines.answers(queries, *query_set.example_pixels(rows), mean_target)
     for name, raw in answers.items():
         yield f"baseline/{name}/raw", raw

@@ -172,6 +172,7 @@ def _sources(
     sources = {
         "versions": versions(),
         "settings": options.settings,
+        "metrics": {task: _metric_names(task) for task in tasks},
         "seeds": {"prompts": options.sampling.seed, "samples": options.sampling.seed},
         "tokenizer": fingerprint(tokenizer),
         "students": student_fingerprints(students),
@@ -180,6 +181,11 @@ def _sources(
     }
     plain: dict[str, Any] = json.loads(json.dumps(sources))  # as it is read back
     return plain
+
+
+def _metric_names(task: str) -> list[str]:
+    known = all_tasks.get_or_default(task)
+    return [*known.metrics, *known.set_metrics]
 
 
 def _select_tasks(root: StoragePath, names: list[str] | None) -> list[str]:

@@ -14,6 +14,8 @@ ImageArray: TypeAlias = npt.NDArray[np.uint8]  # (H, W, 3), RGB
 
 # Score of a predicted image against the true one; NaN leaves the image out of the mean.
 MetricFn: TypeAlias = Callable[[ImageArray, ImageArray], float]
+# The same, given the query too: (prediction, truth, query).
+QueryMetricFn: TypeAlias = Callable[[ImageArray, ImageArray, ImageArray], float]
 Counts: TypeAlias = npt.NDArray[np.float64]
 
 
@@ -43,6 +45,7 @@ class Task:
         name: As in configs, directories and reports.
         description: One line for people.
         metric_fns: Metrics of this task alone, by name, which interpret the images.
+        query_metric_fns: Metrics that depend on the query too, such as on where its hole is.
         primary_metric: The metric that reports rank by, one of which higher is better.
         label_palette: Colors that stand for labels, if the targets consist of them; black is the
             background. Such targets are resized without smoothing.
@@ -60,6 +63,7 @@ class Task:
     name: str
     description: str
     metric_fns: Mapping[str, MetricFn] = field(default_factory=dict)
+    query_metric_fns: Mapping[str, QueryMetricFn] = field(default_factory=dict)
     primary_metric: str = "psnr"
     allows_hflip: bool = True
     allows_vflip: bool | None = None
@@ -73,14 +77,17 @@ class Task:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of all metrics, those of this task alone first, then psnr and ssim."""
-        return (*self.metric_fns, "psnr", "ssim")
+        return (*self.metric_fns, *self.query_metric_fns, "psnr", "ssim")
 
-    def score(self, prediction: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    def score(
+        self, prediction: Tensor, truth: Tensor, query: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Score each image of a batch.
 
         Args:
             prediction: Pixels (B, 3, H, W) in [0, 1].
             truth: Pixels of the same shape.
+            query: Pixels of the same shape; None leaves out the metrics that depend on it.
 
         Returns:
             Metric name -> (B,) float32 on the CPU. psnr is in dB, at most `metrics.PSNR_CAP`; ssim
@@ -90,6 +97,8 @@ class Task:
         Raises:
             ValueError: the shapes differ, or are not (B, 3, H, W).
         """
+        if query is not None and query.shape != truth.shape:
+            raise ValueError(f"query {tuple(query.shape)} and truth {tuple(truth.shape)} differ")
         if prediction.shape != truth.shape or truth.ndim != 4 or truth.shape[1] != 3:
             raise ValueError(
                 f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)} "
@@ -97,10 +106,14 @@ class Task:
             )
         prediction, truth = prediction.detach().float().cpu(), truth.detach().float().cpu()
         scores: dict[str, Tensor] = {}
-        if self.metric_fns:
+        if self.metric_fns or self.query_metric_fns:
             predicted, true = to_uint8(prediction), to_uint8(truth)
             for name, metric in self.metric_fns.items():
                 scores[name] = Tensor([metric(p, t) for p, t in zip(predicted, true, strict=True)])
+            if query is not None and self.query_metric_fns:
+                triples = list(zip(predicted, true, to_uint8(query), strict=True))
+                for name, of_query in self.query_metric_fns.items():
+                    scores[name] = Tensor([of_query(*each) for each in triples])
         scores["psnr"] = psnr(prediction, truth)
         scores["ssim"] = ssim(prediction, truth)
         return scores

@@ -1,11 +1,15 @@
 """Tasks derived from any image without a label; here they are held out from training."""
 
+import math
+
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from delvm.tasks import boundaries
 from delvm.tasks.base import ImageArray, SetMetric, Task
 from delvm.tasks.lab import ab_error
+from delvm.tasks.metrics import PSNR_CAP
 
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R BT.601
 
@@ -78,13 +82,41 @@ def edge_map(image: ImageArray) -> ImageArray:
     return np.repeat((255 * lines + 0.5).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
+def find_hole(query: ImageArray, truth: ImageArray) -> npt.NDArray[np.bool_]:
+    """The pixels (H, W) that are to be filled in, of a query and its ground truth (H, W, 3) uint8.
+
+    The black regions of the query, each as far as it is connected, in which the ground truth is
+    not black everywhere: what is black in the photograph itself does not count, unless it touches
+    such a region.
+    """
+    black = (query == 0).all(axis=2)
+    regions, _ = ndimage.label(black)
+    filled = np.unique(regions[black & (truth != 0).any(axis=2)])
+    hole: npt.NDArray[np.bool_] = np.isin(regions, filled) & black
+    return hole
+
+
+def psnr_hole(prediction: ImageArray, truth: ImageArray, query: ImageArray) -> float:
+    """PSNR in dB of the hole alone, at most `PSNR_CAP`; NaN without a hole."""
+    hole = find_hole(query, truth)
+    if not hole.any():
+        return float("nan")
+    error = (prediction[hole].astype(np.float64) - truth[hole]) / 255
+    mse = float((error**2).mean())
+    return min(PSNR_CAP, -10 * math.log10(mse)) if mse else PSNR_CAP
+
+
 COLORIZATION = Task(
     name="colorization",
     description="restore the colors of a grayscale image",
     metric_fns={"ab_error": ab_error},
     lower_is_better=("ab_error",),
 )
-INPAINTING = Task(name="inpainting", description="fill in what is black")
+INPAINTING = Task(
+    name="inpainting",
+    description="fill in what is black",
+    query_metric_fns={"psnr_hole": psnr_hole},
+)
 EDGES = Task(
     name="edges",
     description="edges of an image, white on black",

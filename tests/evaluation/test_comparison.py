@@ -10,6 +10,7 @@ import pytest
 
 from delvm.errors import UserError
 from delvm.evaluation import bootstrap, evaluate_students
+from delvm.evaluation.answer_store import AnswerStore, Part
 from delvm.evaluation.comparison import compare, load_run
 
 
@@ -51,6 +52,21 @@ def test_differences_are_paired(runs: tuple[str, str], tokenizer: Any, tmp_path:
     with (tmp_path / "out/comparison.csv").open() as file:
         rows = {(r["task"], r["metric"]): r for r in csv.DictReader(file)}
     assert float(rows["derain", "psnr"]["difference"]) == psnr["difference"]["mean"]
+
+
+def test_metrics_of_one_evaluation_alone_are_left_out_and_listed(
+    runs: tuple[str, str], tokenizer: Any, tmp_path: Path, capsys: Any
+) -> None:
+    request = json.loads((tmp_path / "b/answers/request.json").read_text())
+    store = AnswerStore(tmp_path / "b/answers", request, first_rank=True)
+    for part in (Part("derain", 0, 0, 5), Part("derain", 0, 5, 10)):
+        rows = store.load(part)
+        assert rows is not None
+        del rows.scores["student/mine"]["psnr_y"]  # as an earlier version would have it
+        store.save(part, rows)
+    found = compare(runs, tmp_path / "out", tokenizer)["tasks"]["derain"]["mine"]
+    assert "psnr_y" not in found and "ssim_y" in found
+    assert "compare: psnr_y of derain left out" in capsys.readouterr().err
 
 
 def test_report_shows_the_answers_side_by_side(

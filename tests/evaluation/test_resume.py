@@ -3,12 +3,14 @@
 import csv
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from delvm import tasks
 from delvm.data.encode.executors.base import Rank
 from delvm.errors import UserError
 from delvm.evaluation import answer_store, evaluate_students, scoring, students
@@ -84,6 +86,18 @@ def test_answers_of_other_settings_are_not_kept(
         change = {"students": {"oracle": request_["students"]["half"]}}
     evaluate_students(**request_ | change)
     assert len(calls) == 6
+
+
+def test_answers_without_a_new_metric_are_not_kept(
+    request_: Options, calls: list[Part], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate_students(**request_)
+    calls.clear()
+    derain = tasks.get("derain")
+    more = replace(derain, metric_fns={**derain.metric_fns, "one": lambda prediction, truth: 1.0})
+    monkeypatch.setitem(tasks._TASKS, "derain", more)
+    found = evaluate_students(**request_)
+    assert found["tasks"]["derain"]["ceiling"]["one"]["mean"] == 1.0 and len(calls) == 6
 
 
 def test_a_damaged_part_is_answered_again(request_: Options, calls: list[Part]) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from delvm import tasks
 from delvm.data.sources.shapes.source import Shapes
-from delvm.tasks import depth, foreground, multi_pose, normals, reasoning
+from delvm.evaluation.video_scoring import frame_scores
+from delvm.tasks import depth, derived, foreground, multi_pose, normals, reasoning
 from tests.tasks.test_multi_pose import crowd
 from tests.tasks.test_sam_masks import target
 
@@ -48,20 +49,45 @@ TRUTHS: dict[str, Callable[[], np.ndarray]] = {
         for change in reasoning.CHANGES
     },
 }
-BEST = {"psnr": 60.0, "psnr_y": 60.0}
+# Task -> the query of a ground truth, for metrics that depend on it.
+QUERIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "inpainting": lambda truth: derived.mask_rectangle(truth, np.random.default_rng(0)),
+}
+BEST = {"psnr": 60.0, "psnr_y": 60.0, "psnr_hole": 60.0}
+
+
+def to_pixels(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 255
 
 
 @pytest.mark.parametrize("name", tasks.all_names())
 def test_perfect_prediction_scores_perfectly(name: str) -> None:
     task = tasks.get(name)
     assert name in TRUTHS or not (task.metric_fns or task.set_metrics)
-    truth = torch.from_numpy(TRUTHS.get(name, any_image)().copy()).permute(2, 0, 1)[None] / 255
-    for metric, value in task.score(truth, truth).items():
+    image = TRUTHS.get(name, any_image)()
+    truth = to_pixels(image)
+    assert name in QUERIES or not task.query_metric_fns
+    scores = task.score(truth, truth, to_pixels(QUERIES.get(name, np.asarray)(image)))
+    assert list(scores) == list(task.metrics)
+    for metric, value in scores.items():
         best = 0.0 if metric in task.lower_is_better else BEST.get(metric, 1.0)
         assert value.tolist() == pytest.approx([best], abs=1e-5), metric
-    for metric, counts in task.measure(truth, truth).items():
+    counted = task.measure(truth, truth)
+    assert list(counted) == list(task.set_metrics)
+    for metric, counts in counted.items():
         combine = task.set_metrics[metric].combine
         of_set = combine(counts.numpy(), np.array(["one"]))
         assert of_set == pytest.approx(0.0 if metric in task.lower_is_better else 1.0), metric
     assert task.primary_metric in task.metrics
     assert task.primary_metric not in task.lower_is_better  # reports take the highest for the best
+
+
+def test_a_perfectly_continued_clip_scores_perfectly() -> None:
+    """The metrics of frames ahead, by which sequences are evaluated."""
+    clip = torch.stack([to_pixels(Shapes(size=SIZE).pair("test", "derain", i).target)[0]
+                        for i in range(3)])[None]  # fmt: skip
+    for metric, values in frame_scores(clip, clip).items():
+        assert values.tolist() == [pytest.approx([BEST.get(metric, 1.0)] * 3, abs=1e-5)], metric
+    assert {name for name in tasks.all_names() if tasks.get(name).is_sequence} == {
+        "video", "object_views",
+    }  # fmt: skip

@@ -58,13 +58,14 @@ def test_unpaired_tasks_registered_but_not_evaluated():
 @pytest.mark.parametrize("name", tasks.NAMES)
 def test_truth_scores_perfect_and_black_low(name):
     task = tasks.get(name)
-    _, truth = batch(name)
-    perfect, black = task.score(truth, truth), task.score(torch.zeros_like(truth), truth)
+    query, truth = batch(name)
+    perfect = task.score(truth, truth, query)
+    black = task.score(torch.zeros_like(truth), truth, query)
     assert tuple(perfect) == task.metrics
     for metric in task.metrics:
         assert perfect[metric].shape == (3,)
         lowest = metric in task.lower_is_better
-        best = 0.0 if lowest else {"psnr": 60.0, "psnr_y": 60.0}.get(metric, 1.0)
+        best = 60.0 if metric.startswith("psnr") else 1.0 - lowest
         assert perfect[metric].tolist() == pytest.approx([best] * 3, abs=1e-5)
         assert ((1 - 2 * lowest) * (perfect[metric] - black[metric]) > 0.05).all()
     for metric in {"psnr", task.primary_metric}:  # a mostly black truth has a high SSIM with black

@@ -15,6 +15,7 @@ LABELS = {
     "class_miou": "mIoU of classes",
     "fb_iou": "FB-IoU",
     "best_iou": "best IoU",
+    "psnr_hole": "PSNR in the hole, dB",
     "psnr_y": "PSNR of Y, dB",
     "ssim_y": "SSIM of Y",
     "pck_box": "PCK@0.1 of the box",
@@ -32,7 +33,15 @@ LABELS = {
     "lpips": "LPIPS",
 }
 LOWER_IS_BETTER = ("loss", "perplexity")
-_DIGITS = {"psnr": 2, "psnr_y": 2, "mean_angle": 1, "ab_error": 1, "loss": 3, "perplexity": 1}
+_DIGITS = {
+    "psnr": 2,
+    "psnr_hole": 2,
+    "psnr_y": 2,
+    "mean_angle": 1,
+    "ab_error": 1,
+    "loss": 3,
+    "perplexity": 1,
+}
 
 Interval = Mapping[str, Any]  # "mean", "low", "high", "n"
 
