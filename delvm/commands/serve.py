@@ -1,5 +1,6 @@
 """`delvm serve`: a page in the browser, and a JSON endpoint, that answer queries."""
 
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def run(cfg: ServeConfig) -> None:
         student = load_student(path, device, cfg.precision)
         prompters[name] = Prompter(tokenizer, student, resize=cfg.resize)
         log(f"serve: student {name} from {path}, {student.parameter_count() / 1e6:,.1f}M")
-    limits = Limits(cfg.max_upload_mb, cfg.max_pixels, cfg.max_queue, cfg.max_cache_mb)
+    limits = Limits(**{each.name: getattr(cfg, each.name) for each in fields(Limits)})
     serve(prompters, prompt_sets, limits, listener, cfg.host)
 
 

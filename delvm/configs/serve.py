@@ -22,6 +22,7 @@ class ServeConfig:
     max_pixels: int = 20_000_000
     max_queue: int = 16
     max_cache_mb: int = 1024
+    max_body_seconds: int = 30
 
     def validate(self) -> list[str]:
         errors = require_min(
@@ -30,6 +31,7 @@ class ServeConfig:
             max_pixels=self.max_pixels,
             max_queue=self.max_queue,
             max_cache_mb=self.max_cache_mb,
+            max_body_seconds=self.max_body_seconds,
         )
         if not 0 <= self.port <= MAX_PORT:
             errors.append(f"port={self.port} is not in 0..{MAX_PORT}: set port=7860, or 0 for any")

@@ -95,6 +95,7 @@ class ErrorResponse(BaseModel):
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "An image or a setting cannot be used."},
+    408: {"model": ErrorResponse, "description": "The request did not arrive in time."},
     413: {"model": ErrorResponse, "description": "The request is too large."},
     422: {"model": ErrorResponse, "description": "The request has another form."},
     503: {"model": ErrorResponse, "description": "The queue is full: try again later."},

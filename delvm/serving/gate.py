@@ -4,11 +4,13 @@ Gradio serves far more than a page needs: a proxy, downloads from URLs, tools fo
 is not listed here is not found, and requests are refused before their bodies are read.
 """
 
+import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from delvm.serving.limits import MIB, Limits
@@ -28,12 +30,16 @@ _EXACT = {
     )),
 }  # fmt: skip
 _BELOW = ("/assets/", "/static/", "/svelte/", f"{_API}/heartbeat/", f"{_API}/file=")
-_LARGE = {"/v1/answer", f"{_API}/upload", f"{_API}/component_server"}  # bodies with images
+_PAGE_IMAGES = {f"{_API}/upload", f"{_API}/component_server"}  # where the page sends images to
 _FORM_BYTES = 64 * 1024  # of what is in a body next to its image
+_EVENT_BYTES = 256 * 1024  # of a body without images
+# JSON takes up to 21 times its size when it is parsed, if it is nothing but short lists. A question
+# has three of these marks for each of up to 64 pairs, and base64 has none.
+_MARKS, _MAX_MARKS = (b"[", b"{", b","), 1000
 
 
-class _TooLarge(Exception):
-    """The body of a request exceeds its limit."""
+class _Refused(Exception):
+    """The body of a request exceeds a limit."""
 
 
 class Gate:
@@ -41,6 +47,7 @@ class Gate:
 
     Attributes:
         waiting: requests to the endpoint that are computed or wait.
+        uploads: requests of the page whose images are being read.
     """
 
     def __init__(self, app: App, limits: Limits, cache: Path) -> None:
@@ -50,7 +57,8 @@ class Gate:
             limits: of bodies, queue and cache.
             cache: directory in which the page keeps uploaded files.
         """
-        self.app, self.limits, self.cache, self.waiting = app, limits, cache, 0
+        self.app, self.limits, self.cache = app, limits, cache
+        self.waiting = self.uploads = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,74 +68,81 @@ class Gate:
         path = scope["path"]
         if not is_known(path):
             return await _refuse(send, 404, "not found")
-        limit = self.limits.max_upload_bytes + _FORM_BYTES if path in _LARGE else MIB
+        is_large = path in _PAGE_IMAGES or path == "/v1/answer"
+        limit = self.limits.max_upload_bytes + _FORM_BYTES if is_large else _EVENT_BYTES
         if _content_length(scope) > limit:
-            return await _refuse(send, 413, self._too_large())
-        if path == f"{_API}/upload" and self._cache_is_full():
-            return await _refuse(send, 503, "too many files were uploaded: try again in an hour")
+            return await _refuse(send, 413, too_large(limit))
+        seconds = self.limits.max_body_seconds
+        body = _Body(receive, limit, seconds, counts_marks=path == "/v1/answer")
         if path == f"{_API}/queue/join":
-            return await self._join(scope, receive, send, limit)
+            return await self._join(scope, body, send)
+        if path in _PAGE_IMAGES:
+            return await self._upload(scope, body, send)
         if path != "/v1/answer":
-            return await self._limited(scope, receive, send, limit)
+            return await self._limited(scope, body, send)
         if self.waiting > self.limits.max_queue:
             return await _refuse(
                 send, 503, f"the queue is full ({self.limits.max_queue} wait): try again later"
             )
         self.waiting += 1
         try:
-            await self._limited(scope, receive, send, limit)
+            await self._limited(scope, body, send)
         finally:
             self.waiting -= 1
 
-    async def _limited(
-        self, scope: MutableMapping[str, Any], receive: Receive, send: Send, limit: int
-    ) -> None:
-        """Pass a request on, and refuse it once its body exceeds the limit, in whatever parts."""
-        read, started = 0, False
-
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > limit:
-                raise _TooLarge
-            return message
+    async def _limited(self, scope: MutableMapping[str, Any], body: "_Body", send: Send) -> None:
+        """Pass a request on, and refuse it once its body exceeds a limit."""
+        started = False
 
         async def passed_on(message: Message) -> None:
             nonlocal started
-            if read <= limit:  # else it is what the app makes of _TooLarge
+            if body.refusal is None:  # else it is what the app makes of _Refused
                 started = True
                 await send(message)
 
-        with suppress(_TooLarge):
-            await self.app(scope, counted, passed_on)
-        if read > limit and not started:
-            await _refuse(send, 413, self._too_large())
+        with suppress(_Refused):
+            await self.app(scope, body.receive, passed_on)
+        if body.refusal is not None and not started:
+            await _refuse(send, *body.refusal)
 
-    async def _join(
-        self, scope: MutableMapping[str, Any], receive: Receive, send: Send, limit: int
-    ) -> None:
+    async def _upload(self, scope: MutableMapping[str, Any], body: "_Body", send: Send) -> None:
+        """Pass an image of the page on, as a form; Gradio would parse JSON of any size too."""
+        if not dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/form-data"):
+            return await _refuse(send, 400, "images are sent as multipart/form-data")
+        if scope["path"] == f"{_API}/upload" and self._cache_is_full():
+            return await _refuse(send, 503, "too many files were uploaded: try again in an hour")
+        if self.uploads > self.limits.max_queue:
+            return await _refuse(send, 503, "too many files are being uploaded: try again later")
+        self.uploads += 1
+        try:
+            await self._limited(scope, body, send)
+        finally:
+            self.uploads -= 1
+
+    async def _join(self, scope: MutableMapping[str, Any], body: "_Body", send: Send) -> None:
         """Pass an event of the page on if all files that it names are uploads to the page.
 
         Gradio would copy other files of this machine, and download what a URL names.
         """
-        body, more = b"", True
+        data, more = b"", True
         while more:
-            message = await receive()
-            body += message.get("body", b"")
+            try:
+                message = await body.receive()
+            except _Refused:
+                assert body.refusal is not None
+                return await _refuse(send, *body.refusal)
+            data += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > limit:
-                return await _refuse(send, 413, self._too_large())
         try:
-            is_allowed = all(map(self._is_upload, named_paths(json.loads(body))))
+            is_allowed = all(map(self._is_upload, named_paths(json.loads(data))))
         except (ValueError, RecursionError):
             is_allowed = False
         if not is_allowed:
             return await _refuse(send, 400, "only files that were uploaded here can be used")
-        parts = [{"type": "http.request", "body": body, "more_body": False}]
+        parts = [{"type": "http.request", "body": data, "more_body": False}]
 
         async def again() -> Message:
-            return parts.pop() if parts else await receive()
+            return parts.pop() if parts else await body.receive()
 
         await self.app(scope, again, send)
 
@@ -139,9 +154,6 @@ class Gate:
             return False
         return os.path.realpath(path).startswith(f"{os.path.realpath(self.cache)}{os.sep}")
 
-    def _too_large(self) -> str:
-        return f"the request is too large: the limit is {self.limits.max_upload_mb} MiB"
-
     def _cache_is_full(self) -> bool:
         total = 0
         for folder, _, names in os.walk(self.cache):
@@ -151,6 +163,64 @@ class Gate:
                 except FileNotFoundError:  # deleted in between
                     continue
         return total > self.limits.max_cache_mb * MIB
+
+
+class _Body:
+    """The body of a request, which is refused once it exceeds a limit, in whatever parts it comes.
+
+    Attributes:
+        refusal: status and words, once it is refused.
+    """
+
+    def __init__(
+        self, receive: Receive, max_bytes: int, max_seconds: float, *, counts_marks: bool
+    ) -> None:
+        self.refusal: tuple[int, str] | None = None
+        self._receive, self._max_bytes, self._max_seconds = receive, max_bytes, max_seconds
+        self._counts_marks = counts_marks
+        self._read = self._marks = 0
+        self._seconds_left = max_seconds
+        self._is_complete = False
+
+    async def receive(self) -> Message:
+        """The next message of the client.
+
+        Raises:
+            _Refused: the body is too large, has too many values, or does not arrive in time.
+        """
+        if self._is_complete:  # then the app waits for the client to leave
+            return await self._receive()
+        start = perf_counter()
+        try:
+            async with asyncio.timeout(self._seconds_left):
+                message = await self._receive()
+        except TimeoutError:
+            raise self._refused(
+                408,
+                f"the request did not arrive within {self._max_seconds:g} s: send "
+                "smaller images, or set max_body_seconds when serving",
+            ) from None
+        self._seconds_left -= perf_counter() - start
+        chunk = message.get("body", b"")
+        self._is_complete = not message.get("more_body", False)
+        self._read += len(chunk)
+        if self._read > self._max_bytes:
+            raise self._refused(413, too_large(self._max_bytes))
+        if self._counts_marks:
+            self._marks += sum(map(chunk.count, _MARKS))
+            if self._marks > _MAX_MARKS:
+                raise self._refused(422, "the request has another form: see docs/serve.md")
+        return message
+
+    def _refused(self, status: int, detail: str) -> _Refused:
+        self.refusal = status, detail
+        return _Refused()
+
+
+def too_large(max_bytes: int) -> str:
+    """The message about a body that is."""
+    limit = f"{max_bytes // MIB} MiB" if max_bytes >= MIB else f"{max_bytes // 1024} KiB"
+    return f"the request is too large: the limit is {limit}"
 
 
 def is_known(path: str) -> bool:
@@ -181,7 +251,7 @@ async def _refuse(send: Send, status: int, detail: str) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if status == 503:
         headers.append((b"retry-after", b"2"))
-    if status == 413:  # the rest of the body is not read
+    if status in (408, 413, 422):  # the rest of the body is not read
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -28,12 +28,14 @@ class Limits:
         max_queue: requests that wait; one more is refused. Page and endpoint have a queue each.
         max_cache_mb: of all files that the page keeps on disk, in MiB; above it uploads are refused
             until old files are deleted.
+        max_body_seconds: that the body of one request may take to arrive.
     """
 
     max_upload_mb: int = 16
     max_pixels: int = 20_000_000
     max_queue: int = 16
     max_cache_mb: int = 1024
+    max_body_seconds: float = 30
 
     @property
     def max_upload_bytes(self) -> int:

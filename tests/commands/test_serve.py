@@ -11,6 +11,7 @@ import pytest
     [
         (("port=70000",), "port=70000 is not in 0..65535: set port=7860, or 0 for any"),
         (("max_queue=0",), "max_queue=0 is below 1: set max_queue=1 or more"),
+        (("max_body_seconds=0",), "max_body_seconds=0 is below 1: set max_body_seconds=1 or more"),
         (("prompts=none",), "prompts=none is not a directory: set prompts=DIR"),
         (("host=192.0.2.1",), "host=192.0.2.1 port=7860 cannot be used"),
         (("student=shapes",), "did you mean 'students'"),

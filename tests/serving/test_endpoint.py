@@ -74,6 +74,6 @@ def test_too_many_pairs(client):
 def test_it_describes_itself(client):
     found = client.get("/v1/openapi.json").json()
     assert set(found["paths"]) == {"/v1/students", "/v1/answer"}
-    assert {"200", "400", "413", "422", "503"} <= set(
+    assert {"200", "400", "408", "413", "422", "503"} <= set(
         found["paths"]["/v1/answer"]["post"]["responses"]
     )

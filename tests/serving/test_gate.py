@@ -13,12 +13,12 @@ LIMITS = Limits(max_upload_mb=1, max_queue=2, max_cache_mb=1)
 
 
 class Client:
-    """Sends one request through a gate; the app behind it reads the body and waits for `free`."""
+    """Sends requests through a gate; the app behind it reads the body and waits for `free`."""
 
-    def __init__(self, gate_folder: Path, **app: object) -> None:
+    def __init__(self, cache: Path, limits: Limits = LIMITS) -> None:
         self.read: list[int] = []
         self.free = asyncio.Event()
-        self.gate = Gate(self.app, LIMITS, gate_folder)
+        self.gate = Gate(self.app, limits, cache)
 
     async def app(self, scope, receive, send):
         read, more = 0, True
@@ -31,12 +31,16 @@ class Client:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
 
-    async def send(self, path, chunks=(b"",), headers=()):
+    async def send(self, path, chunks=(b"",), headers=(), is_complete=True):
+        """Status and words of the answer; an incomplete body ends without its last part."""
         sent, parts = [], list(chunks)
 
         async def receive():
+            if not parts:
+                await asyncio.Event().wait()
             chunk = parts.pop(0)
-            return {"type": "http.request", "body": chunk, "more_body": bool(parts)}
+            more = bool(parts) or not is_complete
+            return {"type": "http.request", "body": chunk, "more_body": more}
 
         async def send(message):
             sent.append(message)
@@ -48,6 +52,10 @@ class Client:
 
 def run(test):
     return asyncio.run(asyncio.wait_for(test, 10))
+
+
+FORM = [(b"content-type", b"multipart/form-data; boundary=x")]
+PAGE_IMAGES = ("/gradio_api/upload", "/gradio_api/component_server")
 
 
 def test_what_a_page_does_not_need_is_not_found(tmp_path):
@@ -118,7 +126,7 @@ def test_uploads_are_refused_when_the_cache_is_full(tmp_path, size, status):
     async def test():
         client = Client(tmp_path)
         client.free.set()
-        assert (await client.send("/gradio_api/upload"))[0] == status
+        assert (await client.send("/gradio_api/upload", headers=FORM))[0] == status
 
     run(test())
 
@@ -143,5 +151,67 @@ def test_events_may_name_no_file_but_uploads(tmp_path):
         assert (await client.send(join, [b"{"]))[0] == 400
         assert (await client.send(join, [bytes(MIB), b"1"]))[0] == 413
         assert len(client.read) == 1
+
+    run(test())
+
+
+@pytest.mark.parametrize("path", ["/v1/answer", *PAGE_IMAGES, "/gradio_api/queue/join"])
+@pytest.mark.parametrize("chunks", [(), (b"{", b"}")])
+def test_a_body_that_does_not_arrive_in_time_is_refused(tmp_path, path, chunks):
+    async def test():
+        client = Client(tmp_path, Limits(max_queue=2, max_body_seconds=0.05))
+        status, words = await client.send(path, chunks, FORM, is_complete=False)
+        assert status == 408 and "the request did not arrive within 0.05 s" in words
+        assert client.gate.waiting == client.gate.uploads == 0 and not client.read
+
+    run(test())
+
+
+def test_an_answer_may_take_longer_than_its_request(tmp_path):
+    async def test():
+        client = Client(tmp_path, Limits(max_body_seconds=0.05))
+        asyncio.get_running_loop().call_later(0.2, client.free.set)
+        assert (await client.send("/v1/answer", [b"{", b"}"]))[0] == 200
+
+    run(test())
+
+
+def test_json_of_many_short_lists_is_refused_before_it_is_parsed(tmp_path):
+    """It would take 21 times its size."""
+
+    async def test():
+        client = Client(tmp_path)
+        client.free.set()
+        chunks = [b'{"pairs": [', b"[]," * 10_000, b"[]]}"]
+        status, words = await client.send("/v1/answer", chunks)
+        assert status == 422 and "the request has another form" in words and not client.read
+        pair = b'{"input": "iVBORw0KGgo=", "target": "iVBORw0KGgo="}'
+        question = b'{"pairs": [%s], "query": "iVBORw0KGgo="}' % b", ".join([pair] * 64)
+        assert (await client.send("/v1/answer", [question]))[0] == 200
+
+    run(test())
+
+
+@pytest.mark.parametrize("path", PAGE_IMAGES)
+def test_images_of_the_page_are_read_a_few_at_once_and_as_forms(tmp_path, path):
+    async def test():
+        client = Client(tmp_path)
+        status, words = await client.send(path, [b"[]"], [(b"content-type", b"application/json")])
+        assert status == 400 and words == "images are sent as multipart/form-data"
+        tasks = [asyncio.create_task(client.send(path, headers=FORM)) for _ in range(10)]
+        await asyncio.sleep(0)
+        done = [await each for each in tasks[3:]]
+        assert {*done} == {(503, "too many files are being uploaded: try again later")}
+        client.free.set()
+        assert [(await each)[0] for each in tasks[:3]] == [200] * 3 and client.gate.uploads == 0
+
+    run(test())
+
+
+def test_an_event_of_the_page_is_small(tmp_path):
+    async def test():
+        length = [(b"content-length", b"%d" % MIB)]
+        status, words = await Client(tmp_path).send("/gradio_api/queue/join", headers=length)
+        assert status == 413 and words == "the request is too large: the limit is 256 KiB"
 
     run(test())

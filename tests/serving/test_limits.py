@@ -2,16 +2,23 @@
 
 import struct
 import zlib
+from dataclasses import fields
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from delvm.configs.serve import ServeConfig
 from delvm.errors import UserError
 from delvm.serving.limits import Limits, on_white, open_upload
 from tests.serving.conftest import noise, png
 
 LIMITS = Limits(max_upload_mb=1, max_pixels=10_000)
+
+
+def test_every_limit_is_a_setting():
+    config = ServeConfig()
+    assert Limits(**{each.name: getattr(config, each.name) for each in fields(Limits)}) == Limits()
 
 
 def test_bytes_and_files_are_opened(tmp_path):
