@@ -21,6 +21,7 @@ class ServeConfig:
     max_upload_mb: int = 16
     max_pixels: int = 20_000_000
     max_queue: int = 16
+    max_answers: int = 4
     max_cache_mb: int = 1024
     max_body_seconds: int = 30
 
@@ -30,6 +31,7 @@ class ServeConfig:
             max_upload_mb=self.max_upload_mb,
             max_pixels=self.max_pixels,
             max_queue=self.max_queue,
+            max_answers=self.max_answers,
             max_cache_mb=self.max_cache_mb,
             max_body_seconds=self.max_body_seconds,
         )

@@ -1,8 +1,11 @@
 """The JSON endpoint, version 1: POST /v1/answer and GET /v1/students, see docs/serve.md."""
 
+import asyncio
 import base64
 import binascii
-from typing import Any
+from collections.abc import Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from delvm.errors import UserError
 from delvm.inference.decoding import Decoding
 from delvm.serving.limits import png_bytes
-from delvm.serving.service import Question, Service
+from delvm.serving.service import Question, Service, Step
 
+T = TypeVar("T")
 PREFIX = "/v1"
 _IMAGE = "a file in PNG, JPEG, WebP, GIF or BMP, in base64"
 
@@ -115,19 +119,16 @@ def add_endpoint(app: FastAPI, service: Service) -> None:
     @router.post("/answer", summary="Answer a query as the pairs show", responses=_ERRORS)
     async def answer(body: AnswerRequest, request: Request) -> AnswerResponse:
         question = _question(body, next(iter(service.prompters)))
-        async for step in service.astream(question):
-            if step.image is not None:
-                return AnswerResponse(
-                    student=question.student,
-                    answer=_to_base64(png_bytes(step.image)),
-                    ids=step.ids,
-                    round_trip=_to_base64(png_bytes(step.round_trip)),
-                    round_trip_psnr=step.psnr if step.psnr < float("inf") else None,
-                    seconds=step.seconds,
-                )
-            if await request.is_disconnected():
-                break
-        raise HTTPException(499, "the client has gone")
+        step = await _unless_left(request, _last_step(service, question))
+        assert step.image is not None
+        return AnswerResponse(
+            student=question.student,
+            answer=_to_base64(png_bytes(step.image)),
+            ids=step.ids,
+            round_trip=_to_base64(png_bytes(step.round_trip)),
+            round_trip_psnr=step.psnr if step.psnr < float("inf") else None,
+            seconds=step.seconds,
+        )
 
     @app.exception_handler(UserError)
     def user_error(_: Request, error: UserError) -> JSONResponse:
@@ -140,6 +141,33 @@ def add_endpoint(app: FastAPI, service: Service) -> None:
         return JSONResponse({"detail": "; ".join(lines[:10])}, 422)
 
     app.include_router(router)
+
+
+async def _last_step(service: Service, question: Question) -> Step:
+    async with aclosing(service.astream(question)) as steps:
+        async for step in steps:
+            if step.is_complete:
+                return step
+    raise AssertionError("an answer without a last step")
+
+
+async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of work that is canceled as soon as the client leaves."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise HTTPException(499, "the client has left")
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _path(location: tuple[int | str, ...]) -> str:

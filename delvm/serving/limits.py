@@ -26,6 +26,8 @@ class Limits:
         max_upload_mb: of one uploaded file, and of the body of one request, in MiB.
         max_pixels: of one image.
         max_queue: requests that wait; one more is refused. Page and endpoint have a queue each.
+        max_answers: that are computed alternately, each with its keys and values in memory. The
+            others that are not refused wait.
         max_cache_mb: of all files that the page keeps on disk, in MiB; above it uploads are refused
             until old files are deleted.
         max_body_seconds: that the body of one request may take to arrive.
@@ -34,6 +36,7 @@ class Limits:
     max_upload_mb: int = 16
     max_pixels: int = 20_000_000
     max_queue: int = 16
+    max_answers: int = 4
     max_cache_mb: int = 1024
     max_body_seconds: float = 30
 

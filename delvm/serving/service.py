@@ -1,15 +1,19 @@
 """Answers for many clients: one worker thread computes all of them, a row of tokens at a time.
 
 A model is bound by the memory and cores of its device, so two answers at once are no faster than
-one after the other. Each row is a job of its own in the worker's queue: clients share the device
-fairly, and one that goes away leaves nothing running.
+one after the other. Each row is a job of its own in the worker's queue, so a few answers take
+turns: a short one need not wait for a long one, and one whose client goes away leaves nothing
+running. Each holds its keys and values, so up to `Limits.max_answers` are begun; the others wait.
 """
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Lock
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -80,6 +84,7 @@ class Service:
     def __init__(self, prompters: Mapping[str, Prompter], limits: Limits) -> None:
         self.prompters, self.limits = dict(prompters), limits
         self._worker = ThreadPoolExecutor(1, "delvm-answers")
+        self._slots = _Slots(limits.max_answers)
 
     def close(self) -> None:
         """End the worker after the row that it computes."""
@@ -108,25 +113,42 @@ class Service:
         return prompter.student.max_seq_len // prompter.tokenizer.tokens_per_image // 2 - 1
 
     def stream(self, question: Question) -> Iterator[Step]:
-        """Answer a question; waits for the worker.
+        """Answer a question; waits for a slot and for the worker.
 
         Raises:
             UserError: the question cannot be answered as it is.
         """
-        steps = self._steps(question)
-        while (step := self._submit(steps).result()) is not None:
-            yield step
+        steps, slot = self._steps(question), self._slots.ask()
+        try:
+            slot.result()
+            while (step := self._submit(steps).result()) is not None:
+                yield step
+        finally:
+            self._end(steps, slot)
 
-    async def astream(self, question: Question) -> AsyncIterator[Step]:
+    async def astream(self, question: Question) -> AsyncGenerator[Step]:
         """As `stream`, for an event loop."""
-        steps = self._steps(question)
-        while (step := await asyncio.wrap_future(self._submit(steps))) is not None:
-            yield step
+        steps, slot = self._steps(question), self._slots.ask()
+        try:
+            await asyncio.wrap_future(slot)
+            while (step := await asyncio.wrap_future(self._submit(steps))) is not None:
+                yield step
+        finally:
+            self._end(steps, slot)
 
-    def _submit(self, steps: Iterator[Step]) -> "Future[Step | None]":
+    def _end(self, steps: Generator[Step], slot: "Future[None]") -> None:
+        """Free what an answer holds, after the row that is computed, and then its slot."""
+        try:
+            closed = self._worker.submit(steps.close)
+        except RuntimeError:  # the worker has ended
+            self._slots.leave(slot)
+        else:
+            closed.add_done_callback(lambda _: self._slots.leave(slot))
+
+    def _submit(self, steps: Generator[Step]) -> "Future[Step | None]":
         return self._worker.submit(next, steps, None)
 
-    def _steps(self, question: Question) -> Iterator[Step]:
+    def _steps(self, question: Question) -> Generator[Step]:
         """The steps of an answer, each computed when it is asked for."""
         start, seconds = perf_counter(), 0.0
         prompter = self.prompter(question.student)
@@ -162,6 +184,39 @@ class Service:
             one, other = prompter.to_squares(images)
             pairs.append((one, other))
         return pairs, open_upload(question.query, "the query", limits)
+
+
+class _Slots:
+    """A number of slots, given in the order in which they are asked for."""
+
+    def __init__(self, count: int) -> None:
+        self._free, self._lock = count, Lock()
+        self._waiting: deque[Future[None]] = deque()
+
+    def ask(self) -> "Future[None]":
+        """A future that is done once there is a slot; give it to `leave` whether it is or not."""
+        slot: Future[None] = Future()
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                slot.set_result(None)
+            else:
+                self._waiting.append(slot)
+        return slot
+
+    def leave(self, slot: "Future[None]") -> None:
+        """Give a slot back to whoever waits longest, or stop waiting for it."""
+        with self._lock:
+            if slot.cancel():  # there was none yet
+                with suppress(ValueError):
+                    self._waiting.remove(slot)
+                return
+            while self._waiting:
+                following = self._waiting.popleft()
+                if following.set_running_or_notify_cancel():
+                    following.set_result(None)
+                    return
+            self._free += 1
 
 
 def check_pair(number: int, first: Image.Image, second: Image.Image) -> None:

@@ -70,7 +70,7 @@ def make_prompter(seed: int) -> Prompter:
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
     """Two untrained students of 2 x 2 tokens per image, whose context holds 4 pairs."""
-    limits = Limits(max_upload_mb=1, max_pixels=10_000, max_queue=3)
+    limits = Limits(max_upload_mb=1, max_pixels=10_000, max_queue=3, max_answers=2)
     found = Service({"first": make_prompter(1), "second": make_prompter(2)}, limits)
     yield found
     found.close()

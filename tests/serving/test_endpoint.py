@@ -1,7 +1,9 @@
 """The JSON endpoint, in this process, with untrained models."""
 
+import asyncio
 import base64
 import io
+import json
 
 import pytest
 from fastapi import FastAPI
@@ -9,7 +11,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from delvm.serving.endpoint import add_endpoint
-from tests.serving.conftest import base64_png, body, noise
+from delvm.serving.service import Question
+from tests.serving.conftest import base64_png, body, noise, png
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,37 @@ def test_errors_are_in_words(client, changes, status, words):
 def test_too_many_pairs(client):
     answer = client.post("/v1/answer", json=body(pairs=5))
     assert answer.status_code == 400 and "use at most 4 pairs" in answer.json()["detail"]
+
+
+def test_a_client_that_leaves_stops_waiting(client, service):
+    held = [service.stream(question()) for _ in range(service.limits.max_answers)]
+    for each in held:
+        next(each)
+
+    async def leave():
+        sent = []
+        data = json.dumps(body()).encode()
+        parts = [{"type": "http.request", "body": data}, {"type": "http.disconnect"}]
+
+        async def receive():
+            return parts.pop(0)
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/answer", "query_string": b""}
+        headers = [(b"content-type", b"application/json")]
+        await client.app(scope | {"headers": headers}, receive, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(asyncio.wait_for(leave(), 5)) == 499
+    for each in held:
+        each.close()
+    assert client.post("/v1/answer", json=body()).status_code == 200
+
+
+def question() -> Question:
+    return Question("first", ((png(noise(0)), png(noise(1))),), png(noise(2)))
 
 
 def test_it_describes_itself(client):

@@ -1,10 +1,13 @@
 """Answers of the service equal those of a prompter, for one client and for many at once."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
 from delvm.errors import UserError
+from delvm.inference.partial_answers import stream_rows
 from delvm.serving.service import Question
 from tests.serving.conftest import noise, png
 
@@ -33,6 +36,54 @@ def test_clients_at_once_get_what_they_would_get_alone(service):
     alone = [ids(seed) for seed in range(12)]
     with ThreadPoolExecutor(12) as clients:
         assert [*clients.map(ids, range(12))] == alone
+
+
+def test_a_few_answers_are_begun_at_a_time(service, monkeypatch):
+    """Each holds its keys and values until it is complete."""
+    alive, most = 0, 0
+
+    def counted(*args, **kwargs):
+        nonlocal alive, most
+        alive += 1
+        most = max(most, alive)
+        try:
+            yield from stream_rows(*args, **kwargs)
+        finally:
+            alive -= 1
+
+    async def at_once(count):
+        async def last(seed):
+            question = Question("first", PAIRS, png(noise(seed)))
+            return [step async for step in service.astream(question)][-1]
+
+        return await asyncio.gather(*map(last, range(count)))
+
+    monkeypatch.setattr("delvm.serving.service.stream_rows", counted)
+    with ThreadPoolExecutor(6) as clients:
+        question = Question("first", PAIRS, png(noise(9)))
+        threads = [clients.submit(lambda: [*service.stream(question)][-1]) for _ in range(6)]
+        steps = asyncio.run(at_once(6)) + [each.result() for each in threads]
+    assert all(each.is_complete for each in steps) and alive == 0
+    assert most == service.limits.max_answers == 2
+
+
+def test_whoever_stops_waiting_takes_no_slot(service):
+    question = Question("first", PAIRS, png(noise(9)))
+    held = [service.stream(question) for _ in range(service.limits.max_answers)]
+    for each in held:
+        next(each)
+
+    async def impatient():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                async for _ in service.astream(question):
+                    raise AssertionError("there was no slot")
+
+    for _ in range(3):
+        asyncio.run(impatient())
+    for each in held:
+        each.close()
+    assert [*service.stream(question)][-1].is_complete
 
 
 def test_an_abandoned_answer_holds_nobody_up(service):
