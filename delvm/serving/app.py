@@ -20,6 +20,7 @@ import delvm  # noqa: E402
 from delvm.errors import UserError  # noqa: E402
 from delvm.inference.prompter import Prompter  # noqa: E402
 from delvm.progress import log  # noqa: E402
+from delvm.serving.cache import Cache  # noqa: E402
 from delvm.serving.endpoint import PREFIX, add_endpoint  # noqa: E402
 from delvm.serving.gate import Gate  # noqa: E402
 from delvm.serving.limits import Limits  # noqa: E402
@@ -52,8 +53,9 @@ def make_app(
         redoc_url=None,
     )
     add_endpoint(app, service)
-    prompt_sets = copy_prompt_sets(prompt_sets, cache / "prompts")
-    page = build_page(service, prompt_sets, title="DeLVM")
+    files = Cache(cache, service.limits)
+    prompt_sets = copy_prompt_sets(prompt_sets, files.prompts)
+    page = build_page(service, prompt_sets, files, title="DeLVM")
     gr.mount_gradio_app(
         app, page, path="/", footer_links=[], run_history=False, allowed_paths=[],
         blocked_paths=[], show_error=False, max_file_size=service.limits.max_upload_bytes,
@@ -64,7 +66,7 @@ def make_app(
     page.has_launched = True
     if host in LOOPBACK:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
-    return Gate(app, service.limits, cache)
+    return Gate(app, service.limits, files)
 
 
 def listen(host: str, port: int) -> socket.socket:

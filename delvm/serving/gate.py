@@ -9,10 +9,11 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import suppress
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from delvm.errors import UserError
+from delvm.serving.cache import Cache
 from delvm.serving.limits import MIB, Limits
 
 Message = MutableMapping[str, Any]
@@ -50,12 +51,12 @@ class Gate:
         uploads: requests of the page whose images are being read.
     """
 
-    def __init__(self, app: App, limits: Limits, cache: Path) -> None:
+    def __init__(self, app: App, limits: Limits, cache: Cache) -> None:
         """
         Args:
             app: what is behind the gate.
-            limits: of bodies, queue and cache.
-            cache: directory in which the page keeps uploaded files.
+            limits: of bodies and queue.
+            cache: where the page keeps uploaded files.
         """
         self.app, self.limits, self.cache = app, limits, cache
         self.waiting = self.uploads = 0
@@ -109,13 +110,15 @@ class Gate:
         """Pass an image of the page on, as a form; Gradio would parse JSON of any size too."""
         if not dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/form-data"):
             return await _refuse(send, 400, "images are sent as multipart/form-data")
-        if scope["path"] == f"{_API}/upload" and self._cache_is_full():
-            return await _refuse(send, 503, "too many files were uploaded: try again in an hour")
         if self.uploads > self.limits.max_queue:
             return await _refuse(send, 503, "too many files are being uploaded: try again later")
         self.uploads += 1
         try:
+            if scope["path"] == f"{_API}/upload":
+                await asyncio.to_thread(self.cache.check)
             await self._limited(scope, body, send)
+        except UserError as error:
+            await _refuse(send, 503, str(error))
         finally:
             self.uploads -= 1
 
@@ -152,17 +155,7 @@ class Gate:
             return True
         if not isinstance(path, str) or not os.path.isabs(path):
             return False
-        return os.path.realpath(path).startswith(f"{os.path.realpath(self.cache)}{os.sep}")
-
-    def _cache_is_full(self) -> bool:
-        total = 0
-        for folder, _, names in os.walk(self.cache):
-            for name in names:
-                try:
-                    total += os.lstat(os.path.join(folder, name)).st_size
-                except FileNotFoundError:  # deleted in between
-                    continue
-        return total > self.limits.max_cache_mb * MIB
+        return os.path.realpath(path).startswith(f"{os.path.realpath(self.cache.folder)}{os.sep}")
 
 
 class _Body:

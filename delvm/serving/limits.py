@@ -28,8 +28,8 @@ class Limits:
         max_queue: requests that wait; one more is refused. Page and endpoint have a queue each.
         max_answers: that are computed alternately, each with its keys and values in memory. The
             others that are not refused wait.
-        max_cache_mb: of all files that the page keeps on disk, in MiB; above it uploads are refused
-            until old files are deleted.
+        max_cache_mb: of all files that the page keeps on disk, in MiB; above it uploads and answers
+            are refused until old files are deleted.
         max_body_seconds: that the body of one request may take to arrive.
     """
 

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from delvm.inference.decoding import Decoding
+from delvm.serving.cache import KEPT_SECONDS, SWEEP_SECONDS, Cache
 from delvm.serving.components import Drawings, drawing_input, image_input
 from delvm.serving.page_events import DRAW, OWN, UPLOAD, Events
 from delvm.serving.prompt_sets import PromptSet
@@ -14,7 +15,6 @@ from delvm.serving.service import Service
 
 CSS = Path(__file__).parent / "page.css"
 MAX_PAIRS = 4  # boxes on the page, where the context holds as many
-CACHE_SECONDS = (600, 3600)  # how often old files are deleted, and at what age
 
 _INTRO = """# DeLVM
 Show a task by example: a few pairs of images, then a query. The student answers with an image,
@@ -28,20 +28,24 @@ _DECODING = [
 ]
 
 
-def build_page(service: Service, prompt_sets: Sequence[PromptSet], title: str) -> gr.Blocks:
+def build_page(
+    service: Service, prompt_sets: Sequence[PromptSet], cache: Cache, title: str
+) -> gr.Blocks:
     """The page as Gradio's blocks, with a queue that is bounded.
 
     Args:
         service: answers.
-        prompt_sets: ready prompts, in Gradio's cache; the first one is shown at first.
+        prompt_sets: ready prompts, in the cache; the first one is shown at first.
+        cache: Gradio's, for uploaded files and answers.
         title: of the browser's tab.
     """
     names = list(service.prompters)
     most = max(len(each.pairs) for each in prompt_sets)
     fits = min(service.max_pairs(name) for name in names)
     max_pairs = max(1, min(MAX_PAIRS, max(most, 3), fits))
-    events = Events(service, prompt_sets, max_pairs)
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=CACHE_SECONDS) as page:
+    events = Events(service, prompt_sets, cache, max_pairs)
+    ages = (SWEEP_SECONDS, KEPT_SECONDS)
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=ages) as page:
         gr.Markdown(_INTRO, elem_id="intro")
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=5, min_width=300):
@@ -53,7 +57,7 @@ def build_page(service: Service, prompt_sets: Sequence[PromptSet], title: str) -
                 )
                 boxes = _pair_boxes(max_pairs)
                 uploaded, drawing, tab = _query_boxes(events.drawings)
-                for each in prompt_sets:  # Gradio deletes files of boxes after `CACHE_SECONDS`
+                for each in prompt_sets:  # Gradio deletes files of boxes otherwise
                     uploaded.keep_in_cache.update(map(str, each.files))
                 students = gr.CheckboxGroup(
                     names, value=names, label="Students", visible=len(names) > 1, elem_id="students"

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from delvm.errors import UserError
 from delvm.inference.decoding import Decoding, SamplingOptions
+from delvm.serving.cache import Cache
 from delvm.serving.components import Drawings, as_shown, drawing, uploaded_file
 from delvm.serving.limits import Upload, open_upload
 from delvm.serving.prompt_sets import PromptSet
@@ -32,8 +34,10 @@ class Form(NamedTuple):
 class Events:
     """The handlers of one page."""
 
-    def __init__(self, service: Service, prompt_sets: Sequence[PromptSet], max_pairs: int) -> None:
-        self.service, self.max_pairs = service, max_pairs
+    def __init__(
+        self, service: Service, prompt_sets: Sequence[PromptSet], cache: Cache, max_pairs: int
+    ) -> None:
+        self.service, self.cache, self.max_pairs = service, cache, max_pairs
         self.prompt_sets = {each.name: each for each in prompt_sets}
         self.names = list(service.prompters)
         self.drawings = Drawings(2 * service.limits.max_upload_bytes)
@@ -95,26 +99,30 @@ class Events:
         return Form(chosen, pairs, query, sampling)
 
     def _answer(self, form: Form) -> Iterator[list[Any]]:
+        self.cache.check()
         # Files of our own: Gradio names files by their content, and would write one a second time
         # while a browser reads it, when two students give the same answer.
-        folder = Path(tempfile.mkdtemp(prefix="answer-", dir=gr.utils.get_upload_folder()))
+        folder = Path(tempfile.mkdtemp(prefix="answer-", dir=self.cache.folder))
         shown: dict[str, str] = {}
         lines: dict[str, str] = {}
-        answers: list[Image.Image] = []
-        for name in form.students:
+        answers: dict[str, Image.Image] = {}
+        for index, name in enumerate(form.students):
             question = Question(name, form.pairs, form.query, form.sampling, rows=True)
-            for step in self.service.stream(question):
-                assert step.image is not None
-                number = f"{form.students.index(name)}_{len(step.ids)}"
-                shown[name] = _save(enlarged(step.image), folder / f"{number}.png")
-                round_trip = _save(enlarged(step.round_trip), folder / f"round_trip_{number}.png")
-                lines[name] = describe(name, step)
-                image = step.image
-                images = [shown.get(each) for each in self.names]
-                yield ["\n\n".join(lines.values()), round_trip, *images, gr.skip()]
-            answers.append(image)
-        file = _save(side_by_side(answers), folder / "answer.png")
-        download = gr.DownloadButton(value=file, interactive=True)
+            with closing(self.service.stream(question)) as steps:
+                for step in steps:
+                    assert step.image is not None
+                    answers[name] = step.image
+                    round_trip: Any = gr.skip()
+                    if not shown:  # it is the same for all
+                        round_trip = _save(enlarged(step.round_trip), folder / "round_trip.png")
+                    file = folder / f"{index}_{len(step.ids)}.png"
+                    shown[name] = _save(enlarged(step.image), file)
+                    lines[name] = describe(name, step)
+                    images = [shown.get(each) for each in self.names]
+                    yield ["\n\n".join(lines.values()), round_trip, *images, gr.skip()]
+        download = gr.DownloadButton(
+            value=_save(side_by_side([*answers.values()]), folder / "answer.png"), interactive=True
+        )
         yield [gr.skip()] * (2 + len(self.names)) + [download]
 
 

@@ -9,7 +9,7 @@ running. Each holds its keys and values, so up to `Limits.max_answers` are begun
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -112,7 +112,7 @@ class Service:
         prompter = self.prompter(student)
         return prompter.student.max_seq_len // prompter.tokenizer.tokens_per_image // 2 - 1
 
-    def stream(self, question: Question) -> Iterator[Step]:
+    def stream(self, question: Question) -> Generator[Step]:
         """Answer a question; waits for a slot and for the worker.
 
         Raises:

@@ -1,6 +1,7 @@
 """Page and endpoint as one server, in this process, with untrained models."""
 
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ from gradio.route_utils import delete_files_created_by_app
 from PIL import Image
 
 from delvm.serving.app import make_app
+from delvm.serving.limits import MIB
+from delvm.serving.page_events import UPLOAD
 from delvm.serving.prompt_sets import find_prompt_sets
 from delvm.serving.service import Service
 from tests.serving.conftest import noise, png
@@ -35,8 +38,8 @@ class Browser:
         joined = self.client.post(f"{API}/queue/join", json=event)
         assert joined.status_code == 200, joined.text
         messages = self.client.get(f"{API}/queue/data", params={"session_hash": session}).text
-        lines = [json.loads(line[5:]) for line in messages.split("\n\n") if line]
-        return next(each for each in lines if each["msg"] == "process_completed")
+        self.messages = [json.loads(line[5:]) for line in messages.split("\n\n") if line]
+        return next(each for each in self.messages if each["msg"] == "process_completed")
 
     def file(self, value: dict[str, Any]) -> bytes:
         answer = self.client.get(f"{API}/file={value['path']}")
@@ -86,6 +89,30 @@ def test_ready_prompts_outlive_the_deletion_of_old_files(client, service):
     *_, query = browser.run("pick", "zebra")["output"]["data"]
     delete_files_created_by_app(client.app.app.routes[-1].app.get_blocks(), age=-1)
     assert Image.open(query["path"]).size == noise(0).size
+
+
+def answer(browser: Browser) -> dict[str, Any]:
+    """The last output of two students, as the ready prompt shows."""
+    *boxes, query = browser.run("pick", "zebra")["output"]["data"]
+    sampling = ["greedy", 1.0, 0, 1.0, 1.0, 0]
+    return browser.run("answer", ["first", "second"], *boxes, query, None, UPLOAD, *sampling)
+
+
+def test_an_answer_writes_the_round_trip_once(client, cache):
+    browser = Browser(client)
+    assert answer(browser)["success"], browser.messages
+    [folder] = cache.glob("answer-*")
+    rows = ["0_2.png", "0_4.png", "1_2.png", "1_4.png"]
+    assert sorted(each.name for each in folder.iterdir()) == [*rows, "answer.png", "round_trip.png"]
+    assert json.dumps(browser.messages).count('/round_trip.png", "url"') == 1
+
+
+def test_an_answer_needs_space_on_disk(client, cache, service):
+    (cache / "large.png").write_bytes(b"")
+    os.truncate(cache / "large.png", service.limits.max_cache_mb * MIB + 1)
+    done = answer(Browser(client))
+    assert not done["success"] and "for uploads and answers are used up" in done["output"]["error"]
+    assert not [*cache.glob("answer-*")]
 
 
 def send_drawing(browser: Browser, **fields: Any) -> int:

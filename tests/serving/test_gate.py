@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
+from delvm.serving.cache import Cache
 from delvm.serving.gate import Gate, is_known
 from delvm.serving.limits import MIB, Limits
 
@@ -15,10 +17,10 @@ LIMITS = Limits(max_upload_mb=1, max_queue=2, max_cache_mb=1)
 class Client:
     """Sends requests through a gate; the app behind it reads the body and waits for `free`."""
 
-    def __init__(self, cache: Path, limits: Limits = LIMITS) -> None:
+    def __init__(self, folder: Path, limits: Limits = LIMITS) -> None:
         self.read: list[int] = []
         self.free = asyncio.Event()
-        self.gate = Gate(self.app, limits, cache)
+        self.gate = Gate(self.app, limits, Cache(folder, limits))
 
     async def app(self, scope, receive, send):
         read, more = 0, True
@@ -129,6 +131,19 @@ def test_uploads_are_refused_when_the_cache_is_full(tmp_path, size, status):
         assert (await client.send("/gradio_api/upload", headers=FORM))[0] == status
 
     run(test())
+
+
+def test_other_requests_need_not_wait_until_the_cache_is_measured(tmp_path, monkeypatch):
+    threads = []
+    monkeypatch.setattr(Cache, "check", lambda _: threads.append(threading.current_thread()))
+
+    async def test():
+        client = Client(tmp_path)
+        client.free.set()
+        assert (await client.send("/gradio_api/upload", headers=FORM))[0] == 200
+
+    run(test())
+    assert threads and threads[0] is not threading.main_thread()
 
 
 def test_events_may_name_no_file_but_uploads(tmp_path):
