@@ -1,5 +1,7 @@
 """`delvm evaluate`: score students, or a tokenizer, on held-out pairs and write a report."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,11 @@ def run(cfg: EvaluateConfig) -> None:
         return
     if cfg.mode is EvaluationMode.tokenizer:
         _tokenizer(cfg)
-    elif not (_video if cfg.mode is EvaluationMode.video else _students)(cfg):
-        return  # another rank writes the report
+    else:
+        evaluate = _video if cfg.mode is EvaluationMode.video else _students
+        with _started_loggers(cfg) as loggers:
+            if not evaluate(cfg, loggers):
+                return  # another rank writes the report
     print(f"report: {cfg.output_dir}/report.html")
     print(f"metrics: {cfg.output_dir}/metrics.json, {cfg.output_dir}/scores.csv")
 
@@ -82,7 +87,33 @@ def _tokenizer(cfg: EvaluateConfig) -> None:
     )
 
 
-def _students(cfg: EvaluateConfig) -> dict[str, Any]:
+@contextmanager
+def _started_loggers(cfg: EvaluateConfig) -> Iterator[list[Any]]:
+    """The loggers, before any work: whether wandb can be reached is known then.
+
+    Other ranks than 0 have none, since it has the results.
+    """
+    if not cfg.logger:
+        yield []
+        return
+    from delvm.commands.build import build
+    from delvm.data.encode.executors.base import rank_from_env
+    from delvm.training.loggers import finish_loggers, start_wandb
+
+    if rank_from_env().rank:
+        yield []
+        return
+    loggers = [build(node, f"logger.{name}") for name, node in cfg.logger.items()]
+    start_wandb(loggers, Path(cfg.output_dir), resumes=False)
+    failed = True
+    try:
+        yield loggers
+        failed = False
+    finally:
+        finish_loggers(loggers, failed)
+
+
+def _students(cfg: EvaluateConfig, loggers: list[Any]) -> dict[str, Any]:
     from delvm.evaluation.students import evaluate_students
     from delvm.evaluation.training_curves import find_history
     from delvm.interop.load import describe_source
@@ -105,11 +136,12 @@ def _students(cfg: EvaluateConfig) -> dict[str, Any]:
         histories={name: path for name in models if (path := find_history(models[name]))},
         origins={name: describe_source(path) for name, path in models.items()},
         title=cfg.title,
+        loggers=loggers,
         **cfg.sampling,
     )
 
 
-def _video(cfg: EvaluateConfig) -> dict[str, Any]:
+def _video(cfg: EvaluateConfig, loggers: list[Any]) -> dict[str, Any]:
     from delvm.evaluation.video import evaluate_video
     from delvm.interop.load import describe_source
 
@@ -127,6 +159,7 @@ def _video(cfg: EvaluateConfig) -> dict[str, Any]:
         overwrite=cfg.overwrite,
         origins={name: describe_source(path) for name, path in _model_paths(cfg).items()},
         title=cfg.title,
+        loggers=loggers,
         **cfg.sampling,
     )
 

@@ -131,6 +131,21 @@ class RunsConfig:
 
 
 @dataclass
+class WandbConfig:
+    """Arguments of Lightning's WandbLogger, which takes seconds to import."""
+
+    _target_: str = "lightning.pytorch.loggers.WandbLogger"
+    name: str | None = None
+    project: str = "delvm"
+    save_dir: str = "${output_dir}"
+    offline: bool = True
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] | None = None
+    notes: str | None = None
+
+
+@dataclass
 class EvaluateConfig(SamplingKeys):
     input_dir: str = "outputs/shapes/pairs"
     output_dir: str = "outputs/evaluate"
@@ -159,10 +174,16 @@ class EvaluateConfig(SamplingKeys):
     precision: Precision = Precision.fp32
     compile: bool = False
     device: Device = Device.auto
+    logger: dict[str, Any] = field(default_factory=dict)
 
     def validate(self) -> list[str]:
         from delvm import tasks
 
+        if self.logger and (self.compare or self.mode not in _LOGGED_MODES):
+            return [
+                f"logger={','.join(self.logger)} is for mode=students and mode=video: set "
+                "logger=null"
+            ]
         if self.compare:
             return self._compare_errors()
         if self.mode is EvaluationMode.perplexity or self.jsonl is not None:
@@ -251,6 +272,7 @@ class EvaluateConfig(SamplingKeys):
         return errors
 
 
+_LOGGED_MODES = (EvaluationMode.students, EvaluationMode.video)
 _OF_VIDEO = ("context_frames", "num_frames", "window", "vgg_weights")
 _OF_PROMPTS = (
     "num_shots",
@@ -361,6 +383,8 @@ def groups(verb: str) -> Groups:
         from delvm.data.sources import SOURCES
 
         return {"source": {name: schema_of(source) for name, source in SOURCES.items()}}
+    if verb == "evaluate":
+        return {"logger": {"wandb": WandbConfig}}
     if verb == "encode":
         from delvm.data.augment import BalanceConfig
         from delvm.data.encode.executors import EXECUTORS

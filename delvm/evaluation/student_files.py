@@ -11,7 +11,7 @@ TASK.png        the shown queries of a task as a grid
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from PIL import Image
 
 from delvm.evaluation import results
 from delvm.evaluation.answer_store import Scores
+from delvm.evaluation.experiment_log import ResultLogger, ShownAnswer, flat_means, log_evaluation
 from delvm.evaluation.query_set import QuerySet
 from delvm.evaluation.scoring import PromptExample, TaskScores
 from delvm.storage import atomic_path, write_json, write_text
@@ -108,6 +109,31 @@ def write_files(
         output_dir / "results.json", {**metrics, "provenance": provenance, "queries": queries}
     )
     write_json(output_dir / "metrics.json", metrics)
+
+
+def log_files(
+    loggers: Sequence[ResultLogger],
+    output_dir: Path,
+    metrics: dict[str, Any],
+    evaluated: Mapping[str, EvaluatedTask],
+) -> None:
+    """Give loggers the scores that were written, and the shown answers."""
+    answers = [
+        ShownAnswer(
+            task,
+            example.number,
+            example.reason,
+            name,
+            example.metric,
+            example.scores[name],
+            image_grid([[example.query, answer, example.ground_truth]], ["query", name, "truth"]),
+        )
+        for task, each in evaluated.items()
+        for example in each.examples
+        for name, answer in example.answers.items()
+    ]
+    means = dict(flat_means(metrics["tasks"]))
+    log_evaluation(loggers, output_dir / "scores.csv", means, answers)
 
 
 def example_grid(examples: list[PromptExample]) -> Image.Image:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -14,6 +14,7 @@ from delvm.errors import UserError, did_you_mean
 from delvm.evaluation import results
 from delvm.evaluation.answer_store import AnswerStore, Part, concatenate
 from delvm.evaluation.bootstrap import CONFIDENCE, RESAMPLES
+from delvm.evaluation.experiment_log import ResultLogger
 from delvm.evaluation.prompt_selection import PromptSelection
 from delvm.evaluation.provenance import (
     circumstances,
@@ -25,7 +26,7 @@ from delvm.evaluation.provenance import (
 from delvm.evaluation.query_set import QuerySet, build_query_set, validate
 from delvm.evaluation.report.student_report import render_report
 from delvm.evaluation.scoring import combine_draws, score_rows
-from delvm.evaluation.student_files import EvaluatedTask, evaluated_task, write_files
+from delvm.evaluation.student_files import EvaluatedTask, evaluated_task, log_files, write_files
 from delvm.evaluation.training_curves import read_history
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.engine import Engine
@@ -79,6 +80,7 @@ def evaluate_students(
     histories: Mapping[str, Path] | None = None,
     origins: Mapping[str, str] | None = None,
     title: str = "Evaluation",
+    loggers: Sequence[ResultLogger] = (),
     **sampling: Unpack[SamplingOptions],
 ) -> dict[str, Any]:
     """Score students on held-out pairs, between trivial baselines and the tokenizer's ceiling.
@@ -98,13 +100,12 @@ def evaluate_students(
         num_draws: Times that the prompts are sampled; scores are means, with their spread.
         prompt_selection: random, or nearest: the pairs most similar to the query, by the
             tokenizer's features.
-        shared_prompt: Whether all queries of a task have the same prompts, which is several times
-            faster, instead of each its own.
+        shared_prompt: Whether all queries of a task have the same prompts, which is faster.
         compile: Whether to compile what computes the tokens, see `delvm.inference.static_step`.
         overwrite: Whether to answer all queries again.
-        histories: Name of a student, or "tokenizer" -> metrics.csv of its training, for the loss
-            curves.
+        histories: Name of a student, or "tokenizer" -> metrics.csv of its training, for curves.
         origins: Name of a student, or "tokenizer" -> where its weights come from.
+        loggers: Of Lightning, see `delvm.evaluation.experiment_log`.
 
     Returns:
         The content of metrics.json: title, settings, tokenizer, students (origin, parameters,
@@ -118,17 +119,18 @@ def evaluate_students(
     options = _Options(str(input_dir), *counts, *how, SamplingConfig(**sampling))
     selected = _select_tasks(input_dir, tasks)
     _validate(options, selected, tokenizer, students)
-    report = _Report(title, dict(histories or {}), dict(origins or {}))
+    report = _Report(title, dict(histories or {}), dict(origins or {}), loggers)
     return _evaluate(options, selected, tokenizer, students, Path(output_dir), report, overwrite)
 
 
 @dataclass(frozen=True)
 class _Report:
-    """What a report shows besides the results: its title, and what is known of the models."""
+    """What a report shows besides the results, and the loggers that get it too."""
 
     title: str
     histories: dict[str, Path]
     origins: dict[str, str]
+    loggers: Sequence[ResultLogger]
 
 
 def _evaluate(
@@ -162,6 +164,8 @@ def _evaluate(
     examples = {task: each.examples for task, each in evaluated.items()}
     report = render_report(metrics, examples, curves)
     write_files(output_dir, metrics, provenance, evaluated, report)
+    if about.loggers:
+        log_files(about.loggers, output_dir, metrics, evaluated)
     return metrics
 
 

@@ -9,7 +9,7 @@ Notation:
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from delvm.data.types import Example
 from delvm.errors import UserError, did_you_mean
 from delvm.evaluation import video_files
 from delvm.evaluation.answer_store import AnswerStore, Part, concatenate
+from delvm.evaluation.experiment_log import ResultLogger
 from delvm.evaluation.provenance import (
     circumstances,
     data_fingerprints,
@@ -99,6 +100,7 @@ def evaluate_video(
     overwrite: bool = False,
     origins: Mapping[str, str] | None = None,
     title: str = "Evaluation",
+    loggers: Sequence[ResultLogger] = (),
     **sampling: Unpack[SamplingOptions],
 ) -> dict[str, Any]:
     """Have students continue held-out clips, and score each frame ahead.
@@ -119,6 +121,7 @@ def evaluate_video(
         batch_size: Clips that are continued at once.
         overwrite: Whether to continue all clips again.
         origins: Name of a student, or "tokenizer" -> where its weights come from.
+        loggers: Of Lightning, see `delvm.evaluation.experiment_log`.
 
     Returns:
         The content of metrics.json, see `delvm.evaluation.video_files`. Empty in ranks other than
@@ -133,7 +136,17 @@ def evaluate_video(
     _validate(options)
     clips = _select_clips(options, tasks, tokenizer)
     models = _check_models(options, tokenizer, students)
-    return _evaluate(options, clips, models, Path(output_dir), title, origins or {}, overwrite)
+    about = _Report(title, origins or {}, loggers)
+    return _evaluate(options, clips, models, Path(output_dir), about, overwrite)
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What a report shows besides the results, and the loggers that get it too."""
+
+    title: str
+    origins: Mapping[str, str]
+    loggers: Sequence[ResultLogger]
 
 
 def _evaluate(
@@ -141,8 +154,7 @@ def _evaluate(
     clips: dict[str, int],
     models: _Models,
     output_dir: Path,
-    title: str,
-    origins: Mapping[str, str],
+    about: _Report,
     overwrite: bool,
 ) -> dict[str, Any]:
     """Continue, score and write everything; the content of metrics.json."""
@@ -159,12 +171,14 @@ def _evaluate(
     device = str(models.tokenizer.codebook.device)
     provenance = sources | circumstances(device, rank.world_size, started)
     found = {
-        "title": title,
+        "title": about.title,
         "settings": options.settings | {"image_size": models.tokenizer.resolution},
-        **_model_info(models, origins),
+        **_model_info(models, about.origins),
         "tasks": {task: each.results for task, each in evaluated.items()},
     }
     video_files.write_files(output_dir, found, provenance, evaluated)
+    if about.loggers:
+        video_files.log_files(about.loggers, output_dir, found, evaluated)
     return found
 
 

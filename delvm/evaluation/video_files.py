@@ -28,6 +28,7 @@ from delvm.data.image_io import to_pil
 from delvm.data.types import Example
 from delvm.evaluation import bootstrap
 from delvm.evaluation.answer_store import ScoredRows
+from delvm.evaluation.experiment_log import ResultLogger, ShownAnswer, flat_means, log_evaluation
 from delvm.evaluation.query_set import decode
 from delvm.evaluation.report.video_report import ContinuedClip, render_report
 from delvm.evaluation.scoring import shown_queries
@@ -172,6 +173,23 @@ def write_files(
         output_dir / "results.json", {**metrics, "provenance": provenance, "queries": queries}
     )
     write_json(output_dir / "metrics.json", metrics)
+
+
+def log_files(
+    loggers: Sequence[ResultLogger],
+    output_dir: Path,
+    metrics: dict[str, Any],
+    evaluated: Mapping[str, EvaluatedVideo],
+) -> None:
+    """Give loggers the scores that were written, and the shown clips."""
+    answers = [
+        ShownAnswer(task, clip.number, clip.reason, name, PRIMARY, score, clip_grid(clip))
+        for task, each in evaluated.items()
+        for clip in each.examples
+        for name, score in clip.scores.items()
+    ]
+    means = dict(flat_means(metrics["tasks"]))
+    log_evaluation(loggers, output_dir / "scores.csv", means, answers)
 
 
 def methods(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, list[Any]]]]:
