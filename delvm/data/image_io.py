@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from delvm.data.file_kinds import HEAD_BYTES, describe_file, describe_head
+from delvm.data.resizing import same_shape
 from delvm.data.types import ImageArray
 from delvm.errors import UserError
 
@@ -158,6 +159,27 @@ def _formats() -> list[str]:
 def aligned(first: StoredImage, second: StoredImage) -> tuple[Image.Image, Image.Image]:
     """The images of a pair, of which both are turned as EXIF asks for, or neither."""
     one, other = all_aligned((first, second))
+    return one, other
+
+
+def aligned_pair(
+    first: StoredImage, second: StoredImage, names: tuple[str, str]
+) -> tuple[Image.Image, Image.Image]:
+    """`aligned`, of a pair in a prompt, whose images have the same shape up to a pixel.
+
+    Args:
+        first, second: input and target.
+        names: of both, for the message.
+
+    Raises:
+        UserError: they have different shapes.
+    """
+    one, other = aligned(first, second)
+    if not same_shape(one.size, other.size):
+        raise UserError(
+            f"{names[0]} has {one.width} x {one.height} pixels and {names[1]} "
+            f"{other.width} x {other.height}: crop them to one shape"
+        )
     return one, other
 
 

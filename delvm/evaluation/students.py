@@ -30,7 +30,7 @@ from delvm.evaluation.student_files import EvaluatedTask, evaluated_task, log_fi
 from delvm.evaluation.training_curves import read_history
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.engine import Engine
-from delvm.inference.prompter import check_tokenizer_match, set_eval_mode
+from delvm.inference.prompter import check_tokenizer_match, max_pairs, set_eval_mode
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.protocols import StudentNet, TokenizerNet
 from delvm.progress import Progress, log
@@ -282,7 +282,7 @@ def _validate_student(
         raise UserError(f"student '{name}': {error}, or students.{name}=PATH") from None
     tokens, context = tokenizer.tokens_per_image, student.max_seq_len
     if (needed := (2 * num_shots + 2) * tokens) > context:
-        most = context // tokens // 2 - 1
+        most = max_pairs(tokenizer, student)
         fix = f"set num_shots={most}" if most > 0 else f"set students.{name}=PATH"
         raise UserError(
             f"{num_shots} pairs, a query and its answer are {needed} tokens, the context of "

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from delvm.data.image_io import aligned, open_stored, stored_size
+from delvm.data.image_io import aligned_pair, open_stored, stored_size
 from delvm.data.resizing import same_shape
 from delvm.errors import UserError
 from delvm.untrusted import parse_json, schema_error
@@ -79,23 +79,12 @@ def open_pairs(pairs: Sequence[PairFiles]) -> list[tuple[Image.Image, Image.Imag
     Raises:
         UserError: a file cannot be read as an image, or the images of a pair have different shapes.
     """
-    images = [aligned(open_stored(pair.input), open_stored(pair.target)) for pair in pairs]
-    for pair, (first, second) in zip(pairs, images, strict=True):
-        check_shapes(pair, first.size, second.size)
-    return images
+    return [_open_pair(pair) for pair in pairs]
 
 
-def check_shapes(pair: PairFiles, first: tuple[int, int], second: tuple[int, int]) -> None:
-    """Check that both images of a pair have the same shape, up to a pixel.
-
-    Raises:
-        UserError: they have not.
-    """
-    if not same_shape(first, second):
-        raise UserError(
-            f"{pair.input} has {first[0]} x {first[1]} pixels and {pair.target.name} "
-            f"{second[0]} x {second[1]}: crop them to one shape"
-        )
+def _open_pair(pair: PairFiles) -> tuple[Image.Image, Image.Image]:
+    names = (str(pair.input), pair.target.name)
+    return aligned_pair(open_stored(pair.input), open_stored(pair.target), names)
 
 
 def find_pairs(path: str | Path, base: str | Path | None = None) -> list[PairFiles]:
@@ -299,5 +288,4 @@ def check_line_images(lines: Sequence[PromptLine]) -> None:
             first, second = sizes[pair.input], sizes[pair.target]
             if not same_shape(first, second):
                 # One of them may be turned by its EXIF tag, which only opening them shows.
-                images = aligned(open_stored(pair.input), open_stored(pair.target))
-                check_shapes(pair, images[0].size, images[1].size)
+                _open_pair(pair)

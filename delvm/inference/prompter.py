@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from delvm.data.image_io import StoredImage, aligned, to_pil, to_stored, to_tensor, upload
-from delvm.data.resizing import ResizeMode, parse_resize_mode, same_shape, to_square
+from delvm.data.image_io import StoredImage, aligned_pair, to_pil, to_stored, to_tensor, upload
+from delvm.data.resizing import ResizeMode, parse_resize_mode, to_square
 from delvm.errors import UserError
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.engine import DRAFT_TOKENS, Engine
@@ -299,6 +299,11 @@ class Prompter:
             yield Answer(last, image, new.cpu())
             last = image
 
+    @property
+    def max_pairs(self) -> int:
+        """How many pairs fit into the student's context next to a query and its answer."""
+        return max_pairs(self.tokenizer, self.student)
+
     def check_context_length(self, num_pairs: int, where: str = "") -> None:
         """Raise a UserError if pairs, query and answer do not fit into the student's context."""
         tokens, context = self.tokenizer.tokens_per_image, self.student.max_seq_len
@@ -306,7 +311,7 @@ class Prompter:
             raise UserError(
                 f"{where}{num_pairs} pairs, a query and its answer are {needed} tokens, and the "
                 f"student's context is {context}: use at most "
-                f"{max(0, context // tokens // 2 - 1)} pairs, or a student with a longer context"
+                f"{max(0, self.max_pairs)} pairs, or a student with a longer context"
             )
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
@@ -331,16 +336,20 @@ def prompt_sets(pairs: Pairs | Sequence[Pairs]) -> list[Pairs]:
 
 def pair_images(pairs: Pairs) -> list[Image.Image]:
     """The images of all pairs in a row; those of one pair must have the same shape."""
-    images = []
+    images: list[Image.Image] = []
     for number, pair in enumerate(pairs, 1):
-        first, second = aligned(_stored(pair[0]), _stored(pair[1]))
-        if not same_shape(first.size, second.size):
-            raise UserError(
-                f"pair {number} has images of {first.width} x {first.height} and "
-                f"{second.width} x {second.height} pixels: crop them to one shape"
-            )
-        images += [first, second]
+        images += aligned_pair(_stored(pair[0]), _stored(pair[1]), pair_names(number))
     return images
+
+
+def pair_names(number: int) -> tuple[str, str]:
+    """What to call the images of a pair in messages, counted from 1."""
+    return f"the input of pair {number}", f"the target of pair {number}"
+
+
+def max_pairs(tokenizer: TokenizerNet, student: StudentNet) -> int:
+    """How many pairs fit into a student's context next to a query and its answer; below 1: none."""
+    return student.max_seq_len // tokenizer.tokens_per_image // 2 - 1
 
 
 def _stored(image: Image.Image) -> StoredImage:

@@ -181,7 +181,7 @@ def _describe(service: Service, name: str) -> Student:
         parameters=sum(each.numel() for each in prompter.student.state_dict().values()),
         resolution=prompter.tokenizer.resolution,
         tokens_per_image=prompter.tokenizer.tokens_per_image,
-        max_pairs=service.max_pairs(name),
+        max_pairs=prompter.max_pairs,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from PIL import Image
 
-from delvm.data.image_io import open_image
+from delvm.data.image_io import StoredImage, open_stored
 from delvm.errors import UserError
 
 Upload: TypeAlias = bytes | Path  # an image as a client sent it: its bytes, or a file of them
@@ -46,7 +46,7 @@ class Limits:
         return self.max_upload_mb * MIB
 
 
-def open_upload(upload: Upload, name: str, limits: Limits) -> Image.Image:
+def open_upload(upload: Upload, name: str, limits: Limits) -> StoredImage:
     """Open an image from a client, after its size has been checked.
 
     Args:
@@ -55,13 +55,13 @@ def open_upload(upload: Upload, name: str, limits: Limits) -> Image.Image:
         limits: of its size.
 
     Returns:
-        the image in mode RGB, upright.
+        the image in mode RGB, and how it is meant to be displayed.
 
     Raises:
         UserError: it is too large, damaged, of another format than `FORMATS`, or its file has been
             deleted.
     """
-    return open_image(read_upload(upload, name, limits), name)
+    return open_stored(read_upload(upload, name, limits), name)
 
 
 def read_upload(upload: Upload, name: str, limits: Limits) -> bytes:
@@ -101,7 +101,7 @@ def on_white(upload: Upload, name: str, limits: Limits) -> bytes:
         UserError: as `open_upload`.
     """
     data = read_upload(upload, name, limits)
-    open_image(data, name)  # else a damaged file would be reported in other words
+    open_stored(data, name)  # else a damaged file would be reported in other words
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         painted = image.convert("RGBA")
     sheet = Image.new("RGBA", painted.size, "white")

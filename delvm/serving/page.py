@@ -41,7 +41,7 @@ def build_page(
     """
     names = list(service.prompters)
     most = max(len(each.pairs) for each in prompt_sets)
-    fits = min(service.max_pairs(name) for name in names)
+    fits = min(each.max_pairs for each in service.prompters.values())
     max_pairs = max(1, min(MAX_PAIRS, max(most, 3), fits))
     events = Events(service, prompt_sets, cache, max_pairs)
     ages = (SWEEP_SECONDS, KEPT_SECONDS)

@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from delvm.data.image_io import to_pil
-from delvm.data.resizing import same_shape
+from delvm.data.image_io import aligned_pair, to_pil
 from delvm.errors import UserError, did_you_mean
 from delvm.inference.decoding import SamplingOptions
 from delvm.inference.partial_answers import render, stream_rows
-from delvm.inference.prompter import Prompter
+from delvm.inference.prompter import Prompter, pair_names
 from delvm.serving.limits import Limits, Upload, open_upload, png_bytes
 
 
@@ -107,11 +106,6 @@ class Service:
             raise UserError(f"unknown student '{student}': {did_you_mean(student, self.prompters)}")
         return self.prompters[student]
 
-    def max_pairs(self, student: str) -> int:
-        """How many pairs fit into a student's context next to a query and its answer."""
-        prompter = self.prompter(student)
-        return prompter.student.max_seq_len // prompter.tokenizer.tokens_per_image // 2 - 1
-
     def stream(self, question: Question) -> Generator[Step]:
         """Answer a question; waits for a slot and for the worker.
 
@@ -176,14 +170,11 @@ class Service:
         prompter.check_context_length(len(question.pairs))
         pairs = []
         for number, (first, second) in enumerate(question.pairs, 1):
-            images = (
-                open_upload(first, f"the input of pair {number}", limits),
-                open_upload(second, f"the target of pair {number}", limits),
-            )
-            check_pair(number, *images)
-            one, other = prompter.to_squares(images)
+            names = pair_names(number)
+            stored = open_upload(first, names[0], limits), open_upload(second, names[1], limits)
+            one, other = prompter.to_squares(aligned_pair(*stored, names))
             pairs.append((one, other))
-        return pairs, open_upload(question.query, "the query", limits)
+        return pairs, open_upload(question.query, "the query", limits).upright()
 
 
 class _Slots:
@@ -217,15 +208,6 @@ class _Slots:
                     following.set_result(None)
                     return
             self._free += 1
-
-
-def check_pair(number: int, first: Image.Image, second: Image.Image) -> None:
-    """Raise a UserError if the images of a pair have different shapes."""
-    if not same_shape(first.size, second.size):
-        raise UserError(
-            f"pair {number} has images of {first.width} x {first.height} and "
-            f"{second.width} x {second.height} pixels: crop them to one shape"
-        )
 
 
 def _psnr(first: Image.Image, second: Image.Image) -> float:

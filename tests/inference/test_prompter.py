@@ -78,5 +78,7 @@ def test_an_image_of_unknown_range_is_refused(models):
 
 def test_pairs_of_two_shapes_are_refused(models):
     pairs = [(noise((60, 40)), noise((120, 80))), (noise((60, 40)), noise((40, 40)))]
-    with pytest.raises(UserError, match="pair 2 has images of 60 x 40 and 40 x 40 pixels"):
+    with pytest.raises(
+        UserError, match="the input of pair 2 has 60 x 40 pixels and the target of pair 2 40 x 40"
+    ):
         Prompter(*models).complete(pairs, [noise((60, 40))])

@@ -49,7 +49,7 @@ def test_a_drawing_is_handed_over_once():
     drawings = Drawings(10_000)
     drawings.accept_blobs(blob(pixels=png(noise(1))))
     found = drawing(drawings, {"id": "a"}, LIMITS)
-    assert open_upload(found, "it", LIMITS).tobytes() == noise(1).tobytes()
+    assert open_upload(found, "it", LIMITS).pixels.tobytes() == noise(1).tobytes()
     with pytest.raises(UserError, match="the drawing is no longer here: paint something more"):
         drawing(drawings, {"id": "a"}, LIMITS)
     assert drawing(drawings, {"id": None, "composite": None}, LIMITS) is None

@@ -25,7 +25,7 @@ def test_bytes_and_files_are_opened(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(png(noise(0)))
     for upload in (file, file.read_bytes()):
-        assert open_upload(upload, "the query", LIMITS).tobytes() == noise(0).tobytes()
+        assert open_upload(upload, "the query", LIMITS).pixels.tobytes() == noise(0).tobytes()
 
 
 def header(width: int, height: int) -> bytes:
@@ -61,7 +61,7 @@ def test_decoders_of_rare_formats_are_not_tried(tmp_path):
 def test_a_drawing_is_on_white():
     drawing = np.zeros((20, 20, 4), np.uint8)
     drawing[5, 5] = (255, 0, 0, 255)
-    image = open_upload(on_white(png(Image.fromarray(drawing)), "it", LIMITS), "it", LIMITS)
+    image = open_upload(on_white(png(Image.fromarray(drawing)), "it", LIMITS), "it", LIMITS).pixels
     assert image.getpixel((0, 0)) == (255, 255, 255) and image.getpixel((5, 5)) == (255, 0, 0)
 
 

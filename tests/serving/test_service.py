@@ -5,9 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
+from PIL import ExifTags, Image
 
 from delvm.errors import UserError
 from delvm.inference.partial_answers import stream_rows
+from delvm.inference.prompt_files import read_prompt
 from delvm.serving.service import Question
 from tests.serving.conftest import noise, png
 
@@ -103,7 +105,7 @@ def test_an_abandoned_answer_holds_nobody_up(service):
         (Question("first", ((PAIRS[0][0], b"x"),), b""), "the target of pair 1 cannot be read"),
         (
             Question("first", ((PAIRS[0][0], png(noise(1, (20, 30)))),), b""),
-            "pair 1 has images of 20 x 16 and 20 x 30 pixels: crop them to one shape",
+            "the input of pair 1 has 20 x 16 pixels and the target of pair 1 20 x 30: crop them",
         ),
         (
             Question("first", PAIRS, png(noise(9)), {"decoding": "greedy", "temperature": 1.0}),
@@ -114,6 +116,21 @@ def test_an_abandoned_answer_holds_nobody_up(service):
 def test_mistakes_are_reported_in_words(service, question, words):
     with pytest.raises(UserError, match=words):
         next(service.stream(question))
+
+
+def test_pairs_are_turned_as_from_files(service, tmp_path):
+    """One image has lost EXIF's tag that both need, so neither is turned."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    noise(0).save(tmp_path / "1_img.png", exif=exif)
+    noise(1).save(tmp_path / "1_label.png")
+    pair = tuple((tmp_path / f"1_{role}.png").read_bytes() for role in ("img", "label"))
+    for seed in range(12):
+        sampling = SAMPLED | {"seed": seed}
+        *_, step = service.stream(Question("first", (pair,), png(noise(9)), sampling))
+        prompt = read_prompt(tmp_path)
+        [expected] = service.prompters["first"].stream(prompt, [noise(9)], **sampling)
+        assert step.ids == expected.ids.tolist()
 
 
 def test_warm_up_answers_for_every_student(service):
