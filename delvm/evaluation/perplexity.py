@@ -28,8 +28,8 @@ from delvm.errors import UserError
 from delvm.evaluation import bootstrap
 from delvm.evaluation.query_set import encode
 from delvm.inference.prompt_files import ImageLists, read_image_lists
-from delvm.inference.prompter import check_tokenizer_match, set_eval_mode
-from delvm.interop.fingerprint import fingerprint
+from delvm.inference.prompter import set_eval_mode
+from delvm.interop.fingerprint import check_tokenizer_match, fingerprint
 from delvm.models.protocols import StudentNet, TokenizerNet
 from delvm.models.teacher_forcing import next_token_nll
 from delvm.progress import Progress

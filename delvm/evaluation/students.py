@@ -30,8 +30,8 @@ from delvm.evaluation.student_files import EvaluatedTask, evaluated_task, log_fi
 from delvm.evaluation.training_curves import read_history
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.engine import Engine
-from delvm.inference.prompter import check_tokenizer_match, max_pairs, set_eval_mode
-from delvm.interop.fingerprint import fingerprint
+from delvm.inference.prompter import max_pairs, set_eval_mode
+from delvm.interop.fingerprint import check_tokenizer_match, fingerprint
 from delvm.models.protocols import StudentNet, TokenizerNet
 from delvm.progress import Progress, log
 from delvm.storage import StoragePath, as_path, remove_tree

@@ -38,9 +38,9 @@ from delvm.evaluation.query_set import check_manifest
 from delvm.evaluation.video_files import EvaluatedVideo
 from delvm.evaluation.video_scoring import LPIPS_METRIC, METRICS, score_clips
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
-from delvm.inference.prompter import check_tokenizer_match, set_eval_mode
+from delvm.inference.prompter import set_eval_mode
 from delvm.inference.video import resolve_window
-from delvm.interop.fingerprint import fingerprint, weights_fingerprint
+from delvm.interop.fingerprint import check_tokenizer_match, fingerprint, weights_fingerprint
 from delvm.interop.lpips_file import VGG16, load_lpips
 from delvm.models.perceptual import LPIPS, MIN_LPIPS_SIDE
 from delvm.models.protocols import StudentNet, TokenizerNet

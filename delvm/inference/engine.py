@@ -23,7 +23,6 @@ from delvm.inference.decoding import GREEDY, Decoding, SamplingConfig
 from delvm.inference.generation import (
     Rows,
     decode_tokens,
-    num_image_tokens,
     stream_tokens,
     without_gradients,
 )
@@ -39,6 +38,7 @@ from delvm.inference.speculative import (
 from delvm.inference.static_step import StaticStep
 from delvm.models.attention import KVCache
 from delvm.models.protocols import StudentNet
+from delvm.models.token_space import num_image_tokens
 
 DRAFT_TOKENS = 4
 MAX_PREFIXES = 4  # prompts that are kept; the least recently used goes first

@@ -17,6 +17,7 @@ from delvm.inference.sampling import deterministic_ids, sample_from_uniform, top
 from delvm.inference.static_step import StaticStep
 from delvm.models.protocols import StudentNet
 from delvm.models.static_cache import StaticKVCache
+from delvm.models.token_space import num_image_tokens
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -226,12 +227,6 @@ def stream_tokens(
         else:
             tokens = deterministic_ids(chosen, used)
         yield tokens
-
-
-def num_image_tokens(student: StudentNet) -> int:
-    """The number of token ids that are codes of the tokenizer; special tokens come after them."""
-    token_space = getattr(student, "token_space", None)
-    return student.vocab_size if token_space is None else int(token_space.codebook_size)
 
 
 def uniform_values(row_ids: Sequence[int], count: int, seed: int) -> Tensor:

@@ -13,9 +13,8 @@ from delvm.data.resizing import ResizeMode, parse_resize_mode, to_square
 from delvm.errors import UserError
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.engine import DRAFT_TOKENS, Engine
-from delvm.inference.generation import num_image_tokens
 from delvm.inference.video import continue_images, resolve_window
-from delvm.interop.fingerprint import codebook_matches, fingerprint
+from delvm.interop.fingerprint import check_tokenizer_match
 from delvm.models.protocols import StudentNet, TokenizerNet
 
 Pairs = Sequence[tuple[Image.Image, Image.Image]]  # (input, target) examples of one prompt
@@ -364,37 +363,3 @@ def set_eval_mode(*models: TokenizerNet | StudentNet) -> None:
     """Switch dropout and the like off; every model is a `torch.nn.Module`."""
     for model in models:
         cast(nn.Module, model).eval()
-
-
-def check_tokenizer_match(
-    tokenizer: TokenizerNet, student: StudentNet, role: str = "student"
-) -> None:
-    """Check that a student was trained on a tokenizer's tokens.
-
-    Students of other projects do not store the fingerprint of their tokenizer. They are matched by
-    the codebook that they contain or, without one, by the number of image tokens.
-
-    Args:
-        tokenizer, student: the two.
-        role: of the student, for the message.
-
-    Raises:
-        UserError: it was trained on another tokenizer's tokens.
-    """
-    given, trained_on = fingerprint(tokenizer), student.tokenizer_fingerprint
-    fix = "set tokenizer=PATH to the one its token shards were made with"
-    if role != "student":
-        fix = f"set {role}=PATH to a student of this tokenizer"
-    if trained_on and trained_on != given:
-        raise UserError(
-            f"tokenizer {given} is not the one this {role} was trained on ({trained_on}): {fix}"
-        )
-    codebook_size, known = tokenizer.codebook_size, num_image_tokens(student)
-    if codebook_size != known:
-        raise UserError(
-            f"num_embeddings {codebook_size} (tokenizer) != {known} codes ({role}): {fix}"
-        )
-    if not trained_on and not codebook_matches(student, tokenizer.codebook):
-        raise UserError(
-            f"the codes of tokenizer {given} differ from those that this {role} contains: {fix}"
-        )

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from delvm.errors import UserError
-from delvm.interop.fingerprint import fingerprint
+from delvm.interop.fingerprint import check_tokenizer_match
 from delvm.interop.formats import FORMATS, OWN_FORMAT, import_writable_format
 from delvm.interop.load import load_student, load_tokenizer, resolve
 from delvm.interop.model_card import model_card
@@ -70,12 +70,7 @@ def _source(path: str, kind: str, output_dir: Path, key: str) -> Path:
 def _write_own(
     student: Transformer, tokenizer: VQGAN, output_dir: Path, dtype: torch.dtype
 ) -> None:
-    given, trained_on = fingerprint(tokenizer), student.tokenizer_fingerprint
-    if trained_on and given != trained_on:
-        raise UserError(
-            f"tokenizer {given} is not the one this student was trained on ({trained_on}): set "
-            "tokenizer=PATH to that one"
-        )
+    check_tokenizer_match(tokenizer, student)
     with atomic_dir(output_dir) as tmp:
         save_model(student, tmp / "student", dtype)
         # Its fingerprint is that of its weights, so these keep their precision.

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from delvm import legacy
+from delvm.errors import UserError
 from delvm.interop.save import plain_config
 from delvm.models.embedding import CodebookEmbedding
 from delvm.models.protocols import StudentNet, TokenizerNet
+from delvm.models.token_space import num_image_tokens
 from delvm.models.vqgan import VQGANConfig
 
 # Fields (under their first names) added to `VQGANConfig` since the first shards were written, and
@@ -70,3 +72,37 @@ def codebook_matches(student: StudentNet, codebook: Tensor) -> bool:
     own, codebook = embed.codebook, codebook.to(embed.codebook)
     # One of the two may have been stored in half precision.
     return own.shape == codebook.shape and torch.allclose(own, codebook, rtol=1e-2, atol=1e-6)
+
+
+def check_tokenizer_match(
+    tokenizer: TokenizerNet, student: StudentNet, role: str = "student"
+) -> None:
+    """Check that a student was trained on a tokenizer's tokens.
+
+    Students of other projects do not store the fingerprint of their tokenizer. They are matched by
+    the codebook that they contain or, without one, by the number of image tokens.
+
+    Args:
+        tokenizer, student: the two.
+        role: of the student, for the message.
+
+    Raises:
+        UserError: it was trained on another tokenizer's tokens.
+    """
+    given, trained_on = fingerprint(tokenizer), student.tokenizer_fingerprint
+    fix = "set tokenizer=PATH to the one its token shards were made with"
+    if role != "student":
+        fix = f"set {role}=PATH to a student of this tokenizer"
+    if trained_on and trained_on != given:
+        raise UserError(
+            f"tokenizer {given} is not the one this {role} was trained on ({trained_on}): {fix}"
+        )
+    codebook_size, known = tokenizer.codebook_size, num_image_tokens(student)
+    if codebook_size != known:
+        raise UserError(
+            f"num_embeddings {codebook_size} (tokenizer) != {known} codes ({role}): {fix}"
+        )
+    if not trained_on and not codebook_matches(student, tokenizer.codebook):
+        raise UserError(
+            f"the codes of tokenizer {given} differ from those that this {role} contains: {fix}"
+        )

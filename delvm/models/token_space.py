@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from delvm.errors import UserError
+from delvm.models.protocols import StudentNet
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,9 @@ class TokenSpace:
             np.array([] if token is None else [token], np.int64) for token in (self.bos, self.eos)
         )
         return np.concatenate((bos, ids.astype(np.int64), eos))
+
+
+def num_image_tokens(student: StudentNet) -> int:
+    """The number of token ids that are codes of the tokenizer; special tokens come after them."""
+    token_space = getattr(student, "token_space", None)
+    return student.vocab_size if token_space is None else int(token_space.codebook_size)

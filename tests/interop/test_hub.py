@@ -18,6 +18,7 @@ from delvm.errors import UserError
 from delvm.interop import hub
 from delvm.interop.fingerprint import fingerprint
 from delvm.interop.load import load_student, load_tokenizer, resolve
+from delvm.interop.save import save_model
 from delvm.training import load_teacher
 from tests.commands.conftest import delvm, prompt, weights
 
@@ -224,6 +225,22 @@ def test_student_and_tokenizer_of_an_export_must_belong_together(delvm, weights)
     code, _, err = delvm(*words[:2], "format=llama", "output_dir=push", "tokenizer=shapes")
     assert code == 2 and "tokenizer=shapes is for format=delvm, not for format=llama" in err
     assert not Path("push").exists()
+
+
+def test_a_student_that_records_no_tokenizer_is_matched_by_its_codes(delvm, weights, tmp_path):
+    """As those of other projects are."""
+    student = load_student(weights)
+    student.tokenizer_fingerprint = ""
+    save_model(student, tmp_path / "unnamed")
+    other = load_tokenizer(weights)
+    torch.nn.init.normal_(other.codebook)
+    save_model(other, tmp_path / "other")
+    words = ("export", f"checkpoint={tmp_path}/unnamed", "format=delvm", "output_dir=push")
+    code, _, err = delvm(*words, f"tokenizer={tmp_path}/other")
+    assert code == 2 and "differ from those that this student contains" in err, err
+    assert not Path("push").exists()
+    code, _, err = delvm(*words, f"tokenizer={weights}/tokenizer")
+    assert code == 0, err
 
 
 def test_a_model_card_states_what_was_exported(pushed, weights):
