@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from delvm.errors import UserError
+from delvm.interop.weight_files import shard_names
 from delvm.progress import log
 
 PREFIX = "hf://"
@@ -22,7 +23,7 @@ _ADDRESS = re.compile(rf"hf:/{{1,2}}({_NAME}/{_NAME})(?:@([\w./-]+))?")
 
 def is_hub(path: str | Path) -> bool:
     """Whether a path is an address on the Hub."""
-    return str(path).startswith(("hf://", "hf:/"))
+    return str(path).startswith("hf:/")  # as `_ADDRESS` has it
 
 
 def download(address: str | Path, kind: str) -> Path:
@@ -37,7 +38,7 @@ def download(address: str | Path, kind: str) -> Path:
 
     Raises:
         UserError: the address is none, there is no such repository or revision, it cannot be
-            reached and is not in the cache, or it has no weights in safetensors.
+            reached and is not in the cache, or its weights are not in safetensors.
     """
     match = _ADDRESS.fullmatch(str(address))
     if match is None:
@@ -93,9 +94,11 @@ def _check_weights(folder: Path, kind: str, name: str) -> None:
             f"{name} holds no {kind}: it has a config.json neither at its root nor in {kind}/: "
             f"set {kind}=PATH"
         )
-    files = [found / each for each in _WEIGHTS]
-    files += [found / f"{each}.index.json" for each in _WEIGHTS]
-    if not any(file.is_file() for file in files):
+    indices = [found / f"{each}.index.json" for each in _WEIGHTS]
+    indices = [file for file in indices if file.is_file()]
+    for file in indices:
+        shard_names(file)  # refuses those that name pickles
+    if not indices and not any((found / each).is_file() for each in _WEIGHTS):
         raise UserError(
             f"{name} has no weights in safetensors ({' or '.join(_WEIGHTS)}); pickles, which can "
             f"run code, are not downloaded: convert it, or set {kind}=PATH"

@@ -5,6 +5,10 @@ from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
 
 _TAGS = ("delvm", "visual-sentences", "in-context-learning")
+_TRANSFORMERS = {  # layout -> how transformers loads it
+    "llama": 'transformers.AutoModelForCausalLM.from_pretrained("USER/NAME")',
+    "internlm_hf": 'transformers.AutoModel.from_pretrained("USER/NAME", trust_remote_code=True)',
+}
 
 
 def model_card(
@@ -71,9 +75,6 @@ def _use(student: Transformer | None, tokenizer: VQGAN | None, layout: str) -> s
         lines += ['student = delvm.load_student("hf://USER/NAME")  # ids in, logits out']
     else:
         lines += ['tokenizer = delvm.load_tokenizer("hf://USER/NAME")  # pixels to ids and back']
-    if layout in ("llama", "internlm_hf"):
-        kind, more = ("AutoModelForCausalLM", "") if layout == "llama" else ("AutoModel", "trust")
-        option = ", trust_remote_code=True" if more else ""
-        lines += ["", "import transformers", ""]
-        lines += [f'student = transformers.{kind}.from_pretrained("USER/NAME"{option})']
+    if layout in _TRANSFORMERS:
+        lines += ["", "import transformers", "", f"student = {_TRANSFORMERS[layout]}"]
     return "```python\n{}\n```".format("\n".join(lines))

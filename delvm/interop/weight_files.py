@@ -155,15 +155,29 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     raise UserError(f"no weights in {folder}: expected one of {', '.join(WEIGHT_FILES)}")
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    """The state dict of all shards that an index lists."""
+def shard_names(index: Path) -> dict[str, str]:
+    """The name of each tensor and of the file next to the index that holds it.
+
+    Raises:
+        UserError: the index cannot be read, names a file elsewhere, or a pickle where it is that of
+            safetensors.
+    """
     files = read_json(index, "shard index").get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
         raise UserError(f"{index} has no weight_map (name -> file)")
-    state: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
         if PurePath(file).name != file:  # an index must not reach outside of its folder
             raise UserError(f"{index} names {file!r}, which is not a file next to it")
+        if index.name.endswith(".safetensors.index.json") and not file.endswith(".safetensors"):
+            raise UserError(f"{index} names {file!r}, which is not in safetensors")
+    return files
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """The state dict of all shards that an index lists."""
+    files = shard_names(index)
+    state: dict[str, Tensor] = {}
+    for file in sorted(set(files.values())):
         if not (index.parent / file).is_file():
             raise UserError(f"shard {file} is missing next to {index}")
         state |= read_tensors(index.parent / file)

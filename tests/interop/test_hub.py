@@ -19,6 +19,7 @@ from delvm.interop import hub
 from delvm.interop.fingerprint import fingerprint
 from delvm.interop.load import load_student, load_tokenizer, resolve
 from delvm.interop.save import save_model
+from delvm.interop.weight_files import read_tensors
 from delvm.training import load_teacher
 from tests.commands.conftest import delvm, prompt, weights
 
@@ -190,6 +191,17 @@ def test_pickles_are_neither_downloaded_nor_read(remote, weights, tmp_path):
         load_student("hf://me/pickle")
 
 
+def test_an_index_that_names_pickles_is_refused(remote, weights):
+    """By other programs these may have been downloaded to the same folder."""
+    folder = remote.push(weights / "student", "me/index")
+    state = read_tensors(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": dict.fromkeys(state, "shard.bin")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"names 'shard\.bin', which is not in safetensors"):
+        resolve("hf://me/index", "student")
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [
@@ -248,3 +260,16 @@ def test_a_model_card_states_what_was_exported(pushed, weights):
     assert card.startswith("---\nlibrary_name: delvm\n")
     assert f"| tokenizer | {load_student(weights).tokenizer_fingerprint} |" in card
     assert 'delvm.load_student("hf://USER/NAME")' in card
+
+
+def test_a_model_card_of_transformers_layouts(delvm, weights):
+    calls = {
+        "llama": 'AutoModelForCausalLM.from_pretrained("USER/NAME")',
+        "internlm_hf": 'AutoModel.from_pretrained("USER/NAME", trust_remote_code=True)',
+    }
+    for layout, call in calls.items():
+        words = (f"checkpoint={weights}/student", f"format={layout}", f"output_dir={layout}")
+        code, _, err = delvm("export", *words)
+        assert code == 0, err
+        card = Path(layout, "README.md").read_text()
+        assert f"\nimport transformers\n\nstudent = transformers.{call}\n" in card
