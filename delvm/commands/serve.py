@@ -20,9 +20,11 @@ def run(cfg: ServeConfig) -> None:
     from delvm.models.precision import resolve_device
     from delvm.serving.app import listen, serve
     from delvm.serving.limits import Limits
-    from delvm.serving.prompt_sets import find_prompt_sets, shipped_prompts
+    from delvm.serving.prompt_sets import check_prompt_sets, find_prompt_sets, shipped_prompts
 
     prompt_sets = find_prompt_sets(Path(cfg.prompts) if cfg.prompts else shipped_prompts())
+    limits = Limits(**{each.name: getattr(cfg, each.name) for each in fields(Limits)})
+    check_prompt_sets(prompt_sets, limits)
     listener = listen(cfg.host, cfg.port)
     device = resolve_device(cfg.device)
     tokenizer = load_tokenizer(cfg.tokenizer, device)
@@ -31,7 +33,6 @@ def run(cfg: ServeConfig) -> None:
         student = load_student(path, device, cfg.precision)
         prompters[name] = Prompter(tokenizer, student, resize=cfg.resize)
         log(f"serve: student {name} from {path}, {student.parameter_count() / 1e6:,.1f}M")
-    limits = Limits(**{each.name: getattr(cfg, each.name) for each in fields(Limits)})
     serve(prompters, prompt_sets, limits, listener, cfg.host)
 
 

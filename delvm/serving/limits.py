@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from PIL import Image
 
-from delvm.data.image_io import StoredImage, open_stored
+from delvm.data.image_io import StoredImage, aligned_pair, open_stored
 from delvm.errors import UserError
 
 Upload: TypeAlias = bytes | Path  # an image as a client sent it: its bytes, or a file of them
@@ -62,6 +62,20 @@ def open_upload(upload: Upload, name: str, limits: Limits) -> StoredImage:
             deleted.
     """
     return open_stored(read_upload(upload, name, limits), name)
+
+
+def open_pair(
+    pair: tuple[Upload, Upload], names: tuple[str, str], limits: Limits
+) -> tuple[Image.Image, Image.Image]:
+    """Open input and target of a pair, turned as `delvm generate` does.
+
+    Raises:
+        UserError: as `open_upload`, or they have different shapes.
+    """
+    first, second = (
+        open_upload(each, name, limits) for each, name in zip(pair, names, strict=True)
+    )
+    return aligned_pair(first, second, names)
 
 
 def read_upload(upload: Upload, name: str, limits: Limits) -> bytes:

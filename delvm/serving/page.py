@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from delvm.inference.decoding import Decoding
+from delvm.progress import log
 from delvm.serving.cache import KEPT_SECONDS, SWEEP_SECONDS, Cache
 from delvm.serving.components import Drawings, drawing_input, image_input
 from delvm.serving.page_events import DRAW, OWN, UPLOAD, Events
@@ -43,6 +44,9 @@ def build_page(
     most = max(len(each.pairs) for each in prompt_sets)
     fits = min(each.max_pairs for each in service.prompters.values())
     max_pairs = max(1, min(MAX_PAIRS, max(most, 3), fits))
+    for each in prompt_sets:
+        if len(each.pairs) > max_pairs:
+            log(f"page: of the {len(each.pairs)} pairs of {each.name}, {max_pairs} are shown")
     events = Events(service, prompt_sets, cache, max_pairs)
     ages = (SWEEP_SECONDS, KEPT_SECONDS)
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=ages) as page:

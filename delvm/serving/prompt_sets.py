@@ -10,6 +10,7 @@ from PIL import Image
 import delvm
 from delvm.errors import UserError
 from delvm.inference.prompt_files import PairFiles, find_pairs
+from delvm.serving.limits import Limits, open_pair, open_upload
 from delvm.tasks import NAMES
 
 
@@ -65,6 +66,19 @@ def find_prompt_sets(folder: Path) -> list[PromptSet]:
         )
     order = {name: number for number, name in enumerate(NAMES)}
     return sorted(found, key=lambda each: (order.get(each.name, len(order)), each.name))
+
+
+def check_prompt_sets(prompt_sets: Sequence[PromptSet], limits: Limits) -> None:
+    """Open all files, as they will be once somebody asks for an answer.
+
+    Raises:
+        UserError: one of them exceeds the limits or is not an image of `delvm.serving.limits`, or
+            the images of a pair have different shapes.
+    """
+    for each in prompt_sets:
+        for pair in each.pairs:
+            open_pair(pair, (f"prompts: {pair.input}", str(pair.target)), limits)
+        open_upload(each.query, f"prompts: {each.query}", limits)
 
 
 def copy_prompt_sets(prompt_sets: Sequence[PromptSet], folder: Path) -> list[PromptSet]:

@@ -15,17 +15,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from delvm.data.image_io import aligned_pair, to_pil
+from delvm.data.image_io import to_pil
 from delvm.errors import UserError, did_you_mean
-from delvm.inference.decoding import SamplingOptions
+from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.partial_answers import render, stream_rows
 from delvm.inference.prompter import Prompter, pair_names
-from delvm.serving.limits import Limits, Upload, open_upload, png_bytes
+from delvm.serving.limits import Limits, Upload, open_pair, open_upload, png_bytes
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,18 @@ class Service:
         self._worker.shutdown(cancel_futures=True)
 
     def warm_up(self) -> None:
-        """Answer a question to each student, as the first answer also compiles and allocates."""
+        """Answer a question to each student, as the first answer also compiles and allocates.
+
+        Raises:
+            UserError: a student's context holds no pair.
+        """
         gray = png_bytes(Image.new("RGB", (8, 8), "gray"))
         for name in self.prompters:
-            for _ in self.stream(Question(name, ((gray, gray),), gray, rows=True)):
-                pass
+            try:
+                for _ in self.stream(Question(name, ((gray, gray),), gray, rows=True)):
+                    pass
+            except UserError as error:
+                raise UserError(f"student '{name}': {error}") from None
 
     def prompter(self, student: str) -> Prompter:
         """A student by its name.
@@ -143,13 +150,24 @@ class Service:
         return self._worker.submit(next, steps, None)
 
     def _steps(self, question: Question) -> Generator[Step]:
-        """The steps of an answer, each computed when it is asked for."""
-        start, seconds = perf_counter(), 0.0
+        """The steps of an answer, each computed when it is asked for.
+
+        Raises:
+            UserError: its student, number of pairs or sampling cannot be used. What is wrong with
+                its images is found with the first step, since it takes long to open them.
+        """
         prompter = self.prompter(question.student)
-        pairs, query = self._open(question)
-        sampling: Any = question.sampling
+        if not question.pairs:
+            raise UserError("no pairs given: show the task by one pair or more")
+        prompter.check_context_length(len(question.pairs))
+        SamplingConfig(**question.sampling)
+        return self._compute(question, prompter)
+
+    def _compute(self, question: Question, prompter: Prompter) -> Generator[Step]:
+        start, seconds = perf_counter(), 0.0
+        pairs, query = self._open(question, prompter)
         round_trip, psnr = None, math.nan
-        for row in stream_rows(prompter, pairs, query, **sampling):
+        for row in stream_rows(prompter, pairs, query, **question.sampling):
             if round_trip is None:
                 [round_trip] = to_pil(prompter.tokenizer.decode(row.query_ids[None]))
                 psnr = _psnr(row.query, round_trip)
@@ -161,20 +179,14 @@ class Service:
             start = perf_counter()
 
     def _open(
-        self, question: Question
+        self, question: Question, prompter: Prompter
     ) -> tuple[list[tuple[Image.Image, Image.Image]], Image.Image]:
-        """The images of a question, reduced to the size that the student sees."""
-        if not question.pairs:
-            raise UserError("no pairs given: show the task by one pair or more")
-        prompter, limits = self.prompter(question.student), self.limits
-        prompter.check_context_length(len(question.pairs))
+        """The images of a question, those of pairs reduced to the size that the student sees."""
         pairs = []
-        for number, (first, second) in enumerate(question.pairs, 1):
-            names = pair_names(number)
-            stored = open_upload(first, names[0], limits), open_upload(second, names[1], limits)
-            one, other = prompter.to_squares(aligned_pair(*stored, names))
+        for number, pair in enumerate(question.pairs, 1):
+            one, other = prompter.to_squares(open_pair(pair, pair_names(number), self.limits))
             pairs.append((one, other))
-        return pairs, open_upload(question.query, "the query", limits).upright()
+        return pairs, open_upload(question.query, "the query", self.limits).upright()
 
 
 class _Slots:

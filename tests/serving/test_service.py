@@ -10,8 +10,9 @@ from PIL import ExifTags, Image
 from delvm.errors import UserError
 from delvm.inference.partial_answers import stream_rows
 from delvm.inference.prompt_files import read_prompt
-from delvm.serving.service import Question
-from tests.serving.conftest import noise, png
+from delvm.serving.limits import Limits
+from delvm.serving.service import Question, Service
+from tests.serving.conftest import make_prompter, noise, png
 
 PAIRS = tuple((png(noise(2 * i)), png(noise(2 * i + 1))) for i in range(2))
 IMAGES = [(noise(2 * i), noise(2 * i + 1)) for i in range(2)]
@@ -131,6 +132,38 @@ def test_pairs_are_turned_as_from_files(service, tmp_path):
         prompt = read_prompt(tmp_path)
         [expected] = service.prompters["first"].stream(prompt, [noise(9)], **sampling)
         assert step.ids == expected.ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        (Question("fisrt", PAIRS, b""), "unknown student"),
+        (Question("first", PAIRS * 3, b""), "use at most 4 pairs"),
+        (Question("first", PAIRS, b"", {"temperature": 1.0, "top_p": 2.0}), "top_p=2.0 is not in"),
+    ],
+)
+def test_wrong_settings_are_reported_without_waiting(service, question, words):
+    held = [service.stream(Question("first", PAIRS, png(noise(9)))) for _ in range(2)]
+    for each in held:
+        next(each)
+
+    async def ask():
+        async with asyncio.timeout(5):
+            await anext(service.astream(question))
+
+    with pytest.raises(UserError, match=words):
+        asyncio.run(ask())
+    for each in held:
+        each.close()
+
+
+def test_a_student_whose_context_holds_no_pair_is_named():
+    prompter = make_prompter(1)
+    prompter.student.config.max_seq_len = 8
+    service = Service({"short": prompter}, Limits())
+    with pytest.raises(UserError, match="student 'short': 1 pairs, a query and its answer are 16"):
+        service.warm_up()
+    service.close()
 
 
 def test_warm_up_answers_for_every_student(service):
