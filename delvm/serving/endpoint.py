@@ -102,6 +102,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     408: {"model": ErrorResponse, "description": "The request did not arrive in time."},
     413: {"model": ErrorResponse, "description": "The request is too large."},
     422: {"model": ErrorResponse, "description": "The request has another form."},
+    500: {"model": ErrorResponse, "description": "The server failed; its log has the reason."},
     503: {"model": ErrorResponse, "description": "The queue is full: try again later."},
 }
 
@@ -139,6 +140,11 @@ def add_endpoint(app: FastAPI, service: Service) -> None:
         # Not as FastAPI does, which sends back what it was sent.
         lines = [f"{_path(each['loc'])}: {each['msg']}" for each in error.errors()]
         return JSONResponse({"detail": "; ".join(lines[:10])}, 422)
+
+    @app.exception_handler(Exception)
+    def own_error(_: Request, __: Exception) -> JSONResponse:
+        # Starlette raises it again after this answer, so that the log has it.
+        return JSONResponse({"detail": "the server failed: its log has the reason"}, 500)
 
     app.include_router(router)
 

@@ -69,6 +69,8 @@ class Gate:
         path = scope["path"]
         if not is_known(path):
             return await _refuse(send, 404, "not found")
+        if scope.get("method") == "POST" and _header(scope, b"sec-fetch-site") == b"cross-site":
+            return await _refuse(send, 403, "requests of other web sites are refused")
         is_large = path in _PAGE_IMAGES or path == "/v1/answer"
         limit = self.limits.max_upload_bytes + _FORM_BYTES if is_large else _EVENT_BYTES
         if _content_length(scope) > limit:
@@ -108,7 +110,7 @@ class Gate:
 
     async def _upload(self, scope: MutableMapping[str, Any], body: "_Body", send: Send) -> None:
         """Pass an image of the page on, as a form; Gradio would parse JSON of any size too."""
-        if not dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/form-data"):
+        if not _header(scope, b"content-type").startswith(b"multipart/form-data"):
             return await _refuse(send, 400, "images are sent as multipart/form-data")
         if self.uploads > self.limits.max_queue:
             return await _refuse(send, 503, "too many files are being uploaded: try again later")
@@ -137,7 +139,10 @@ class Gate:
             data += message.get("body", b"")
             more = message.get("more_body", False)
         try:
-            is_allowed = all(map(self._is_upload, named_paths(json.loads(data))))
+            event = json.loads(data)
+            is_allowed = all(map(self._is_upload, named_paths(event)))
+            # Written again, so that no other parser finds other paths in it.
+            data = json.dumps(event).encode()
         except (ValueError, RecursionError):
             is_allowed = False
         if not is_allowed:
@@ -234,8 +239,13 @@ def named_paths(value: Any) -> Iterator[Any]:
             yield from named_paths(each)
 
 
+def _header(scope: MutableMapping[str, Any], name: bytes) -> bytes:
+    value: bytes = dict(scope["headers"]).get(name, b"")
+    return value
+
+
 def _content_length(scope: MutableMapping[str, Any]) -> int:
-    value = dict(scope["headers"]).get(b"content-length", b"0")
+    value = _header(scope, b"content-length")
     return int(value) if value.isdigit() else 0
 
 

@@ -105,6 +105,18 @@ def question() -> Question:
     return Question("first", ((png(noise(0)), png(noise(1))),), png(noise(2)))
 
 
+def test_a_failure_of_the_server_is_in_words(client, service, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("out of memory at /secret")
+        yield
+
+    monkeypatch.setattr("delvm.serving.service.stream_rows", broken)
+    outside = TestClient(client.app, raise_server_exceptions=False)
+    answer = outside.post("/v1/answer", json=body())
+    assert answer.status_code == 500
+    assert answer.json() == {"detail": "the server failed: its log has the reason"}
+
+
 def test_it_describes_itself(client):
     found = client.get("/v1/openapi.json").json()
     assert set(found["paths"]) == {"/v1/students", "/v1/answer"}

@@ -27,6 +27,7 @@ class Client:
         while more:
             message = await receive()
             read += len(message["body"])
+            self.last = message["body"]
             more = message["more_body"]
         self.read.append(read)
         await self.free.wait()
@@ -47,7 +48,7 @@ class Client:
         async def send(message):
             sent.append(message)
 
-        scope = {"type": "http", "path": path, "headers": list(headers)}
+        scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers)}
         await self.gate(scope, receive, send)
         return sent[0]["status"], json.loads(sent[1]["body"]).get("detail", "")
 
@@ -228,5 +229,33 @@ def test_an_event_of_the_page_is_small(tmp_path):
         length = [(b"content-length", b"%d" % MIB)]
         status, words = await Client(tmp_path).send("/gradio_api/queue/join", headers=length)
         assert status == 413 and words == "the request is too large: the limit is 256 KiB"
+
+    run(test())
+
+
+def test_requests_that_other_web_sites_make_in_a_browser_are_refused(tmp_path):
+    async def test():
+        client = Client(tmp_path)
+        client.free.set()
+        for path in ("/v1/answer", *PAGE_IMAGES, "/gradio_api/queue/join"):
+            site = (b"sec-fetch-site", b"cross-site")
+            status, words = await client.send(path, [b"{}"], [*FORM, site])
+            assert status == 403 and words == "requests of other web sites are refused"
+        for site in (b"same-origin", b"none"):
+            headers = [(b"sec-fetch-site", site)]
+            assert (await client.send("/v1/answer", [b"{}"], headers))[0] == 200
+
+    run(test())
+
+
+def test_the_page_reads_no_other_paths_than_were_checked(tmp_path):
+    """Parsers differ in which of two equal keys counts."""
+
+    async def test():
+        client = Client(tmp_path)
+        client.free.set()
+        event = b'{"data": [{"path": "/etc/passwd", "path": "%s/a.png"}]}' % bytes(tmp_path)
+        assert (await client.send("/gradio_api/queue/join", [event]))[0] == 200
+        assert b"passwd" not in client.last and b"/a.png" in client.last
 
     run(test())
