@@ -1,8 +1,10 @@
 """What happens on the page: a prompt is picked, files are checked, an answer appears."""
 
+import asyncio
+import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,8 +62,10 @@ class Events:
             return None
         return gr.skip()
 
-    def answer(self, *values: Any) -> Iterator[list[Any]]:
+    async def answer(self, *values: Any) -> AsyncGenerator[list[Any]]:
         """Answers of all chosen students, one after the other, a row at a time.
+
+        It is asynchronous, since Gradio could not stop a thread that waits for its turn.
 
         Args:
             values: of the inputs in the order of `delvm.serving.page`, as the browser sends them.
@@ -70,21 +74,31 @@ class Events:
             values of status, round trip, the answer of each student, and the download.
         """
         try:
-            yield from self._answer(self._form(values))
+            form = await asyncio.to_thread(self._form, values)
+            await asyncio.to_thread(self.cache.check)
+            async with aclosing(self._answer(form)) as updates:
+                async for update in updates:
+                    yield update
         except UserError as error:
             raise as_shown(error) from None
+        except Exception as error:
+            # Gradio prints it to the log.
+            raise gr.Error("the server failed: its log has the reason", duration=None) from error
 
     def _form(self, values: Sequence[Any]) -> Form:
         students, *rest = values
         boxes, rest = rest[: 2 * self.max_pairs], rest[2 * self.max_pairs :]
         uploaded, painted, tab, decoding, temperature, top_k, top_p, guidance, seed = rest
-        sampling: SamplingOptions = {"decoding": decoding, "guidance": guidance}
+        sampling: SamplingOptions = {
+            "decoding": decoding,
+            "guidance": _number("Guidance", guidance),
+        }
         if decoding == Decoding.sample:
             sampling |= {
-                "temperature": temperature,
-                "top_k": int(top_k) or None,
-                "top_p": top_p,
-                "seed": int(seed or 0),
+                "temperature": _number("Temperature", temperature),
+                "top_k": int(_number("Top k", top_k)) or None,
+                "top_p": _number("Top p", top_p),
+                "seed": int(_number("Seed", seed or 0)),
             }
         chosen = [name for name in self.names if name in (students or [])]
         if not chosen:
@@ -98,8 +112,7 @@ class Events:
         pairs = _pairs([uploaded_file(each) for each in boxes])
         return Form(chosen, pairs, query, sampling)
 
-    def _answer(self, form: Form) -> Iterator[list[Any]]:
-        self.cache.check()
+    async def _answer(self, form: Form) -> AsyncGenerator[list[Any]]:
         # Files of our own: Gradio names files by their content, and would write one a second time
         # while a browser reads it, when two students give the same answer.
         folder = Path(tempfile.mkdtemp(prefix="answer-", dir=self.cache.folder))
@@ -108,22 +121,28 @@ class Events:
         answers: dict[str, Image.Image] = {}
         for index, name in enumerate(form.students):
             question = Question(name, form.pairs, form.query, form.sampling, rows=True)
-            with closing(self.service.stream(question)) as steps:
-                for step in steps:
+            async with aclosing(self.service.astream(question)) as steps:
+                async for step in steps:
                     assert step.image is not None
                     answers[name] = step.image
                     round_trip: Any = gr.skip()
                     if not shown:  # it is the same for all
-                        round_trip = _save(enlarged(step.round_trip), folder / "round_trip.png")
-                    file = folder / f"{index}_{len(step.ids)}.png"
-                    shown[name] = _save(enlarged(step.image), file)
+                        round_trip = await _save(enlarged(step.round_trip), folder, "round_trip")
+                    file = f"{index}_{len(step.ids)}"
+                    shown[name] = await _save(enlarged(step.image), folder, file)
                     lines[name] = describe(name, step)
                     images = [shown.get(each) for each in self.names]
                     yield ["\n\n".join(lines.values()), round_trip, *images, gr.skip()]
-        download = gr.DownloadButton(
-            value=_save(side_by_side([*answers.values()]), folder / "answer.png"), interactive=True
-        )
+        file = await _save(side_by_side([*answers.values()]), folder, "answer")
+        download = gr.DownloadButton(value=file, interactive=True)
         yield [gr.skip()] * (2 + len(self.names)) + [download]
+
+
+def _number(label: str, value: Any) -> float:
+    """The value of a box, which a browser sends as null if it is empty."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{label} is not a number: enter one")
+    return value
 
 
 def _pairs(boxes: Sequence[Upload | None]) -> tuple[tuple[Upload, Upload], ...]:
@@ -168,6 +187,7 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _save(image: Image.Image, file: Path) -> str:
-    image.save(file)
+async def _save(image: Image.Image, folder: Path, name: str) -> str:
+    file = folder / f"{name}.png"
+    await asyncio.to_thread(image.save, file)
     return str(file)

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from delvm.serving.app import make_app
 from delvm.serving.limits import MIB
 from delvm.serving.page_events import UPLOAD
 from delvm.serving.prompt_sets import find_prompt_sets
-from delvm.serving.service import Service
+from delvm.serving.service import Question, Service
 from tests.serving.conftest import noise, png
 
 API = "/gradio_api"
@@ -29,14 +30,18 @@ class Browser:
         self.client = client
         self.config = client.get("/config").json()
 
-    def run(self, name: str, *values: Any) -> dict[str, Any]:
-        """The output of the handler of that name."""
+    def join(self, name: str, *values: Any) -> dict[str, Any]:
+        """Queue an event of the handler of that name; what cancels it."""
         listed = self.config["dependencies"]
         number = next(each["id"] for each in listed if each["api_name"].startswith(name))
-        session = f"{name}{time.monotonic_ns()}"
-        event = {"data": [*values], "fn_index": number, "session_hash": session}
-        joined = self.client.post(f"{API}/queue/join", json=event)
+        event = {"fn_index": number, "session_hash": f"{name}{time.monotonic_ns()}"}
+        joined = self.client.post(f"{API}/queue/join", json=event | {"data": [*values]})
         assert joined.status_code == 200, joined.text
+        return event | joined.json()
+
+    def run(self, name: str, *values: Any) -> dict[str, Any]:
+        """The output of the handler of that name."""
+        session = self.join(name, *values)["session_hash"]
         messages = self.client.get(f"{API}/queue/data", params={"session_hash": session}).text
         self.messages = [json.loads(line[5:]) for line in messages.split("\n\n") if line]
         return next(each for each in self.messages if each["msg"] == "process_completed")
@@ -91,11 +96,16 @@ def test_ready_prompts_outlive_the_deletion_of_old_files(client, service):
     assert Image.open(query["path"]).size == noise(0).size
 
 
-def answer(browser: Browser) -> dict[str, Any]:
-    """The last output of two students, as the ready prompt shows."""
+def form(browser: Browser, *sampling: Any) -> list[Any]:
+    """The page after the ready prompt was picked, for two students."""
     *boxes, query = browser.run("pick", "zebra")["output"]["data"]
-    sampling = ["greedy", 1.0, 0, 1.0, 1.0, 0]
-    return browser.run("answer", ["first", "second"], *boxes, query, None, UPLOAD, *sampling)
+    sampling = sampling or ("greedy", 1.0, 0, 1.0, 1.0, 0)
+    return [["first", "second"], *boxes, query, None, UPLOAD, *sampling]
+
+
+def answer(browser: Browser, *sampling: Any) -> dict[str, Any]:
+    """The last output of two students, as the ready prompt shows."""
+    return browser.run("answer", *form(browser, *sampling))
 
 
 def test_an_answer_writes_the_round_trip_once(client, cache):
@@ -113,6 +123,45 @@ def test_an_answer_needs_space_on_disk(client, cache, service):
     done = answer(Browser(client))
     assert not done["success"] and "for uploads and answers are used up" in done["output"]["error"]
     assert not [*cache.glob("answer-*")]
+
+
+def test_an_answer_that_waits_is_stopped_at_once(client, service):
+    question = Question("first", ((png(noise(0)), png(noise(1))),), png(noise(2)))
+    held = [service.stream(question) for _ in range(service.limits.max_answers)]
+    for each in held:
+        next(each)
+    browser = Browser(client)
+    event = browser.join("answer", *form(browser))
+    while not service._slots._waiting:
+        time.sleep(0.01)
+    later = threading.Timer(5, lambda: [each.close() for each in held])
+    later.start()
+    start = time.monotonic()
+    assert client.post(f"{API}/cancel", json=event).json() == {"success": True}
+    assert time.monotonic() - start < 3 and not service._slots._waiting
+    later.cancel()
+    for each in held:
+        each.close()
+    assert answer(browser)["success"]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "words"),
+    [
+        (("sample", 1.0, None, 1.0, 1.0, 0), "Top k is not a number: enter one"),
+        (("sample", None, 0, 1.0, 1.0, 0), "Temperature is not a number"),
+        (("greedy", 1.0, 0, 1.0, "much", 0), "Guidance is not a number"),
+    ],
+)
+def test_an_empty_number_is_refused_in_words(client, sampling, words):
+    done = answer(Browser(client), *sampling)
+    assert not done["success"] and words in done["output"]["error"]
+
+
+def test_a_failure_of_the_server_is_in_words(client, monkeypatch):
+    monkeypatch.setattr("delvm.serving.service.stream_rows", lambda *_, **__: 1 / 0)
+    done = answer(Browser(client))
+    assert done["output"]["error"] == "the server failed: its log has the reason"
 
 
 def send_drawing(browser: Browser, **fields: Any) -> int:
