@@ -56,7 +56,7 @@ def test_notebook_runs(path: Path, unpacked_wheel: Path, tmp_path: Path):
     notebook = nbformat.read(path, as_version=4)
     where = nbformat.v4.new_code_cell("import delvm\nprint(delvm.__file__)")
     notebook.cells.insert(0, where)
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
     # Without the backend of the tests, which shows no plots.
     inherited = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
     client.execute(env=inherited | {"PYTHONPATH": str(unpacked_wheel)})

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from delvm.commands import app
+
 SOURCE = """
 import numpy as np
 from delvm.data.types import Example, SourceChunk
@@ -44,6 +46,13 @@ def test_a_foreign_source_needs_only_a_target(delvm, mine):
     code, out, err = delvm(*words, "source.count=4")
     assert (code, out.splitlines()[0]) == (0, "test: squares 4 examples"), err
     assert "squares of one color" in delvm("prepare", "-cd", "conf", "--help")[1]
+
+
+def test_from_python_its_directory_is_an_override(mine, tmp_path):
+    mine.write_text("_target_: squares.Squares\nsize: 16\n")
+    words = [f"hydra.searchpath=[{tmp_path}/conf]", "source=mine", "splits=[test]"]
+    app.run("prepare", [*words, "output_dir=out"])
+    assert (tmp_path / "out/test/squares/manifest.json").exists()
 
 
 @pytest.mark.slow
