@@ -38,7 +38,8 @@ class Cache:
                 continue
             total += sum(_kept_bytes(os.path.join(folder, name), now) for name in names)
             with suppress(OSError):  # not empty, or removed in between
-                if not names and now - os.stat(folder).st_mtime > _EMPTY_SECONDS:
+                is_old = now - os.stat(folder).st_mtime > _EMPTY_SECONDS
+                if is_old and not names and folder != str(self.folder):
                     os.rmdir(folder)
         return total > self._max_mb * MIB
 

@@ -113,9 +113,7 @@ class Events:
         return Form(chosen, pairs, query, sampling)
 
     async def _answer(self, form: Form) -> AsyncGenerator[list[Any]]:
-        # Files of our own: Gradio names files by their content, and would write one a second time
-        # while a browser reads it, when two students give the same answer.
-        folder = Path(tempfile.mkdtemp(prefix="answer-", dir=self.cache.folder))
+        folder = Path()
         shown: dict[str, str] = {}
         lines: dict[str, str] = {}
         answers: dict[str, Image.Image] = {}
@@ -126,7 +124,8 @@ class Events:
                     assert step.image is not None
                     answers[name] = step.image
                     round_trip: Any = gr.skip()
-                    if not shown:  # it is the same for all
+                    if not shown:  # the first step of all
+                        folder = self._new_folder()
                         round_trip = await _save(enlarged(step.round_trip), folder, "round_trip")
                     file = f"{index}_{len(step.ids)}"
                     shown[name] = await _save(enlarged(step.image), folder, file)
@@ -136,6 +135,14 @@ class Events:
         file = await _save(side_by_side([*answers.values()]), folder, "answer")
         download = gr.DownloadButton(value=file, interactive=True)
         yield [gr.skip()] * (2 + len(self.names)) + [download]
+
+    def _new_folder(self) -> Path:
+        """A folder for the files of an answer, made when there is one to write.
+
+        Gradio names files by their content, and would write one a second time while a browser reads
+        it, when two students give the same answer. A folder that stays empty is removed.
+        """
+        return Path(tempfile.mkdtemp(prefix="answer-", dir=self.cache.folder))
 
 
 def _number(label: str, value: Any) -> float:

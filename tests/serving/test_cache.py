@@ -48,6 +48,12 @@ def test_empty_folders_are_removed_once_nobody_is_about_to_write_to_them(cache, 
     assert sorted(each.name for each in tmp_path.iterdir()) == ["new", "used"]
 
 
+def test_the_directory_itself_stays(cache, tmp_path):
+    made_older(tmp_path, 1000)
+    cache.check()
+    assert tmp_path.is_dir()
+
+
 def test_files_that_gradio_does_not_know_are_removed(cache, tmp_path):
     write(tmp_path / "answer-1/1.png", 2 * MIB, age=3 * KEPT_SECONDS)
     write(tmp_path / "answer-1/2.png", 1, age=KEPT_SECONDS)
