@@ -7,7 +7,7 @@ from typing import Any
 
 from delvm.commands.app import verb_main
 from delvm.commands.output_check import check_output_dir
-from delvm.configs.verbs import EvaluateConfig, EvaluationMode
+from delvm.configs.evaluate import EvaluateConfig, EvaluationMode
 from delvm.storage import as_path
 
 PERPLEXITIES = ("perplexity", "sentence_perplexity", "image_perplexity")
@@ -118,10 +118,10 @@ def _students(cfg: EvaluateConfig, loggers: list[Any]) -> dict[str, Any]:
     from delvm.evaluation.training_curves import find_history
     from delvm.interop.load import describe_source
 
-    models = _model_paths(cfg)
+    models, workers = _model_paths(cfg), _workers(cfg)
     return evaluate_students(
         as_path(cfg.input_dir),
-        *_load_models(cfg),
+        *_models(cfg, workers),
         output_dir=Path(cfg.output_dir),
         tasks=cfg.tasks or None,
         num_queries=cfg.num_queries,
@@ -137,6 +137,7 @@ def _students(cfg: EvaluateConfig, loggers: list[Any]) -> dict[str, Any]:
         origins={name: describe_source(path) for name, path in models.items()},
         title=cfg.title,
         loggers=loggers,
+        workers=workers,
         **cfg.sampling,
     )
 
@@ -145,9 +146,10 @@ def _video(cfg: EvaluateConfig, loggers: list[Any]) -> dict[str, Any]:
     from delvm.evaluation.video import evaluate_video
     from delvm.interop.load import describe_source
 
+    workers = _workers(cfg)
     return evaluate_video(
         as_path(cfg.input_dir),
-        *_load_models(cfg),
+        *_models(cfg, workers),
         output_dir=Path(cfg.output_dir),
         tasks=cfg.tasks or None,
         num_queries=cfg.num_queries,
@@ -160,6 +162,7 @@ def _video(cfg: EvaluateConfig, loggers: list[Any]) -> dict[str, Any]:
         origins={name: describe_source(path) for name, path in _model_paths(cfg).items()},
         title=cfg.title,
         loggers=loggers,
+        workers=workers,
         **cfg.sampling,
     )
 
@@ -169,22 +172,37 @@ def _model_paths(cfg: EvaluateConfig) -> dict[str, str]:
     return {"tokenizer": cfg.tokenizer, **(cfg.students or {"student": "shapes"})}
 
 
-def _load_models(cfg: EvaluateConfig) -> tuple[Any, dict[str, Any]]:
+def _models(cfg: EvaluateConfig, workers: Any) -> tuple[Any, Any]:
     """The tokenizer and the students, on the GPU of this rank where there is one."""
-    # Imported here: torch takes seconds, which a mistake in the config need not wait for.
     from delvm.data.encode.executors.base import rank_from_env
     from delvm.data.encode.executors.local import local_rank
-    from delvm.interop.load import load_student, load_tokenizer
     from delvm.models.precision import resolve_device
 
-    device = resolve_device(cfg.device)
-    if device == "cuda" and rank_from_env().world_size > 1:
-        device = f"cuda:{local_rank()}"
-    tokenizer, *students = _model_paths(cfg).items()
-    return (
-        load_tokenizer(tokenizer[1], device),
-        {name: load_student(path, device, cfg.precision) for name, path in students},
-    )
+    of_torchrun = workers is None and rank_from_env().world_size > 1
+    if of_torchrun and resolve_device(cfg.device) == "cuda":
+        models: tuple[Any, Any] = _loader(cfg, f"cuda:{local_rank()}")()
+    else:
+        models = _loader(cfg, cfg.device)()
+    return models
+
+
+def _loader(cfg: EvaluateConfig, device: str) -> Any:
+    # Imported here: torch takes seconds, which a mistake in the config need not wait for.
+    from delvm.evaluation.ray_workers import LoadModels
+
+    paths = _model_paths(cfg)
+    return LoadModels(paths.pop("tokenizer"), paths, device, cfg.precision)
+
+
+def _workers(cfg: EvaluateConfig) -> Any:
+    """Workers of Ray, where they are asked for with executor=ray."""
+    from delvm.commands.build import build
+    from delvm.evaluation.ray_workers import RayWorkers
+
+    executor = build(cfg.executor, "executor")
+    if executor is None or getattr(executor, "in_process", False):
+        return None
+    return RayWorkers(executor, _loader(cfg, cfg.device))
 
 
 main = verb_main(__name__)

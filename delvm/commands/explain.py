@@ -12,6 +12,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from delvm.commands import help
+from delvm.configs.register import schemas
 from delvm.configs.renamed import new_name
 from delvm.configs.store import walk
 from delvm.errors import UserError, closest_match, did_you_mean, to_user_error
@@ -114,6 +115,11 @@ def _one_line(error: Exception, verb: str) -> str:
     line = " ".join(text.split())
     if match := re.search(r"Ambiguous value for argument '(([^=]*)=(.*?))' 1\.", line):
         return f"{match[1]} is several values: add -m to sweep, or write {match[2]}=[{match[3]}]"
+    if match := re.search(r"Could not load 'schema/(.+)/([^/']+)'", line):  # another verb's option
+        options = sorted(schemas(verb)[1].get(match[1], {}))
+        return (
+            f"{match[1]}={match[2]} is not for delvm {verb}: set {match[1]}={' or '.join(options)}"
+        )
     if line.startswith("Config group override must be"):
         return f"{line}: write GROUP=OPTION, see delvm {verb} --help"
     if match := re.search(r"Could not override '([^']*)'\.? No match in the defaults list", line):

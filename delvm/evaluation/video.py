@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,7 +19,7 @@ from typing import Any, Unpack
 import torch
 
 from delvm import tasks as all_tasks
-from delvm.data.encode.executors.base import Rank, rank_from_env
+from delvm.data.encode.executors.base import Rank
 from delvm.data.image_io import to_tensor
 from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.data.shards.reader import read_examples
@@ -35,6 +36,12 @@ from delvm.evaluation.provenance import (
     versions,
 )
 from delvm.evaluation.query_set import check_manifest
+from delvm.evaluation.ray_workers import (
+    RayWorkers,
+    answer_on_ray,
+    check_rank,
+    check_same_sources,
+)
 from delvm.evaluation.video_files import EvaluatedVideo
 from delvm.evaluation.video_scoring import LPIPS_METRIC, METRICS, score_clips
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
@@ -101,6 +108,7 @@ def evaluate_video(
     origins: Mapping[str, str] | None = None,
     title: str = "Evaluation",
     loggers: Sequence[ResultLogger] = (),
+    workers: RayWorkers | None = None,
     **sampling: Unpack[SamplingOptions],
 ) -> dict[str, Any]:
     """Have students continue held-out clips, and score each frame ahead.
@@ -122,6 +130,7 @@ def evaluate_video(
         overwrite: Whether to continue all clips again.
         origins: Name of a student, or "tokenizer" -> where its weights come from.
         loggers: Of Lightning, see `delvm.evaluation.experiment_log`.
+        workers: Of Ray, which continue clips in place of this process.
 
     Returns:
         The content of metrics.json, see `delvm.evaluation.video_files`. Empty in ranks other than
@@ -137,7 +146,7 @@ def evaluate_video(
     clips = _select_clips(options, tasks, tokenizer)
     models = _check_models(options, tokenizer, students)
     about = _Report(title, origins or {}, loggers)
-    return _evaluate(options, clips, models, Path(output_dir), about, overwrite)
+    return _evaluate(options, clips, models, Path(output_dir), about, workers, overwrite)
 
 
 @dataclass(frozen=True)
@@ -155,15 +164,20 @@ def _evaluate(
     models: _Models,
     output_dir: Path,
     about: _Report,
+    workers: RayWorkers | None,
     overwrite: bool,
 ) -> dict[str, Any]:
     """Continue, score and write everything; the content of metrics.json."""
-    started, rank = time.monotonic(), rank_from_env()
+    started, rank = time.monotonic(), check_rank(overwrite, workers)
     sources = _sources(options, clips, models)
     folder = output_dir / "answers"
-    if overwrite and rank.rank == 0:
+    if overwrite:
         remove_tree(folder)
     store = AnswerStore(folder, sources, first_rank=rank.rank == 0)
+    if workers:
+        answer = partial(_answer_rank, options, clips, folder, sources)
+        parts = [part for task in clips for part in _parts(options, task)]
+        answer_on_ray(workers, answer, store, parts, models.tokenizer.codebook.device.type)
     _answer(options, clips, models, store, rank)
     if rank.rank:
         return {}
@@ -328,6 +342,21 @@ def _answer(
                 on_continued=lambda n, name: bar.update(n, name),
             )
             store.save(part, rows)
+
+
+def _answer_rank(
+    options: _Options,
+    clips: dict[str, int],
+    folder: Path,
+    sources: dict[str, Any],
+    tokenizer: TokenizerNet,
+    students: Students,
+    rank: Rank,
+) -> None:
+    """Continue what is missing of a rank's batches, in a worker that is started for that."""
+    models = _check_models(options, tokenizer, students)
+    check_same_sources(_sources(options, clips, models), sources)
+    _answer(options, clips, models, AnswerStore(folder, sources, first_rank=False), rank)
 
 
 def _read(options: _Options, part: Part) -> Iterator[Example]:

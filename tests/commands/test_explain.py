@@ -66,6 +66,8 @@ LINES = {
     "generate device=gpu": "device=gpu: Invalid value 'gpu', expected one of [auto, cpu, cuda]: "
     "did you mean 'cuda'?",
     "prepare source.size=null": "source.size=null: field 'source.size' is not Optional",
+    "evaluate executor=processes": "executor=processes is not for delvm evaluate: set "
+    "executor=local or ray",
     "evaluate students=3": "students=3: Cannot assign int to Dict[str, str]",
     "prepare source.train.pose=x": "source.train.pose=x: Value 'x' of type 'str' could not be "
     "converted to Integer",

@@ -76,6 +76,10 @@ ERRORS = {
     "students, not for mode=tokenizer: set guidance=1.0 or mode=students",
     "evaluate input_dir=. fid_features=x": "fid_features=x is for the rFID of mode=tokenizer: "
     "set mode=tokenizer or fid_features=null",
+    "evaluate input_dir=. executor=ray executor.workers=-1": "executor.workers=-1 is below 0: set "
+    "it to 0 or more",
+    "evaluate input_dir=. mode=tokenizer executor=ray": "executor=ray is for mode=students and "
+    "mode=video: set executor=local",
     "evaluate input_dir=. num_frames=2": "num_frames=2 is for mode=video: set mode=video or "
     "num_frames=null",
     "evaluate input_dir=. mode=tokenizer vgg_weights=x": "vgg_weights=x is for mode=video: set "

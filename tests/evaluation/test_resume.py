@@ -13,7 +13,7 @@ import pytest
 from delvm import tasks
 from delvm.data.encode.executors.base import Rank
 from delvm.errors import UserError
-from delvm.evaluation import answer_store, evaluate_students, scoring, students
+from delvm.evaluation import answer_store, evaluate_students, ray_workers, scoring, students
 from delvm.evaluation.answer_store import AnswerStore, Part, ScoredRows, concatenate
 
 Options = dict[str, Any]
@@ -117,7 +117,7 @@ def test_ranks_share_the_work_and_rank_0_writes(
     calls.clear()
     monkeypatch.setattr(answer_store, "POLL_S", 0.01)
     current = threading.local()
-    monkeypatch.setattr(students, "rank_from_env", lambda: current.rank)
+    monkeypatch.setattr(ray_workers, "rank_from_env", lambda: current.rank)
     results: Options = {}
 
     def run(number: int) -> None:

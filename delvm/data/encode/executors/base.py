@@ -3,8 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib import import_module
-from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 
@@ -16,6 +15,7 @@ from delvm.data.encode.shard_task import (
     Tokenizer,
     encode_shard,
 )
+from delvm.data.ray_cluster import minimum_errors
 from delvm.errors import UserError, check_members, to_user_error
 from delvm.storage import RemotePath, absolute_path
 
@@ -103,12 +103,7 @@ class WorkerExecutor:
 
     def validate(self) -> list[str]:
         """Errors of the settings, one line each."""
-        given = {key: getattr(self, key) for key in self.minimum}
-        return [
-            f"{key}={value} is below {self.minimum[key]}: set it to {self.minimum[key]} or more"
-            for key, value in given.items()
-            if value is not None and value < self.minimum[key]
-        ]
+        return minimum_errors(self)
 
     def rank(self) -> Rank:
         """The only rank.
@@ -214,26 +209,6 @@ def for_remote_worker(job: EncodeJob) -> EncodeJob:
     return replace(
         job, input_dir=absolute_path(job.input_dir), output_dir=absolute_path(job.output_dir)
     )
-
-
-def require_package(package: str, executor: str) -> Any:
-    """An optional package.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise UserError(
-            f"executor={executor} needs a package that is not installed ({error}): run "
-            "`pip install 'delvm[scale]'`, or set executor=processes"
-        ) from None
-
-
-def num_cpus() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_per_worker(num_workers: int) -> int:

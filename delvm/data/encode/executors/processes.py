@@ -17,11 +17,11 @@ from delvm.data.encode.executors.base import (
     TokenizerFactory,
     Worker,
     WorkerExecutor,
-    num_cpus,
     threads_per_worker,
     unwrap,
 )
 from delvm.data.encode.shard_task import EncodeJob, Report, ShardResult, ShardTask
+from delvm.data.ray_cluster import num_cpus
 from delvm.errors import UserError
 
 POLL_S = 0.5  # between two reports of progress
