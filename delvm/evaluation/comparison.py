@@ -25,6 +25,7 @@ from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
 from delvm.evaluation import bootstrap
 from delvm.evaluation.answer_store import Part, ScoredRows, concatenate, load_part
+from delvm.evaluation.provenance import data_fingerprints
 from delvm.evaluation.query_set import decode
 from delvm.evaluation.report.comparison_report import ComparedAnswer, render_comparison
 from delvm.interop.fingerprint import fingerprint
@@ -69,10 +70,8 @@ def load_run(path: str | Path) -> EvaluatedRun:
         raise UserError(f"{path} has no results.json: run `delvm evaluate output_dir={path}` first")
     results = read_json(file, "results")
     try:
-        settings, tasks = results["settings"], list(results["queries"])
-        count, size = int(settings["num_queries"]), int(settings["batch_size"])
-        draws = range(int(settings["num_draws"]))
-    except (KeyError, TypeError, ValueError):
+        tasks, count, size, draws = _read_request(results)
+    except (KeyError, TypeError, ValueError, AttributeError, UserError):
         raise UserError(f"{file} is not the result of an evaluation of students") from None
     answers = {}
     for task in tasks:
@@ -81,9 +80,33 @@ def load_run(path: str | Path) -> EvaluatedRun:
                 _load(path, Part(task, draw, start, min(start + size, count)))
                 for start in range(0, count, size)
             )
-            for draw in draws
+            for draw in range(draws)
         ]
     return EvaluatedRun(path, results, answers)
+
+
+def _read_request(results: Mapping[str, Any]) -> tuple[list[str], int, int, int]:
+    """The tasks, queries per task, batch size and draws of an evaluation.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, UserError: It is not one of students, or
+            lacks what a comparison reads.
+    """
+    settings, provenance = results["settings"], results["provenance"]
+    count, size, draws = (int(settings[k]) for k in ("num_queries", "batch_size", "num_draws"))
+    names = [results["students"], provenance["tokenizer"], settings["input_dir"]]
+    if [type(each) for each in names] != [dict, str, str]:
+        raise TypeError
+    for task, queries in results["queries"].items():
+        all_tasks.get_or_default(task)  # a task's name is part of a path
+        test = provenance["data"][task]["test"]
+        described = {"source", "seed", "count"} <= test.keys()
+        keys = [each[key] for each in queries for key in ("key", "group")]
+        if not described or len(queries) != count or not all(isinstance(key, str) for key in keys):
+            raise ValueError
+    if min(count, size, draws) < 1:
+        raise ValueError
+    return list(results["queries"]), count, size, draws
 
 
 def _load(path: Path, part: Part) -> ScoredRows:
@@ -297,6 +320,10 @@ def _images(
         return []
     assert tokenizer is not None
     try:
+        if data_fingerprints(root, [task], ("test",))[task] != {
+            "test": a.results["provenance"]["data"][task]["test"]
+        }:
+            raise UserError(f"the test pairs of {task} in {root} are others by now")
         tests = list(islice(read_examples(root, "test", task), int(rows[0].max()) + 1))
     except UserError as error:
         log(f"compare: no images: {error}")

@@ -152,22 +152,23 @@ def _score(line: ImageLists, ids: Tensor, student: StudentNet) -> LineScores:
 
 
 def summarize(scores: Sequence[LineScores], seed: int = 0) -> dict[str, Any]:
-    """The metrics of the module's docstring; those that are means over lines as intervals.
+    """The metrics of the module's docstring, with intervals that resample lines.
 
-    Losses of all tokens together have the interval of a resampling of lines.
+    Tokens and images of a line are not independent, so lines are what is resampled.
     """
     token_loss = _weighted([each.target_nll for each in scores], seed)
     all_loss = _weighted([each.nll for each in scores], seed)
     sentences = np.array([np.exp(each.target_nll.mean()) for each in scores])
     images = [
-        np.exp(one.mean()) for each in scores for one in np.split(each.target_nll, each.num_images)
+        np.exp([one.mean() for one in np.split(each.target_nll, each.num_images)])
+        for each in scores
     ]
     return {
         "loss": token_loss.as_dict(),
         "accuracy": _weighted([each.target_correct for each in scores], seed).as_dict(),
         "perplexity": token_loss.exp().as_dict(),
         "sentence_perplexity": bootstrap.mean_ci(sentences, seed).as_dict(),
-        "image_perplexity": bootstrap.mean_ci(np.array(images), seed).as_dict(),
+        "image_perplexity": _weighted(images, seed).as_dict(),
         "loss_all": all_loss.as_dict(),
         "accuracy_all": _weighted([each.correct for each in scores], seed).as_dict(),
         "perplexity_all": all_loss.exp().as_dict(),

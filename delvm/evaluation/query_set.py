@@ -128,9 +128,9 @@ class QuerySet:
 
 
 def validate(
-    root: StoragePath, tasks: list[str], resolution: int, *, num_queries: int, num_shots: int
+    root: StoragePath, names: list[str], resolution: int, *, num_queries: int, num_shots: int
 ) -> None:
-    """Check that the shards hold what an evaluation needs.
+    """Check that the shards hold what an evaluation of these tasks needs.
 
     Raises:
         UserError: There are no shards, a task is missing, the image size is not the tokenizer's,
@@ -141,7 +141,7 @@ def validate(
         ("val", "num_shots", num_shots),
     ):
         manifests = load_manifests(root, split, "images")
-        for task in tasks:
+        for task in names:
             if task not in manifests:
                 raise UserError(
                     f"no task '{task}' in {root / split}, only {', '.join(manifests)}: "

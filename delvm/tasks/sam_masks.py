@@ -102,7 +102,8 @@ def recall(prediction: ImageArray, truth: ImageArray) -> float:
 def miou(prediction: ImageArray, truth: ImageArray) -> float:
     """Mean IoU of the masks in a true image, as `segmentation.hungarian_miou`.
 
-    Colors are not compared: which mask has which color is random.
+    Colors are not compared: which mask has which color is random. Of the readings of a prediction,
+    by the palette and by its own frequent colors, the better one counts.
 
     Args:
         prediction: Image (H, W, 3) uint8.
@@ -111,7 +112,11 @@ def miou(prediction: ImageArray, truth: ImageArray) -> float:
     Returns:
         A value in [0, 1]; NaN if the ground truth has no mask.
     """
-    return segmentation.hungarian_miou(parse(prediction), parse(truth), len(PALETTE))
+    labels = parse(truth)
+    return max(
+        segmentation.hungarian_miou(each, labels, max(len(PALETTE), int(each.max())))
+        for each in _candidates(prediction, labels)
+    )
 
 
 TASK = Task(

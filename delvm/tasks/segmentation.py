@@ -124,11 +124,11 @@ def hungarian_miou(pred: LabelMap, target: LabelMap, num_labels: int) -> float:
     joint = np.bincount((target * size + pred).ravel(), minlength=size**2).reshape(size, size)
     union = joint.sum(axis=1, keepdims=True) + joint.sum(axis=0, keepdims=True) - joint
     iou = (joint / np.maximum(union, 1))[1:, 1:]
-    instances = int((joint.sum(axis=1)[1:] > 0).sum())
-    if instances == 0:
+    num_true = int((joint.sum(axis=1)[1:] > 0).sum())
+    if num_true == 0:
         return float("nan")
     rows, columns = linear_sum_assignment(iou, maximize=True)
-    return float(iou[rows, columns].sum() / instances)
+    return float(iou[rows, columns].sum() / num_true)
 
 
 def miou(prediction: ImageArray, truth: ImageArray) -> float:

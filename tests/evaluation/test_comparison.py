@@ -124,3 +124,38 @@ def test_difference_of_set_metrics_is_paired() -> None:
     assert one == bootstrap.set_metric_ci(mean, a, groups)
     assert [change.mean, change.low, change.high] == pytest.approx([0.1] * 3)
     assert other.high - other.low > 0.05
+
+
+BROKEN: dict[str, Any] = {
+    "queries": [{"queries": {"derain": [{"key": 1}]}}, {"queries": {"../derain": []}}, {}],
+    "provenance": [{"provenance": {}}, {"provenance": []}],
+    "settings": [{"settings": {"num_queries": 12, "batch_size": 0, "num_draws": 1}}],
+    "students": [{"students": 3}],
+}
+
+
+@pytest.mark.parametrize("key", BROKEN)
+def test_results_of_another_form_are_refused(
+    key: str, runs: tuple[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "a/results.json"
+    whole = json.loads(file.read_text())
+    for change in BROKEN[key]:
+        file.write_text(json.dumps({**whole, **change} if change else {"queries": {}}))
+        with pytest.raises(UserError, match="is not the result of an evaluation of students"):
+            compare(runs, tmp_path / "out")
+
+
+def test_no_images_of_pairs_that_were_prepared_again(
+    runs: tuple[str, str], tokenizer: Any, tmp_path: Path, capsys: Any
+) -> None:
+    for name in ("a", "b"):
+        file = tmp_path / name / "results.json"
+        results = json.loads(file.read_text())
+        results["provenance"]["data"]["derain"]["test"]["seed"] = 7  # of the pairs evaluated then
+        file.write_text(json.dumps(results))
+    found = compare(runs, tmp_path / "out", tokenizer)
+    assert found["tasks"]["derain"]["mine"]["psnr"]["difference"]["n"] == 10
+    assert "no images: the test pairs of derain in" in capsys.readouterr().err
+    page = (tmp_path / "out/comparison.html").read_text()
+    assert "derain-0: answer of a" not in page and "edges" in page

@@ -77,6 +77,7 @@ def test_means_are_those_of_lvm_and_of_all_tokens(
     for name, value in expected.items():
         assert mine[name]["mean"] == pytest.approx(value, rel=1e-4), name
     assert len({round(mine[n]["mean"], 3) for n in mine if "perplexity" in n}) == 4
+    assert mine["image_perplexity"]["n"] == 3  # lines are resampled, not images that depend
     assert mine["loss"]["low"] <= mine["loss"]["mean"] <= mine["loss"]["high"]
     assert json.loads((tmp_path / "out/metrics.json").read_text()) == found
     with (tmp_path / "out/scores.csv").open() as file:

@@ -93,6 +93,16 @@ def test_miou_robust_to_noise_and_blur():
     assert masks.miou(blurred, image) > 0.7
 
 
+def test_miou_robust_to_color_drift():
+    """As of a tokenizer that darkens colors and shifts their hue beyond the palette's tolerance."""
+    image = target(0, 12)
+    drifted = image * np.array((0.75, 0.85, 0.8)) + (image > 0).any(2, keepdims=True) * 20
+    drifted = np.clip(drifted, 0, 255).astype(np.uint8)
+    assert masks.miou(drifted, image) > 0.9
+    noise = np.random.default_rng(0).integers(0, 256, image.shape).astype(np.uint8)
+    assert masks.miou(noise, image) < 0.1
+
+
 def test_task_registered_but_not_procedural():
     assert tasks.get("masks") is tasks.get_or_default("masks") is masks.TASK
     assert masks.TASK.allows_hflip and "masks" not in tasks.NAMES
