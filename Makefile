@@ -71,8 +71,8 @@ bench: $(INSTALLED) ## run all benchmarks, or one (only=NAME), to outputs/bench.
 experiments: $(INSTALLED) ## list the studies of experiments/ with their cost, or run one (only=NAME)
 	@$(PYTHON) -m experiments.studies $(if $(only),$(only))
 
-notebooks: $(INSTALLED) ## execute every notebook, as a wheel installs it (about two minutes)
-	$(PYTHON) -m pytest tests/test_notebooks.py -v
+notebooks: $(INSTALLED) ## execute every notebook, as a wheel installs it (about a minute on two cores)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n $(JOBS) tests/test_notebooks.py -v
 
 pins: ## rewrite constraints.txt: the same torch, the newest versions of all else
 	@set -e; \
