@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from delvm.configs.text import TEXT_OR_LIST
+from delvm.configs.store import TEXT_OR_LIST
 from delvm.data.resizing import ResizeMode
 from delvm.inference.decoding import Decoding, SamplingOptions, sampling_errors
 

@@ -13,6 +13,8 @@ from typing import Any, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+# Metadata of a field of type Any: OmegaConf has no union of text and lists.
+TEXT_OR_LIST = {"type": str | list[str]}
 Groups = dict[str, dict[str, type]]  # group ("source", "module/loss") -> option -> schema
 
 

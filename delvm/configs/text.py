@@ -15,9 +15,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from delvm.configs.register import schemas
-
-# Metadata of a field of type Any: OmegaConf has no union of text and lists.
-TEXT_OR_LIST = {"type": str | list[str]}
+from delvm.configs.store import TEXT_OR_LIST
 
 # A string in quotes, or what stands between commas and brackets.
 _ELEMENT = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^,()\[\]{}'"]+""")

@@ -119,10 +119,7 @@ class Engine:
         Raises:
             ValueError: prompt, query and answer exceed the student's context.
         """
-
-        def contexts(prefixes: PrefixCache) -> list[Rows]:
-            return [self._context(prefixes, each, queries, max_new_tokens) for each in prompts]
-
+        contexts = self._after_prompts(prompts, queries, max_new_tokens)
         return self._decode(contexts, queries, max_new_tokens, sampling, row_ids, codebook)
 
     @torch.inference_mode()
@@ -146,10 +143,7 @@ class Engine:
         Raises:
             ValueError: as `generate`, before the first token.
         """
-
-        def contexts(prefixes: PrefixCache) -> list[Rows]:
-            return [self._context(prefixes, each, queries, max_new_tokens) for each in prompts]
-
+        contexts = self._after_prompts(prompts, queries, max_new_tokens)
         if self._step is not None:
             self._step.begin()
         student = self._combined(self._prefixes, contexts, queries, max_new_tokens, sampling)
@@ -275,6 +269,16 @@ class Engine:
             pays = timing is None or timing.pays()
         self.speculation.fallbacks += not pays
         return pays and min(rows, max_new_tokens) > 0
+
+    def _after_prompts(
+        self, prompts: Sequence[Tensor], queries: Tensor, max_new_tokens: int
+    ) -> Callable[[PrefixCache], list[Rows]]:
+        """The contexts of queries (B, Q) after each prompt (P,), of student or draft."""
+
+        def contexts(prefixes: PrefixCache) -> list[Rows]:
+            return [self._context(prefixes, each, queries, max_new_tokens) for each in prompts]
+
+        return contexts
 
     def _context(
         self, prefixes: PrefixCache, prompt: Tensor, queries: Tensor, max_new_tokens: int

@@ -176,7 +176,8 @@ def plot(rows: Sequence[Row], figure: Any) -> None:
             left.plot(SHOTS, means, style, color=f"C{number}", label=label)
     left.set_xlabel("pairs in the prompt")
     left.set_ylabel("loss of the true answer")
-    left.legend(fontsize=7)
+    left.set_ylim(top=1.25 * left.get_ylim()[1])  # room for the legend
+    left.legend(fontsize=7, ncols=2, loc="upper left")
     for number, task in enumerate(HELD_OUT):
         for tuning, style in zip(TUNINGS, ("o-", "s--"), strict=True):
             base = np.mean(
