@@ -21,6 +21,7 @@ from delvm.errors import UserError  # noqa: E402
 from delvm.inference.prompter import Prompter  # noqa: E402
 from delvm.progress import log  # noqa: E402
 from delvm.serving.cache import Cache  # noqa: E402
+from delvm.serving.components import Drawings  # noqa: E402
 from delvm.serving.endpoint import PREFIX, add_endpoint  # noqa: E402
 from delvm.serving.gate import Gate  # noqa: E402
 from delvm.serving.limits import Limits  # noqa: E402
@@ -55,7 +56,9 @@ def make_app(
     add_endpoint(app, service)
     files = Cache(cache, service.limits)
     prompt_sets = copy_prompt_sets(prompt_sets, files.prompts)
-    page = build_page(service, prompt_sets, files, title="DeLVM")
+    drawings = Drawings(2 * service.limits.max_upload_bytes)
+    app.post("/gradio_api/component_server", include_in_schema=False)(drawings.receive)
+    page = build_page(service, prompt_sets, files, drawings, title="DeLVM")
     gr.mount_gradio_app(
         app, page, path="/", footer_links=[], run_history=False, allowed_paths=[],
         blocked_paths=[], show_error=False, max_file_size=service.limits.max_upload_bytes,

@@ -11,8 +11,7 @@ from threading import Lock
 from typing import Any
 
 import gradio as gr
-from fastapi import HTTPException
-from gradio.components.base import server
+from fastapi import HTTPException, Request
 
 from delvm.errors import UserError
 from delvm.serving.limits import Limits, Upload, on_white
@@ -30,18 +29,14 @@ def image_input(label: str, **options: Any) -> gr.Image:
     )  # fmt: skip
 
 
-def drawing_input(label: str, drawings: "Drawings", **options: Any) -> gr.ImageEditor:
-    """A sheet to paint on, which sends what is painted to `drawings`, see `drawing`."""
-    sheet = gr.ImageEditor(
+def drawing_input(label: str, **options: Any) -> gr.ImageEditor:
+    """A sheet to paint on, whose browser sends what is painted to `Drawings.receive`."""
+    return gr.ImageEditor(
         label=label, type="filepath", format="png", canvas_size=(CANVAS, CANVAS), layers=False,
         sources=["upload", "clipboard"], transforms=(), buttons=[], interactive=True,
         brush=gr.Brush(default_size=24, colors=["#111827", "#dc2626", "#2563eb", "#16a34a"]),
         **options,
     )  # fmt: skip
-    # Gradio's own keeps all layers, and one more for each number that a client makes up. A subclass
-    # would be the plain way, but Gradio writes a .pyi file next to the source of each one.
-    sheet.accept_blobs = drawings.accept_blobs
-    return sheet
 
 
 def uploaded_file(sent: Mapping[str, Any] | None) -> Path | None:
@@ -82,22 +77,25 @@ class Drawings:
         self._max_bytes, self._lock = max_bytes, Lock()
         self._newest: dict[str, bytes] = {}
 
-    @server  # type: ignore[untyped-decorator]
-    def accept_blobs(self, data: Any) -> None:
-        """Keep the pixels that a browser sends, if they are a composite. The name is Gradio's.
+    async def receive(self, request: Request) -> None:
+        """Keep the pixels that a browser sends as a form, if they are a composite.
 
-        Args:
-            data: not trusted: fields as ``data.data``, name and bytes of files as ``data.files``.
+        Answers in the stead of Gradio, which keeps all layers, one more for each number that a
+        client makes up, and temporary files of forms that end early.
         """
-        fields, files = getattr(data, "data", None), getattr(data, "files", None)
-        if not isinstance(fields, dict) or not {"type", "id"} <= fields.keys() or not files:
-            raise HTTPException(400, "a drawing is a form with the fields type and id, and a file")
-        if fields["type"] != "composite":
-            return
-        name = str(fields["id"])[:MAX_NAME]
+        async with request.form(max_files=1, max_fields=16) as form:
+            kind, name = form.get("type"), form.get("id")
+            files = [each for each in form.values() if not isinstance(each, str)]
+            if not isinstance(kind, str) or not isinstance(name, str) or not files:
+                raise HTTPException(400, "a drawing has the fields type and id, and a file")
+            if kind == "composite":
+                self.keep(name, await files[0].read())
+
+    def keep(self, name: str, pixels: bytes) -> None:
+        """Keep the file of a drawing; older ones that exceed the limits are dropped."""
         with self._lock:
-            self._newest.pop(name, None)
-            self._newest[name] = files[0][1]
+            self._newest.pop(name[:MAX_NAME], None)
+            self._newest[name[:MAX_NAME]] = pixels
             while len(self._newest) > MAX_DRAWINGS or self._bytes() > self._max_bytes:
                 del self._newest[next(iter(self._newest))]
 

@@ -109,7 +109,7 @@ class Gate:
             await _refuse(send, *body.refusal)
 
     async def _upload(self, scope: MutableMapping[str, Any], body: "_Body", send: Send) -> None:
-        """Pass an image of the page on, as a form; Gradio would parse JSON of any size too."""
+        """Pass a form with an image on, a few at once, while there is room on disk."""
         if not _header(scope, b"content-type").startswith(b"multipart/form-data"):
             return await _refuse(send, 400, "images are sent as multipart/form-data")
         if self.uploads > self.limits.max_queue:

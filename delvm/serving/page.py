@@ -30,7 +30,11 @@ _DECODING = [
 
 
 def build_page(
-    service: Service, prompt_sets: Sequence[PromptSet], cache: Cache, title: str
+    service: Service,
+    prompt_sets: Sequence[PromptSet],
+    cache: Cache,
+    drawings: Drawings,
+    title: str,
 ) -> gr.Blocks:
     """The page as Gradio's blocks, with a queue that is bounded.
 
@@ -38,6 +42,7 @@ def build_page(
         service: answers.
         prompt_sets: ready prompts, in the cache; the first one is shown at first.
         cache: Gradio's, for uploaded files and answers.
+        drawings: that browsers have sent.
         title: of the browser's tab.
     """
     names = list(service.prompters)
@@ -47,7 +52,7 @@ def build_page(
     for each in prompt_sets:
         if len(each.pairs) > max_pairs:
             log(f"page: of the {len(each.pairs)} pairs of {each.name}, {max_pairs} are shown")
-    events = Events(service, prompt_sets, cache, max_pairs)
+    events = Events(service, prompt_sets, cache, drawings, max_pairs)
     ages = (SWEEP_SECONDS, KEPT_SECONDS)
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=ages) as page:
         gr.Markdown(_INTRO, elem_id="intro")
@@ -60,7 +65,7 @@ def build_page(
                     elem_id="task",
                 )
                 boxes = _pair_boxes(max_pairs)
-                uploaded, drawing, tab = _query_boxes(events.drawings)
+                uploaded, drawing, tab = _query_boxes()
                 for each in prompt_sets:  # Gradio deletes files of boxes otherwise
                     uploaded.keep_in_cache.update(map(str, each.files))
                 students = gr.CheckboxGroup(
@@ -105,15 +110,13 @@ def _pair_boxes(count: int) -> list[gr.Image]:
     return boxes
 
 
-def _query_boxes(drawings: Drawings) -> tuple[gr.Image, gr.ImageEditor, gr.State]:
+def _query_boxes() -> tuple[gr.Image, gr.ImageEditor, gr.State]:
     tab = gr.State(UPLOAD)
     with gr.Tabs(elem_id="query-tabs"):
         with gr.Tab("Query: an image") as first:
             uploaded = image_input("Query", height=220, elem_id="query")
         with gr.Tab("Query: draw it") as second:
-            drawing = drawing_input(
-                "Draw the query, or paint over an image", drawings, elem_id="drawing"
-            )
+            drawing = drawing_input("Draw the query, or paint over an image", elem_id="drawing")
     first.select(lambda: UPLOAD, None, tab, show_progress="hidden")
     second.select(lambda: DRAW, None, tab, show_progress="hidden")
     return uploaded, drawing, tab

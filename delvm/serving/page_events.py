@@ -37,12 +37,17 @@ class Events:
     """The handlers of one page."""
 
     def __init__(
-        self, service: Service, prompt_sets: Sequence[PromptSet], cache: Cache, max_pairs: int
+        self,
+        service: Service,
+        prompt_sets: Sequence[PromptSet],
+        cache: Cache,
+        drawings: Drawings,
+        max_pairs: int,
     ) -> None:
-        self.service, self.cache, self.max_pairs = service, cache, max_pairs
+        self.service, self.cache, self.drawings = service, cache, drawings
+        self.max_pairs = max_pairs
         self.prompt_sets = {each.name: each for each in prompt_sets}
         self.names = list(service.prompters)
-        self.drawings = Drawings(2 * service.limits.max_upload_bytes)
 
     def pick(self, task: str) -> list[Any]:
         """Values of all pairs, in a row, then of the query; `OWN` empties them."""

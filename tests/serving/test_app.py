@@ -5,6 +5,7 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gradio.route_utils import delete_files_created_by_app
 from PIL import Image
 
 from delvm.serving.app import make_app
+from delvm.serving.components import Drawings
 from delvm.serving.limits import MIB
 from delvm.serving.page_events import UPLOAD
 from delvm.serving.prompt_sets import find_prompt_sets
@@ -176,16 +178,33 @@ def send_drawing(browser: Browser, **fields: Any) -> int:
     return browser.client.post(url, data=form | fields, files=file).status_code
 
 
-def test_a_drawing_is_kept_and_a_layer_of_any_number_is_not(client):
+@pytest.fixture
+def drawings(monkeypatch) -> Iterator[Drawings]:
+    """Those of the next page."""
+    found = Drawings(MIB)
+    monkeypatch.setattr("delvm.serving.app.Drawings", lambda max_bytes: found)
+    yield found
+
+
+def test_a_drawing_is_kept_and_a_layer_of_any_number_is_not(drawings, client):
     browser = Browser(client)
-    editor = next(
-        each
-        for each in client.app.app.routes[-1].app.get_blocks().blocks.values()
-        if each.get_block_name() == "imageeditor"
-    )
-    drawings = editor.accept_blobs.__self__
     assert send_drawing(browser, id="a", type="layer", index="3000000") == 200
-    assert drawings.pop("a") is None and not editor.blob_storage
+    assert drawings.pop("a") is None
     assert send_drawing(browser, id="a", type="composite", index="null") == 200
     assert drawings.pop("a") == png(noise(0))
     assert send_drawing(browser) == 400
+    for each in client.app.app.routes[-1].app.get_blocks().blocks.values():
+        assert not getattr(each, "blob_storage", None)
+
+
+def test_a_form_that_ends_early_leaves_no_file(client, cache):
+    before = sorted(cache.parent.rglob("*"))
+    fields = {"component_id": "1", "session_hash": "a", "fn_name": "accept_blobs"}
+    start = '--x\r\nContent-Disposition: form-data; name="{}"'
+    parts = [f"{start.format(key)}\r\n\r\n{value}\r\n" for key, value in fields.items()]
+    parts.append(f'{start.format("file")}; filename="a"\r\n\r\n')
+    body = "".join(parts).encode() + bytes(MIB // 2)
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = client.post(f"{API}/component_server", content=body, headers=headers)
+    assert answer.status_code == 400 and "a drawing has the fields" in answer.json()["detail"]
+    assert sorted(cache.parent.rglob("*")) == before
