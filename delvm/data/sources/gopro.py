@@ -9,6 +9,7 @@ from typing import ClassVar
 from delvm.data.sources.paired_base import Pair, PairSource, files_below, match_pairs
 from delvm.data.types import RejectedItem
 from delvm.errors import UserError
+from delvm.progress import log
 
 
 @dataclass
@@ -45,16 +46,17 @@ class GoPro(PairSource):
                 split_of = partial(self.split_of, native_split=native_split)
                 yield from match_pairs(self, inputs, targets, split_of)
                 continue
+            found = [each for each in sorted(folder.iterdir()) if each.is_dir()]
             scenes = [
-                scene
-                for scene in sorted(folder.iterdir())
-                if (scene / "blur").is_dir() or (scene / "sharp").is_dir()
+                each for each in found if (each / "blur").is_dir() or (each / "sharp").is_dir()
             ]
             if not scenes:
                 raise UserError(
                     f"{folder} has neither input and target nor SCENE/blur and SCENE/sharp: "
                     "set source.path to the directory that contains train and test"
                 )
+            if others := [each.name for each in found if each not in scenes]:
+                log(f"prepare: left out of {folder}, without blur and sharp: {', '.join(others)}")
             for scene in scenes:
                 split = self.split_of(scene.name, native_split)
                 sides = files_below(scene / "blur"), files_below(scene / "sharp")

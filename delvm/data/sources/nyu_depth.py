@@ -21,6 +21,7 @@ from delvm.data.sources.base import (
 )
 from delvm.data.types import Example, RejectedItem, SourceChunk
 from delvm.errors import UserError
+from delvm.progress import log
 from delvm.tasks import depth
 
 # Directory of the data set -> its split there.
@@ -29,10 +30,10 @@ _MILLIMETERS = 1000.0
 
 
 class _Item(NamedTuple):
-    """A photograph and its depth, as paths below the root."""
+    """A photograph and its depth, as paths below the root; without a photograph it is rejected."""
 
     name: str
-    photo: str
+    photo: str | None
     depth: str
 
 
@@ -51,8 +52,8 @@ class NyuDepth(RawSource):
         self.check(split)
         root = self.root()
 
-        def files(item: tuple[str, _Item]) -> tuple[Path, Path]:
-            return root / item[1].photo, root / item[1].depth
+        def files(item: tuple[str, _Item]) -> list[Path]:
+            return [root / path for path in (item[1].photo, item[1].depth) if path is not None]
 
         return {depth.TASK.name: chunks_of(self._items.get(split, []), root, files)}
 
@@ -60,6 +61,9 @@ class NyuDepth(RawSource):
         """The pairs of a chunk."""
         limits = (depth.NEAR * _MILLIMETERS, depth.FAR * _MILLIMETERS)
         for key, item in items_of(chunk, self._items[split]):
+            if item.photo is None:
+                yield RejectedItem(item.depth, "missing rgb")
+                continue
             label = item.photo
             try:
                 photo = open_annotation(self.root() / label, label, None, None)
@@ -83,14 +87,8 @@ class NyuDepth(RawSource):
             for folder, native in _FOLDERS.items():
                 if not (self.root() / folder).is_dir():
                     continue
-                for path in image_files(self.root() / folder):
-                    match = re.fullmatch(r"rgb_(\w+)", path.stem)
-                    if match is None:
-                        continue
-                    scene = path.parent.relative_to(self.root()).as_posix()
-                    target = f"{scene}/sync_depth_{match[1]}.png"
-                    split = self.split_of(scene, native)
-                    item = _Item(f"{scene}/{match[1]}", f"{scene}/{path.name}", target)
+                for item in _scene_items(self.root(), self.root() / folder):
+                    split = self.split_of(item.depth.rpartition("/")[0], native)
                     found.setdefault(split, []).append(item)
             return found
 
@@ -104,3 +102,22 @@ class NyuDepth(RawSource):
             split: list(zip(unique_keys([item.name for item in items]), items, strict=True))
             for split, items in splits.items()
         }
+
+
+def _scene_items(root: Path, folder: Path) -> Iterator[_Item]:
+    """The pairs below a directory, and depths without a photograph; logs what is neither."""
+    paths, others = image_files(folder), 0
+    named = {path.with_suffix("") for path in paths}
+    for path in paths:
+        scene = path.parent.relative_to(root).as_posix()
+        match = re.fullmatch(r"(rgb|sync_depth)_(\w+)", path.stem)
+        if match is None:
+            others += 1
+            continue
+        name, depth_path = f"{scene}/{match[2]}", f"{scene}/sync_depth_{match[2]}.png"
+        if match[1] == "rgb":
+            yield _Item(name, f"{scene}/{path.name}", depth_path)
+        elif path.with_name(f"rgb_{match[2]}") not in named:
+            yield _Item(name, None, f"{scene}/{path.name}")
+    if others:
+        log(f"prepare: {others:,} images in {folder} are neither rgb_* nor sync_depth_*, left out")

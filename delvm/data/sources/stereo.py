@@ -4,11 +4,10 @@ Scharstein et al., "High-Resolution Stereo Datasets with Subpixel-Accurate Groun
 2014), the scene Motorcycle.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,66 +15,36 @@ from PIL import Image
 
 from delvm.data.datasets.sampler import seeded_rng
 from delvm.data.resizing import ResizeMode, to_square_array
-from delvm.data.sources.base import check_split
-from delvm.data.types import Example, ImageArray, SourceChunk, split_into_chunks
+from delvm.data.sources.generated_base import GeneratedPairs
+from delvm.data.types import ImageArray
 from delvm.errors import UserError
 from delvm.tasks import depth
 
-_CHUNK = 1000
 # Disparity is inversely proportional to depth: the nearest is taken for `depth.NEAR`.
 _MAX_DISPARITY = 60.0
 _TRAIN_COLUMNS, _CROP_SIDES = 0.6, (120, 260)
 
 
 @dataclass
-class Stereo:
+class Stereo(GeneratedPairs):
     """Random squares of one photograph and their depth: train on its left, val and test right.
 
     It is a check of everything from depth to its score, and too little to learn depth from.
-
-    Attributes:
-        size: side of the images in pixels.
-        seed: of the squares.
-        num_train, num_val, num_test: pairs.
     """
 
     name: ClassVar[str] = "stereo"
+    least_pairs: ClassVar[int] = 1
     size: int = 64
-    seed: int = 0
     num_train: int = 1000
     num_val: int = 64
     num_test: int = 64
 
-    def validate(self) -> list[str]:
-        """Every error of the settings alone."""
-        return [
-            f"{key}={value} is below 1: set source.{key}=64"
-            for key in ("size", "num_train", "num_val", "num_test")
-            if (value := getattr(self, key)) < 1
-        ]
+    def task_names(self) -> list[str]:
+        """Depth alone."""
+        return [depth.TASK.name]
 
-    def settings(self, split: str, task: str) -> dict[str, Any]:
-        """How many pairs there are."""
-        return {key: value for key, value in asdict(self).items() if key not in ("size", "seed")}
-
-    def chunks(self, split: str) -> dict[str, list[SourceChunk]]:
-        """Numbered chunks of 1000 pairs each.
-
-        Raises:
-            UserError: The settings are out of range, or the split is unknown.
-        """
-        check_split(split)
-        for error in self.validate():
-            raise UserError(f"source.{error}")
-        return {depth.TASK.name: split_into_chunks(getattr(self, f"num_{split}"), _CHUNK)}
-
-    def read(self, split: str, task: str, chunk: SourceChunk) -> Iterator[Example]:
-        """The pairs of a chunk."""
-        first = _CHUNK * int(chunk.name)
-        for index in range(first, first + chunk.count):
-            yield Example(f"{index:06d}", task, self._pair(split, index))
-
-    def _pair(self, split: str, index: int) -> tuple[ImageArray, ImageArray]:
+    def pair(self, split: str, task: str, index: int) -> tuple[ImageArray, ImageArray]:
+        """A square of the photograph, and its depth."""
         photo, target = stereo_scene()
         width, height = photo.size
         border = int(_TRAIN_COLUMNS * width)

@@ -50,6 +50,20 @@ def test_nyu_scenes_stay_together_and_bad_files_are_rejected(tmp_path: Path) -> 
         NyuDepth(path=str(tmp_path / "sync/room_1")).chunks("test")
 
 
+def test_nyu_depth_without_photograph_is_rejected_and_other_images_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scene(tmp_path, "official_splits/test/bathroom", range(3))
+    (tmp_path / "official_splits/test/bathroom/rgb_00001.jpg").unlink()
+    save(tmp_path / "official_splits/test/bathroom/thumbnail.jpg", smooth(48, 32, seed=0))
+    source = NyuDepth(path=str(tmp_path), size=16)
+    assert len(keys(source, "test", "depth")) == 2
+    assert rejects(source, "test", "depth") == {
+        "official_splits/test/bathroom/sync_depth_00001.png": "missing rgb"
+    }
+    assert "1 images in" in capsys.readouterr().err
+
+
 def test_stereo_pair_without_a_download(tmp_path: Path) -> None:
     source = Stereo(size=32, num_train=6, num_val=4, num_test=4)
     manifests = prepared(source, tmp_path)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import lmdb
 import numpy as np
 import pytest
@@ -57,6 +59,13 @@ def test_gopro_raw(gopro, tmp_path):
     ]
     assert all(scenes) and not scenes[0] & scenes[1] and len(scenes[0] | scenes[1]) == 12
     prepared(gopro, tmp_path / "out")
+
+
+def test_gopro_directories_without_both_sides_are_listed(gopro, capsys):
+    (Path(gopro.path) / "train/notes").mkdir()
+    assert len(keys(gopro, "train", "deblur")) + len(keys(gopro, "val", "deblur")) == 24
+    err = capsys.readouterr().err
+    assert "train, without blur and sharp: notes" in err and "GOPR" not in err
 
 
 def test_gopro_val_scenes_depend_on_seed(gopro):

@@ -1,12 +1,15 @@
 """Synthetic reasoning: what changes, and scores that see the color or not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from delvm import tasks
+from delvm.data.sources.generated_base import GeneratedPairs
 from delvm.data.sources.reasoning import Reasoning
+from delvm.data.sources.stereo import Stereo
 from delvm.errors import UserError
 from delvm.tasks import reasoning
 from tests.data.sources.checks import prepared, read_all, same
@@ -60,3 +63,22 @@ def test_source_generates_every_task(tmp_path: Path) -> None:
     assert not same(val[:3], read_all(source, "test")["reasoning_size"])
     with pytest.raises(UserError, match="did you mean 'color'"):
         Reasoning(changes=["colr"]).chunks("test")
+
+
+@pytest.mark.parametrize("source", [Reasoning(), Stereo()], ids=["reasoning", "stereo"])
+def test_generated_pairs_share_settings_and_their_checks(source: GeneratedPairs) -> None:
+    assert {"size", "seed"} & source.settings("test", "x").keys() == set()
+    assert {"num_train", "num_val", "num_test"} <= source.settings("test", "x").keys()
+    default = type(source).num_test
+    changed = replace(source, size=0, num_test=-1)
+    lowest = type(source).least_pairs
+    assert changed.validate() == [
+        f"size=0 is below 1: set source.size={type(source).size}",
+        f"num_test=-1 is below {lowest}: set source.num_test={default}",
+    ]
+    with pytest.raises(UserError, match="source.size=0 is below 1"):
+        changed.chunks("test")
+    chunks = replace(source, num_test=2300).chunks("test")
+    assert [[c.count for c in each] for each in chunks.values()] == [[1000, 1000, 300]] * len(
+        chunks
+    )
