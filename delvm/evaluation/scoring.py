@@ -23,7 +23,7 @@ from torch import Tensor
 from delvm import tasks
 from delvm.data.image_io import to_pil, to_tensor
 from delvm.evaluation import baselines
-from delvm.evaluation.answer_store import ScoredRows, Scores, concatenate
+from delvm.evaluation.answer_store import ScoredRows, Scores
 from delvm.evaluation.query_set import EncodedImages, QuerySet, decode, encode
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.engine import Engine
@@ -134,26 +134,6 @@ def score_rows(
         answers[name] = {"ids": ids.cpu().numpy().astype(np.int32)}
         on_answered(len(truth), name)
     return ScoredRows(scores.values, counts.values, losses.values, answers)
-
-
-def score_task(
-    query_set: QuerySet,
-    tokenizer: TokenizerNet,
-    engines: Mapping[str, Engine],
-    sampling: SamplingConfig,
-    batch_size: int,
-    on_answered: Callable[[int, str], None],
-) -> TaskScores:
-    """Answer and score every query of a task, of which the first are the examples."""
-    mean_target = query_set.mean_target()
-    options = (mean_target, tokenizer, engines, sampling, on_answered)
-    draws = []
-    for draw in range(query_set.num_draws):
-        one = query_set.of_draw(draw)
-        draws.append(
-            concatenate(score_rows(one, rows, *options) for rows in one.batches(batch_size))
-        )
-    return combine_draws(query_set, draws, tokenizer)
 
 
 def combine_draws(

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from delvm.evaluation.answer_store import concatenate
 from delvm.evaluation.query_set import QuerySet, build_query_set
-from delvm.evaluation.scoring import generate_answers, score_task
+from delvm.evaluation.scoring import generate_answers, score_rows
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.engine import Engine
 from delvm.models.transformer import Init, Transformer, TransformerConfig
@@ -56,10 +57,16 @@ def test_all_prompts_of_a_query_vote_on_its_answer(shards, tokenizer, student, s
 def test_shared_prompts_are_computed_once(shards, tokenizer, student):
     engine = Engine(student, max_prefixes=2)
     query_set = build(shards, tokenizer, num_prompts=2, shared_prompt=True)
-    options: Any = (tokenizer, {"a": engine}, SAMPLINGS[0], 2, lambda count, name: None)
-    shared = score_task(query_set, *options)
+    options: Any = (tokenizer, {"a": engine}, SAMPLINGS[0], lambda count, name: None)
+
+    def score(query_set: QuerySet) -> dict[str, Any]:
+        batches = query_set.batches(2)
+        rows = (score_rows(query_set, rows, query_set.mean_target(), *options) for rows in batches)
+        return concatenate(rows).scores["student/a"]
+
+    shared = score(query_set)
     assert engine.prefills == 2
-    own = score_task(replace(query_set, shared=False), *options)
+    own = score(replace(query_set, shared=False))
     assert engine.prefills == 2
-    for metric, values in own.scores["student/a"].items():
-        assert values == pytest.approx(shared.scores["student/a"][metric])
+    for metric, values in own.items():
+        assert values == pytest.approx(shared[metric])
