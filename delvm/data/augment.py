@@ -64,6 +64,8 @@ class Geometry:
         return replace(
             self,
             max_degrees=min(self.max_degrees, task.max_degrees),
+            max_zoom=self.max_zoom if task.allows_zoom else 1.0,
+            crop_area=self.crop_area if task.allows_zoom else None,
             hflip=self.hflip and task.allows_hflip,
             vflip=self.vflip and vflip,
         )

@@ -5,9 +5,11 @@ import re
 from delvm import legacy
 from delvm.errors import UserError, did_you_mean
 from delvm.tasks import (
+    degradations,
     depth,
     derived,
     foreground,
+    geometric,
     multi_pose,
     normals,
     pose,
@@ -35,7 +37,13 @@ _TASKS = {
         derived.COLORIZATION,
         derived.INPAINTING,
         derived.EDGES,
+        degradations.DENOISE,
+        degradations.SUPER_RESOLUTION,
+        degradations.LOW_LIGHT,
+        geometric.MIRROR,
+        geometric.ROTATE,
         sam_masks.TASK,
+        foreground.FOREGROUND,
         *foreground.FOLDS,
         depth.TASK,
         normals.TASK,

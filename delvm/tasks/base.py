@@ -52,6 +52,7 @@ class Task:
         allows_hflip: Whether a horizontally flipped example is still a valid one of this task.
         allows_vflip: The same of a vertically flipped one; None: as `allows_hflip`.
         max_degrees: Largest rotation either way after which an example is still a valid one.
+        allows_zoom: Whether the same cut of all images of an example is still a valid one.
         set_metrics: Metrics of all answers together, by name.
         lower_is_better: Names of metrics that measure errors.
         is_sequence: Whether an example is a sequence of images, each of which follows from those
@@ -68,6 +69,7 @@ class Task:
     allows_hflip: bool = True
     allows_vflip: bool | None = None
     max_degrees: float = 180.0
+    allows_zoom: bool = True
     label_palette: Sequence[tuple[int, int, int]] | None = None
     set_metrics: Mapping[str, SetMetric] = field(default_factory=dict)
     lower_is_better: tuple[str, ...] = ()

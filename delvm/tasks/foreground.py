@@ -11,6 +11,8 @@ Two scores have the name mIoU in the literature, and both are here:
                  class, as in few-shot segmentation (PANet, HSNet)
 """
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -77,25 +79,25 @@ def class_of(key: str) -> str:
     return key.split("-", 1)[0]
 
 
-def _task(name: str, description: str) -> Task:
-    return Task(
-        name=name,
-        description=description,
-        metric_fns={"iou": iou, "accuracy": accuracy},
-        primary_metric="iou",
-        label_palette=PALETTE,
-        set_metrics={
-            "class_miou": SetMetric(areas, class_miou),
-            "fb_iou": SetMetric(areas, fb_iou),
-        },
+# Of any data set with masks of one class, without folds.
+FOREGROUND = Task(
+    name="foreground",
+    description="the objects of one class in white on black",
+    metric_fns={"iou": iou, "accuracy": accuracy},
+    primary_metric="iou",
+    label_palette=PALETTE,
+    set_metrics={"fb_iou": SetMetric(areas, fb_iou)},
+)
+
+
+def _fold(fold: int) -> Task:
+    return replace(
+        FOREGROUND,
+        name=f"foreground_fold{fold}",
+        description=f"{FOREGROUND.description}; Pascal-5i, fold {fold}",
+        set_metrics={"class_miou": SetMetric(areas, class_miou)} | dict(FOREGROUND.set_metrics),
         group_of=class_of,
     )
 
 
-FOLDS = tuple(
-    _task(
-        f"foreground_fold{fold}",
-        f"the objects of one class in white on black; Pascal-5i, fold {fold}",
-    )
-    for fold in range(NUM_FOLDS)
-)
+FOLDS = tuple(map(_fold, range(NUM_FOLDS)))

@@ -47,6 +47,16 @@ def test_class_miou_sums_within_a_class_first() -> None:
     assert task.set_metrics["class_miou"].combine(counts, groups) == pytest.approx(0.6)
 
 
+def test_foreground_without_classes_has_no_groups() -> None:
+    task, fold = tasks.get("foreground"), tasks.get("foreground_fold2")
+    assert task.group_of is None and list(task.set_metrics) == ["fb_iou"]
+    assert fold.group_of is foreground.class_of and list(fold.set_metrics) == [
+        "class_miou",
+        "fb_iou",
+    ]
+    assert (fold.metrics, fold.label_palette) == (task.metrics, task.label_palette)
+
+
 def test_group_is_the_class_of_the_key() -> None:
     group_of = tasks.get("foreground_fold0").group_of
     assert group_of is not None and group_of("bird-2007_000033") == "bird"

@@ -39,6 +39,8 @@ def sphere() -> np.ndarray:
 # Task -> a ground truth of it; the others have no metrics that read an image.
 TRUTHS: dict[str, Callable[[], np.ndarray]] = {
     **{name: partial(of_shapes, name) for name in tasks.NAMES},
+    **dict.fromkeys(("denoise", "super_resolution", "low_light"), any_image),
+    "foreground": disc,
     "masks": lambda: target(0, 6)[: 90 // 2, : 128 // 2],
     "poses": lambda: multi_pose.render(crowd(0, (0.45, 0.45)), np.array([0.45, 0.45]), 128),
     **{f"foreground_fold{fold}": disc for fold in range(4)},

@@ -11,9 +11,11 @@ from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion
 from delvm.data.types import Example, ImageArray, RejectedItem, SourceChunk
 from delvm.errors import did_you_mean
-from delvm.tasks import derived
+from delvm.tasks import derived, geometric
+from delvm.tasks.degradations import DEGRADATIONS
 
-TASKS = ("colorization", "inpainting", "edges")
+DEFAULT_TASKS = ("colorization", "inpainting", "edges")
+TASKS = (*DEFAULT_TASKS, *DEGRADATIONS, "mirror", "rotate")
 ANNOTATIONS: dict[str, Callable[[ImageArray], ImageArray]] = {
     "grayscale": derived.to_grayscale,
     "edges": derived.edge_map,
@@ -34,7 +36,8 @@ class Derived(RawSource):
 
     Attributes:
         from_tars: whether the directory contains tars of img2dataset instead of image files.
-        tasks: any of colorization, inpainting and edges.
+        tasks: any of colorization, inpainting, edges, denoise, super_resolution, low_light, mirror
+            and rotate.
         hole_kind: what is black in inpainting: a box, random patches of a grid, or one of the two
             at random (mixed).
         hole_size: range of each side of the box, as a fraction of the image's side.
@@ -46,7 +49,7 @@ class Derived(RawSource):
 
     name: ClassVar[str] = "derived"
     from_tars: bool = False
-    tasks: list[str] = field(default_factory=lambda: list(TASKS))
+    tasks: list[str] = field(default_factory=lambda: list(DEFAULT_TASKS))
     hole_kind: HoleKind = HoleKind.box
     hole_size: list[float] = field(default_factory=lambda: [0.3, 0.5])
     patch_size: int = 32
@@ -120,6 +123,12 @@ class Derived(RawSource):
                 return self._with_hole(image, key), image
             case "edges":
                 return image, derived.edge_map(image)
+            case "mirror":
+                return image, geometric.mirror(image)
+            case "rotate":
+                return image, geometric.quarter_turn(image)
+            case _ if task in DEGRADATIONS:
+                return DEGRADATIONS[task](image, self.rng(task, key)), image
             case _:
                 return image, *(ANNOTATIONS[name](image) for name in self.annotations)
 

@@ -12,7 +12,8 @@ from delvm.data.sources.images import Images
 from delvm.data.sources.laion import Laion
 from delvm.data.types import Example
 from delvm.errors import UserError
-from delvm.tasks import derived
+from delvm.tasks import derived, geometric
+from delvm.tasks.degradations import DEGRADATIONS
 from tests.data.sources.bad_files import encoded, save, smooth, write_members
 from tests.data.sources.checks import keys, prepared, read_all, rejects, same
 
@@ -234,6 +235,24 @@ def test_derived_tasks_of_images(tmp_path, kind):
                 assert all((a == b).all() for a, b in zip(expected, shown, strict=True))
     made = prepared(source, tmp_path / "out")
     assert made["train", "tuple"].images_per_example == 3 and len(made) == 12
+
+
+def test_tasks_of_any_image_beyond_the_default_ones(tmp_path):
+    settings = {"path": folder(tmp_path / "raw", 8), "size": SIZE}
+    settings |= {"val_fraction": 0, "test_fraction": 0}
+    images = [each.input for each in read_all(Images(**settings), "train")["images"]]
+    settings["tasks"] = [*DEGRADATIONS, "mirror", "rotate"]
+    found = read_all(Derived(**settings), "train")
+    assert list(found) == ["denoise", "super_resolution", "low_light", "mirror", "rotate"]
+    for name in DEGRADATIONS:
+        for clean, each in zip(images, found[name], strict=True):
+            assert (each.target == clean).all() and (each.input != clean).any()
+    for name, move in (("mirror", geometric.mirror), ("rotate", geometric.quarter_turn)):
+        for image, each in zip(images, found[name], strict=True):
+            assert (each.input == image).all() and (each.target == move(image)).all()
+    assert same(*(read_all(Derived(**settings), "train")["denoise"] for _ in range(2)))
+    other = read_all(Derived(**settings, seed=1), "train")["denoise"]
+    assert not same(other, found["denoise"])
 
 
 def test_hole_size_and_seed(tmp_path):
