@@ -43,7 +43,7 @@ def test_layouts_of_the_docs_are_read(section: str, tmp_path: Path) -> None:
             for path in (image, mask):
                 path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(smooth(24, 24)).save(image)
-            Image.fromarray(np.repeat(np.uint8([[0] * 12 + [255] * 12]), 24, axis=0)).save(mask)
+            Image.fromarray(np.array([[0] * 12 + [255] * 12] * 24, np.uint8)).save(mask)
         source = Paired(path=str(root), task="foreground", inputs=inputs, targets=targets, size=16,
                         val_fraction=0, test_fraction=0)  # fmt: skip
         [chunk] = source.chunks("train")["foreground"]
