@@ -79,7 +79,7 @@ def write_domain(root: Path, count: int = 12) -> None:
 
 
 @pytest.mark.slow
-def test_one_shot_on_domains_of_ones_own(delvm, weights, tmp_path, monkeypatch):
+def test_one_shot_on_domains_of_ones_own(delvm, weights, section, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for domain in ("a", "b"):
         write_domain(tmp_path / "raw" / domain)
@@ -91,14 +91,19 @@ def test_one_shot_on_domains_of_ones_own(delvm, weights, tmp_path, monkeypatch):
         assert delvm("prepare", "source=derived", f"{path}/images", *common,
                      "source.tasks=[denoise,mirror]")[0] == 0  # fmt: skip
     code, out, err = delvm(
-        "evaluate", "-m", "suite=one_shot", "input_dir=pairs/a,pairs/b", "output_dir=scores",
-        "num_queries=2", f"tokenizer={weights / 'tokenizer'}",
-        f"students.tiny={weights / 'student'}",
+        "evaluate", "-m", "suite=one_shot", "input_dir=pairs/a,pairs/b",
+        "output_dir=outputs/one_shot", "num_queries=2", f"tokenizer={weights / 'tokenizer'}",
+        f"students.mine={weights / 'student'}",
     )  # fmt: skip
     assert code == 0, err
-    found = sorted(tmp_path.glob("scores/*/metrics.json"))
+    found = sorted(tmp_path.glob("outputs/one_shot/*/metrics.json"))
     assert [path.parent.name for path in found] == ["input_dir=pairs-a", "input_dir=pairs-b"]
     for path in found:
         metrics = json.loads(path.read_text("utf-8"))
         assert sorted(metrics["tasks"]) == ["denoise", "foreground", "mirror"]
         assert (metrics["settings"]["num_shots"], metrics["settings"]["num_draws"]) == (1, 5)
+    [code] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    capsys.readouterr()
+    exec(code, {})
+    table = capsys.readouterr().out
+    assert "input_dir=pairs-a" in table and "fb_iou" in table and "low_light" not in table
