@@ -3,13 +3,14 @@
 "ceiling" is a constructed pair of random weights at 300M in bfloat16. The last layers of the
 student add nothing to their input, but take their time, and the draft is its first layers: every
 draft is accepted. It shows what checking several tokens at once can gain, not what distilled
-students reach. "demo" is a real pair, on held-out queries: the teacher that `make demo` trains, and
-the student distilled from it. Both are so small that a token takes the time of the calls, not of
-the weights, so drafting need not pay: look at how many drafts are accepted. Both sides of a row
-answer the same queries, one by one.
+students reach. The real pairs, on held-out queries, are "shipped", the teacher and the student
+that come with the package, and "demo", those that `make demo` trains. Both are so small that a
+token takes the time of the calls, not of the weights, so drafting need not pay: look at how many
+drafts are accepted. Both sides of a row answer the same queries, one by one.
 """
 
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import delvm
 from delvm.evaluation.query_set import build_query_set
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.engine import DRAFT_TOKENS, Engine
@@ -37,12 +39,17 @@ SAMPLINGS = {
 
 
 def rows() -> list[Row]:
-    """Both pairs; the second one where `make demo` has left its models."""
+    """All pairs; that of the demo where `make demo` has left its models."""
     found = [ceiling(TransformerConfig(), layers) for layers in (2, 6)]
+    with tempfile.TemporaryDirectory() as folder:
+        source = ["source.size=64", "source.num_val=64", "source.num_test=16"]
+        delvm.run("prepare", [*source, "splits=[val,test]", f"output_dir={folder}"])
+        found += trained("shipped", Path(folder), "shapes", "shapes_teacher", "shapes")
     if not (DEMO / "student").is_dir():
-        print(f"speculative: no {DEMO}, run `make demo` for a trained pair", file=sys.stderr)
+        print(f"speculative: no {DEMO}, run `make demo` for its pair", file=sys.stderr)
         return found
-    return [*found, *demo(DEMO)]
+    models = DEMO / "tokenizer", DEMO / "teacher", DEMO / "student"
+    return [*found, *trained("demo", DEMO / "pairs", *models)]
 
 
 def ceiling(
@@ -85,17 +92,25 @@ def constructed_pair(
     return student.to(dtype), draft.requires_grad_(False).to(dtype)
 
 
-def demo(folder: Path, queries: int = 8, shots: int = 3) -> list[Row]:
-    """Accepted share and speed of the demo's pair, over held-out queries of all tasks."""
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    teacher, draft = load_student(folder / "teacher"), load_student(folder / "student")
+def trained(
+    name: str,
+    pairs: Path,
+    tokenizer_path: Path | str,
+    teacher_path: Path | str,
+    draft_path: Path | str,
+    queries: int = 8,
+    shots: int = 3,
+) -> list[Row]:
+    """Accepted fraction and speed of a trained pair, over held-out queries of all tasks."""
+    tokenizer = load_tokenizer(tokenizer_path)
+    teacher, draft = load_student(teacher_path), load_student(draft_path)
     given: list[tuple[Tensor, Tensor]] = []
     for task in TASKS:
-        query_set = build_query_set(folder / "pairs", task, tokenizer, num_queries=queries,
+        query_set = build_query_set(pairs, task, tokenizer, num_queries=queries,
                                     num_shots=shots, seed=0, batch_size=32)  # fmt: skip
         given += zip(query_set.prompts(slice(None)), query_set.queries.ids, strict=True)
     found = []
-    for name, sampling in SAMPLINGS.items():
+    for decoding, sampling in SAMPLINGS.items():
         engine, usual = Engine(teacher, draft=draft), Engine(teacher, draft=draft)
         engine.speculation.timings[1] = AlwaysPays(DRAFT_TOKENS + 1)
         engine.relative_cost = 0.0  # samples decide by it
@@ -103,17 +118,18 @@ def demo(folder: Path, queries: int = 8, shots: int = 3) -> list[Row]:
         rate, alone = rates(engine, given, size, sampling, codebook)
         as_usual, alone_then = rates(usual, given, size, sampling, codebook)
         counts = engine.speculation
+        accepted = counts.accepted / max(1, counts.drafted)
         per_call = counts.tokens / max(1, counts.teacher_calls)
         note = (
             f"{len(given)} held-out queries of {', '.join(TASKS)}; {draft.parameter_count():,} "
             f"parameters draft for {teacher.parameter_count():,}"
         )
         found += [
-            Row(f"speculative_demo_{name}_accepted", counts.accepted / max(1, counts.drafted), None,
-                None, "", "of drafts", f"{note}; {per_call:.2f} tokens per call of the teacher"),
-            Row.compare(f"speculative_demo_{name}", rate, alone, unit="tokens/s",
+            Row(f"speculative_{name}_{decoding}_accepted", accepted, None, None, "", "of drafts",
+                f"{note}; {per_call:.2f} tokens per call of the teacher"),
+            Row.compare(f"speculative_{name}_{decoding}", rate, alone, unit="tokens/s",
                         note=f"{note}; drafting to the end of each answer vs. without"),
-            Row.compare(f"speculative_demo_{name}_falls_back", as_usual, alone_then,
+            Row.compare(f"speculative_{name}_{decoding}_falls_back", as_usual, alone_then,
                         unit="tokens/s", note=f"{note}; until it does not pay vs. without"),
         ]  # fmt: skip
     return found

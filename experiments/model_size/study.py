@@ -91,6 +91,9 @@ def plot(rows: Sequence[Row], figure: Any) -> None:
     panel.plot(line, np.exp(offset + slope * np.log10(line)), color="gray", linewidth=1)
     panel.set_xscale("log")
     panel.set_yscale("log")
+    for axis in (panel.xaxis, panel.yaxis):  # plain numbers, not powers of ten
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
     panel.set_xlabel("compute of the training (TFLOP)")
     panel.set_ylabel("loss of target tokens")
     panel.legend()
