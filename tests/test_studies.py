@@ -9,6 +9,7 @@ from delvm.commands.app import compose
 from experiments.studies import __main__ as studies
 from experiments.studies import stages
 from experiments.studies.measure import Estimate, gap_closed, read_rows, write_rows
+from experiments.studies.presets import PRESETS
 from experiments.studies.stages import Stage, StageError, run_stages
 
 NAMES = studies.list_studies()
@@ -22,9 +23,20 @@ def test_each_input_of_a_stage_is_made_before_it(name):
         made.add(stage.output)
 
 
+@pytest.fixture
+def preset(request):
+    stages.use_preset(request.param)
+    yield request.param
+    stages.use_preset("cpu")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_commands_of_a_study_compose(name):
+@pytest.mark.parametrize(
+    "name, preset",
+    [*((name, "cpu") for name in NAMES), ("model_size", "gpu"), ("data", "gpu")],
+    indirect=["preset"],
+)
+def test_commands_of_a_study_compose(name, preset):
     # Stages that differ by their paths, seeds and steps alone are composed once.
     varied = ("output_dir=", "seed=", "data.path=", "teacher.checkpoint=", "init_from=", "trainer.")
     kinds = {
@@ -34,7 +46,7 @@ def test_commands_of_a_study_compose(name):
     }
     for stage in kinds.values():
         config = compose("train", stage.words[1:])
-        made = Path(config.output_dir).relative_to(stages.OUT)
+        made = Path(config.output_dir).relative_to(stages.out())
         is_tokenizer = "experiment=demo_tokenizer" in stage.words
         assert Path(stage.output) == made / ("tokenizer" if is_tokenizer else "student")
 
@@ -83,7 +95,7 @@ def test_results_survive_their_file(tmp_path):
 
 @pytest.fixture
 def out(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "OUT", tmp_path)
+    monkeypatch.setattr(stages, "out", lambda: tmp_path)
     return tmp_path
 
 
@@ -109,6 +121,21 @@ def test_input_that_nothing_makes_is_an_error(out):
 def test_two_stages_of_one_output_are_an_error(out):
     with pytest.raises(ValueError, match="two stages write there"):
         run_stages([Stage("there", "prepare"), Stage("there", "encode")], jobs=1)
+
+
+def test_preset_of_a_gpu_scales_nets_and_steps():
+    given = ["train", "experiment=distill_alone", "trainer.max_steps=800", "optimizer.lr=4e-3"]
+    gpu = PRESETS["gpu"].apply([*given, "student.net.dim=32"])
+    assert {"trainer=gpu", "trainer.max_steps=8000", "optimizer.lr=0.001"} < set(gpu)
+    assert "student.net.dim=128" in gpu and "student.net.dim=512" not in gpu
+    assert "student.net.dim=512" in PRESETS["gpu"].apply(given)
+    assert PRESETS["cpu"].apply(given) == given
+    assert PRESETS["gpu"].apply(["prepare", "source.size=32"]) == ["prepare", "source.size=32"]
+
+
+def test_unknown_preset_is_named(capsys):
+    assert studies.main(["preset=gpus", "distill"]) == 2
+    assert "did you mean 'gpu'" in capsys.readouterr().err
 
 
 def test_unknown_study_is_named(capsys):

@@ -18,7 +18,7 @@ from delvm.storage import as_path
 from experiments.studies.corpora import HELD_OUT, TASKS, corpus
 from experiments.studies.measure import SEEDS, Estimate, Row, markdown, values
 from experiments.studies.runs import training
-from experiments.studies.stages import OUT, Stage
+from experiments.studies.stages import Stage, out
 
 QUESTION = "Does a student read its prompt, and what does it make of tasks it was not trained on?"
 QUERIES = 128
@@ -65,7 +65,7 @@ def tuned_stage(tuning: str, pairs: int, seed: int) -> Stage:
 
 def measure() -> list[Row]:
     """One row per student, task, number of pairs and kind of prompt."""
-    tokenizer = delvm.load_tokenizer(OUT / "tokenizer")
+    tokenizer = delvm.load_tokenizer(out() / "tokenizer")
     rows = []
     for seed in SEEDS:
         for task in (*TASKS, *HELD_OUT):
@@ -89,7 +89,7 @@ def measure() -> list[Row]:
 
 def query_set(tokenizer: TokenizerNet, task: str, shots: int, seed: int) -> QuerySet:
     """The queries of a task, each with its prompt."""
-    root = as_path(str(OUT / "pairs" / "full"))
+    root = as_path(str(out() / "pairs" / "full"))
     options: Any = {"num_queries": QUERIES, "num_shots": shots, "seed": seed, "batch_size": 128}
     return build_query_set(root, task, tokenizer, **options)
 
@@ -118,7 +118,7 @@ def with_prompts(
 
 def answer(tokenizer: TokenizerNet, stage: Stage, queries: QuerySet, seed: int) -> Row:
     """The mean score of a student's answers, and its loss over the true ones."""
-    student = delvm.load_student(OUT / stage.output)
+    student = delvm.load_student(out() / stage.output)
     sampling, rows = SamplingConfig(seed=seed), slice(0, QUERIES)
     ids = generate_answers(Engine(student, max_prefixes=0), tokenizer, queries, rows, sampling)
     losses, _ = next_token_nll(student, queries.sentences(rows))

@@ -1,4 +1,4 @@
-"""List, run and tabulate studies: ``python -m experiments.studies [NAME ...] [jobs=2]``."""
+"""List, run and tabulate studies: ``python -m experiments.studies [NAME ...] [preset=gpu]``."""
 
 import importlib
 import sys
@@ -12,11 +12,12 @@ from tqdm import tqdm
 from delvm.errors import UserError, did_you_mean
 from delvm.storage import atomic_path
 from experiments.studies.measure import read_rows, write_rows
-from experiments.studies.stages import StageError, run_stages
+from experiments.studies.stages import StageError, preset, run_stages, use_preset
 
 ROOT = Path(__file__).resolve().parents[1]
-USAGE = """usage: python -m experiments.studies NAME [NAME ...] [jobs=2] [measure_only]
-runs what is not done yet, then writes results.csv and plot.png and prints the table
+USAGE = """usage: python -m experiments.studies NAME [NAME ...] [jobs=2] [preset=cpu] [measure_only]
+runs what is not done yet, then writes results.csv and plot.png and prints the table;
+preset=gpu: larger nets, batches and numbers of steps, to results_gpu.csv and plot_gpu.png
 """
 
 
@@ -51,10 +52,11 @@ def listing() -> str:
 
 def write_results(name: str) -> None:
     """Read what a study's stages wrote, to results.csv and plot.png next to its study.py."""
-    study = load(name)
-    write_rows(ROOT / name / "results.csv", study.measure())
-    rows = read_rows(ROOT / name / "results.csv")
-    save_plot(study, rows, ROOT / name / "plot.png")
+    study, suffix = load(name), preset().suffix
+    results = ROOT / name / f"results{suffix}.csv"
+    write_rows(results, study.measure())
+    rows = read_rows(results)
+    save_plot(study, rows, ROOT / name / f"plot{suffix}.png")
     print(study.table(rows))
 
 
@@ -79,6 +81,8 @@ def main(arguments: Sequence[str]) -> int:
             key, _, value = argument.partition("=")
             if key == "jobs" and value.isdigit() and int(value):
                 jobs = int(value)
+            elif key == "preset":
+                use_preset(value)
             elif argument == "measure_only":
                 run = False
             elif argument in list_studies():

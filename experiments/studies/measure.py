@@ -14,7 +14,7 @@ import delvm
 from delvm.evaluation import read_metrics
 from delvm.evaluation.training_curves import read_history
 from delvm.storage import atomic_path
-from experiments.studies.stages import OUT, Stage
+from experiments.studies.stages import Stage, out
 
 SEEDS = (0, 1, 2)
 Row = dict[str, Any]
@@ -34,7 +34,7 @@ def training_row(stage: Stage, tokens_per_sentence: int, teacher: str | None = N
         validations), steps, tflops (10^12 operations of all
         training steps, with the teacher's forward passes), seconds.
     """
-    run = OUT / stage.output
+    run = out() / stage.output
     history = read_history(run.parent / "metrics.csv")
     row: Row = {}
     for name, points in history.items():
@@ -46,7 +46,7 @@ def training_row(stage: Stage, tokens_per_sentence: int, teacher: str | None = N
     steps = history["val/loss"][-1][0] + 1
     flops = delvm.load_student(run).flops_per_token(tokens_per_sentence)
     if teacher:
-        flops += delvm.load_student(OUT / teacher).flops_per_token(tokens_per_sentence) // 3
+        flops += delvm.load_student(out() / teacher).flops_per_token(tokens_per_sentence) // 3
     last, tokens = history["train/tokens"][-1]
     tflops = tokens / (last + 1) * steps * flops / 1e12
     return row | {"steps": steps, "tflops": tflops, "seconds": stage.seconds or 0.0}
@@ -60,7 +60,7 @@ def scores(report: str) -> dict[str, Row]:
         report: A metrics.json, relative to OUT.
     """
     found: dict[str, Row] = {}
-    results = read_metrics(OUT / report)["tasks"]
+    results = read_metrics(out() / report)["tasks"]
     for task, result in results.items():
         for student, values in result["students"].items():
             closed = values["gap_closed"]

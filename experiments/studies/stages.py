@@ -9,10 +9,33 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+from delvm.errors import UserError, did_you_mean
 from delvm.progress import Progress, log
 from delvm.storage import read_json, write_json
+from experiments.studies.presets import PRESETS, Preset
 
-OUT = Path("outputs/studies")
+_used = ["cpu"]  # the name of the preset
+
+
+def use_preset(name: str) -> None:
+    """Size all runs from now on by a preset.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    if name not in PRESETS:
+        raise UserError(f"preset={name} is unknown: {did_you_mean(name, PRESETS)}")
+    _used[0] = name
+
+
+def preset() -> Preset:
+    """The preset that sizes the runs."""
+    return PRESETS[_used[0]]
+
+
+def out() -> Path:
+    """Where runs are; OUT in commands is replaced by it."""
+    return preset().out
 
 
 @dataclass(frozen=True)
@@ -21,7 +44,7 @@ class Stage:
 
     Attributes:
         output: What it writes last, a path relative to OUT; the stage is done where it exists.
-        command: Without ``delvm``; OUT in it is replaced.
+        command: Without ``delvm``, as for a CPU; OUT in it is replaced.
         needs: Outputs of other stages that it reads.
     """
 
@@ -32,16 +55,17 @@ class Stage:
     @property
     def words(self) -> list[str]:
         """The arguments of `delvm`."""
-        return [word.replace("OUT", str(OUT)) for word in shlex.split(self.command)]
+        words = [word.replace("OUT", str(out())) for word in shlex.split(self.command)]
+        return preset().apply(words)
 
     @property
     def is_done(self) -> bool:
-        return (OUT / self.output).exists()
+        return (out() / self.output).exists()
 
     @property
     def record(self) -> Path:
         """The file next to its output that has its time."""
-        path = OUT / self.output
+        path = out() / self.output
         return path.with_name(f"{path.name}.stage.json")
 
     @property
@@ -111,7 +135,7 @@ def run_command(words: list[str], log_path: str) -> tuple[int, float]:
 
 
 def _log_path(stage: Stage) -> Path:
-    return OUT / "logs" / f"{stage.output.replace('/', '_')}.log"
+    return out() / "logs" / f"{stage.output.replace('/', '_')}.log"
 
 
 def _inputs_exist(stage: Stage) -> bool:
@@ -119,7 +143,7 @@ def _inputs_exist(stage: Stage) -> bool:
 
 
 def _missing(stage: Stage) -> list[str]:
-    return [path for path in stage.needs if not (OUT / path).exists()]
+    return [path for path in stage.needs if not (out() / path).exists()]
 
 
 def _unique(stages: Iterable[Stage]) -> Iterator[Stage]:
