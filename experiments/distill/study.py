@@ -16,7 +16,7 @@ from experiments.studies.measure import (
     values,
 )
 from experiments.studies.runs import report, training
-from experiments.studies.stages import Stage
+from experiments.studies.stages import Stage, preset
 
 QUESTION = "Which objective of distillation closes most of the gap to the teacher?"
 SENTENCE = 8 * 16  # tokens
@@ -41,8 +41,6 @@ MIXTURES = {
     "mixture": Mixture("", 800, TASKS),
     "single": Mixture("data.task_weights={pose:1}", 400, ("pose",)),
 }
-# Steps of a student alone that are as many operations as one with its teacher's forward pass.
-EQUAL_COMPUTE = 2.56
 # Name -> overrides of `delvm train experiment=distill_student`.
 OBJECTIVES = {
     "forward_kl": "",
@@ -55,10 +53,13 @@ OBJECTIVES = {
     "selective": "module/loss=selective",
     "hidden_states": "module/loss=hidden_states",
     "hidden_states_4": "module/loss=hidden_states module.loss.kd_weight=4",
+    "hidden_states_w20": "module/loss=hidden_states module.loss.hidden.weight=20",
     "on_policy": "module/on_policy=default module.on_policy.fraction=0.25",
-    # On-policy samples, selected, and codes that stand for nearly the same patch merged: VarKD.
+    # VarKD: on-policy samples, of which the half is kept that the teacher is surest of, and codes
+    # that stand for nearly the same patch merged.
     "on_policy_selective_clusters": "module/on_policy=default module.on_policy.fraction=0.25 "
-    "module/on_policy/selection=tokens module/loss=clusters",
+    "module/on_policy/selection=tokens module.on_policy.selection.fraction=0.5 "
+    "module/loss=clusters",
 }
 STUDENTS = ("alone", "alone_equal_compute", *OBJECTIVES)
 
@@ -82,7 +83,7 @@ def student_stage(mixture: str, name: str, seed: int) -> Stage:
     """A student of one objective and seed."""
     path = f"distill/{mixture}/{name}_{seed}"
     if name not in OBJECTIVES:
-        factor = 1.0 if name == "alone" else EQUAL_COMPUTE
+        factor = 1.0 if name == "alone" else preset().equal_compute
         overrides = _overrides(mixture, factor)
         return training(path, "distill_alone", seed=seed, overrides=overrides)
     overrides = f"{_overrides(mixture)} {OBJECTIVES[name]}".strip()
