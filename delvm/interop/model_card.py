@@ -28,9 +28,9 @@ def model_card(
     header = f"---\nlibrary_name: {library}\npipeline_tag: image-to-image\ntags:\n{tags}\n---\n"
     rows = [("layout", layout)]
     if student is not None:
-        rows += _student_rows(student)
+        rows += student_rows(student)
     if tokenizer is not None:
-        rows += _tokenizer_rows(tokenizer)
+        rows += tokenizer_rows(tokenizer)
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     kinds = [name for name, each in (("student", student), ("tokenizer", tokenizer)) if each]
     return (
@@ -42,7 +42,8 @@ def model_card(
     )
 
 
-def _student_rows(student: Transformer) -> list[tuple[str, str]]:
+def student_rows(student: Transformer) -> list[tuple[str, str]]:
+    """Name and value of what a student is."""
     cfg = student.config
     return [
         ("student", f"{student.parameter_count() / 1e6:,.1f}M parameters"),
@@ -53,7 +54,8 @@ def _student_rows(student: Transformer) -> list[tuple[str, str]]:
     ]
 
 
-def _tokenizer_rows(tokenizer: VQGAN) -> list[tuple[str, str]]:
+def tokenizer_rows(tokenizer: VQGAN) -> list[tuple[str, str]]:
+    """Name and value of what a tokenizer is."""
     return [
         ("tokenizer", fingerprint(tokenizer)),
         ("images", f"{tokenizer.resolution} x {tokenizer.resolution} pixels"),
