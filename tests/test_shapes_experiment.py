@@ -1,15 +1,18 @@
 """The scripts with which the shipped weights were made."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from delvm.interop.load import SHIPPED_DIR, load_student
 from delvm.interop.save import save_model
-from delvm.models.transformer import MLPKind, Transformer, TransformerConfig
+from delvm.models.mlp import MLPKind
+from delvm.models.transformer import Transformer, TransformerConfig
 from experiments.shapes.deepen import deepen, main
 from experiments.shapes.write_cards import CARDS, card
 
-SMALL = {"vocab_size": 32, "dim": 16, "n_layers": 3, "n_heads": 2, "max_seq_len": 24}
+SMALL: Any = {"vocab_size": 32, "dim": 16, "n_layers": 3, "n_heads": 2, "max_seq_len": 24}
 
 
 def student(**options) -> Transformer:
