@@ -1,4 +1,4 @@
-"""How much the number of pairs, votes of several prompts, guidance and precision change answers.
+"""How much pairs, their selection, votes of several prompts, guidance and precision change answers.
 
 Answers the same queries with the shipped weights in every setting and writes scores.csv and
 scores.png next to this file. `--table` reads scores.csv instead of measuring.
@@ -18,12 +18,18 @@ import torch
 
 from delvm import tasks
 from delvm.data.image_io import to_tensor
-from delvm.evaluation.prompt_selection import sample_prompts
-from delvm.evaluation.query_set import build_query_set, decode
+from delvm.evaluation.prompt_selection import (
+    Indices,
+    PromptSelection,
+    nearest_prompts,
+    sample_prompts,
+)
+from delvm.evaluation.query_set import QuerySet, build_query_set, decode
 from delvm.evaluation.scoring import generate_answers
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.engine import Engine
 from delvm.interop.load import load_student, load_tokenizer
+from delvm.models.protocols import TokenizerNet
 from delvm.progress import Progress
 from delvm.storage import as_path, atomic_path
 
@@ -39,6 +45,7 @@ class Setting:
 
     num_shots: int = 3
     num_prompts: int = 1
+    prompt_selection: str = PromptSelection.random
     guidance: float = 1.0
     precision: str = "fp32"
 
@@ -55,6 +62,8 @@ SETTINGS = (
     Setting(num_shots=2),
     Setting(num_prompts=2),
     Setting(num_prompts=4),
+    Setting(prompt_selection=PromptSelection.nearest),
+    Setting(num_prompts=4, prompt_selection=PromptSelection.nearest),
     Setting(guidance=0.0),
     Setting(guidance=1.5),
     Setting(guidance=2.0),
@@ -80,8 +89,7 @@ def measure(pairs: str) -> Iterator[dict[str, Any]]:
             default: dict[int, Any] = {}  # seed -> ids of the first setting
             for setting in SETTINGS:
                 for seed in SEEDS:
-                    shape = len(query_set.pool_inputs), setting.num_shots, setting.num_prompts
-                    indices = sample_prompts(seed, task, NUM_QUERIES, *shape)
+                    indices = select_prompts(query_set, tokenizer, setting, seed)
                     ids = generate_answers(
                         engines[setting.precision],
                         tokenizer,
@@ -102,6 +110,18 @@ def measure(pairs: str) -> Iterator[dict[str, Any]]:
                         "same_tokens": f"{same.item():.4f}",
                     }
                     bar.update(1, f"{task}, {setting.name}")
+
+
+def select_prompts(
+    query_set: QuerySet, tokenizer: TokenizerNet, setting: Setting, seed: int
+) -> Indices:
+    """Pool pairs of each query's prompts, (Q, M, k); the nearest are the same for all seeds."""
+    counts = setting.num_shots, setting.num_prompts
+    if setting.prompt_selection == PromptSelection.nearest:
+        ids = query_set.queries.ids, query_set.pool_inputs.ids
+        return nearest_prompts(*ids, tokenizer.codebook, *counts)
+    shape = len(query_set.pool_inputs), *counts
+    return sample_prompts(seed, query_set.task, NUM_QUERIES, *shape)
 
 
 def write_csv(rows: list[dict[str, Any]]) -> None:
