@@ -54,6 +54,7 @@ TEACHERS = {
     "demo_student": ("experiment=demo_teacher",),
     "distill_student": ("experiment=distill_teacher",),
     "kd_1b_to_300m": ("experiment=pretrain_1b", "student.net.n_layers=2"),
+    "student_shapes_64_distilled": ("experiment=teacher_shapes_64",),
 }
 FINGERPRINT = "f" * 16
 
@@ -98,6 +99,11 @@ def test_experiment_trains_two_steps(name, delvm, tmp_path):
         teacher.load_codebook(codebook, FINGERPRINT)
         save_model(teacher, tmp_path / "teacher")
         words += ["teacher.checkpoint=teacher"]
+    if cfg.init_from:
+        start = build(cfg.student.net, "student")
+        start.load_codebook(codebook, FINGERPRINT)
+        save_model(start, tmp_path / "start")
+        words += ["init_from=start"]
     # In a process of its own, whose memory (up to 13 GiB) is free again for the tests that follow.
     command = [sys.executable, "-m", "delvm", "train", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
