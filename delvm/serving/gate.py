@@ -34,6 +34,7 @@ _BELOW = ("/assets/", "/static/", "/svelte/", f"{_API}/heartbeat/", f"{_API}/fil
 _PAGE_IMAGES = {f"{_API}/upload", f"{_API}/component_server"}  # where the page sends images to
 _FORM_BYTES = 64 * 1024  # of what is in a body next to its image
 _EVENT_BYTES = 256 * 1024  # of a body without images
+_DRAIN_SECONDS = 2.0  # that a refused body may go on arriving
 # JSON takes up to 21 times its size when it is parsed, if it is nothing but short lists. A question
 # has three of these marks for each of up to 64 pairs, and base64 has none.
 _MARKS, _MAX_MARKS = (b"[", b"{", b","), 1000
@@ -73,10 +74,10 @@ class Gate:
             return await _refuse(send, 403, "requests of other web sites are refused")
         is_large = path in _PAGE_IMAGES or path == "/v1/answer"
         limit = self.limits.max_upload_bytes + _FORM_BYTES if is_large else _EVENT_BYTES
-        if _content_length(scope) > limit:
-            return await _refuse(send, 413, too_large(limit))
         seconds = self.limits.max_body_seconds
         body = _Body(receive, limit, seconds, counts_marks=path == "/v1/answer")
+        if _content_length(scope) > limit:
+            return await _refuse(send, 413, too_large(limit), body)
         if path == f"{_API}/queue/join":
             return await self._join(scope, body, send)
         if path in _PAGE_IMAGES:
@@ -106,7 +107,7 @@ class Gate:
         with suppress(_Refused):
             await self.app(scope, body.receive, passed_on)
         if body.refusal is not None and not started:
-            await _refuse(send, *body.refusal)
+            await _refuse(send, *body.refusal, body)
 
     async def _upload(self, scope: MutableMapping[str, Any], body: "_Body", send: Send) -> None:
         """Pass a form with an image on, a few at once, while there is room on disk."""
@@ -135,7 +136,7 @@ class Gate:
                 message = await body.receive()
             except _Refused:
                 assert body.refusal is not None
-                return await _refuse(send, *body.refusal)
+                return await _refuse(send, *body.refusal, body)
             data += message.get("body", b"")
             more = message.get("more_body", False)
         try:
@@ -210,6 +211,18 @@ class _Body:
                 raise self._refused(422, "the request has another form: see docs/serve.md")
         return message
 
+    async def drain(self) -> None:
+        """Read on for a while, and drop it.
+
+        Closing a socket with bytes unread resets the connection, and the client can lose the
+        answer that it has been sent.
+        """
+        more = not self._is_complete
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while more:
+                    more = (await self._receive()).get("more_body", False)
+
     def _refused(self, status: int, detail: str) -> _Refused:
         self.refusal = status, detail
         return _Refused()
@@ -249,12 +262,16 @@ def _content_length(scope: MutableMapping[str, Any]) -> int:
     return int(value) if value.isdigit() else 0
 
 
-async def _refuse(send: Send, status: int, detail: str) -> None:
-    body = json.dumps({"detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+async def _refuse(send: Send, status: int, detail: str, body: _Body | None = None) -> None:
+    """Answer with an error; with a body, the rest of it is dropped and the connection closed."""
+    data = json.dumps({"detail": detail}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
     if status == 503:
         headers.append((b"retry-after", b"2"))
-    if status in (408, 413, 422):  # the rest of the body is not read
+    if body is not None:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": data, "more_body": body is not None})
+    if body is not None:
+        await body.drain()
+        await send({"type": "http.response.body", "body": b""})

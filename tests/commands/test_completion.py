@@ -32,7 +32,7 @@ def complete(delvm, monkeypatch):
         ("delvm train --mu", ["--multirun"]),
         ("delvm train stu", ["student.", "student="]),
         ("delvm train student=t", ["student=tiny"]),
-        ("delvm train experiment=student_s", ["experiment=student_shapes_64"]),
+        ("delvm train experiment=teacher_s", ["experiment=teacher_shapes_64"]),
         ("delvm train student.", ["student.net."]),
         ("delvm train student.net.di", ["student.net.dim="]),
         ("delvm train module=distillation module.loss.kd", ["module.loss.kd_weight="]),

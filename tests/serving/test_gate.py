@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from delvm.serving import gate
 from delvm.serving.cache import Cache
 from delvm.serving.gate import Gate, is_known
 from delvm.serving.limits import MIB, Limits
@@ -50,11 +51,17 @@ class Client:
 
         scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers)}
         await self.gate(scope, receive, send)
+        self.unread = len(parts)
         return sent[0]["status"], json.loads(sent[1]["body"]).get("detail", "")
 
 
 def run(test):
     return asyncio.run(asyncio.wait_for(test, 10))
+
+
+@pytest.fixture(autouse=True)
+def brief_drain(monkeypatch):
+    monkeypatch.setattr(gate, "_DRAIN_SECONDS", 0.1)
 
 
 FORM = [(b"content-type", b"multipart/form-data; boundary=x")]
@@ -84,6 +91,19 @@ def test_a_large_body_is_refused_by_its_length_or_as_it_is_read(tmp_path):
         assert not client.read and client.gate.waiting == 0
         assert await client.send("/v1/answer", chunks[:2]) == (200, "")
         assert client.read == [MIB]
+
+    run(test())
+
+
+def test_a_refused_body_is_read_to_its_end(tmp_path):
+    """A socket that is closed with bytes unread is reset, and the answer may be lost."""
+
+    async def test():
+        client = Client(tmp_path)
+        length = [(b"content-length", b"%d" % (5 * MIB))]
+        for headers in (length, []):
+            assert (await client.send("/v1/answer", [bytes(MIB)] * 5, headers))[0] == 413
+            assert client.unread == 0
 
     run(test())
 
