@@ -41,14 +41,18 @@ RECIPE = (
     "strategy=single", "data.images_per_sentence=2", "~callbacks.checkpoint",
     "student.net.n_layers=2",
 )  # fmt: skip
-# What a CPU without files from elsewhere does not have.
+# What a CPU without files from elsewhere does not have, and narrow tokenizers of images of 256 px.
 CHANGES = {
     "pretrain_80m": RECIPE,
     "pretrain_300m": RECIPE,
     "pretrain_1b": RECIPE,
     "kd_1b_to_300m": RECIPE,
     "lvm_7b": (*RECIPE, "student.net.n_layers=1"),
-    "tokenizer_f16_8192_taming": ("module.perceptual_loss=ms_ssim",),
+    "tokenizer_f16_8192_ema": ("tokenizer.net.hidden_channels=32",),
+    "tokenizer_f16_8192_taming": (
+        "module.perceptual_loss=ms_ssim",
+        "tokenizer.net.hidden_channels=32",
+    ),
 }
 TEACHERS = {
     "demo_student": ("experiment=demo_teacher",),
