@@ -42,6 +42,11 @@ class Part:
         """The queries."""
         return slice(self.start, self.stop)
 
+    @property
+    def size(self) -> int:
+        """The number of queries."""
+        return self.stop - self.start
+
 
 @dataclass
 class ScoredRows:

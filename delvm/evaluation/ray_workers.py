@@ -144,7 +144,7 @@ def answer_on_ray(
     cluster = workers.cluster
     job = _Job(workers.load_models, answer, str(Path.cwd()))
     arguments = (job, cluster.cpus_per_worker)
-    total = sum(part.stop - part.start for part in missing)
+    total = sum(part.size for part in missing)
     counted: set[Part] = set()
     with (
         Progress(total, "evaluate", "queries") as bar,
@@ -157,7 +157,7 @@ def answer_on_ray(
             for part in missing:
                 if part not in counted and store.path(part).exists():
                     counted.add(part)
-                    bar.update(part.stop - part.start, part.task)
+                    bar.update(part.size, part.task)
 
         ranks = [Rank(number, len(actors)) for number in range(len(actors))]
         outcomes = run_on_actors(ray, actors, ranks, while_waiting=report, poll_s=POLL_S)

@@ -20,7 +20,6 @@ Results of one task:
                                               each, their "mean" and standard deviation "std"
 """
 
-import csv
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,8 +29,9 @@ import numpy as np
 
 from delvm import legacy, tasks
 from delvm.evaluation import baselines, bootstrap
+from delvm.evaluation.result_files import write_rows
 from delvm.evaluation.scoring import TaskScores
-from delvm.storage import StoragePath, atomic_path, read_json
+from delvm.storage import StoragePath, read_json
 
 COLUMNS = ("task", "method", "metric", "mean", "low", "high", "n")
 SPANS = ("all", "answer")
@@ -177,12 +177,12 @@ def _rows(task: str, result: Mapping[str, Any]) -> Iterator[tuple[str, str, str,
 
 def write_csv(path: Path, results: Results) -> None:
     """Write one row per interval, see COLUMNS; a cell is empty where a value is undefined."""
-    with atomic_path(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for task, result in results.items():
-            for *names, interval in _rows(task, result):
-                writer.writerow([*names, *(interval[key] for key in COLUMNS[3:])])
+    rows = (
+        [*names, *(interval[key] for key in COLUMNS[3:])]
+        for task, result in results.items()
+        for *names, interval in _rows(task, result)
+    )
+    write_rows(path, COLUMNS, rows)
 
 
 def read_metrics(path: str | StoragePath) -> dict[str, Any]:

@@ -9,7 +9,6 @@ report.html     see `report`
 TASK.png        the shown queries of a task as a grid
 """
 
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from delvm.evaluation import results
 from delvm.evaluation.answer_store import Scores
 from delvm.evaluation.experiment_log import ResultLogger, ShownAnswer, flat_means, log_evaluation
 from delvm.evaluation.query_set import QuerySet
+from delvm.evaluation.result_files import write_json_files, write_rows
 from delvm.evaluation.scoring import PromptExample, TaskScores
-from delvm.storage import atomic_path, write_json, write_text
+from delvm.storage import atomic_path, write_text
 from delvm.viz.image_grid import image_grid
 
 ROW_COLUMNS = ("task", "query", "key", "draw", "method", "metric", "value")
@@ -90,25 +90,16 @@ def write_files(
     evaluated: Mapping[str, EvaluatedTask],
     report: str,
 ) -> None:
-    """Write all files, metrics.json last: a new metrics.json means that all files are new."""
+    """Write all files, metrics.json last."""
     for task, each in evaluated.items():
         with atomic_path(output_dir / f"{task}.png") as tmp:
             example_grid(each.examples).save(tmp)
     write_text(output_dir / "report.html", report)
     results.write_csv(output_dir / "scores.csv", metrics["tasks"])
-    with (
-        atomic_path(output_dir / "results.csv") as tmp,
-        tmp.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(ROW_COLUMNS)
-        for each in evaluated.values():
-            writer.writerows(each.rows)
+    rows = (row for each in evaluated.values() for row in each.rows)
+    write_rows(output_dir / "results.csv", ROW_COLUMNS, rows)
     queries = {task: each.queries for task, each in evaluated.items()}
-    write_json(
-        output_dir / "results.json", {**metrics, "provenance": provenance, "queries": queries}
-    )
-    write_json(output_dir / "metrics.json", metrics)
+    write_json_files(output_dir, metrics, provenance, queries)
 
 
 def log_files(

@@ -1,44 +1,30 @@
 """What an evaluation of students is asked for, and whether it is possible."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from delvm import tasks as all_tasks
 from delvm.data.shards.manifest import load_manifests
 from delvm.errors import UserError, did_you_mean
+from delvm.evaluation.answer_run import AnswerOptions
 from delvm.evaluation.prompt_selection import PromptSelection
 from delvm.evaluation.query_set import validate
-from delvm.inference.decoding import SamplingConfig
 from delvm.inference.prompter import max_pairs
 from delvm.interop.fingerprint import check_tokenizer_match
-from delvm.models.protocols import StudentNet, TokenizerNet
+from delvm.models.protocols import StudentNet, Students, TokenizerNet
 from delvm.progress import log
 from delvm.storage import StoragePath, as_path
 
-Students = Mapping[str, StudentNet]
-
 
 @dataclass(frozen=True)
-class StudentOptions:
-    """The arguments of an evaluation, as metrics.json repeats them."""
+class StudentOptions(AnswerOptions):
+    """The arguments of an evaluation of pairs."""
 
-    input_dir: str
-    num_queries: int
     num_shots: int
     num_prompts: int
     num_draws: int
     prompt_selection: str
     shared_prompt: bool
-    batch_size: int
     compile: bool
-    sampling: SamplingConfig
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        settings = asdict(self)
-        sampling: dict[str, Any] = settings.pop("sampling")
-        return settings | sampling
 
 
 def metric_names(task: str) -> list[str]:

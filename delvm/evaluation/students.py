@@ -1,15 +1,14 @@
 """Evaluate students on held-out pairs: from shards and models to metrics and a report."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 from delvm.data.encode.executors.base import Rank
 from delvm.evaluation import results
+from delvm.evaluation.answer_run import ReportOptions, missing_parts, open_store, plain_json
 from delvm.evaluation.answer_store import AnswerStore, Part, concatenate
 from delvm.evaluation.bootstrap import CONFIDENCE, RESAMPLES
 from delvm.evaluation.experiment_log import ResultLogger
@@ -42,11 +41,9 @@ from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.engine import Engine
 from delvm.inference.prompter import set_eval_mode
 from delvm.interop.fingerprint import fingerprint
-from delvm.models.protocols import StudentNet, TokenizerNet
+from delvm.models.protocols import Students, TokenizerNet
 from delvm.progress import Progress, log
-from delvm.storage import StoragePath, as_path, remove_tree
-
-Students = Mapping[str, StudentNet]
+from delvm.storage import StoragePath, as_path
 
 
 def evaluate_students(
@@ -101,24 +98,14 @@ def evaluate_students(
     Raises:
         UserError: Shards, tasks or models are missing or do not fit.
     """
-    counts = (num_queries, num_shots, num_prompts, num_draws)
-    how = (str(prompt_selection), shared_prompt, batch_size, compile)
-    options = StudentOptions(str(input_dir), *counts, *how, SamplingConfig(**sampling))
+    basics = (str(input_dir), num_queries, batch_size, SamplingConfig(**sampling))
+    prompts = (num_shots, num_prompts, num_draws, str(prompt_selection), shared_prompt)
+    options = StudentOptions(*basics, *prompts, compile)
     selected = select_tasks(input_dir, tasks)
     validate_request(options, selected, tokenizer, students)
-    report = _Report(title, dict(histories or {}), dict(origins or {}), loggers)
-    models = (tokenizer, students)
-    return _evaluate(options, selected, *models, Path(output_dir), report, workers, overwrite)
-
-
-@dataclass(frozen=True)
-class _Report:
-    """What a report shows besides the results, and the loggers that get it too."""
-
-    title: str
-    histories: dict[str, Path]
-    origins: dict[str, str]
-    loggers: Sequence[ResultLogger]
+    about = ReportOptions(title, origins or {}, loggers, histories or {})
+    where = (Path(output_dir), about, workers, overwrite)
+    return _evaluate(options, selected, tokenizer, students, *where)
 
 
 def _evaluate(
@@ -127,7 +114,7 @@ def _evaluate(
     tokenizer: TokenizerNet,
     students: Students,
     output_dir: Path,
-    about: _Report,
+    about: ReportOptions,
     workers: RayWorkers | None,
     overwrite: bool,
 ) -> dict[str, Any]:
@@ -135,12 +122,9 @@ def _evaluate(
     started, rank = time.monotonic(), check_rank(overwrite, workers)
     curves = {name: read_history(path) for name, path in about.histories.items()}
     sources = _sources(options, tasks, tokenizer, students)
-    folder = output_dir / "answers"
-    if overwrite:
-        remove_tree(folder)
-    store = AnswerStore(folder, sources, first_rank=rank.rank == 0)
+    store = open_store(output_dir, sources, rank, overwrite=overwrite)
     if workers:
-        answer = partial(_answer_rank, options, tasks, folder, sources)
+        answer = partial(_answer_rank, options, tasks, store.folder, sources)
         parts = [part for task in tasks for part in _parts(options, task)]
         answer_on_ray(workers, answer, store, parts, tokenizer.codebook.device.type)
     evaluated = _score_tasks(
@@ -178,8 +162,7 @@ def _sources(
         "data": data_fingerprints(as_path(options.input_dir), tasks),
         "device": tokenizer.codebook.device.type,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(sources))  # as it is read back
-    return plain
+    return plain_json(sources)
 
 
 def _answer_rank(
@@ -199,12 +182,7 @@ def _answer_rank(
 
 def _parts(options: StudentOptions, task: str) -> list[Part]:
     """The batches of a task: those of the first draw, of the second, and so on."""
-    count, size = options.num_queries, options.batch_size
-    return [
-        Part(task, draw, start, min(start + size, count))
-        for draw in range(options.num_draws)
-        for start in range(0, count, size)
-    ]
+    return [part for draw in range(options.num_draws) for part in options.batches(task, draw)]
 
 
 def _score_tasks(
@@ -224,14 +202,11 @@ def _score_tasks(
         name: Engine(student, kept, compile=options.compile) for name, student in students.items()
     }
     parts = [part for task in tasks for part in _parts(options, task)]
-    own = parts[rank.rank :: rank.world_size]
-    missing = [part for part in own if store.load(part) is None]
-    answered = sum(part.stop - part.start for part in own if part not in missing)
-    total = sum(part.stop - part.start for part in own) * len(students)
+    missing, answered, total = missing_parts(parts, rank, store)
     evaluated: dict[str, EvaluatedTask] = {}
-    with Progress(total, "evaluate", "answers") as bar:
+    with Progress(total * len(students), "evaluate", "answers") as bar:
         if answered:
-            log(f"evaluate: {answered} of {total // len(students)} queries were answered before")
+            log(f"evaluate: {answered} of {total} queries were answered before")
             bar.skip(answered * len(students))
         for task in tasks:
             todo = [part for part in missing if part.task == task]
@@ -250,7 +225,7 @@ def _score_tasks(
             if not collect:
                 continue
             draws = [
-                concatenate(store.wait_for(p for p in _parts(options, task) if p.draw == draw))
+                concatenate(store.wait_for(options.batches(task, draw)))
                 for draw in range(options.num_draws)
             ]
             scores = combine_draws(query_set, draws, tokenizer)

@@ -7,10 +7,9 @@ Notation:
     K given frames    M frames ahead
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,6 +25,13 @@ from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
 from delvm.errors import UserError, did_you_mean
 from delvm.evaluation import video_files
+from delvm.evaluation.answer_run import (
+    AnswerOptions,
+    ReportOptions,
+    missing_parts,
+    open_store,
+    plain_json,
+)
 from delvm.evaluation.answer_store import AnswerStore, Part, concatenate
 from delvm.evaluation.experiment_log import ResultLogger
 from delvm.evaluation.provenance import (
@@ -50,31 +56,19 @@ from delvm.inference.video import resolve_window
 from delvm.interop.fingerprint import check_tokenizer_match, fingerprint, weights_fingerprint
 from delvm.interop.lpips_file import VGG16, load_lpips
 from delvm.models.perceptual import LPIPS, MIN_LPIPS_SIDE
-from delvm.models.protocols import StudentNet, TokenizerNet
+from delvm.models.protocols import Students, TokenizerNet
 from delvm.progress import Progress, log
-from delvm.storage import StoragePath, as_path, remove_tree
-
-Students = Mapping[str, StudentNet]
+from delvm.storage import StoragePath, as_path
 
 
 @dataclass(frozen=True)
-class _Options:
-    """The arguments of an evaluation, as metrics.json repeats them."""
+class _Options(AnswerOptions):
+    """The arguments of an evaluation of clips."""
 
-    input_dir: str
-    num_queries: int
     context_frames: int
     num_frames: int | None
     window: int | None
     vgg_weights: str | None
-    batch_size: int
-    sampling: SamplingConfig
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        settings = asdict(self)
-        sampling: dict[str, Any] = settings.pop("sampling")
-        return settings | sampling
 
 
 @dataclass(frozen=True)
@@ -139,23 +133,13 @@ def evaluate_video(
     Raises:
         UserError: Shards, tasks or models are missing or do not fit together.
     """
-    counts = (num_queries, context_frames, num_frames, window)
-    given = (vgg_weights, batch_size, SamplingConfig(**sampling))
-    options = _Options(str(input_dir), *counts, *given)
+    basics = (str(input_dir), num_queries, batch_size, SamplingConfig(**sampling))
+    options = _Options(*basics, context_frames, num_frames, window, vgg_weights)
     _validate(options)
     clips = _select_clips(options, tasks, tokenizer)
     models = _check_models(options, tokenizer, students)
-    about = _Report(title, origins or {}, loggers)
+    about = ReportOptions(title, origins or {}, loggers)
     return _evaluate(options, clips, models, Path(output_dir), about, workers, overwrite)
-
-
-@dataclass(frozen=True)
-class _Report:
-    """What a report shows besides the results, and the loggers that get it too."""
-
-    title: str
-    origins: Mapping[str, str]
-    loggers: Sequence[ResultLogger]
 
 
 def _evaluate(
@@ -163,20 +147,17 @@ def _evaluate(
     clips: dict[str, int],
     models: _Models,
     output_dir: Path,
-    about: _Report,
+    about: ReportOptions,
     workers: RayWorkers | None,
     overwrite: bool,
 ) -> dict[str, Any]:
     """Continue, score and write everything; the content of metrics.json."""
     started, rank = time.monotonic(), check_rank(overwrite, workers)
     sources = _sources(options, clips, models)
-    folder = output_dir / "answers"
-    if overwrite:
-        remove_tree(folder)
-    store = AnswerStore(folder, sources, first_rank=rank.rank == 0)
+    store = open_store(output_dir, sources, rank, overwrite=overwrite)
     if workers:
-        answer = partial(_answer_rank, options, clips, folder, sources)
-        parts = [part for task in clips for part in _parts(options, task)]
+        answer = partial(_answer_rank, options, clips, store.folder, sources)
+        parts = [part for task in clips for part in options.batches(task)]
         answer_on_ray(workers, answer, store, parts, models.tokenizer.codebook.device.type)
     _answer(options, clips, models, store, rank)
     if rank.rank:
@@ -304,14 +285,7 @@ def _sources(options: _Options, clips: dict[str, int], models: _Models) -> dict[
         "data": data_fingerprints(as_path(options.input_dir), list(clips), ("test",)),
         "device": models.tokenizer.codebook.device.type,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(sources))  # as it is read back
-    return plain
-
-
-def _parts(options: _Options, task: str) -> list[Part]:
-    """The batches of clips of a task."""
-    size, count = options.batch_size, options.num_queries
-    return [Part(task, 0, start, min(start + size, count)) for start in range(0, count, size)]
+    return plain_json(sources)
 
 
 def _answer(
@@ -319,10 +293,8 @@ def _answer(
 ) -> None:
     """Continue the clips that are missing of this rank's batches."""
     set_eval_mode(models.tokenizer, *models.students.values())
-    own = [part for task in clips for part in _parts(options, task)][rank.rank :: rank.world_size]
-    missing = [part for part in own if store.load(part) is None]
-    done = sum(part.stop - part.start for part in own if part not in missing)
-    total = done + sum(part.stop - part.start for part in missing)
+    parts = [part for task in clips for part in options.batches(task)]
+    missing, done, total = missing_parts(parts, rank, store)
     with Progress(total * len(models.students), "evaluate", "clips") as bar:
         if done:
             log(f"evaluate: {done} of {total} clips were continued before")
@@ -361,7 +333,7 @@ def _answer_rank(
 
 def _read(options: _Options, part: Part) -> Iterator[Example]:
     examples = read_examples(as_path(options.input_dir), "test", part.task, part.start)
-    return islice(examples, part.stop - part.start)
+    return islice(examples, part.size)
 
 
 def _collect(
@@ -369,7 +341,7 @@ def _collect(
 ) -> Iterator[tuple[str, EvaluatedVideo]]:
     """The results of each task, of all ranks."""
     for task in clips:
-        rows = concatenate(store.wait_for(_parts(options, task)))
+        rows = concatenate(store.wait_for(options.batches(task)))
         shown = video_files.shown_clips(rows)
         keys, shown_examples = [], {}
         for row, example in enumerate(_read(options, Part(task, 0, 0, options.num_queries))):

@@ -13,7 +13,6 @@ report.html     plots over frames ahead, tables, and continued clips
 TASK.png        continued clips: the first ones, then each student's worst, median and best
 """
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +30,10 @@ from delvm.evaluation.answer_store import ScoredRows
 from delvm.evaluation.experiment_log import ResultLogger, ShownAnswer, flat_means, log_evaluation
 from delvm.evaluation.query_set import decode
 from delvm.evaluation.report.video_report import ContinuedClip, render_report
+from delvm.evaluation.result_files import write_json_files, write_rows
 from delvm.evaluation.scoring import shown_queries
 from delvm.models.protocols import TokenizerNet
-from delvm.storage import atomic_path, write_json, write_text
+from delvm.storage import atomic_path, write_text
 from delvm.viz.image_grid import image_grid
 
 PRIMARY = "psnr"  # by which clips are shown
@@ -155,7 +155,7 @@ def write_files(
     provenance: dict[str, Any],
     evaluated: Mapping[str, EvaluatedVideo],
 ) -> None:
-    """Write all files, metrics.json last: a new metrics.json means that all files are new."""
+    """Write all files, metrics.json last."""
     grids = {task: [clip_grid(clip) for clip in each.examples] for task, each in evaluated.items()}
     for task, images in grids.items():
         with atomic_path(output_dir / f"{task}.png") as tmp:
@@ -164,15 +164,12 @@ def write_files(
         task: list(zip(each.examples, grids[task], strict=True)) for task, each in evaluated.items()
     }
     write_text(output_dir / "report.html", render_report(metrics, clips))
-    scores = [row for task, each in metrics["tasks"].items() for row in _score_rows(task, each)]
-    _write_csv(output_dir / "scores.csv", COLUMNS, scores)
-    rows = [row for each in evaluated.values() for row in each.rows]
-    _write_csv(output_dir / "results.csv", ROW_COLUMNS, rows)
+    scores = (row for task, each in metrics["tasks"].items() for row in _score_rows(task, each))
+    write_rows(output_dir / "scores.csv", COLUMNS, scores)
+    rows = (row for each in evaluated.values() for row in each.rows)
+    write_rows(output_dir / "results.csv", ROW_COLUMNS, rows)
     queries = {task: [{"key": key} for key in each.keys] for task, each in evaluated.items()}
-    write_json(
-        output_dir / "results.json", {**metrics, "provenance": provenance, "queries": queries}
-    )
-    write_json(output_dir / "metrics.json", metrics)
+    write_json_files(output_dir, metrics, provenance, queries)
 
 
 def log_files(
@@ -219,11 +216,6 @@ def _rows(task: str, keys: Sequence[str], rows: ScoredRows) -> Iterator[tuple[An
             for row, frames in enumerate(values.tolist()):
                 for number, value in enumerate(frames, 1):
                     yield task, row, keys[row], number, method, metric, f"{value:.6g}"
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with atomic_path(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *rows])
 
 
 def _stack(images: Sequence[Image.Image]) -> Image.Image:

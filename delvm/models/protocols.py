@@ -8,7 +8,7 @@ Notation:
     N tokens per image     H image side in px    d dimension of a code
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -64,6 +64,9 @@ class StudentNet(Protocol):
     # Of nn.Module:
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
     def state_dict(self) -> dict[str, Any]: ...
+
+
+Students = Mapping[str, StudentNet]  # by their names in a report
 
 
 @runtime_checkable
