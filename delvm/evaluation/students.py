@@ -104,8 +104,8 @@ def evaluate_students(
     selected = select_tasks(input_dir, tasks)
     validate_request(options, selected, tokenizer, students)
     about = ReportOptions(title, origins or {}, loggers, histories or {})
-    where = (Path(output_dir), about, workers, overwrite)
-    return _evaluate(options, selected, tokenizer, students, *where)
+    models, where = (tokenizer, students), Path(output_dir)
+    return _evaluate(options, selected, *models, where, about, workers, overwrite)
 
 
 def _evaluate(
