@@ -99,8 +99,8 @@ def evaluate_students(
         UserError: Shards, tasks or models are missing or do not fit.
     """
     basics = (str(input_dir), num_queries, batch_size, SamplingConfig(**sampling))
-    prompts = (num_shots, num_prompts, num_draws, str(prompt_selection), shared_prompt)
-    options = StudentOptions(*basics, *prompts, compile)
+    how = (str(prompt_selection), shared_prompt, compile)
+    options = StudentOptions(*basics, num_shots, num_prompts, num_draws, *how)
     selected = select_tasks(input_dir, tasks)
     validate_request(options, selected, tokenizer, students)
     about = ReportOptions(title, origins or {}, loggers, histories or {})
