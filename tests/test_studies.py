@@ -1,5 +1,6 @@
 """Studies: their commands compose, each stage's inputs are made, READMEs show what was measured."""
 
+import shlex
 import statistics
 from pathlib import Path
 
@@ -131,6 +132,23 @@ def test_preset_of_a_gpu_scales_nets_and_steps():
     assert "student.net.dim=512" in PRESETS["gpu"].apply(given)
     assert PRESETS["cpu"].apply(given) == given
     assert PRESETS["gpu"].apply(["prepare", "source.size=32"]) == ["prepare", "source.size=32"]
+
+
+@pytest.mark.parametrize("preset", ["gpu"], indirect=True)
+@pytest.mark.parametrize("name", NAMES)
+def test_preset_of_a_gpu_scales_the_steps_of_every_student(name, preset):
+    def last(words, key):
+        found = [word.partition("=")[2] for word in words if word.startswith(f"trainer.{key}=")]
+        return int(found[-1]) if found else 800  # as experiment=distill_* has it
+
+    for stage in studies.load(name).stages():
+        before = shlex.split(stage.command)
+        if any(word.startswith("experiment=distill_") for word in before):
+            steps, validated = (
+                last(stage.words, "max_steps"),
+                last(stage.words, "val_check_interval"),
+            )
+            assert steps == 10 * last(before, "max_steps") and validated <= steps
 
 
 def test_unknown_preset_is_named(capsys):

@@ -66,7 +66,13 @@ PRESETS = {
         "_gpu",
         scale=4,
         steps=10,
-        words=("trainer=gpu", "data.batch_size=64"),
+        words=(
+            "trainer=gpu",
+            "data.batch_size=64",
+            # Of the experiments, where a study sets none.
+            "trainer.max_steps=8000",
+            "trainer.val_check_interval=8000",
+        ),
         nets={
             "distill_teacher": _TEACHER,
             "distill_alone": _STUDENT,
