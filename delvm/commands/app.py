@@ -250,8 +250,6 @@ def run(verb: str, overrides: Sequence[str] = ()) -> float | None:
     Raises:
         UserError: what `delvm VERB` ends with, in one line.
     """
-    if verb not in VERBS:
-        raise UserError(f"unknown verb '{verb}': {did_you_mean(verb, VERBS)}")
     with _composed(verb, overrides) as cfg:
         config = checked(verb, cfg)
         check(verb, cfg)
@@ -264,6 +262,8 @@ def run(verb: str, overrides: Sequence[str] = ()) -> float | None:
 @contextmanager
 def _composed(verb: str, overrides: Sequence[str]) -> Iterator[DictConfig]:
     """A verb's config, with Hydra's own at hand as in a job; errors within are explained."""
+    if verb not in VERBS:
+        raise UserError(f"unknown verb '{verb}': {did_you_mean(verb, VERBS)}")
     register(verb)
     overrides = quote_text(verb, overrides)
     of_hydra = HydraConfig.instance()

@@ -199,7 +199,7 @@ def require_package(package: str, executor: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"executor={executor} needs a package that is not installed ({error}): run "
-            "`pip install 'delvm[scale]'`, or set executor=processes"
+            "`pip install 'delvm[scale]'`, or set executor=local"
         ) from None
 
 

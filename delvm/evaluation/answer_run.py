@@ -74,7 +74,7 @@ def open_store(
 def missing_parts(
     parts: Sequence[Part], rank: Rank, store: AnswerStore
 ) -> tuple[list[Part], int, int]:
-    """A rank's parts that are to be answered, and its queries: answered before, and all."""
+    """A rank's parts that are to be answered, and its queries: those answered already, and all."""
     own = parts[rank.rank :: rank.world_size]
     missing = [part for part in own if store.load(part) is None]
     total = sum(part.size for part in own)

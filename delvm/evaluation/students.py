@@ -206,7 +206,7 @@ def _score_tasks(
     evaluated: dict[str, EvaluatedTask] = {}
     with Progress(total * len(students), "evaluate", "answers") as bar:
         if answered:
-            log(f"evaluate: {answered} of {total} queries were answered before")
+            log(f"evaluate: {answered} of {total} queries are answered already")
             bar.skip(answered * len(students))
         for task in tasks:
             todo = [part for part in missing if part.task == task]

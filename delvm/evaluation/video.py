@@ -297,7 +297,7 @@ def _answer(
     missing, done, total = missing_parts(parts, rank, store)
     with Progress(total * len(models.students), "evaluate", "clips") as bar:
         if done:
-            log(f"evaluate: {done} of {total} clips were continued before")
+            log(f"evaluate: {done} of {total} clips are continued already")
             bar.skip(done * len(models.students))
         for part in missing:
             clips_of_part = [to_tensor(list(each.images)) for each in _read(options, part)]

@@ -14,7 +14,7 @@ TASK.png        continued clips: the first ones, then each student's worst, medi
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,10 +180,13 @@ def log_files(
 ) -> None:
     """Give loggers the scores that were written, and the shown clips."""
     answers = [
-        ShownAnswer(task, clip.number, clip.reason, name, PRIMARY, score, clip_grid(clip))
+        ShownAnswer(
+            task, clip.number, clip.reason, name, PRIMARY, clip.scores[name], clip_grid(own)
+        )
         for task, each in evaluated.items()
         for clip in each.examples
-        for name, score in clip.scores.items()
+        for name, frames in clip.answers.items()
+        for own in (replace(clip, answers={name: frames}),)
     ]
     means = dict(flat_means(metrics["tasks"]))
     log_evaluation(loggers, output_dir / "scores.csv", means, answers)

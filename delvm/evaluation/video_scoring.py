@@ -67,11 +67,11 @@ def score_clips(
     def decoded(frames: Tensor) -> Tensor:
         return torch.stack([decode(tokenizer, frames[:, i]) for i in range(num_frames)], dim=1)
 
-    repeated = ids[:, context_frames - 1 : context_frames].expand(-1, num_frames, -1)
+    repeated = decode(tokenizer, ids[:, context_frames - 1])[:, None]
     rows = ScoredRows()
     rows.scores["ceiling"] = score(decoded(ids[:, context_frames:]))
     rows.scores["baseline/repeat_last/raw"] = score(last.expand_as(truth))
-    rows.scores["baseline/repeat_last/round_trip"] = score(decoded(repeated))
+    rows.scores["baseline/repeat_last/round_trip"] = score(repeated.expand_as(truth))
     numbers = [(first + row) * num_frames for row in range(count)]
     for name, student in students.items():
         device = next(student.parameters()).device
@@ -82,7 +82,7 @@ def score_clips(
             windows[name],
             sampling,
             tokenizer.codebook.to(device),
-            numbers,
+            row_ids=numbers,
         )
         frames = torch.stack([each.cpu() for each in new], dim=1)  # (B, M, N)
         rows.scores[f"student/{name}"] = score(decoded(frames))

@@ -69,7 +69,9 @@ def continue_images(
     Raises:
         ValueError: W + 1 images exceed the student's context.
     """
-    for ids in continue_sequences(student, images[None], count, window, sampling, codebook):
+    for ids in continue_sequences(
+        student, images[None], count, window, sampling, codebook, row_ids=[0]
+    ):
         yield ids[0]
 
 
@@ -80,7 +82,8 @@ def continue_sequences(
     window: int,
     sampling: SamplingConfig,
     codebook: Tensor | None = None,
-    row_ids: Sequence[int] | None = None,
+    *,
+    row_ids: Sequence[int],
 ) -> Iterator[Tensor]:
     """Generate the next images of several sequences of the same length.
 
@@ -90,7 +93,7 @@ def continue_sequences(
     Args:
         images: ids (B, K, N) int64.
         row_ids: number of the first new image of each sequence, by which it samples, the next one
-            having the next number; None: 0, ``count``, 2 ``count``, ...
+            having the next number.
         student, count, window, sampling, codebook: as of `continue_images`.
 
     Yields:
@@ -100,14 +103,13 @@ def continue_sequences(
         ValueError: W + 1 images exceed the student's context.
     """
     size, made = images.shape[2], 0
-    first = [row * count for row in range(len(images))] if row_ids is None else row_ids
     images = images[:, -window:]
     while made < count:
         fitting = min(window - images.shape[1] + 1, count - made)  # until the window is full
         with torch.inference_mode():
             rows = Rows(student, images.flatten(1), fitting * size)
         for _ in range(fitting):
-            numbers = [number + made for number in first]
+            numbers = [number + made for number in row_ids]
             ids = decode_tokens([rows], size, sampling, row_ids=numbers, codebook=codebook)
             rows.append(ids[:, -1:])
             images = torch.cat((images, ids[:, None]), dim=1)

@@ -26,26 +26,25 @@ class Cache:
         self.folder, self.prompts = folder, folder / "prompts"
         self._max_mb = limits.max_cache_mb
 
-    def is_full(self) -> bool:
-        """Whether its files exceed `Limits.max_cache_mb`.
+    def sweep(self) -> int:
+        """Remove what Gradio leaves behind, and return the bytes of the rest.
 
-        Removes what Gradio leaves behind: empty folders, and files that it does not know, such as
-        those of a client that left.
+        That is empty folders, and files that it does not know, such as those of a client that left.
         """
-        total, now, prompts = 0, time.time(), str(self.prompts)
+        total, now = 0, time.time()
         for folder, _, names in os.walk(self.folder, topdown=False):
-            if folder.startswith(prompts):
+            if Path(folder).is_relative_to(self.prompts):
                 continue
             total += sum(_kept_bytes(os.path.join(folder, name), now) for name in names)
             with suppress(OSError):  # not empty, or removed in between
                 is_old = now - os.stat(folder).st_mtime > _EMPTY_SECONDS
                 if is_old and not names and folder != str(self.folder):
                     os.rmdir(folder)
-        return total > self._max_mb * MIB
+        return total
 
     def check(self) -> None:
-        """Raise a UserError if it is full."""
-        if self.is_full():
+        """Raise a UserError if the rest exceeds `Limits.max_cache_mb`."""
+        if self.sweep() > self._max_mb * MIB:
             raise UserError(
                 f"the {self._max_mb} MiB for uploads and answers are used up: try again in an hour"
             )

@@ -1,7 +1,5 @@
 """Tasks derived from any image without a label; here they are held out from training."""
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
@@ -9,7 +7,7 @@ from scipy import ndimage
 from delvm.tasks import boundaries
 from delvm.tasks.base import ImageArray, SetMetric, Task
 from delvm.tasks.lab import ab_error
-from delvm.tasks.metrics import PSNR_CAP
+from delvm.tasks.metrics import psnr_of_error
 
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R BT.601
 
@@ -92,7 +90,7 @@ def find_hole(query: ImageArray, truth: ImageArray) -> npt.NDArray[np.bool_]:
     black = (query == 0).all(axis=2)
     regions, _ = ndimage.label(black)
     filled = np.unique(regions[black & (truth != 0).any(axis=2)])
-    hole: npt.NDArray[np.bool_] = np.isin(regions, filled) & black
+    hole: npt.NDArray[np.bool_] = np.isin(regions, filled)
     return hole
 
 
@@ -101,9 +99,7 @@ def psnr_hole(prediction: ImageArray, truth: ImageArray, query: ImageArray) -> f
     hole = find_hole(query, truth)
     if not hole.any():
         return float("nan")
-    error = (prediction[hole].astype(np.float64) - truth[hole]) / 255
-    mse = float((error**2).mean())
-    return min(PSNR_CAP, -10 * math.log10(mse)) if mse else PSNR_CAP
+    return psnr_of_error(prediction[hole].astype(np.float64) - truth[hole])
 
 
 COLORIZATION = Task(

@@ -5,14 +5,12 @@ bits), and compare Y by 20 log10(255 / RMSE) and by the SSIM of Wang et al. 2004
 a Gaussian window of 11 x 11 pixels with sigma 1.5, only where it fits the image, no downsampling.
 """
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from delvm.tasks.base import ImageArray
-from delvm.tasks.metrics import PSNR_CAP
+from delvm.tasks.metrics import psnr_of_error
 
 _WEIGHTS = np.array((65.481, 128.553, 24.966)) / 255
 _RADIUS, _SIGMA = 5, 1.5
@@ -27,9 +25,7 @@ def to_luma(image: ImageArray) -> npt.NDArray[np.uint8]:
 
 def psnr_y(prediction: ImageArray, truth: ImageArray) -> float:
     """PSNR of Y in dB, at most `PSNR_CAP`; the range is 255 although Y is in 16..235."""
-    error = to_luma(prediction).astype(np.float64) - to_luma(truth)
-    rmse = math.sqrt(float((error**2).mean()))
-    return min(PSNR_CAP, 20 * math.log10(255 / rmse)) if rmse else PSNR_CAP
+    return psnr_of_error(to_luma(prediction).astype(np.float64) - to_luma(truth))
 
 
 def ssim_y(prediction: ImageArray, truth: ImageArray) -> float:

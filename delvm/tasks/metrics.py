@@ -1,5 +1,7 @@
 """Similarity of two images, pixel by pixel: one value per image."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -14,6 +16,12 @@ from torchmetrics.functional.image import (
 PSNR_CAP = 60.0
 _WINDOW = 11
 _SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+
+def psnr_of_error(error: npt.NDArray[np.float64]) -> float:
+    """PSNR in dB of an error in levels of 8 bits, of any shape; capped at `PSNR_CAP`."""
+    rmse = math.sqrt(float((error**2).mean()))
+    return min(PSNR_CAP, 20 * math.log10(255 / rmse)) if rmse else PSNR_CAP
 
 
 def psnr(prediction: Tensor, truth: Tensor) -> Tensor:

@@ -182,6 +182,8 @@ def test_run_does_what_the_command_line_does(tmp_path):
         app.run("prepare", ["sorce=shapes"])
     with pytest.raises(UserError, match="unknown verb 'trian': did you mean 'train'"):
         app.run("trian")
+    with pytest.raises(UserError, match="unknown verb 'trian': did you mean 'train'"):
+        app.compose("trian")
 
 
 @pytest.mark.slow

@@ -16,12 +16,6 @@ from delvm.data.types import Example
 from tests.data.sources.bad_files import save, smooth
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("suite", ["shapes", "held_out", "pascal5i", "one_shot"])
-def test_suites_compose(suite: str) -> None:
-    assert compose("evaluate", [f"suite={suite}"]).num_queries >= 100
-
-
 @pytest.fixture
 def section(root: Path) -> str:
     """What the docs state about one-shot evaluation."""

@@ -8,12 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
 from delvm.errors import UserError
-from delvm.evaluation import evaluate_students, evaluate_video, video, video_scoring
+from delvm.evaluation import (
+    evaluate_students,
+    evaluate_video,
+    video,
+    video_files,
+    video_scoring,
+)
+from delvm.evaluation.report.video_report import ContinuedClip
 from delvm.models.perceptual import LPIPS
 from delvm.tasks.metrics import psnr
 from tests.data.shard_makers import write_examples
@@ -208,3 +216,20 @@ def test_clips_next_to_pairs_are_listed_as_left_out(
         num_queries=1, num_shots=1,
     )  # fmt: skip
     assert "left out, since prompts need pairs: video" in capsys.readouterr().err
+
+
+def test_loggers_get_a_grid_of_its_own_for_each_student(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    colors = {"a": (255, 0, 0), "b": (0, 0, 255)}
+    frames = {name: [Image.new("RGB", (8, 8), color)] for name, color in colors.items()}
+    gray = [Image.new("RGB", (8, 8), "gray")]
+    shown = ContinuedClip(1, "", gray, gray, frames, {"a": 1.0, "b": 2.0})
+    logged: list[Any] = []
+    monkeypatch.setattr(video_files, "log_evaluation", lambda *given: logged.extend(given[-1]))
+    evaluated = {"video": video_files.EvaluatedVideo({}, [shown], ["clip-0"], [])}
+    video_files.log_files([], tmp_path, {"tasks": {}}, evaluated)
+    assert [(each.student, each.score) for each in logged] == [("a", 1.0), ("b", 2.0)]
+    for each in logged:
+        pixels = {color for _, color in each.image.getcolors(1 << 20)}
+        assert [name for name in colors if colors[name] in pixels] == [each.student]

@@ -56,7 +56,10 @@ def test_new_images_equal_a_loop_without_cache_over_the_window(student, given, w
 def test_sequences_are_continued_together_as_alone(student, given, window, sampling):
     torch.manual_seed(given)
     images = torch.randint(30, (3, given, SIZE))
-    found = torch.stack([*continue_sequences(student, images, 5, window, sampling, CODEBOOK)], 1)
+    together = continue_sequences(
+        student, images, 5, window, sampling, CODEBOOK, row_ids=[0, 5, 10]
+    )
+    found = torch.stack([*together], 1)
     for row in range(3):
         alone = continue_sequences(
             student, images[row : row + 1], 5, window, sampling, CODEBOOK, row_ids=[5 * row]

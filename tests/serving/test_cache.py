@@ -30,7 +30,7 @@ def test_files_count_and_ready_prompts_do_not(cache, tmp_path):
     write(tmp_path / "a/b.png", MIB)
     cache.check()
     write(tmp_path / "answer-1/2.png", 1)
-    assert cache.is_full()
+    assert cache.sweep() == MIB + 1
     with pytest.raises(UserError, match="the 1 MiB for uploads and answers are used up: try again"):
         cache.check()
     assert (cache.prompts / "pose/1_img.png").exists()
@@ -42,9 +42,9 @@ def test_empty_folders_are_removed_once_nobody_is_about_to_write_to_them(cache, 
     write(tmp_path / "used/a.png", 1)
     for name in ("old/inner", "old", "used", "."):
         made_older(tmp_path / name, 1000)
-    cache.is_full()
+    cache.sweep()
     made_older(tmp_path / "old", 1000)
-    cache.is_full()
+    cache.sweep()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["new", "used"]
 
 
@@ -57,5 +57,5 @@ def test_the_directory_itself_stays(cache, tmp_path):
 def test_files_that_gradio_does_not_know_are_removed(cache, tmp_path):
     write(tmp_path / "answer-1/1.png", 2 * MIB, age=3 * KEPT_SECONDS)
     write(tmp_path / "answer-1/2.png", 1, age=KEPT_SECONDS)
-    assert not cache.is_full()
+    assert cache.sweep() == 1
     assert [each.name for each in (tmp_path / "answer-1").iterdir()] == ["2.png"]
