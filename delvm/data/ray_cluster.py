@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
+from delvm.data.executor_settings import minimum_errors, num_cpus, require_package
 from delvm.errors import UserError
 
 # What is passed are files and their names, so Ray's own object store needs next to nothing.
@@ -176,33 +176,3 @@ def run_on_actors(
             continue
         idle.append(actor)
         yield item, result
-
-
-def minimum_errors(settings: Any) -> list[str]:
-    """An error for each of the settings that is below its `minimum`."""
-    given = {key: getattr(settings, key) for key in settings.minimum}
-    return [
-        f"{key}={value} is below {settings.minimum[key]}: set it to {settings.minimum[key]} or more"
-        for key, value in given.items()
-        if value is not None and value < settings.minimum[key]
-    ]
-
-
-def require_package(package: str, executor: str) -> Any:
-    """An optional package.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise UserError(
-            f"executor={executor} needs a package that is not installed ({error}): run "
-            "`pip install 'delvm[scale]'`, or set executor=local"
-        ) from None
-
-
-def num_cpus() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from delvm.data.encode.executors.base import Rank
-from delvm.evaluation.answer_store import AnswerStore, Part
+from delvm.evaluation.answer_store import AnswerStore, Part, batches
 from delvm.evaluation.experiment_log import ResultLogger
 from delvm.inference.decoding import SamplingConfig
 from delvm.storage import remove_tree
@@ -36,8 +36,7 @@ class AnswerOptions:
 
     def batches(self, task: str, draw: int = 0) -> Iterator[Part]:
         """The queries of a task, a batch at a time."""
-        for start in range(0, self.num_queries, self.batch_size):
-            yield Part(task, draw, start, min(start + self.batch_size, self.num_queries))
+        return batches(task, draw, self.num_queries, self.batch_size)
 
 
 @dataclass(frozen=True)

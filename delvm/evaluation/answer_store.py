@@ -8,7 +8,7 @@ A part is written under a temporary name and renamed, so one that is there is co
 
 import time
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,12 @@ class Part:
     def size(self) -> int:
         """The number of queries."""
         return self.stop - self.start
+
+
+def batches(task: str, draw: int, num_queries: int, size: int) -> Iterator[Part]:
+    """The queries of a task, a batch at a time."""
+    for start in range(0, num_queries, size):
+        yield Part(task, draw, start, min(start + size, num_queries))
 
 
 @dataclass

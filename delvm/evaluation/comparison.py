@@ -24,7 +24,7 @@ from delvm.data.image_io import to_pil
 from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
 from delvm.evaluation import bootstrap
-from delvm.evaluation.answer_store import Part, ScoredRows, concatenate, load_part
+from delvm.evaluation.answer_store import Part, ScoredRows, batches, concatenate, load_part
 from delvm.evaluation.provenance import data_fingerprints
 from delvm.evaluation.query_set import decode
 from delvm.evaluation.report.comparison_report import ComparedAnswer, render_comparison
@@ -76,10 +76,7 @@ def load_run(path: str | Path) -> EvaluatedRun:
     answers = {}
     for task in tasks:
         answers[task] = [
-            concatenate(
-                _load(path, Part(task, draw, start, min(start + size, count)))
-                for start in range(0, count, size)
-            )
+            concatenate(_load(path, part) for part in batches(task, draw, count, size))
             for draw in range(draws)
         ]
     return EvaluatedRun(path, results, answers)

@@ -69,6 +69,30 @@ def allowed_pairs(
     return found
 
 
+def select_prompts(
+    selection: str,
+    seed: int,
+    task: str,
+    queries: Tensor,
+    pool: Tensor,
+    codebook: Tensor,
+    num_shots: int,
+    num_prompts: int = 1,
+    shared_prompt: bool = False,
+    allowed: list[Indices] | None = None,
+) -> Indices:
+    """Pool pairs of each query's prompts, (Q, M, k).
+
+    Args:
+        selection: A `PromptSelection`; the nearest pairs are the same for all seeds.
+        queries, pool, codebook: As of `nearest_prompts`; others as of `sample_prompts`.
+    """
+    if selection == PromptSelection.nearest:
+        return nearest_prompts(queries, pool, codebook, num_shots, num_prompts, allowed)
+    sizes = len(queries), len(pool), num_shots
+    return sample_prompts(seed, task, *sizes, num_prompts, shared_prompt, allowed)
+
+
 def sample_prompts(
     seed: int,
     task: str,

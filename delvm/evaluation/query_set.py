@@ -20,12 +20,7 @@ from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
 from delvm.errors import UserError
-from delvm.evaluation.prompt_selection import (
-    PromptSelection,
-    allowed_pairs,
-    nearest_prompts,
-    sample_prompts,
-)
+from delvm.evaluation.prompt_selection import PromptSelection, allowed_pairs, select_prompts
 from delvm.models.protocols import TokenizerNet
 from delvm.storage import StoragePath
 
@@ -193,14 +188,11 @@ def build_query_set(
     allowed = allowed_pairs(task, keys, pool_keys, num_shots, shared_prompt)
     encoded = (*_encode_pairs(tests, tokenizer, batch_size),)
     encoded_pool = (*_encode_pairs(pool, tokenizer, batch_size),)
+    ids = encoded[0].ids, encoded_pool[0].ids, tokenizer.codebook
     count = num_prompts * num_draws
-    if prompt_selection == PromptSelection.nearest:
-        queries, inputs = encoded[0].ids, encoded_pool[0].ids
-        codebook = tokenizer.codebook
-        indices = nearest_prompts(queries, inputs, codebook, num_shots, count, allowed)
-    else:
-        sizes = (len(tests), len(pool), num_shots)
-        indices = sample_prompts(seed, task, *sizes, count, shared_prompt, allowed)
+    indices = select_prompts(
+        prompt_selection, seed, task, *ids, num_shots, count, shared_prompt, allowed
+    )
     return QuerySet(
         task, *encoded, *encoded_pool, indices, shared_prompt, keys, pool_keys, num_draws
     )

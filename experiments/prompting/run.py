@@ -18,18 +18,12 @@ import torch
 
 from delvm import tasks
 from delvm.data.image_io import to_tensor
-from delvm.evaluation.prompt_selection import (
-    Indices,
-    PromptSelection,
-    nearest_prompts,
-    sample_prompts,
-)
-from delvm.evaluation.query_set import QuerySet, build_query_set, decode
+from delvm.evaluation.prompt_selection import PromptSelection, select_prompts
+from delvm.evaluation.query_set import build_query_set, decode
 from delvm.evaluation.scoring import generate_answers
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.engine import Engine
 from delvm.interop.load import load_student, load_tokenizer
-from delvm.models.protocols import TokenizerNet
 from delvm.progress import Progress
 from delvm.storage import as_path, atomic_path
 
@@ -89,7 +83,16 @@ def measure(pairs: str) -> Iterator[dict[str, Any]]:
             default: dict[int, Any] = {}  # seed -> ids of the first setting
             for setting in SETTINGS:
                 for seed in SEEDS:
-                    indices = select_prompts(query_set, tokenizer, setting, seed)
+                    indices = select_prompts(
+                        setting.prompt_selection,
+                        seed,
+                        task,
+                        query_set.queries.ids,
+                        query_set.pool_inputs.ids,
+                        tokenizer.codebook,
+                        setting.num_shots,
+                        setting.num_prompts,
+                    )
                     ids = generate_answers(
                         engines[setting.precision],
                         tokenizer,
@@ -110,18 +113,6 @@ def measure(pairs: str) -> Iterator[dict[str, Any]]:
                         "same_tokens": f"{same.item():.4f}",
                     }
                     bar.update(1, f"{task}, {setting.name}")
-
-
-def select_prompts(
-    query_set: QuerySet, tokenizer: TokenizerNet, setting: Setting, seed: int
-) -> Indices:
-    """Pool pairs of each query's prompts, (Q, M, k); the nearest are the same for all seeds."""
-    counts = setting.num_shots, setting.num_prompts
-    if setting.prompt_selection == PromptSelection.nearest:
-        ids = query_set.queries.ids, query_set.pool_inputs.ids
-        return nearest_prompts(*ids, tokenizer.codebook, *counts)
-    shape = len(query_set.pool_inputs), *counts
-    return sample_prompts(seed, query_set.task, NUM_QUERIES, *shape)
 
 
 def write_csv(rows: list[dict[str, Any]]) -> None:

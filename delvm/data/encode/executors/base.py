@@ -15,7 +15,7 @@ from delvm.data.encode.shard_task import (
     Tokenizer,
     encode_shard,
 )
-from delvm.data.ray_cluster import minimum_errors
+from delvm.data.executor_settings import minimum_errors
 from delvm.errors import UserError, check_members, to_user_error
 from delvm.storage import RemotePath, absolute_path
 

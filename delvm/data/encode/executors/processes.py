@@ -21,7 +21,7 @@ from delvm.data.encode.executors.base import (
     unwrap,
 )
 from delvm.data.encode.shard_task import EncodeJob, Report, ShardResult, ShardTask
-from delvm.data.ray_cluster import num_cpus
+from delvm.data.executor_settings import num_cpus
 from delvm.errors import UserError
 
 POLL_S = 0.5  # between two reports of progress

@@ -13,7 +13,7 @@ from delvm.data.encode.executors.base import (
     unwrap,
 )
 from delvm.data.encode.shard_task import EncodeJob, Report, ShardResult, ShardTask
-from delvm.data.ray_cluster import require_package
+from delvm.data.executor_settings import require_package
 from delvm.data.shards.writer import missing_shards
 from delvm.errors import UserError
 
