@@ -96,7 +96,7 @@ def write_sequence(folder: Path, count: int, height: int = 40, width: int = 24) 
     """
     for number in range(count):
         name = f"frame{3 * number + 7:06d}"
-        frame = np.full((height, width, 3), 4 * number, np.uint8)
+        frame = np.full((height, width, 3), 4 * number + 1, np.uint8)
         (folder / "images").mkdir(parents=True, exist_ok=True)
         Image.fromarray(frame).save(folder / "images" / f"{name}.jpg", quality=95)
         left = number % width

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from delvm import tasks
 from delvm.data.sources.annotated.co3d import Co3d
@@ -96,6 +97,29 @@ def test_a_missing_or_bad_annotation_rejects_its_example(tmp_path):
         assert message in found[name] and "\n" not in found[name], name
     several = source(tmp_path, annotations=["masks"], num_views=3, examples_per_sequence=2)
     assert keys(several, "train", task)[:2] == ["apple-a-1", "apple-b-0"]
+
+
+def test_frames_that_co3d_blacked_out_are_not_views(tmp_path):
+    """Of its test sequences the frames of the challenge are stored as black images and masks."""
+    write_co3d(tmp_path, {"apple/a": 24, "apple/b": 24})
+
+    def black_out(sequence, numbers):
+        for number in numbers:
+            name = f"frame{3 * number + 7:06d}"
+            for folder, file in (("images", f"{name}.jpg"), ("masks", f"{name}.png")):
+                path = tmp_path / "apple" / sequence / folder / file
+                with Image.open(path) as image:
+                    Image.new(image.mode, image.size).save(path)
+
+    black_out("a", [6, 7, 8, 23])
+    black_out("b", range(6, 12))
+    reader = source(tmp_path, annotations=["masks"], layouts=["separate"])
+    example, _ = read_all(reader, "train")["object_views_separate"]
+    assert numbers(example.images[:4]) == [0, 9, 12, 18]
+    assert all(mask.any() for mask in example.images[4:])
+    assert rejects(reader, "train", "object_views_separate") == {
+        "apple/b/images": "frame 6: black, as is every frame up to the next view"
+    }
 
 
 def test_all_sequences_of_an_object_are_in_one_split(tmp_path):

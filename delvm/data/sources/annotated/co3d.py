@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -38,7 +39,9 @@ class Co3d(AnnotatedSource, ClipSource):
     """PATH/CATEGORY/SEQUENCE/images/*.jpg: a video that goes around one object.
 
     Also PATH/CATEGORY/OBJECT/SEQUENCE/images, with all sequences of an object in one split.
-    Cameras, point clouds and the annotations in frame_annotations.jgz are not read.
+    Cameras, point clouds and the annotations in frame_annotations.jgz are not read. Frames that
+    are completely black are not taken: in the sequences of its test sets, CO3D stores so the frames
+    that its challenge asks for (github.com/facebookresearch/co3d/issues/58).
 
     Attributes:
         image, annotations: directories in that of a sequence: images, and any of masks, depths and
@@ -201,14 +204,18 @@ class Co3d(AnnotatedSource, ClipSource):
     ) -> tuple[ImageArray, ...] | str:
         """The views of an example, or why it is rejected.
 
-        Those of several examples of one sequence lie evenly between each other.
+        Those of several examples of one sequence lie evenly between each other. In place of a black
+        frame the first one after it is taken that is not black, up to the next view.
         """
         steps, example = self.num_views, number / self.examples_per_sequence
         positions = [int((view + example) * count / steps) for view in range(steps)]
         views: list[ImageArray] = []
-        for view in read_frames(self, streams, positions):
+        for first, following in pairwise([*positions, count]):
+            frames = read_frames(self, streams, range(first, following))
+            shown = (each for each in frames if isinstance(each, str) or each[0].any())
+            view = next(shown, "black, as is every frame up to the next view")
             if isinstance(view, str):
-                return f"frame {positions[len(views)]}: {view}"
+                return f"frame {first}: {view}"
             views.append(view)
         return tuple(views)
 
