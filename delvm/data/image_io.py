@@ -187,12 +187,12 @@ def all_aligned(images: Sequence[StoredImage]) -> list[Image.Image]:
     """The images of an example, of which all are turned as EXIF asks for, or none.
 
     Where only some have the tag, the others were usually made from stored pixels, or for them, by a
-    tool that dropped the tag; the sizes decide where they can.
+    tool that dropped the tag, perhaps in another resolution; the shapes decide where they can.
     """
-    orientations = {each.orientation for each in images}
-    if len(orientations) == 1 or len({each.pixels.size for each in images}) > 1:
-        return [each.upright() for each in images]
-    return [each.pixels for each in images]
+    one_turn = len({each.orientation for each in images}) == 1
+    if not one_turn and all(same_shape(images[0].pixels.size, each.pixels.size) for each in images):
+        return [each.pixels for each in images]
+    return [each.upright() for each in images]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
