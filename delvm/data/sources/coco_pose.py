@@ -29,6 +29,7 @@ from delvm.data.sources.base import (
 )
 from delvm.data.types import Example, ImageArray, RejectedItem, SourceChunk
 from delvm.errors import UserError
+from delvm.progress import log
 from delvm.tasks import Task, multi_pose, pose
 from delvm.tasks.oks import KEYPOINTS as COCO_KEYPOINTS
 
@@ -147,13 +148,7 @@ class CocoPose(RawSource):
     @cached_property
     def _items(self) -> dict[str, list[tuple[str, _Item]]]:
         """(key, item) of each split."""
-        existing = [native for native in NATIVE_SPLITS if self._annotation_file(native).exists()]
-        if not existing:
-            file = self._annotation_file("train").relative_to(self.path)
-            raise UserError(
-                f"source.path={self.path} has no {file}: set source.path to the directory that "
-                "contains annotations"
-            )
+        existing = self._existing_splits()
 
         def list_items() -> dict[str, list[_Item]]:
             found: dict[str, list[_Item]] = {}
@@ -174,6 +169,22 @@ class CocoPose(RawSource):
             split: list(zip(unique_keys([item.name for item in items]), items, strict=True))
             for split, items in splits.items()
         }
+
+    def _existing_splits(self) -> list[str]:
+        """The splits of the data set that are there; the annotations of all come in one archive."""
+        annotated = [native for native in NATIVE_SPLITS if self._annotation_file(native).exists()]
+        existing = [native for native in annotated if (self.root() / f"{native}2017").is_dir()]
+        if not existing:
+            file = self._annotation_file("train").relative_to(self.path)
+            missing = f"{annotated[0]}2017" if annotated else file
+            raise UserError(
+                f"source.path={self.path} has no {missing}: set source.path to the directory that "
+                "contains annotations and train2017 or val2017"
+            )
+        for native in annotated:
+            if native not in existing:
+                log(f"prepare: {self.path} has no {native}2017, so its people are left out")
+        return existing
 
     def _items_of_image(
         self, native: str, index: int, image: AnnotatedImage | RejectedItem

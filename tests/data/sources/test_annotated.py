@@ -234,7 +234,7 @@ def test_bad_input_is_rejected_and_the_rest_is_read(tmp_path):
 def test_a_turned_photograph_is_not_turned_away_from_its_annotations(
     tmp_path, orientation, width, height
 ):
-    """A network that ignores the tag sees stored pixels; its output may be smaller than they are."""
+    """A network that ignores the tag sees stored pixels, and its output may be smaller."""
     write_annotated(tmp_path, count=1, width=24, height=24 * height // width)
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -1,10 +1,12 @@
 """COCO keypoints: people cut out, or all together."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from delvm.data.sources import coco_pose
 from delvm.data.sources._io import coco_json as coco
 from delvm.data.sources.coco_pose import CocoPose, square_crop
 from delvm.data.sources.shapes import people
@@ -239,11 +241,30 @@ def test_broken_items_rejected_others_read(tmp_path):
         assert message in found[key], key
 
 
+def test_annotations_without_images(tmp_path, capsys, monkeypatch):
+    """The annotations of train and val come in one archive, their images in two."""
+    for split in ("train", "val"):
+        raw(tmp_path, split)
+    shutil.rmtree(tmp_path / "train2017")
+    reads = []
+    read = coco.read_annotations
+    monkeypatch.setattr(coco_pose, "read_annotations", lambda *a: reads.append(a[0]) or read(*a))
+    assert not source(tmp_path).chunks("train")["pose"]
+    assert len(keys(source(tmp_path), "test", "pose")) == 6
+    assert not rejects(source(tmp_path), "test", "pose")
+    assert "has no train2017, so its people are left out" in capsys.readouterr().err
+    assert {path.name for path in reads} == {"person_keypoints_val2017.json"}
+    shutil.rmtree(tmp_path / "val2017")
+    with pytest.raises(UserError, match="has no train2017: set source.path to the directory"):
+        source(tmp_path).chunks("train")
+
+
 def test_coco_errors(tmp_path):
     with pytest.raises(UserError, match="has no annotations/person_keypoints_train2017.json"):
         source(tmp_path).chunks("train")
     path = tmp_path / "annotations/person_keypoints_train2017.json"
     path.parent.mkdir()
+    (tmp_path / "train2017").mkdir()
     for text, message in (
         ("{", "cannot be read"),
         ("[" * 100_000, "cannot be read"),

@@ -120,6 +120,7 @@ def test_annotations_that_are_pointers_are_named(tmp_path):
     from delvm.data.sources.coco_pose import CocoPose
 
     write_annotations(tmp_path, "train", {})
+    (tmp_path / "train2017").mkdir()
     (tmp_path / "annotations/person_keypoints_train2017.json").write_bytes(POINTER)
     with pytest.raises(UserError, match="git-lfs pointer"):
         read_all(source(CocoPose, tmp_path), "train")
