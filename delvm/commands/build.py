@@ -1,5 +1,7 @@
 """Building the objects that a config names by `_target_`."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -33,3 +35,10 @@ def build(node: Any, name: str = "", **kwargs: Any) -> Any:
             raise  # a bug in the class, which needs its traceback
         reason = " ".join(str(error if cause is None else cause).split())
         raise UserError(f"{name}: {reason}" if name else reason) from error
+
+
+def options_of(function: Callable[..., Any], cfg: Any) -> dict[str, Any]:
+    """The keys of a verb's config that a function takes as keyword-only arguments of their name."""
+    parameters = inspect.signature(function).parameters.values()
+    names = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+    return {name: getattr(cfg, name) for name in names if hasattr(cfg, name)}

@@ -1,11 +1,12 @@
 """`delvm evaluate`: score students, or a tokenizer, on held-out pairs and write a report."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from delvm.commands.app import verb_main
+from delvm.commands.build import build, options_of
 from delvm.commands.output_check import check_output_dir
 from delvm.configs.evaluate import EvaluateConfig, EvaluationMode
 from delvm.storage import as_path
@@ -46,22 +47,10 @@ def _compare(cfg: EvaluateConfig) -> None:
 
 def _perplexity(cfg: EvaluateConfig) -> None:
     from delvm.evaluation.perplexity import evaluate_perplexity
-    from delvm.interop.load import load_student, load_tokenizer
-    from delvm.models.precision import resolve_device
 
     assert cfg.jsonl is not None  # which validate holds
-    device = resolve_device(cfg.device)
-    students = cfg.students or {"student": "shapes"}
-    metrics = evaluate_perplexity(
-        cfg.jsonl,
-        load_tokenizer(cfg.tokenizer, device),
-        {name: load_student(path, device, cfg.precision) for name, path in students.items()},
-        output_dir=Path(cfg.output_dir),
-        base=cfg.prompt_dir,
-        resize=cfg.resize or "",
-        seed=cfg.seed,
-        title=cfg.title,
-    )
+    models, options = _loader(cfg, cfg.device)(), options_of(evaluate_perplexity, cfg)
+    metrics = evaluate_perplexity(cfg.jsonl, *models, **options)
     for name, found in metrics["students"].items():
         values = (f"{key} {found[key]['mean']:.4g}" for key in PERPLEXITIES)
         print(f"{name}: {', '.join(values)}")
@@ -73,18 +62,10 @@ def _tokenizer(cfg: EvaluateConfig) -> None:
     from delvm.interop.load import describe_source, load_tokenizer
     from delvm.models.precision import resolve_device
 
-    evaluate_tokenizer(
-        as_path(cfg.input_dir),
-        load_tokenizer(cfg.tokenizer, resolve_device(cfg.device)),
-        output_dir=Path(cfg.output_dir),
-        tasks=cfg.tasks or None,
-        num_queries=cfg.num_queries,
-        seed=cfg.seed,
-        batch_size=cfg.batch_size,
-        fid_features=Path(cfg.fid_features) if cfg.fid_features else None,
-        origin=describe_source(cfg.tokenizer),
-        title=cfg.title,
-    )
+    tokenizer = load_tokenizer(cfg.tokenizer, resolve_device(cfg.device))
+    options = options_of(evaluate_tokenizer, cfg)
+    origin = describe_source(cfg.tokenizer)
+    evaluate_tokenizer(as_path(cfg.input_dir), tokenizer, origin=origin, **options)
 
 
 @contextmanager
@@ -96,7 +77,6 @@ def _started_loggers(cfg: EvaluateConfig) -> Iterator[list[Any]]:
     if not cfg.logger:
         yield []
         return
-    from delvm.commands.build import build
     from delvm.data.encode.executors.base import rank_from_env
     from delvm.training.loggers import finish_loggers, start_wandb
 
@@ -116,54 +96,33 @@ def _started_loggers(cfg: EvaluateConfig) -> Iterator[list[Any]]:
 def _students(cfg: EvaluateConfig, loggers: list[Any]) -> dict[str, Any]:
     from delvm.evaluation.students import evaluate_students
     from delvm.evaluation.training_curves import find_history
-    from delvm.interop.load import describe_source
 
-    models, workers = _model_paths(cfg), _workers(cfg)
-    return evaluate_students(
-        as_path(cfg.input_dir),
-        *_models(cfg, workers),
-        output_dir=Path(cfg.output_dir),
-        tasks=cfg.tasks or None,
-        num_queries=cfg.num_queries,
-        num_shots=cfg.num_shots,
-        num_prompts=cfg.num_prompts,
-        num_draws=cfg.num_draws,
-        prompt_selection=cfg.prompt_selection,
-        shared_prompt=cfg.shared_prompt,
-        batch_size=cfg.batch_size,
-        compile=cfg.compile,
-        overwrite=cfg.overwrite,
-        histories={name: path for name in models if (path := find_history(models[name]))},
-        origins={name: describe_source(path) for name, path in models.items()},
-        title=cfg.title,
-        loggers=loggers,
-        workers=workers,
-        **cfg.sampling,
-    )
+    histories = {name: find_history(path) for name, path in _model_paths(cfg).items()}
+    found = {name: path for name, path in histories.items() if path}
+    return _evaluate(evaluate_students, cfg, loggers, histories=found)
 
 
 def _video(cfg: EvaluateConfig, loggers: list[Any]) -> dict[str, Any]:
     from delvm.evaluation.video import evaluate_video
+
+    return _evaluate(evaluate_video, cfg, loggers)
+
+
+def _evaluate(
+    evaluate: Callable[..., dict[str, Any]], cfg: EvaluateConfig, loggers: list[Any], **more: Any
+) -> dict[str, Any]:
     from delvm.interop.load import describe_source
 
     workers = _workers(cfg)
-    return evaluate_video(
+    return evaluate(
         as_path(cfg.input_dir),
         *_models(cfg, workers),
-        output_dir=Path(cfg.output_dir),
-        tasks=cfg.tasks or None,
-        num_queries=cfg.num_queries,
-        context_frames=cfg.context_frames,
-        num_frames=cfg.num_frames,
-        window=cfg.window,
-        vgg_weights=cfg.vgg_weights,
-        batch_size=cfg.batch_size,
-        overwrite=cfg.overwrite,
         origins={name: describe_source(path) for name, path in _model_paths(cfg).items()},
-        title=cfg.title,
         loggers=loggers,
         workers=workers,
+        **options_of(evaluate, cfg),
         **cfg.sampling,
+        **more,
     )
 
 
@@ -196,7 +155,6 @@ def _loader(cfg: EvaluateConfig, device: str) -> Any:
 
 def _workers(cfg: EvaluateConfig) -> Any:
     """Workers of Ray, where they are asked for with executor=ray."""
-    from delvm.commands.build import build
     from delvm.evaluation.ray_workers import RayWorkers
 
     executor = build(cfg.executor, "executor")

@@ -8,7 +8,15 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from delvm.configs.generate import Device, Precision, SamplingKeys, changed_keys, require_min
+from delvm.configs.keys import (
+    Device,
+    Precision,
+    SamplingKeys,
+    changed_keys,
+    input_errors,
+    require_min,
+    unused_errors,
+)
 from delvm.data.resizing import ResizeMode
 from delvm.errors import did_you_mean
 from delvm.storage import as_path
@@ -16,12 +24,24 @@ from delvm.storage import as_path
 EvaluationMode = Enum("EvaluationMode", ["students", "tokenizer", "perplexity", "video"])
 PromptSelection = StrEnum("PromptSelection", ["random", "nearest"])  # without torch
 
-
-def input_errors(input_dir: str, verb: str) -> list[str]:
-    """An error if a directory of shards, which a verb writes, is missing."""
-    if as_path(input_dir).is_dir():
-        return []
-    return [f"input_dir={input_dir} not found: run `delvm {verb} output_dir={input_dir}`"]
+_SAMPLING = {"decoding", "temperature", "top_k", "top_p"}
+_ANSWERS = {"input_dir", "tasks", "students", "num_queries", "batch_size", "precision", "overwrite"}
+# What is asked for -> the keys that it uses, besides those that are for all.
+USED: dict[str, set[str]] = {
+    "mode=students": _ANSWERS
+    | _SAMPLING
+    | {"guidance", "num_shots", "num_prompts", "num_draws", "prompt_selection", "shared_prompt"}
+    | {"compile"},
+    "mode=video": _ANSWERS | _SAMPLING | {"context_frames", "num_frames", "window", "vgg_weights"},
+    "mode=tokenizer": {"input_dir", "tasks", "num_queries", "batch_size", "fid_features"},
+    "mode=perplexity": {"students", "jsonl", "prompt_dir", "resize", "precision"},
+    "compare": set(),
+}
+KEYS = set[str]().union(*USED.values())
+_COUNTS = [
+    *("num_queries", "batch_size", "num_shots", "num_prompts", "num_draws"),
+    *("context_frames", "num_frames", "window"),
+]
 
 
 @dataclass
@@ -80,46 +100,66 @@ class EvaluateConfig(SamplingKeys):
     executor: Any = None
 
     def validate(self) -> list[str]:
-        from delvm import tasks
+        asked = "compare" if self.compare else f"mode={self.mode.name}"
+        errors = self._unused_errors(asked) + self._executor_errors(asked)
+        if self.compare:
+            return errors + self._compare_errors()
+        if self.mode is EvaluationMode.perplexity:
+            return errors + self._jsonl_errors()
+        errors += self.sampling_errors() + require_min(1, self, *_COUNTS)
+        errors += input_errors(self.input_dir, "prepare") + self._task_errors()
+        errors += self._nearest_errors()
+        if self.vgg_weights is not None and not Path(self.vgg_weights).is_file():
+            errors.append(
+                f"vgg_weights={self.vgg_weights} not found: set vgg_weights=FILE to a VGG16 with "
+                "torchvision's names, or vgg_weights=null to leave LPIPS out"
+            )
+        return errors
 
+    def _unused_errors(self, asked: str) -> list[str]:
+        """An error if keys are set that this mode does not use."""
+        unused = KEYS - USED[asked]
+        wanted = unused & set(changed_keys(self))
+        modes = [mode for mode, used in USED.items() if wanted <= used]
+        instead = "compare=[]" if self.compare else " or ".join(modes)
+        return unused_errors(self, unused, asked, instead)
+
+    def _executor_errors(self, asked: str) -> list[str]:
         chosen = self.executor or LocalConfig
         executor = getattr(chosen, "name", type(chosen).__name__)
         if executor not in ("local", "ray"):
             return [f"executor={executor} is not for delvm evaluate: set executor=local or ray"]
-        if self.compare or self.mode not in _MODES_OF_STUDENTS:
-            if self.logger:
-                return [f"logger={','.join(self.logger)} is for {_OF_STUDENTS}: set logger=null"]
-            if executor != "local":
-                return [f"executor={executor} is for {_OF_STUDENTS}: set executor=local"]
-        if self.compare:
-            return self._compare_errors()
-        if self.mode is EvaluationMode.perplexity or self.jsonl is not None:
-            return self._jsonl_errors()
-        errors = self.sampling_errors() + require_min(
-            1,
-            batch_size=self.batch_size,
-            num_queries=self.num_queries,
-            num_shots=self.num_shots,
-            num_prompts=self.num_prompts,
-            num_draws=self.num_draws,
-            context_frames=self.context_frames,
-            num_frames=self.num_frames,
-            window=self.window,
-        )
-        if self.prompt_selection is PromptSelection.nearest and self.num_draws > 1:
+        if asked in ("mode=students", "mode=video"):
+            return []
+        if self.logger:
+            return [f"{asked} does not use logger={','.join(self.logger)}: set logger=null"]
+        if executor != "local":
+            return [f"{asked} does not use executor={executor}: set executor=local"]
+        return []
+
+    def _task_errors(self) -> list[str]:
+        from delvm.tasks import NAMES  # which imports torch
+
+        prepared = as_path(self.input_dir) / "test"
+        unknown = [task for task in self.tasks if task not in NAMES]
+        unknown = [task for task in unknown if not (prepared / task).is_dir()]
+        return [f"unknown task '{task}': {did_you_mean(task, NAMES)}" for task in unknown]
+
+    def _nearest_errors(self) -> list[str]:
+        if self.prompt_selection is not PromptSelection.nearest:
+            return []
+        errors = []
+        if self.num_draws > 1:
             errors.append(
                 f"num_draws={self.num_draws}, but prompt_selection=nearest always finds the same "
                 "prompts: set num_draws=1"
             )
-        if self.prompt_selection is PromptSelection.nearest and self.shared_prompt:
+        if self.shared_prompt:
             errors.append(
                 "shared_prompt=true, but prompt_selection=nearest finds other prompts for each "
                 "query: set shared_prompt=false"
             )
-        for task in self.tasks:
-            if task not in tasks.NAMES and not (as_path(self.input_dir) / "test" / task).is_dir():
-                errors.append(f"unknown task '{task}': {did_you_mean(task, tasks.NAMES)}")
-        return errors + input_errors(self.input_dir, "prepare") + self._mode_errors()
+        return errors
 
     def _compare_errors(self) -> list[str]:
         if len(self.compare) != 2:
@@ -132,75 +172,8 @@ class EvaluateConfig(SamplingKeys):
         ]
 
     def _jsonl_errors(self) -> list[str]:
-        if self.mode is not EvaluationMode.perplexity:
-            return [f"jsonl={self.jsonl} is for mode=perplexity: set mode=perplexity or jsonl=null"]
         if self.jsonl is None:
             return ["mode=perplexity measures the lines of a file: set jsonl=FILE"]
         if not Path(self.jsonl).is_file():
             return [f"jsonl={self.jsonl} not found: set jsonl=FILE"]
         return []
-
-    def _mode_errors(self) -> list[str]:
-        """Keys that this mode does not read."""
-        mode, errors = self.mode, []
-        if mode is not EvaluationMode.tokenizer and self.fid_features is not None:
-            errors.append(
-                f"fid_features={self.fid_features} is for the rFID of mode=tokenizer: "
-                "set mode=tokenizer or fid_features=null"
-            )
-        if mode is not EvaluationMode.video:
-            errors += [
-                f"{key}={getattr(self, key)} is for mode=video: set mode=video or {key}={default}"
-                for key, default in changed_keys(self, _OF_VIDEO)
-            ]
-        if mode is EvaluationMode.video:
-            errors += [
-                f"{key}={getattr(self, key)} is for answers to prompts, and mode=video has none: "
-                f"set {key}={default} or mode=students"
-                for key, default in changed_keys(self, _OF_PROMPTS)
-            ]
-            if self.vgg_weights is not None and not Path(self.vgg_weights).is_file():
-                errors.append(
-                    f"vgg_weights={self.vgg_weights} not found: set vgg_weights=FILE to a VGG16 "
-                    "with torchvision's names, or vgg_weights=null to leave LPIPS out"
-                )
-        if mode is not EvaluationMode.tokenizer:
-            return errors
-        if self.students:
-            errors.append(
-                f"students={{{','.join(self.students)}}} are not evaluated by mode=tokenizer: "
-                "set mode=students"
-            )
-        for key, default in changed_keys(self, _OF_ANSWERS):
-            errors.append(
-                f"{key}={getattr(self, key)} is for the answers of students, not for "
-                f"mode=tokenizer: set {key}={default} or mode=students"
-            )
-        return errors
-
-
-_OF_STUDENTS = "mode=students and mode=video"
-_MODES_OF_STUDENTS = (EvaluationMode.students, EvaluationMode.video)
-_OF_VIDEO = ("context_frames", "num_frames", "window", "vgg_weights")
-_OF_PROMPTS = (
-    "num_shots",
-    "guidance",
-    "num_prompts",
-    "num_draws",
-    "prompt_selection",
-    "shared_prompt",
-    "compile",
-)
-_OF_ANSWERS = (
-    "decoding",
-    "temperature",
-    "top_k",
-    "top_p",
-    "guidance",
-    "num_prompts",
-    "num_draws",
-    "prompt_selection",
-    "shared_prompt",
-    "overwrite",
-    "compile",
-)

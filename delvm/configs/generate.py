@@ -1,68 +1,17 @@
-"""The schema of `delvm generate`, and the keys that it shares with other verbs.
+"""The schema of `delvm generate`. The comments of conf/verbs/generate.yaml explain each key."""
 
-The comments of conf/verbs/generate.yaml explain each key.
-"""
-
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from delvm.configs.keys import Device, Precision, SamplingKeys, require_min, unused_errors
 from delvm.configs.store import TEXT_OR_LIST
 from delvm.data.resizing import ResizeMode
-from delvm.inference.decoding import Decoding, SamplingOptions, sampling_errors
 
-Device = StrEnum("Device", ["auto", "cpu", "cuda"])  # auto: the first GPU, or else the CPU
-Precision = StrEnum("Precision", ["fp32", "bf16", "int8"])  # of a student's weights
-
-
-def require_min(least: float, **values: float | None) -> list[str]:
-    """An error for each value below ``least``; None is not checked."""
-    return [
-        f"{key}={value} is below {least}: set {key}={least} or more"
-        for key, value in values.items()
-        if value is not None and value < least
-    ]
-
-
-def changed_keys(cfg: Any, keys: Iterable[str]) -> list[tuple[str, Any]]:
-    """Those of the keys that do not have their defaults, which follow as they are typed."""
-    defaults = ((key, getattr(type(cfg), key)) for key in keys)
-    return [
-        (key, "null" if default is None else str(default).lower())
-        for key, default in defaults
-        if getattr(cfg, key) != default
-    ]
-
-
-@dataclass
-class SamplingKeys:
-    """How answers are generated, see `delvm.inference.decoding.SamplingConfig`."""
-
-    decoding: Decoding = Decoding.mean_embedding
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
-    guidance: float = 1.0
-
-    @property
-    def sampling(self) -> SamplingOptions:
-        """The values of these keys."""
-        return {
-            "decoding": self.decoding,
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "seed": self.seed,
-            "guidance": self.guidance,
-        }
-
-    def sampling_errors(self) -> list[str]:
-        return sampling_errors(
-            self.decoding, self.temperature, self.top_k, self.top_p, self.guidance
-        )
+# Keys for answers to prompts, and for the continuation of a video.
+_OF_PROMPT = {"prompt", "query", "prompt_dir", "draft", "draft_tokens", "batch_size", "compile"}
+_OF_PROMPT |= {"guidance", "overwrite"}
+_OF_VIDEO = {"video", "num_frames", "window", "stride"}
 
 
 @dataclass
@@ -88,13 +37,18 @@ class GenerateConfig(SamplingKeys):
 
     def validate(self) -> list[str]:
         errors = self.sampling_errors()
-        errors += self._prompt_errors() if self.video is None else self._video_errors(self.video)
+        errors += require_min(1, self, "num_frames", "window", "stride", "batch_size")
+        errors += require_min(1, self, "draft_tokens")
+        if self.video is not None:
+            asked = f"video={self.video}"
+            return errors + unused_errors(self, _OF_PROMPT, asked, "video=null")
+        errors += unused_errors(self, _OF_VIDEO, "a prompt", "video=PATH")
         if self.draft is None and self.draft_tokens != GenerateConfig.draft_tokens:
             errors.append(
                 f"draft_tokens={self.draft_tokens} is for a draft: set draft=PATH, or "
                 f"draft_tokens={GenerateConfig.draft_tokens}"
             )
-        return errors + require_min(1, batch_size=self.batch_size, draft_tokens=self.draft_tokens)
+        return errors + self._prompt_errors()
 
     @property
     def prompts(self) -> list[str]:
@@ -132,9 +86,6 @@ class GenerateConfig(SamplingKeys):
                 f"missing value{'s'[: len(missing) > 1]} for {', '.join(missing)}: set {example}"
                 f"{', or video=PATH' if len(missing) > 1 else ''}"
             )
-        for key, default in changed_keys(self, ("num_frames", "window", "stride")):
-            value = getattr(self, key)
-            errors.append(f"{key}={value} is for a video: set video=PATH, or {key}={default}")
         if self.prompt_dir is not None and self.prompt is not None:
             if all(Path(each).is_dir() for each in self.prompts):
                 errors.append(
@@ -144,24 +95,3 @@ class GenerateConfig(SamplingKeys):
             elif not Path(self.prompt_dir).is_dir():
                 errors.append(f"prompt_dir={self.prompt_dir} is not a directory: set it to one")
         return errors
-
-    def _video_errors(self, video: str) -> list[str]:
-        given = {key: getattr(self, key) for key in ("prompt", "query", "prompt_dir", "draft")}
-        given = {key: value for key, value in given.items() if value is not None}
-        if self.compile:
-            given["compile"] = "true"
-        errors = []
-        if given:
-            listed = " ".join(f"{key}={value}" for key, value in given.items())
-            errors.append(
-                f"video={video} is continued without a prompt: leave out {listed}, or set "
-                "video=null"
-            )
-        if self.guidance != 1:
-            errors.append(
-                f"guidance={self.guidance:g} is for answers to a prompt, and video={video} has "
-                "none: set guidance=1"
-            )
-        return errors + require_min(
-            1, num_frames=self.num_frames, window=self.window, stride=self.stride
-        )

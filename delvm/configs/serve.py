@@ -1,8 +1,8 @@
 """The schema of `delvm serve`. The comments of conf/verbs/serve.yaml explain each key."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
-from delvm.configs.generate import Device, Precision, require_min
+from delvm.configs.keys import Device, Precision, require_min
 from delvm.data.resizing import ResizeMode
 
 MAX_PORT = 65_535
@@ -26,15 +26,8 @@ class ServeConfig:
     max_body_seconds: int = 30
 
     def validate(self) -> list[str]:
-        errors = require_min(
-            1,
-            max_upload_mb=self.max_upload_mb,
-            max_pixels=self.max_pixels,
-            max_queue=self.max_queue,
-            max_answers=self.max_answers,
-            max_cache_mb=self.max_cache_mb,
-            max_body_seconds=self.max_body_seconds,
-        )
+        limits = [each.name for each in fields(self) if each.name.startswith("max_")]
+        errors = require_min(1, self, *limits)
         if not 0 <= self.port <= MAX_PORT:
             errors.append(f"port={self.port} is not in 0..{MAX_PORT}: set port=7860, or 0 for any")
         return errors

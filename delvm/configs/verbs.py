@@ -11,13 +11,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from delvm.configs.evaluate import EvaluateConfig, LocalConfig, WandbConfig, input_errors
-from delvm.configs.generate import (
-    Device,
-    GenerateConfig,
-    Precision,
-    require_min,
-)
+from delvm.configs.evaluate import EvaluateConfig, LocalConfig, WandbConfig
+from delvm.configs.generate import GenerateConfig
+from delvm.configs.keys import Device, Precision, input_errors, require_min
 from delvm.configs.serve import ServeConfig
 from delvm.configs.store import Groups, schema_of
 from delvm.data.types import SPLITS
@@ -47,7 +43,7 @@ class PrepareConfig:
     overwrite: bool = False
 
     def validate(self) -> list[str]:
-        return _split_errors(self.splits) + require_min(1, shard_size=self.shard_size)
+        return _split_errors(self.splits) + require_min(1, self, "shard_size")
 
 
 @dataclass
@@ -65,19 +61,8 @@ class TeacherCacheConfig:
     shuffle_annotations: bool = False
 
     def validate(self) -> list[str]:
-        names = (
-            "top_k",
-            "batch_size",
-            "num_sentences",
-            "pairs_per_sentence",
-            "images_per_sentence",
-            "shuffle_window_shards",
-        )
-        return [
-            f"{name}={value} is below 1: set it to 1 or more"
-            for name in names
-            if (value := getattr(self, name)) is not None and value < 1
-        ]
+        counts = ("top_k", "batch_size", "num_sentences", "pairs_per_sentence")
+        return require_min(1, self, *counts, "images_per_sentence", "shuffle_window_shards")
 
 
 @dataclass
@@ -97,7 +82,7 @@ class EncodeConfig:
     teacher_cache: TeacherCacheConfig = field(default_factory=TeacherCacheConfig)
 
     def validate(self) -> list[str]:
-        errors = _split_errors(self.splits) + require_min(1, batch_size=self.batch_size)
+        errors = _split_errors(self.splits) + require_min(1, self, "batch_size")
         if self.teacher is not None:  # which reads tokens of output_dir
             return errors
         errors += input_errors(self.input_dir, "prepare")
@@ -130,7 +115,7 @@ class InspectConfig:
     device: Device = Device.auto
 
     def validate(self) -> list[str]:
-        return require_min(1, num_images=self.num_images) + input_errors(self.input_dir, "encode")
+        return require_min(1, self, "num_images") + input_errors(self.input_dir, "encode")
 
 
 @dataclass
@@ -148,7 +133,7 @@ class ConvertConfig:
     overwrite: bool = False
 
     def validate(self) -> list[str]:
-        errors = require_min(1, codebook_size=self.codebook_size)
+        errors = require_min(1, self, "codebook_size")
         if len(set(self.tasks.values())) < len(self.tasks):
             listed = ", ".join(f"{task}: {images}" for task, images in self.tasks.items())
             errors.append(f"tasks={{{listed}}} gives two tasks the same number of images")

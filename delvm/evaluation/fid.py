@@ -19,7 +19,7 @@ class FeatureExtractor(nn.Module):
     ``inception-2015-12-05.pt`` has this interface, and resizes the images itself.
     """
 
-    def __init__(self, file: Path, image_size: int) -> None:
+    def __init__(self, file: str | Path, image_size: int) -> None:
         """Load the network and run it once on a black image.
 
         Args:
@@ -30,7 +30,7 @@ class FeatureExtractor(nn.Module):
             UserError: the file is missing or not TorchScript, or does not return features.
         """
         super().__init__()
-        if not file.is_file():
+        if not Path(file).is_file():
             raise UserError(
                 f"fid_features not found: {file}: set fid_features=FILE, or fid_features=null"
             )
@@ -65,7 +65,7 @@ class FeatureExtractor(nn.Module):
 class ReconstructionFID:
     """Frechet distance between images and their reconstructions (Heusel et al. 2017)."""
 
-    def __init__(self, file: Path, image_size: int) -> None:
+    def __init__(self, file: str | Path, image_size: int) -> None:
         """Load the features.
 
         Args:

@@ -68,23 +68,23 @@ class LineScores:
 
 
 def evaluate_perplexity(
-    path: str | Path,
+    jsonl: str | Path,
     tokenizer: TokenizerNet,
     students: Mapping[str, StudentNet],
     *,
-    output_dir: Path,
-    base: str | None = None,
-    resize: str = "",
+    output_dir: str | Path,
+    prompt_dir: str | None = None,
+    resize: str | None = None,
     seed: int = 0,
     title: str = "Evaluation",
 ) -> dict[str, Any]:
     """Measure students on a file, and write metrics.json and scores.csv, a row per line.
 
     Args:
-        path: The file.
+        jsonl: The file.
         students: Name -> model.
-        base: Directory that the paths in the file are relative to; None: the file's own.
-        resize: How images become square; "": as those that the first student was trained on. LVM
+        prompt_dir: Directory that the paths in the file are relative to; None: the file's own.
+        resize: How images become square; None: as those that the first student was trained on. LVM
             squashes them.
         seed: Of the bootstrap over lines.
 
@@ -95,7 +95,7 @@ def evaluate_perplexity(
         UserError: The file or an image cannot be read, a line has no targets or is longer than the
             context of a student, or the models do not fit together.
     """
-    lines = read_image_lists(path, base)
+    lines = read_image_lists(jsonl, prompt_dir)
     _validate(lines, tokenizer, students)
     trained_on = [str(getattr(student, "resize", "")) for student in students.values()]
     mode = ResizeMode(resize or trained_on[0] or ResizeMode.short_side)
@@ -109,7 +109,7 @@ def evaluate_perplexity(
                 bar.update(1, name)
     metrics = {
         "title": title,
-        "settings": {"jsonl": str(path), "resize": str(mode), "num_lines": len(lines)},
+        "settings": {"jsonl": str(jsonl), "resize": str(mode), "num_lines": len(lines)},
         "tokenizer": {"fingerprint": fingerprint(tokenizer)},
         "students": {name: summarize(scores, seed) for name, scores in found.items()},
     }

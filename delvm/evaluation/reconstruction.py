@@ -88,12 +88,12 @@ def evaluate_tokenizer(
     input_dir: StoragePath,
     tokenizer: TokenizerNet,
     *,
-    output_dir: Path,
+    output_dir: str | Path,
     tasks: list[str] | None = None,
     num_queries: int = 100,
     seed: int = 0,
     batch_size: int = 32,
-    fid_features: Path | None = None,
+    fid_features: str | Path | None = None,
     origin: str = "origin not stated",
     title: str = "Tokenizer",
 ) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def evaluate_tokenizer(
         UserError: Shards, tasks or features are missing or do not fit the tokenizer.
     """
     selected = _select_tasks(input_dir, tasks, tokenizer.resolution, num_queries)
-    rfid = None if fid_features is None else ReconstructionFID(fid_features, tokenizer.resolution)
+    rfid = ReconstructionFID(fid_features, tokenizer.resolution) if fid_features else None
     stats = _measure(input_dir, selected, tokenizer, num_queries, batch_size, rfid)
     pixels_per_token = tokenizer.resolution**2 / tokenizer.tokens_per_image
     options = {

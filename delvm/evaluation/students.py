@@ -51,7 +51,7 @@ def evaluate_students(
     tokenizer: TokenizerNet,
     students: Students,
     *,
-    output_dir: Path,
+    output_dir: str | Path,
     tasks: list[str] | None = None,
     num_queries: int = 100,
     num_shots: int = 3,

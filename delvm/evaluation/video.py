@@ -90,7 +90,7 @@ def evaluate_video(
     tokenizer: TokenizerNet,
     students: Students,
     *,
-    output_dir: Path,
+    output_dir: str | Path,
     tasks: list[str] | None = None,
     num_queries: int = 100,
     context_frames: int = 4,

@@ -101,9 +101,9 @@ def bad_inputs(folder, tmp_path):
     gray(1).save(tmp_path / "a.gif", save_all=True, append_images=[gray(200)])
     video = f"video={folder}"
     return {
-        "with a prompt": ([video, "prompt=a"], "leave out prompt=a, or set video=null"),
-        "with a query": ([video, "query=a"], "leave out query=a, or set video=null"),
-        "with guidance": ([video, "guidance=2"], "guidance=2 is for answers to a prompt"),
+        "with a prompt": ([video, "prompt=a"], "does not use prompt=a: set prompt=null, or"),
+        "with a query": ([video, "query=a"], "does not use query=a: set query=null, or"),
+        "with guidance": ([video, "guidance=2"], "does not use guidance=2.0: set guidance=1.0"),
         "no frames": ([video, "num_frames=0"], "num_frames=0 is below 1"),
         "window": ([video, "window=6"], "set window=5 or less"),
         "window below 1": ([video, "window=0"], "window=0 is below 1"),
@@ -116,7 +116,10 @@ def bad_inputs(folder, tmp_path):
         "truncated": ([f"video={broken}"], "cannot be read as a video"),
         "onto itself": ([video, f"output={folder}"], "set output to another directory"),
         "one file": ([video, f"output={tmp_path}/a.png"], "set output=DIR"),
-        "window of prompts": (["prompt=a", "query=b", "window=2"], "window=2 is for a video"),
+        "window of prompts": (
+            ["prompt=a", "query=b", "window=2"],
+            "prompt does not use window=2",
+        ),
     }
 
 

@@ -1,12 +1,20 @@
 """Errors in the settings of the verbs, each alone and several at once."""
 
+import inspect
+from dataclasses import fields
+
 import pytest
 from hydra import compose, initialize_config_dir
 
-from delvm.configs import config_root
+from delvm.configs import config_root, evaluate
+from delvm.configs.keys import SamplingKeys
 from delvm.configs.register import register
 from delvm.configs.validate import check
 from delvm.errors import UserError
+from delvm.evaluation.perplexity import evaluate_perplexity
+from delvm.evaluation.reconstruction import evaluate_tokenizer
+from delvm.evaluation.students import evaluate_students
+from delvm.evaluation.video import evaluate_video
 
 
 def checked(line: str) -> None:
@@ -61,31 +69,33 @@ ERRORS = {
     "set prompt=DIR or 'prompt=[DIR1,DIR2]'",
     "generate prompt=[a,b.jsonl] query=b": "prompt=[a,b.jsonl] has a .jsonl file, whose lines have "
     "queries of their own: set prompt to that file alone, or leave it out",
+    "generate video=a batch_size=4 overwrite=true": "video=a does not use batch_size=4 "
+    "overwrite=true: set batch_size=32 overwrite=false, or video=null",
+    "generate prompt=a query=b stride=2": "a prompt does not use stride=2: set stride=1, or "
+    "video=PATH",
     "evaluate input_dir=. tasks=[poze]": "unknown task 'poze': did you mean 'pose'?",
-    "evaluate input_dir=. mode=tokenizer students.a=x": "students={a} are not evaluated by "
-    "mode=tokenizer: set mode=students",
-    "evaluate input_dir=. mode=tokenizer decoding=greedy": "decoding=greedy is for the answers of "
-    "students, not for mode=tokenizer: set decoding=mean_embedding or mode=students",
+    "evaluate input_dir=. mode=tokenizer students.a=x": "mode=tokenizer does not use "
+    "students={a:x}: set students={}, or mode=students or mode=video or mode=perplexity",
+    "evaluate input_dir=. mode=tokenizer decoding=greedy guidance=2": "mode=tokenizer does not use "
+    "decoding=greedy guidance=2.0: set decoding=mean_embedding guidance=1.0, or mode=students",
+    "evaluate input_dir=. mode=tokenizer shared_prompt=true": "mode=tokenizer does not use "
+    "shared_prompt=true: set shared_prompt=false, or mode=students",
+    "evaluate input_dir=. mode=video fid_features=x num_shots=2": "mode=video does not use "
+    "fid_features=x num_shots=2: set fid_features=null num_shots=3",
     "evaluate input_dir=. num_prompts=0": "num_prompts=0 is below 1: set num_prompts=1 or more",
     "evaluate input_dir=. guidance=-1": "guidance=-1.0 is below 0: set it to 1 (off) or more",
     "generate prompt=a query=b guidance=nan": "guidance=nan is not finite: set it to 1 (off) or "
     "more",
-    "evaluate input_dir=. mode=tokenizer shared_prompt=true": "shared_prompt=True is for the "
-    "answers of students, not for mode=tokenizer: set shared_prompt=false or mode=students",
-    "evaluate input_dir=. mode=tokenizer guidance=2": "guidance=2.0 is for the answers of "
-    "students, not for mode=tokenizer: set guidance=1.0 or mode=students",
-    "evaluate input_dir=. fid_features=x": "fid_features=x is for the rFID of mode=tokenizer: "
-    "set mode=tokenizer or fid_features=null",
+    "evaluate input_dir=. fid_features=x": "mode=students does not use fid_features=x: set "
+    "fid_features=null, or mode=tokenizer",
+    "evaluate input_dir=. jsonl=x": "mode=students does not use jsonl=x: set jsonl=null, or "
+    "mode=perplexity",
     "evaluate input_dir=. executor=ray executor.workers=-1": "executor.workers=-1 is below 0: set "
     "it to 0 or more",
-    "evaluate input_dir=. mode=tokenizer executor=ray": "executor=ray is for mode=students and "
-    "mode=video: set executor=local",
-    "evaluate input_dir=. num_frames=2": "num_frames=2 is for mode=video: set mode=video or "
-    "num_frames=null",
-    "evaluate input_dir=. mode=tokenizer vgg_weights=x": "vgg_weights=x is for mode=video: set "
-    "mode=video or vgg_weights=null",
-    "evaluate input_dir=. mode=video num_shots=2": "num_shots=2 is for answers to prompts, and "
-    "mode=video has none: set num_shots=3 or mode=students",
+    "evaluate input_dir=. mode=tokenizer executor=ray": "mode=tokenizer does not use "
+    "executor=ray: set executor=local",
+    "evaluate input_dir=. num_frames=2": "mode=students does not use num_frames=2: set "
+    "num_frames=null, or mode=video",
     "evaluate input_dir=. mode=video vgg_weights=x": "vgg_weights=x not found: set "
     "vgg_weights=FILE to a VGG16 with torchvision's names, or vgg_weights=null to leave LPIPS out",
     "evaluate input_dir=. mode=video context_frames=0": "context_frames=0 is below 1: set "
@@ -125,3 +135,39 @@ def test_several_errors_come_at_once():
 def test_defaults_are_valid():
     checked("prepare")
     checked("convert input=a output_dir=b")
+
+
+def test_a_comparison_uses_none_of_the_other_keys():
+    with pytest.raises(UserError, match=r"compare does not use num_queries=9: set num_queries=100"):
+        checked("evaluate compare=[a,b] num_queries=9")
+
+
+def test_perplexity_is_measured_without_prompts(tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(UserError) as caught:
+        checked(f"evaluate mode=perplexity jsonl={tmp_path}/a.jsonl num_shots=4 tasks=[pose]")
+    assert str(caught.value) == (
+        "mode=perplexity does not use tasks=[pose] num_shots=4: set tasks=[] num_shots=3, or "
+        "mode=students"
+    )
+
+
+EVALUATIONS = {
+    "mode=students": evaluate_students,
+    "mode=video": evaluate_video,
+    "mode=tokenizer": evaluate_tokenizer,
+    "mode=perplexity": evaluate_perplexity,
+}
+
+
+@pytest.mark.parametrize("mode", EVALUATIONS)
+def test_a_mode_uses_the_keys_that_its_function_takes(mode):
+    """By name, so that no key is refused that would be used, or passed over in silence."""
+    parameters = inspect.signature(EVALUATIONS[mode]).parameters
+    taken = {key for key in evaluate.KEYS if key in parameters}
+    if "sampling" in parameters:
+        taken |= {each.name for each in fields(SamplingKeys)} - {"seed"}
+        taken -= {"guidance"} if mode == "mode=video" else set()  # it is for prompts
+    if "students" in parameters:
+        taken |= {"precision"}
+    assert evaluate.USED[mode] == taken

@@ -122,6 +122,6 @@ def test_the_command_starts_and_finishes_its_loggers(
 
 def test_other_modes_have_no_loggers() -> None:
     cfg = compose("evaluate", ["logger=wandb", "mode=tokenizer", "input_dir=."])
-    assert cfg.validate() == ["logger=wandb is for mode=students and mode=video: set logger=null"]
+    assert cfg.validate() == ["mode=tokenizer does not use logger=wandb: set logger=null"]
     with pytest.raises(UserError, match="projekt': did you mean 'logger.wandb.project'"):
         compose("evaluate", ["logger=wandb", "logger.wandb.projekt=x"])
