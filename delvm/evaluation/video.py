@@ -49,7 +49,7 @@ from delvm.evaluation.ray_workers import (
     check_same_sources,
 )
 from delvm.evaluation.video_files import EvaluatedVideo
-from delvm.evaluation.video_scoring import LPIPS_METRIC, METRICS, score_clips
+from delvm.evaluation.video_scoring import score_clips
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.prompter import set_eval_mode
 from delvm.inference.video import resolve_window
@@ -79,10 +79,6 @@ class _Models:
     students: Students
     windows: dict[str, int]
     lpips: LPIPS | None
-
-    @property
-    def metrics(self) -> list[str]:
-        return [*METRICS, *([LPIPS_METRIC] if self.lpips else [])]
 
 
 def evaluate_video(
@@ -278,7 +274,7 @@ def _sources(options: _Options, clips: dict[str, int], models: _Models) -> dict[
         "frames_ahead": clips,
         "windows": models.windows,
         "seeds": {"samples": options.sampling.seed},
-        "metrics": models.metrics,
+        "metrics": {task: list(all_tasks.get_or_default(task).metric_fns) for task in clips},
         "lpips": models.lpips and weights_fingerprint(models.lpips),
         "tokenizer": fingerprint(models.tokenizer),
         "students": student_fingerprints(models.students),
@@ -302,6 +298,7 @@ def _answer(
         for part in missing:
             clips_of_part = [to_tensor(list(each.images)) for each in _read(options, part)]
             rows = score_clips(
+                all_tasks.get_or_default(part.task),
                 torch.stack(clips_of_part),
                 options.context_frames,
                 clips[part.task],

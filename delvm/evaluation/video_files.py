@@ -32,12 +32,12 @@ from delvm.evaluation.query_set import decode
 from delvm.evaluation.report.video_report import ContinuedClip, render_report
 from delvm.evaluation.result_files import write_json_files, write_rows
 from delvm.evaluation.scoring import shown_queries
+from delvm.evaluation.video_scoring import LPIPS_METRIC
 from delvm.models.protocols import TokenizerNet
 from delvm.storage import atomic_path, write_text
 from delvm.viz.image_grid import image_grid
 
 PRIMARY = "psnr"  # by which clips are shown
-LOWER_IS_BETTER = ("lpips",)
 BASELINE = "repeat_last"
 COLUMNS = ("task", "method", "frame", "metric", "mean", "low", "high", "n")
 ROW_COLUMNS = ("task", "query", "key", "frame", "method", "metric", "value")
@@ -75,7 +75,8 @@ def evaluated_video(
         rows: Scores (Q, M) of each method.
         seed: Of the bootstrap over clips.
     """
-    metrics = list(rows.scores["ceiling"])
+    metrics, of_task = list(rows.scores["ceiling"]), all_tasks.get_or_default(task)
+    lower_is_better = (*of_task.lower_is_better, LPIPS_METRIC)
 
     def intervals(method: str, minus: str | None = None) -> dict[str, list[Any]]:
         base = rows.scores[minus] if minus else {}
@@ -89,9 +90,9 @@ def evaluated_video(
 
     baseline = f"baseline/{BASELINE}"
     results = {
-        "description": all_tasks.get_or_default(task).description,
+        "description": of_task.description,
         "metrics": metrics,
-        "lower_is_better": [name for name in metrics if name in LOWER_IS_BETTER],
+        "lower_is_better": [name for name in metrics if name in lower_is_better],
         "num_queries": len(keys),
         "context_frames": context_frames,
         "num_frames": rows.scores["ceiling"][PRIMARY].shape[1],

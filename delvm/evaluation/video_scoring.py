@@ -11,9 +11,10 @@ Notation:
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,13 +24,13 @@ from delvm.inference.decoding import SamplingConfig
 from delvm.inference.video import continue_sequences
 from delvm.models.perceptual import LPIPS
 from delvm.models.protocols import StudentNet, TokenizerNet
-from delvm.tasks import metrics
+from delvm.tasks.base import Task
 
-METRICS = {"psnr": metrics.psnr, "ssim": metrics.ssim}
 LPIPS_METRIC = "lpips"
 
 
 def score_clips(
+    task: Task,
     pixels: Tensor,
     context_frames: int,
     num_frames: int,
@@ -45,6 +46,7 @@ def score_clips(
     """Continue a batch of clips by every method, and score each frame ahead.
 
     Args:
+        task: Whose metrics score each frame.
         pixels: Of the clips, (B, K + M or more, 3, H, H) in [0, 1].
         context_frames: K.
         num_frames: M.
@@ -60,9 +62,7 @@ def score_clips(
     last, truth = pixels[:, context_frames - 1, None], pixels[:, context_frames:]
     ids = torch.stack([encode(tokenizer, pixels[:, i]) for i in range(pixels.shape[1])], dim=1)
 
-    def score(frames: Tensor) -> dict[str, Any]:
-        values = frame_scores(frames, truth, lpips)
-        return {name: each.double().numpy() for name, each in values.items()}
+    score = partial(frame_scores, task, truth=truth, lpips=lpips)
 
     def decoded(frames: Tensor) -> Tensor:
         return torch.stack([decode(tokenizer, frames[:, i]) for i in range(num_frames)], dim=1)
@@ -93,11 +93,11 @@ def score_clips(
 
 @torch.inference_mode()
 def frame_scores(
-    prediction: Tensor, truth: Tensor, lpips: LPIPS | None = None
-) -> dict[str, Tensor]:
+    task: Task, prediction: Tensor, truth: Tensor, lpips: LPIPS | None = None
+) -> dict[str, npt.NDArray[np.float64]]:
     """Every metric of every frame, (B, M), of pixels (B, M, 3, H, H) in [0, 1]."""
     pairs = prediction.flatten(0, 1), truth.flatten(0, 1)
-    scores = {name: metric(*pairs) for name, metric in METRICS.items()}
+    scores = task.score(*pairs)
     if lpips is not None:
         device = lpips.shift.device
         scores[LPIPS_METRIC] = torch.cat(
@@ -106,4 +106,5 @@ def frame_scores(
                 for predicted, true in zip(*pairs, strict=True)
             ]
         )  # one by one: features of large frames take a gigabyte
-    return {name: values.reshape(truth.shape[:2]) for name, values in scores.items()}
+    shape = truth.shape[:2]
+    return {name: each.reshape(shape).double().numpy() for name, each in scores.items()}

@@ -56,7 +56,8 @@ class Task:
         set_metrics: Metrics of all answers together, by name.
         lower_is_better: Names of metrics that measure errors.
         is_sequence: Whether an example is a sequence of images, each of which follows from those
-            before it; `delvm evaluate mode=video` has students continue them.
+            before it; `delvm evaluate mode=video` has students continue them, each frame
+            of which is scored by `metric_fns`, psnr and ssim.
         group_of: Key of an example -> its group, such as a class. Prompts of such a task are of
             the query's group, and never contain the query.
     """

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from delvm import tasks
 from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
 from delvm.errors import UserError
@@ -125,6 +127,25 @@ def test_a_row_per_frame_ahead_and_a_plot(
     assert recorded["provenance"]["frames_ahead"] == {"video": 3}
 
 
+def test_a_sequence_with_metrics_of_its_own_is_scored_by_them(
+    clips: Path, tokenizer: Any, oracle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an error among them is one of which less is better."""
+
+    def error(predicted: Any, true: Any) -> float:
+        return float(np.abs(true - 1.0 * predicted).mean())
+
+    changed = replace(tasks.get("video"), metric_fns={"error": error}, lower_is_better=("error",))
+    monkeypatch.setitem(tasks._TASKS, "video", changed)
+    students = {"oracle": oracle(1.0), "half": oracle(0.5)}
+    result = evaluate(clips, tokenizer, students, tmp_path)["tasks"]["video"]
+    assert result["metrics"] == ["error", "psnr", "ssim"]
+    assert result["lower_is_better"] == ["error"]
+    half, best = (means(result["students"][each]["scores"]["error"]) for each in ("half", "oracle"))
+    assert best == means(result["ceiling"]["error"]) < half
+    assert "error over frames ahead" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.slow
 def test_lpips_per_frame_with_a_file_of_weights(
     clips: Path, tokenizer: Any, oracle: Any, vgg: Any, tmp_path: Path
@@ -156,9 +177,9 @@ def test_a_killed_evaluation_of_clips_continues(
     calls: list[int] = []
     score = video_scoring.score_clips
 
-    def counted(pixels: Tensor, *rest: Any, **options: Any) -> Any:
+    def counted(*clips: Any, **options: Any) -> Any:
         calls.append(options["first"])
-        return score(pixels, *rest, **options)
+        return score(*clips, **options)
 
     monkeypatch.setattr(video, "score_clips", counted)
     (tmp_path / "once/answers/video/draw0-000003.npz").unlink()

@@ -88,7 +88,7 @@ def test_a_perfectly_continued_clip_scores_perfectly() -> None:
     """The metrics of frames ahead, by which sequences are evaluated."""
     clip = torch.stack([to_pixels(Shapes(size=SIZE).pair("test", "derain", i).target)[0]
                         for i in range(3)])[None]  # fmt: skip
-    for metric, values in frame_scores(clip, clip).items():
+    for metric, values in frame_scores(tasks.get("video"), clip, clip).items():
         assert values.tolist() == [pytest.approx([BEST.get(metric, 1.0)] * 3, abs=1e-5)], metric
     assert {name for name in tasks.all_names() if tasks.get(name).is_sequence} == {
         "video", "object_views",
