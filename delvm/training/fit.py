@@ -144,3 +144,5 @@ def filter_warnings() -> None:
         warnings.filterwarnings("ignore", text)
     for part in ("fabric", "pytorch"):
         logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
+    # The report of `trainer.profiler`, which whoever sets it asks for.
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)

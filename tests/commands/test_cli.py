@@ -70,6 +70,8 @@ def test_the_examples_of_the_help_compose():
         for example in examples:
             words = shlex.split(example)
             assert words[:2] == ["delvm", verb]
+            # A run's checkpoints are in OUTPUT_DIR/checkpoints.
+            assert "/checkpoints/last.ckpt" in example or "last.ckpt" not in example
             if "-m" not in words:
                 app.compose(verb, words[2:])
 

@@ -1,5 +1,6 @@
 """`delvm train` is composed of objects: Lightning's names, callbacks, loggers, optimizers."""
 
+import logging
 from pathlib import Path
 
 import lightning as L
@@ -55,10 +56,15 @@ def test_mistyped_trainer_argument_names_the_nearest(delvm, args):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("debug", ["fast", "overfit", "profile"])
-def test_debug_options_run(delvm, args, debug):
+def test_debug_options_run(delvm, args, debug, caplog):
+    # Lightning's handler holds the stderr of its import, so its messages are taken from the logger.
+    monitored = logging.getLogger("lightning.pytorch")
+    monitored.addHandler(caplog.handler)
     without_steps = [each for each in args if not each.startswith("output_dir")]
     code, out, err = delvm("train", *without_steps, f"debug={debug}")
+    monitored.removeHandler(caplog.handler)
     assert code == 0, err
+    assert ("run_training_batch" in caplog.text) == (debug == "profile")  # Lightning's report
 
 
 @pytest.mark.slow
