@@ -14,6 +14,9 @@ from PIL import Image
 
 from experiments.sources.layouts import jpeg, sa1b_json
 
+# The first bytes of the hidden file that a Mac puts next to each file of an archive.
+APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
+
 
 def smooth(width: int = 32, height: int = 32, seed: int = 0) -> np.ndarray:
     """A image (H, W, 3) uint8 that JPEG keeps well."""

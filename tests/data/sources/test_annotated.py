@@ -293,6 +293,10 @@ def test_directories_without_images_are_left_out(tmp_path):
     write_annotated(tmp_path, count=2)
     (tmp_path / "splits").mkdir()
     (tmp_path / "splits/train.txt").write_text("000")
+    for folder in ("image", "depth"):  # as a zip made on a Mac leaves them
+        hidden = tmp_path / "__MACOSX" / folder / "scene/._000.jpg"
+        hidden.parent.mkdir(parents=True)
+        hidden.write_bytes(bad_files.APPLE_DOUBLE)
     assert {len(each.images) for each in examples(source(tmp_path)).values()} == {5}
     with pytest.raises(UserError, match="source.annotations=splits matches no image"):
         source(tmp_path, annotations=["splits"]).chunks("train")

@@ -242,6 +242,18 @@ def test_broken_items_rejected_others_read(tmp_path):
     }
 
 
+def test_hidden_files_of_a_mac_are_skipped(tmp_path):
+    members = {
+        "./sa_1.jpg": jpeg(smooth(WIDE, HIGH)),
+        "./sa_1.json": json.dumps(sa1b_json("sa_1", boxes())).encode(),
+    }
+    for name in list(members):
+        members[name.replace("./", "./._")] = bad_files.APPLE_DOUBLE
+    write_tar(tmp_path / "sa_000000.tar", members)
+    assert keys(source(tmp_path, num_crops=0), "train", "masks") == ["sa_000000-sa_1"]
+    assert not rejects(source(tmp_path, num_crops=0), "train", "masks")
+
+
 def test_damaged_tars(tmp_path):
     tar(tmp_path / "a.tar", ["sa_1", "sa_2"])
     data = (tmp_path / "a.tar").read_bytes()

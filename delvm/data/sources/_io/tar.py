@@ -12,8 +12,8 @@ from delvm.errors import UserError
 
 # Far above the file size of any image within `image_io.MAX_PIXELS`.
 MAX_BYTES = 512 * 1024 * 1024
-# What opening or reading a damaged tar raises.
 _TAR_NAME = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
+# What opening or reading a damaged tar raises.
 TAR_ERRORS = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError)
 
 
@@ -45,14 +45,16 @@ def scan_members(
         ignored: Suffixes of files that are skipped silently.
 
     Yields:
-        (member, why it is rejected or None); no directories, and none of `ignored`.
+        (member, why it is rejected or None); no directories, no hidden files (tars made on a Mac
+        have one for each file), and none of `ignored`.
 
     Raises:
         One of `TAR_ERRORS`: the tar is damaged, after what could be read of it.
     """
     for info in tar:
-        suffix = PurePosixPath(info.name).suffix.lower()
-        if not (info.isdir() or (info.isreg() and suffix in ignored)):
+        path = PurePosixPath(info.name)
+        suffix, hidden = path.suffix.lower(), path.name.startswith(".")
+        if not (info.isdir() or (info.isreg() and (hidden or suffix in ignored))):
             yield info, _reject_reason(info, suffix, suffixes, ignored)
     # tarfile takes a damaged header, or the end of the file, for the end of the tar.
     assert tar.fileobj is not None

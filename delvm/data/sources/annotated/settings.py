@@ -21,12 +21,16 @@ from delvm.progress import log
 
 
 def folders_with(root: Path, suffixes: Collection[str]) -> list[str]:
-    """The directories directly below a root that contain such files, hidden ones left out."""
-    folders = (path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    """The directories directly below a root that contain such files, hidden ones left out.
+
+    Archives made on a Mac have a directory __MACOSX with a hidden file for each file.
+    """
     return [
         folder.name
-        for folder in folders
-        if any(path.suffix.lower() in suffixes for path in walk(folder))
+        for folder in root.iterdir()
+        if folder.is_dir()
+        and folder.name[0] != "."
+        and any(path.suffix.lower() in suffixes and path.name[0] != "." for path in walk(folder))
     ]
 
 
