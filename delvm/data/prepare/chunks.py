@@ -195,9 +195,19 @@ def _clean(place: StoragePath, plan: Manifest, done: list[str]) -> None:
 
 
 def _keep_chunks(folder: StoragePath, place: StoragePath, done: list[str]) -> None:
-    """Take over chunks of a finished directory, to add others to them."""
+    """Take over chunks of a finished directory, to add others to them.
+
+    Raises:
+        UserError: its list of rejected items is missing, or was edited.
+    """
     manifest = Manifest.load(folder / MANIFEST)
-    shards, rejects = iter(manifest.shards), iter(read_rejects(folder))
+    listed = read_rejects(folder)
+    if len(listed) != manifest.rejected:
+        raise UserError(
+            f"{folder / REJECTS} lists {len(listed):,} items, and {folder / MANIFEST} "
+            f"{manifest.rejected:,}: restore it, or set overwrite=true"
+        )
+    shards, rejects = iter(manifest.shards), iter(listed)
     for chunk in manifest.chunks:
         # Also of a chunk that is not done, to advance to those of the next.
         chunk_shards = [next(shards) for _ in range(chunk["shards"])]

@@ -126,6 +126,20 @@ def test_rejects_listed_and_counted(tmp_path, capsys):
     assert contents(tmp_path / "killed") == contents(expected_dir)
 
 
+def test_grown_source_whose_list_of_rejects_is_missing(tmp_path):
+    class Smaller(Damaged):
+        def chunks(self, split):
+            return {task: parts[:1] for task, parts in super().chunks(split).items()}
+
+    limit = {"shard_size": 4, "max_reject_fraction": 0.5}
+    prepare(Smaller(), tmp_path, ["train"], **limit)
+    (tmp_path / "train/derain/rejects.jsonl").unlink()
+    with pytest.raises(UserError, match=r"rejects.jsonl lists 0 items, and .*: restore it, or set"):
+        prepare(Damaged(), tmp_path, ["train"], **limit)
+    manifests = prepare(Damaged(), tmp_path, ["train"], **limit, overwrite=True)
+    assert [manifest.rejected for manifest in manifests] == [2, 1]
+
+
 def test_too_many_rejects_stop_the_job(tmp_path):
     with pytest.raises(CheckFailed, match=r"2 of 7 raw .* more than max_reject_fraction=0.1"):
         prepare(Damaged(), tmp_path, ["train"], max_reject_fraction=0.1)

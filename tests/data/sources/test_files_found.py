@@ -103,6 +103,9 @@ def test_compressed_tars_are_named(tmp_path):
         found = rejects(source(kind, tmp_path), "train", task)
         assert set(found) == {"a.tar", "b.tar.gz", "c.tgz"}
         assert all("compressed with gzip" in reason for reason in found.values())
+    write_tar(tmp_path / "c.tar", {"1.jpg": jpeg(smooth())})  # unpacked next to c.tgz
+    found = read_all(source(Laion, tmp_path), "train")["images"]
+    assert [each.key for each in found] == ["a.tar", "b.tar.gz", "c-1", "c.tgz"]
 
 
 def test_gray_images_are_rejected_for_colorization(tmp_path):

@@ -30,8 +30,10 @@ def find_tars(root: Path) -> dict[str, Path]:
     )
     if not paths:
         raise UserError(f"source.path={root} contains no .tar: set source.path=DIR")
-    stems = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
-    return dict(zip(unique_keys(stems), paths, strict=True))
+    names = [path.relative_to(root) for path in paths]
+    # Of compressed ones the suffix stays, so that a.tgz does not take the name of a.tar.
+    stems = [name.with_suffix("") if name.suffix.lower() == ".tar" else name for name in names]
+    return dict(zip(unique_keys([stem.as_posix() for stem in stems]), paths, strict=True))
 
 
 def scan_members(
