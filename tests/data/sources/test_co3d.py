@@ -100,25 +100,30 @@ def test_a_missing_or_bad_annotation_rejects_its_example(tmp_path):
 
 
 def test_frames_that_co3d_blacked_out_are_not_views(tmp_path):
-    """Of its test sequences the frames of the challenge are stored as black images and masks."""
+    """Of its test sequences the frames of the challenge are stored as black images and masks.
+
+    The masks of others are black where the detector did not find the object.
+    """
     write_co3d(tmp_path, {"apple/a": 24, "apple/b": 24})
 
-    def black_out(sequence, numbers):
-        for number in numbers:
-            name = f"frame{3 * number + 7:06d}"
-            for folder, file in (("images", f"{name}.jpg"), ("masks", f"{name}.png")):
-                path = tmp_path / "apple" / sequence / folder / file
+    def black_out(sequence, numbers, folders=("images", "masks")):
+        for folder in folders:
+            files = sorted((tmp_path / "apple" / sequence / folder).iterdir())
+            for path in (files[number] for number in numbers):
                 with Image.open(path) as image:
                     Image.new(image.mode, image.size).save(path)
 
     black_out("a", [6, 7, 8, 23])
+    black_out("a", [12], ["masks"])
     black_out("b", range(6, 12))
     reader = source(tmp_path, annotations=["masks"], layouts=["separate"])
     example, _ = read_all(reader, "train")["object_views_separate"]
-    assert numbers(example.images[:4]) == [0, 9, 12, 18]
+    assert numbers(example.images[:4]) == [0, 9, 13, 18]
     assert all(mask.any() for mask in example.images[4:])
+    alone = read_all(source(tmp_path), "train")["object_views"][0]
+    assert numbers(alone.images) == [0, 9, 12, 18]
     assert rejects(reader, "train", "object_views_separate") == {
-        "apple/b/images": "frame 6: black, as is every frame up to the next view"
+        "apple/b/images": "frame 6: black or with a black mask, as are all up to the next view"
     }
 
 

@@ -40,8 +40,9 @@ class Co3d(AnnotatedSource, ClipSource):
 
     Also PATH/CATEGORY/OBJECT/SEQUENCE/images, with all sequences of an object in one split.
     Cameras, point clouds and the annotations in frame_annotations.jgz are not read. Frames that
-    are completely black are not taken: in the sequences of its test sets, CO3D stores so the frames
-    that its challenge asks for (github.com/facebookresearch/co3d/issues/58).
+    are completely black, or whose mask is, are not taken: in the sequences of its test sets, CO3D
+    stores so the frames that its challenge asks for (github.com/facebookresearch/co3d/issues/58),
+    and a mask is empty where its detector did not find the object.
 
     Attributes:
         image, annotations: directories in that of a sequence: images, and any of masks, depths and
@@ -204,16 +205,23 @@ class Co3d(AnnotatedSource, ClipSource):
     ) -> tuple[ImageArray, ...] | str:
         """The views of an example, or why it is rejected.
 
-        Those of several examples of one sequence lie evenly between each other. In place of a black
-        frame the first one after it is taken that is not black, up to the next view.
+        Those of several examples of one sequence lie evenly between each other. In place of a frame
+        that is black, or whose mask is, the first one after it is taken that is not, up to the next
+        view.
         """
         steps, example = self.num_views, number / self.examples_per_sequence
         positions = [int((view + example) * count / steps) for view in range(steps)]
+        kinds = [None, *map(self.kind_of, self.annotations)]
+        never_black = [n for n, kind in enumerate(kinds) if kind in (None, AnnotationKind.mask)]
         views: list[ImageArray] = []
         for first, following in pairwise([*positions, count]):
             frames = read_frames(self, streams, range(first, following))
-            shown = (each for each in frames if isinstance(each, str) or each[0].any())
-            view = next(shown, "black, as is every frame up to the next view")
+            shown = (
+                each
+                for each in frames
+                if isinstance(each, str) or each[never_black].any(axis=(1, 2, 3)).all()
+            )
+            view = next(shown, "black or with a black mask, as are all up to the next view")
             if isinstance(view, str):
                 return f"frame {first}: {view}"
             views.append(view)
