@@ -94,8 +94,8 @@ def _started_loggers(cfg: EvaluateConfig) -> Iterator[list[Any]]:
 
 
 def _students(cfg: EvaluateConfig, loggers: list[Any]) -> dict[str, Any]:
+    from delvm.evaluation.results.training_curves import find_history
     from delvm.evaluation.students import evaluate_students
-    from delvm.evaluation.training_curves import find_history
 
     histories = {name: find_history(path) for name, path in _model_paths(cfg).items()}
     found = {name: path for name, path in histories.items() if path}
@@ -147,7 +147,7 @@ def _models(cfg: EvaluateConfig, workers: Any) -> tuple[Any, Any]:
 
 def _loader(cfg: EvaluateConfig, device: str) -> Any:
     # Imported here: torch takes seconds, which a mistake in the config need not wait for.
-    from delvm.evaluation.ray_workers import LoadModels
+    from delvm.evaluation.answers.ray_workers import LoadModels
 
     paths = _model_paths(cfg)
     return LoadModels(paths.pop("tokenizer"), paths, device, cfg.precision)
@@ -155,7 +155,7 @@ def _loader(cfg: EvaluateConfig, device: str) -> Any:
 
 def _workers(cfg: EvaluateConfig) -> Any:
     """Workers of Ray, where they are asked for with executor=ray."""
-    from delvm.evaluation.ray_workers import RayWorkers
+    from delvm.evaluation.answers.ray_workers import RayWorkers
 
     executor = build(cfg.executor, "executor")
     if executor is None or getattr(executor, "in_process", False):

@@ -14,7 +14,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from delvm.evaluation.reconstruction import evaluate_tokenizer
-    from delvm.evaluation.results import read_metrics
+    from delvm.evaluation.results.metrics import read_metrics
     from delvm.evaluation.run_table import collect_runs
     from delvm.evaluation.shard_inspection import inspect_shards
     from delvm.evaluation.students import evaluate_students
@@ -26,7 +26,7 @@ _MODULES = {
     "evaluate_tokenizer": "reconstruction",
     "evaluate_video": "video",
     "inspect_shards": "shard_inspection",
-    "read_metrics": "results",
+    "read_metrics": "results.metrics",
 }
 
 

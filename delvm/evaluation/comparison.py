@@ -23,11 +23,11 @@ from delvm import tasks as all_tasks
 from delvm.data.image_io import to_pil
 from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
-from delvm.evaluation import bootstrap
-from delvm.evaluation.answer_store import Part, ScoredRows, batches, concatenate, load_part
-from delvm.evaluation.provenance import data_fingerprints
-from delvm.evaluation.query_set import decode
+from delvm.evaluation.answers.store import Part, ScoredRows, batches, concatenate, load_part
+from delvm.evaluation.queries.query_set import decode
 from delvm.evaluation.report.comparison_report import ComparedAnswer, render_comparison
+from delvm.evaluation.results.provenance import data_fingerprints
+from delvm.evaluation.scores import bootstrap
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.protocols import TokenizerNet
 from delvm.progress import log

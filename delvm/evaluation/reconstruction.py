@@ -1,6 +1,6 @@
 """Evaluate a tokenizer: reconstruction quality and codebook usage on held-out images.
 
-Content of metrics.json besides title, settings and tokenizer (intervals as in `results`):
+Content of metrics.json besides title, settings and tokenizer (intervals as in `results.metrics`):
     tasks      task -> side (of a pair "input", "target") -> metric -> interval,
                and "codes" -> codebook usage
     all        the same over all images
@@ -24,10 +24,10 @@ from delvm.data.image_io import to_pil, to_tensor
 from delvm.data.shards.manifest import load_manifests
 from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
-from delvm.evaluation import bootstrap
-from delvm.evaluation.fid import ReconstructionFID
-from delvm.evaluation.query_set import decode, encode
+from delvm.evaluation.queries.query_set import decode, encode
 from delvm.evaluation.report.reconstruction_report import render_report
+from delvm.evaluation.scores import bootstrap
+from delvm.evaluation.scores.fid import ReconstructionFID
 from delvm.evaluation.shard_inspection import side_names
 from delvm.inference.prompter import set_eval_mode
 from delvm.interop.fingerprint import fingerprint

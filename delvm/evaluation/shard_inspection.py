@@ -23,7 +23,7 @@ from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.data.shards.reader import read_examples, read_tokens
 from delvm.data.shards.replacement import MANIFEST
 from delvm.errors import UserError
-from delvm.evaluation.query_set import decode
+from delvm.evaluation.queries.query_set import decode
 from delvm.interop.fingerprint import fingerprint
 from delvm.models.protocols import TokenizerNet
 from delvm.progress import Progress

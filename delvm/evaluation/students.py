@@ -7,36 +7,41 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from delvm.data.encode.executors.base import Rank
-from delvm.evaluation import results
-from delvm.evaluation.answer_run import ReportOptions, missing_parts, open_store, plain_json
-from delvm.evaluation.answer_store import AnswerStore, Part, concatenate
-from delvm.evaluation.bootstrap import CONFIDENCE, RESAMPLES
-from delvm.evaluation.experiment_log import ResultLogger
-from delvm.evaluation.prompt_selection import PromptSelection
-from delvm.evaluation.provenance import (
+from delvm.evaluation.answers.ray_workers import (
+    RayWorkers,
+    answer_on_ray,
+    check_rank,
+    check_same_sources,
+)
+from delvm.evaluation.answers.run import ReportOptions, missing_parts, open_store, plain_json
+from delvm.evaluation.answers.store import AnswerStore, Part, concatenate
+from delvm.evaluation.queries.prompt_selection import PromptSelection
+from delvm.evaluation.queries.query_set import QuerySet, build_query_set
+from delvm.evaluation.queries.student_request import (
+    StudentOptions,
+    metric_names,
+    select_tasks,
+    validate_request,
+)
+from delvm.evaluation.report.student_report import render_report
+from delvm.evaluation.results.experiment_log import ResultLogger
+from delvm.evaluation.results.metrics import Results, summary
+from delvm.evaluation.results.provenance import (
     circumstances,
     data_fingerprints,
     model_info,
     student_fingerprints,
     versions,
 )
-from delvm.evaluation.query_set import QuerySet, build_query_set
-from delvm.evaluation.ray_workers import (
-    RayWorkers,
-    answer_on_ray,
-    check_rank,
-    check_same_sources,
+from delvm.evaluation.results.student_files import (
+    EvaluatedTask,
+    evaluated_task,
+    log_files,
+    write_files,
 )
-from delvm.evaluation.report.student_report import render_report
-from delvm.evaluation.scoring import combine_draws, score_rows
-from delvm.evaluation.student_files import EvaluatedTask, evaluated_task, log_files, write_files
-from delvm.evaluation.student_request import (
-    StudentOptions,
-    metric_names,
-    select_tasks,
-    validate_request,
-)
-from delvm.evaluation.training_curves import read_history
+from delvm.evaluation.results.training_curves import read_history
+from delvm.evaluation.scores.bootstrap import CONFIDENCE, RESAMPLES
+from delvm.evaluation.scores.scoring import combine_draws, score_rows
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.engine import Engine
 from delvm.inference.prompter import set_eval_mode
@@ -76,7 +81,7 @@ def evaluate_students(
     Args:
         input_dir: Root of image shards: queries are the first of "test", prompts are from "val".
         students: Name in the report -> model.
-        output_dir: For the files of `delvm.evaluation.student_files`, and the answers.
+        output_dir: For the files of `delvm.evaluation.results.student_files`, and the answers.
         tasks: None or empty: all tasks of the shards.
         num_queries: Queries per task.
         num_shots: Example pairs per prompt.
@@ -88,12 +93,12 @@ def evaluate_students(
         overwrite: Whether to answer all queries again.
         histories: Name of a student, or "tokenizer" -> metrics.csv of its training, for curves.
         origins: Name of a student, or "tokenizer" -> where its weights come from.
-        loggers: Of Lightning, see `delvm.evaluation.experiment_log`.
+        loggers: Of Lightning, see `delvm.evaluation.results.experiment_log`.
         workers: Of Ray, which answer in place of this process.
 
     Returns:
         The content of metrics.json: title, settings, tokenizer, students (origin, parameters,
-        summary) and tasks (see `delvm.evaluation.results`). Empty in ranks other than 0.
+        summary) and tasks (see `delvm.evaluation.results.metrics`). Empty in ranks other than 0.
 
     Raises:
         UserError: Shards, tasks or models are missing or do not fit.
@@ -263,7 +268,7 @@ def _derived_settings(tokenizer: TokenizerNet) -> dict[str, Any]:
 def _model_info(
     tokenizer: TokenizerNet,
     students: Students,
-    task_results: results.Results,
+    task_results: Results,
     origins: Mapping[str, str],
 ) -> dict[str, Any]:
     """Origin and size of each model, and how often each student beats the baselines."""
@@ -271,8 +276,7 @@ def _model_info(
     return {
         "tokenizer": about | {"fingerprint": fingerprint(tokenizer)},
         "students": {
-            name: model_info(name, student, origins)
-            | {"summary": results.summary(task_results, name)}
+            name: model_info(name, student, origins) | {"summary": summary(task_results, name)}
             for name, student in students.items()
         },
     }

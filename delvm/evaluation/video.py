@@ -24,32 +24,32 @@ from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
 from delvm.errors import UserError, did_you_mean
-from delvm.evaluation import video_files
-from delvm.evaluation.answer_run import (
+from delvm.evaluation.answers.ray_workers import (
+    RayWorkers,
+    answer_on_ray,
+    check_rank,
+    check_same_sources,
+)
+from delvm.evaluation.answers.run import (
     AnswerOptions,
     ReportOptions,
     missing_parts,
     open_store,
     plain_json,
 )
-from delvm.evaluation.answer_store import AnswerStore, Part, concatenate
-from delvm.evaluation.experiment_log import ResultLogger
-from delvm.evaluation.provenance import (
+from delvm.evaluation.answers.store import AnswerStore, Part, concatenate
+from delvm.evaluation.queries.query_set import check_manifest
+from delvm.evaluation.results import video_files
+from delvm.evaluation.results.experiment_log import ResultLogger
+from delvm.evaluation.results.provenance import (
     circumstances,
     data_fingerprints,
     model_info,
     student_fingerprints,
     versions,
 )
-from delvm.evaluation.query_set import check_manifest
-from delvm.evaluation.ray_workers import (
-    RayWorkers,
-    answer_on_ray,
-    check_rank,
-    check_same_sources,
-)
-from delvm.evaluation.video_files import EvaluatedVideo
-from delvm.evaluation.video_scoring import score_clips
+from delvm.evaluation.results.video_files import EvaluatedVideo
+from delvm.evaluation.scores.video_scoring import score_clips
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.prompter import set_eval_mode
 from delvm.inference.video import resolve_window
@@ -109,7 +109,7 @@ def evaluate_video(
         input_dir: Root of image shards, whose examples are clips (`source=video`); the first ones
             of "test" are continued.
         students: Name in the report -> model.
-        output_dir: For the files of `delvm.evaluation.video_files`, and the answers.
+        output_dir: For the files of `delvm.evaluation.results.video_files`, and the answers.
         tasks: None or empty: all that are sequences.
         num_queries: Clips per task.
         context_frames: K, the frames of a clip that a student sees.
@@ -119,12 +119,12 @@ def evaluate_video(
         batch_size: Clips that are continued at once.
         overwrite: Whether to continue all clips again.
         origins: Name of a student, or "tokenizer" -> where its weights come from.
-        loggers: Of Lightning, see `delvm.evaluation.experiment_log`.
+        loggers: Of Lightning, see `delvm.evaluation.results.experiment_log`.
         workers: Of Ray, which continue clips in place of this process.
 
     Returns:
-        The content of metrics.json, see `delvm.evaluation.video_files`. Empty in ranks other than
-        0.
+        The content of metrics.json, see `delvm.evaluation.results.video_files`. Empty in ranks
+        other than 0.
 
     Raises:
         UserError: Shards, tasks or models are missing or do not fit together.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from delvm.data.encode.shard_task import ShardTask, encode_shard
 from delvm.data.image_io import to_tensor
-from delvm.evaluation.query_set import decode, encode
+from delvm.evaluation.queries.query_set import decode, encode
 from delvm.inference.decoding import GREEDY
 from delvm.inference.engine import Engine
 from delvm.interop.formats import llama

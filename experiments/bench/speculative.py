@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import delvm
-from delvm.evaluation.query_set import build_query_set
+from delvm.evaluation.queries.query_set import build_query_set
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.engine import DRAFT_TOKENS, Engine
 from delvm.inference.speculative import DraftTiming

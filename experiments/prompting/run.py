@@ -18,9 +18,9 @@ import torch
 
 from delvm import tasks
 from delvm.data.image_io import to_tensor
-from delvm.evaluation.prompt_selection import PromptSelection, select_prompts
-from delvm.evaluation.query_set import build_query_set, decode
-from delvm.evaluation.scoring import generate_answers
+from delvm.evaluation.queries.prompt_selection import PromptSelection, select_prompts
+from delvm.evaluation.queries.query_set import build_query_set, decode
+from delvm.evaluation.scores.scoring import generate_answers
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.engine import Engine
 from delvm.interop.load import load_student, load_tokenizer

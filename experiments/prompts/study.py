@@ -9,8 +9,8 @@ import numpy as np
 import delvm
 from delvm import tasks
 from delvm.data.image_io import to_tensor
-from delvm.evaluation.query_set import QuerySet, build_query_set, decode
-from delvm.evaluation.scoring import generate_answers
+from delvm.evaluation.queries.query_set import QuerySet, build_query_set, decode
+from delvm.evaluation.scores.scoring import generate_answers
 from delvm.inference import Engine, SamplingConfig
 from delvm.models.protocols import TokenizerNet
 from delvm.models.teacher_forcing import next_token_nll

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from delvm.evaluation import baselines
+from delvm.evaluation.scores import baselines
 
 
 def gray_images(*levels: float) -> Tensor:

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from delvm.evaluation import bootstrap
-from delvm.evaluation.bootstrap import Interval
+from delvm.evaluation.scores import bootstrap
+from delvm.evaluation.scores.bootstrap import Interval
 
 
 def slow_interval(values: list[float], resamples: int) -> tuple[float, float]:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from delvm.errors import UserError
-from delvm.evaluation import bootstrap, evaluate_students
-from delvm.evaluation.answer_store import AnswerStore, Part
+from delvm.evaluation import evaluate_students
+from delvm.evaluation.answers.store import AnswerStore, Part
 from delvm.evaluation.comparison import compare, load_run
+from delvm.evaluation.scores import bootstrap
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 
 from delvm.data.types import Example
 from delvm.errors import UserError
-from delvm.evaluation import bootstrap, evaluate_students
-from delvm.evaluation.query_set import build_query_set
+from delvm.evaluation import evaluate_students
+from delvm.evaluation.queries.query_set import build_query_set
+from delvm.evaluation.scores import bootstrap
 from delvm.tasks import foreground
 from tests.data.shard_makers import write_examples
 from tests.evaluation.conftest import BLOCK, SIDE, Oracle

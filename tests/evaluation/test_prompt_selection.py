@@ -9,8 +9,8 @@ import torch
 
 from delvm.errors import UserError
 from delvm.evaluation import evaluate_students
-from delvm.evaluation.prompt_selection import image_features, nearest_prompts
-from delvm.evaluation.query_set import build_query_set
+from delvm.evaluation.queries.prompt_selection import image_features, nearest_prompts
+from delvm.evaluation.queries.query_set import build_query_set
 
 
 def test_features_are_means_of_code_vectors_in_a_grid() -> None:

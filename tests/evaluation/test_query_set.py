@@ -10,7 +10,7 @@ import torch
 from delvm.data.image_io import to_tensor
 from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
-from delvm.evaluation.query_set import QuerySet, build_query_set, validate
+from delvm.evaluation.queries.query_set import QuerySet, build_query_set, validate
 
 
 def build(root: Path, tokenizer: Any, **changes: Any) -> QuerySet:

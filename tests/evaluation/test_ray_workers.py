@@ -11,8 +11,9 @@ import pytest
 from delvm.data.ray_cluster import RayCluster
 from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
-from delvm.evaluation import evaluate_students, evaluate_video, ray_workers
-from delvm.evaluation.ray_workers import RayWorkers, check_rank, check_same_sources
+from delvm.evaluation import evaluate_students, evaluate_video
+from delvm.evaluation.answers import ray_workers
+from delvm.evaluation.answers.ray_workers import RayWorkers, check_rank, check_same_sources
 from tests.data.shard_makers import write_examples
 from tests.evaluation.conftest import SIDE, BlockTokenizer, Oracle
 from tests.evaluation.test_resume import files

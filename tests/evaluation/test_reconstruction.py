@@ -15,8 +15,8 @@ from delvm.data.image_io import to_tensor
 from delvm.data.shards.reader import read_examples
 from delvm.errors import UserError
 from delvm.evaluation import evaluate_tokenizer, read_metrics
-from delvm.evaluation.fid import ReconstructionFID
 from delvm.evaluation.reconstruction import COLUMNS
+from delvm.evaluation.scores.fid import ReconstructionFID
 
 
 @pytest.fixture

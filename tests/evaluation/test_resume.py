@@ -13,8 +13,10 @@ import pytest
 from delvm import tasks
 from delvm.data.encode.executors.base import Rank
 from delvm.errors import UserError
-from delvm.evaluation import answer_store, evaluate_students, ray_workers, scoring, students
-from delvm.evaluation.answer_store import AnswerStore, Part, ScoredRows, concatenate
+from delvm.evaluation import evaluate_students, students
+from delvm.evaluation.answers import ray_workers, store
+from delvm.evaluation.answers.store import AnswerStore, Part, ScoredRows, concatenate
+from delvm.evaluation.scores import scoring
 
 Options = dict[str, Any]
 
@@ -115,7 +117,7 @@ def test_ranks_share_the_work_and_rank_0_writes(
 ) -> None:
     evaluate_students(**request_ | {"output_dir": tmp_path / "once"})
     calls.clear()
-    monkeypatch.setattr(answer_store, "POLL_S", 0.01)
+    monkeypatch.setattr(store, "POLL_S", 0.01)
     current = threading.local()
     monkeypatch.setattr(ray_workers, "rank_from_env", lambda: current.rank)
     results: Options = {}
@@ -137,8 +139,8 @@ def test_ranks_share_the_work_and_rank_0_writes(
 def test_a_rank_does_not_wait_for_rank_0_forever(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(answer_store, "POLL_S", 0.01)
-    monkeypatch.setattr(answer_store, "START_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(store, "POLL_S", 0.01)
+    monkeypatch.setattr(store, "START_TIMEOUT_S", 0.05)
     with pytest.raises(UserError, match=r"RANK=0 to start .* with the same settings"):
         AnswerStore(tmp_path / "answers", {"seed": 1}, first_rank=False)
 

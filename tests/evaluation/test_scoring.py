@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from delvm.evaluation.answer_store import concatenate
-from delvm.evaluation.query_set import QuerySet, build_query_set
-from delvm.evaluation.scoring import generate_answers, score_rows
+from delvm.evaluation.answers.store import concatenate
+from delvm.evaluation.queries.query_set import QuerySet, build_query_set
+from delvm.evaluation.scores.scoring import generate_answers, score_rows
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.engine import Engine
 from delvm.models.transformer import Init, Transformer, TransformerConfig

@@ -14,7 +14,9 @@ import pytest
 from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
 from delvm.errors import UserError
-from delvm.evaluation import evaluate_students, evaluate_tokenizer, results, scoring
+from delvm.evaluation import evaluate_students, evaluate_tokenizer
+from delvm.evaluation.results import metrics
+from delvm.evaluation.scores import scoring
 from tests.data.shard_makers import write_examples
 
 TASKS = ("segmentation", "derain", "edges")
@@ -78,7 +80,7 @@ def test_gap_closed_is_computed_from_the_reported_means(evaluated: dict) -> None
 def test_scores_csv_matches_metrics(evaluated: dict, tmp_path: Path) -> None:
     with (tmp_path / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == results.COLUMNS
+    assert tuple(rows[0]) == metrics.COLUMNS
     found = {
         (row["task"], row["method"], row["metric"]): float(row["mean"] or "nan") for row in rows
     }
@@ -271,5 +273,5 @@ def test_metrics_of_an_earlier_version_are_read(evaluated: dict, tmp_path: Path)
         student["standing"] = student.pop("summary")
         student["standing"]["closed_half"] = student["standing"].pop("half_gap_closed")
     (tmp_path / "old.json").write_text(json.dumps(old))
-    assert results.read_metrics(tmp_path / "old.json") == evaluated
-    assert results.read_metrics(tmp_path / "metrics.json") == evaluated
+    assert metrics.read_metrics(tmp_path / "old.json") == evaluated
+    assert metrics.read_metrics(tmp_path / "metrics.json") == evaluated

@@ -16,14 +16,10 @@ from delvm import tasks
 from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
 from delvm.errors import UserError
-from delvm.evaluation import (
-    evaluate_students,
-    evaluate_video,
-    video,
-    video_files,
-    video_scoring,
-)
+from delvm.evaluation import evaluate_students, evaluate_video, video
 from delvm.evaluation.report.video_report import ContinuedClip
+from delvm.evaluation.results import video_files
+from delvm.evaluation.scores import video_scoring
 from delvm.models.perceptual import LPIPS
 from delvm.tasks.metrics import psnr
 from tests.data.shard_makers import write_examples

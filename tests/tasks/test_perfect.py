@@ -9,7 +9,7 @@ import torch
 
 from delvm import tasks
 from delvm.data.sources.shapes.source import Shapes
-from delvm.evaluation.video_scoring import frame_scores
+from delvm.evaluation.scores.video_scoring import frame_scores
 from delvm.tasks import depth, derived, foreground, multi_pose, normals, reasoning
 from tests.tasks.test_multi_pose import crowd
 from tests.tasks.test_sam_masks import target

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from delvm import tasks
 from delvm.data.image_io import to_pil, to_tensor
-from delvm.evaluation import baselines
-from delvm.evaluation.answer_store import ScoredRows, Scores
-from delvm.evaluation.query_set import EncodedImages, QuerySet, decode, encode
+from delvm.evaluation.answers.store import ScoredRows, Scores
+from delvm.evaluation.queries.query_set import EncodedImages, QuerySet, decode, encode
+from delvm.evaluation.scores import baselines
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.engine import Engine
 from delvm.models.protocols import StudentNet, TokenizerNet

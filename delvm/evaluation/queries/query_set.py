@@ -20,7 +20,7 @@ from delvm.data.shards.manifest import Manifest, load_manifests
 from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
 from delvm.errors import UserError
-from delvm.evaluation.prompt_selection import PromptSelection, allowed_pairs, select_prompts
+from delvm.evaluation.queries.prompt_selection import PromptSelection, allowed_pairs, select_prompts
 from delvm.models.protocols import TokenizerNet
 from delvm.storage import StoragePath
 

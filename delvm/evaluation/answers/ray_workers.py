@@ -15,7 +15,7 @@ import torch
 from delvm.data.encode.executors.base import Rank, rank_from_env
 from delvm.data.ray_cluster import RayCluster, run_on_actors
 from delvm.errors import UserError, to_user_error
-from delvm.evaluation.answer_store import AnswerStore, Part
+from delvm.evaluation.answers.store import AnswerStore, Part
 from delvm.models.protocols import StudentNet, TokenizerNet
 from delvm.progress import Progress, log
 

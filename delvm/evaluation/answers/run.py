@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from delvm.data.encode.executors.base import Rank
-from delvm.evaluation.answer_store import AnswerStore, Part, batches
-from delvm.evaluation.experiment_log import ResultLogger
+from delvm.evaluation.answers.store import AnswerStore, Part, batches
+from delvm.evaluation.results.experiment_log import ResultLogger
 from delvm.inference.decoding import SamplingConfig
 from delvm.storage import remove_tree
 

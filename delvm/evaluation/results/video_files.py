@@ -25,14 +25,19 @@ from PIL import Image
 from delvm import tasks as all_tasks
 from delvm.data.image_io import to_pil
 from delvm.data.types import Example
-from delvm.evaluation import bootstrap
-from delvm.evaluation.answer_store import ScoredRows
-from delvm.evaluation.experiment_log import ResultLogger, ShownAnswer, flat_means, log_evaluation
-from delvm.evaluation.query_set import decode
+from delvm.evaluation.answers.store import ScoredRows
+from delvm.evaluation.queries.query_set import decode
 from delvm.evaluation.report.video_report import ContinuedClip, render_report
-from delvm.evaluation.result_files import write_json_files, write_rows
-from delvm.evaluation.scoring import shown_queries
-from delvm.evaluation.video_scoring import LPIPS_METRIC
+from delvm.evaluation.results.experiment_log import (
+    ResultLogger,
+    ShownAnswer,
+    flat_means,
+    log_evaluation,
+)
+from delvm.evaluation.results.result_files import write_json_files, write_rows
+from delvm.evaluation.scores import bootstrap
+from delvm.evaluation.scores.scoring import shown_queries
+from delvm.evaluation.scores.video_scoring import LPIPS_METRIC
 from delvm.models.protocols import TokenizerNet
 from delvm.storage import atomic_path, write_text
 from delvm.viz.image_grid import image_grid

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 
 from delvm import legacy, tasks
-from delvm.evaluation import baselines, bootstrap
-from delvm.evaluation.result_files import write_rows
-from delvm.evaluation.scoring import TaskScores
+from delvm.evaluation.results.result_files import write_rows
+from delvm.evaluation.scores import baselines, bootstrap
+from delvm.evaluation.scores.scoring import TaskScores
 from delvm.storage import StoragePath, read_json
 
 COLUMNS = ("task", "method", "metric", "mean", "low", "high", "n")

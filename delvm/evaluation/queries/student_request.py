@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from delvm import tasks as all_tasks
 from delvm.data.shards.manifest import load_manifests
 from delvm.errors import UserError, did_you_mean
-from delvm.evaluation.answer_run import AnswerOptions
-from delvm.evaluation.prompt_selection import PromptSelection
-from delvm.evaluation.query_set import validate
+from delvm.evaluation.answers.run import AnswerOptions
+from delvm.evaluation.queries.prompt_selection import PromptSelection
+from delvm.evaluation.queries.query_set import validate
 from delvm.inference.prompter import max_pairs
 from delvm.interop.fingerprint import check_tokenizer_match
 from delvm.models.protocols import StudentNet, Students, TokenizerNet

@@ -1,6 +1,6 @@
 """The files that an evaluation of students writes.
 
-metrics.json    settings, models and the results of each task, see `results`
+metrics.json    settings, models and the results of each task, see `results.metrics`
 scores.csv      the same results, one row per interval
 results.json    metrics.json, and where the numbers come from: versions, hardware, fingerprints of
                 models and data, seeds, and each query with the pairs of its prompts
@@ -17,12 +17,17 @@ from typing import Any
 
 from PIL import Image
 
-from delvm.evaluation import results
-from delvm.evaluation.answer_store import Scores
-from delvm.evaluation.experiment_log import ResultLogger, ShownAnswer, flat_means, log_evaluation
-from delvm.evaluation.query_set import QuerySet
-from delvm.evaluation.result_files import write_json_files, write_rows
-from delvm.evaluation.scoring import PromptExample, TaskScores
+from delvm.evaluation.answers.store import Scores
+from delvm.evaluation.queries.query_set import QuerySet
+from delvm.evaluation.results.experiment_log import (
+    ResultLogger,
+    ShownAnswer,
+    flat_means,
+    log_evaluation,
+)
+from delvm.evaluation.results.metrics import task_results, write_csv
+from delvm.evaluation.results.result_files import write_json_files, write_rows
+from delvm.evaluation.scores.scoring import PromptExample, TaskScores
 from delvm.storage import atomic_path, write_text
 from delvm.viz.image_grid import image_grid
 
@@ -49,7 +54,7 @@ class EvaluatedTask:
 def evaluated_task(query_set: QuerySet, scores: TaskScores, seed: int) -> EvaluatedTask:
     """What is kept of a scored task."""
     return EvaluatedTask(
-        results.task_results(scores, seed),
+        task_results(scores, seed),
         scores.examples,
         _queries(query_set),
         list(_rows(query_set, scores)),
@@ -95,7 +100,7 @@ def write_files(
         with atomic_path(output_dir / f"{task}.png") as tmp:
             example_grid(each.examples).save(tmp)
     write_text(output_dir / "report.html", report)
-    results.write_csv(output_dir / "scores.csv", metrics["tasks"])
+    write_csv(output_dir / "scores.csv", metrics["tasks"])
     rows = (row for each in evaluated.values() for row in each.rows)
     write_rows(output_dir / "results.csv", ROW_COLUMNS, rows)
     queries = {task: each.queries for task, each in evaluated.items()}

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from delvm.evaluation.answer_store import ScoredRows
-from delvm.evaluation.query_set import decode, encode
+from delvm.evaluation.answers.store import ScoredRows
+from delvm.evaluation.queries.query_set import decode, encode
 from delvm.inference.decoding import SamplingConfig
 from delvm.inference.video import continue_sequences
 from delvm.models.perceptual import LPIPS
