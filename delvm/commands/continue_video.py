@@ -2,7 +2,7 @@
 
 from delvm.commands.output_check import check_output_dir
 from delvm.configs.generate import GenerateConfig
-from delvm.inference.video_files import FrameWriter, find_frames, read_frames
+from delvm.inference.files.video_files import FrameWriter, find_frames, read_frames
 from delvm.progress import track
 
 

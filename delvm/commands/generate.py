@@ -12,16 +12,16 @@ from delvm.commands.continue_video import continue_video
 from delvm.commands.output_check import check_output_dir
 from delvm.configs.generate import GenerateConfig
 from delvm.data.image_io import open_image
-from delvm.inference.answer_files import (
+from delvm.inference.decoding import Decoding, SamplingConfig
+from delvm.inference.files.answer_files import (
     OutputPaths,
     Question,
     plan_line_outputs,
     plan_outputs,
 )
-from delvm.inference.answer_record import IDS, AnswerRecord, settings_of
-from delvm.inference.answer_writer import AnswerWriter
-from delvm.inference.decoding import Decoding, SamplingConfig
-from delvm.inference.prompt_files import (
+from delvm.inference.files.answer_record import IDS, AnswerRecord, settings_of
+from delvm.inference.files.answer_writer import AnswerWriter
+from delvm.inference.files.prompt_files import (
     PromptLine,
     check_line_images,
     is_jsonl,
@@ -29,7 +29,7 @@ from delvm.inference.prompt_files import (
     read_lines,
     read_prompt,
 )
-from delvm.inference.query_files import check_queries
+from delvm.inference.files.query_files import check_queries
 from delvm.progress import log, track
 
 if TYPE_CHECKING:

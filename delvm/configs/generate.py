@@ -58,7 +58,7 @@ class GenerateConfig(SamplingKeys):
         return list(map(str, self.prompt if isinstance(self.prompt, list) else [self.prompt]))
 
     def _prompt_errors(self) -> list[str]:
-        from delvm.inference.prompt_files import is_jsonl
+        from delvm.inference.files.prompt_files import is_jsonl
 
         listed = self.prompt if isinstance(self.prompt, list) else [self.prompt or ""]
         if not listed or any(each is None or isinstance(each, list | dict) for each in listed):

@@ -27,7 +27,7 @@ from delvm.data.resizing import ResizeMode, to_square_array
 from delvm.errors import UserError
 from delvm.evaluation.queries.query_set import encode
 from delvm.evaluation.scores import bootstrap
-from delvm.inference.prompt_files import ImageLists, read_image_lists
+from delvm.inference.files.prompt_files import ImageLists, read_image_lists
 from delvm.inference.prompter import set_eval_mode
 from delvm.interop.fingerprint import check_tokenizer_match, fingerprint
 from delvm.models.protocols import StudentNet, TokenizerNet

@@ -17,10 +17,10 @@ __all__ = [
 if TYPE_CHECKING:
     from delvm.inference.decoding import Decoding, SamplingConfig
     from delvm.inference.engine import Engine
+    from delvm.inference.files.prompt_files import read_prompt
+    from delvm.inference.files.query_files import find_queries
     from delvm.inference.generation import generate
-    from delvm.inference.prompt_files import read_prompt
     from delvm.inference.prompter import Answer, Prompter
-    from delvm.inference.query_files import find_queries
 
 _MODULES = {
     "Answer": "prompter",
@@ -28,9 +28,9 @@ _MODULES = {
     "Engine": "engine",
     "Prompter": "prompter",
     "SamplingConfig": "decoding",
-    "find_queries": "query_files",
+    "find_queries": "files.query_files",
     "generate": "generation",
-    "read_prompt": "prompt_files",
+    "read_prompt": "files.prompt_files",
 }
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import delvm
 from delvm.errors import UserError
-from delvm.inference.prompt_files import PairFiles, find_pairs
+from delvm.inference.files.prompt_files import PairFiles, find_pairs
 from delvm.serving.limits import Limits, open_pair, open_upload
 from delvm.tasks import NAMES
 

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from delvm.data.image_io import open_image
+from delvm.inference.files.video_files import find_frames, read_frames
 from delvm.inference.prompter import Prompter
-from delvm.inference.video_files import find_frames, read_frames
 from delvm.interop.load import load_student, load_tokenizer
 
 

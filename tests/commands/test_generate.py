@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from delvm.data.image_io import open_image
-from delvm.inference.answer_files import plan_outputs
-from delvm.inference.prompt_files import read_prompt
+from delvm.inference.files.answer_files import plan_outputs
+from delvm.inference.files.prompt_files import read_prompt
 from delvm.inference.prompter import Prompter
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import save_model

@@ -99,7 +99,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("answers", [0, 1, 5, 16, 19])
 def test_a_killed_run_is_continued_to_the_same_files(run, tmp_path, monkeypatch, answers):
     """Rows keep the numbers that they sample with."""
-    from delvm.inference import answer_writer
+    from delvm.inference.files import answer_writer
 
     folder, once = tmp_path / "out", tmp_path / "once"
     run(*SAMPLED, "batch_size=3", output=once)

@@ -5,10 +5,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from delvm.inference.answer_files import Question
-from delvm.inference.answer_record import RECORD, AnswerRecord, settings_of
 from delvm.inference.decoding import GREEDY
-from delvm.inference.prompt_files import check_line_images, open_pairs, read_lines, read_prompt
+from delvm.inference.files.answer_files import Question
+from delvm.inference.files.answer_record import RECORD, AnswerRecord, settings_of
+from delvm.inference.files.prompt_files import (
+    check_line_images,
+    open_pairs,
+    read_lines,
+    read_prompt,
+)
 
 SETTINGS = settings_of({"tokenizer": "0123", "student": "4567", "prompt": None}, GREEDY)
 

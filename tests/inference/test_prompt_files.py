@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from delvm.errors import UserError
-from delvm.inference.prompt_files import check_line_images, is_jsonl, read_lines, read_prompt
+from delvm.inference.files.prompt_files import check_line_images, is_jsonl, read_lines, read_prompt
 
 
 def write_image(path, color=(200, 30, 30)):

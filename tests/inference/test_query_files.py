@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from delvm.errors import UserError
-from delvm.inference.answer_files import plan_outputs
-from delvm.inference.query_files import check_queries, find_queries
+from delvm.inference.files.answer_files import plan_outputs
+from delvm.inference.files.query_files import check_queries, find_queries
 
 
 def write_image(path):

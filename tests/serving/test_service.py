@@ -8,8 +8,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from delvm.errors import UserError
+from delvm.inference.files.prompt_files import read_prompt
 from delvm.inference.partial_answers import stream_rows
-from delvm.inference.prompt_files import read_prompt
 from delvm.serving.limits import Limits
 from delvm.serving.service import Question, Service
 from tests.serving.conftest import make_prompter, noise, png

@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from delvm.errors import UserError
-from delvm.inference.answer_files import Question
 from delvm.inference.decoding import Decoding, SamplingConfig
+from delvm.inference.files.answer_files import Question
 from delvm.progress import log
 from delvm.storage import atomic_path, write_text
 from delvm.untrusted import parse_json

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from delvm.data.image_io import open_image
-from delvm.inference.answer_files import ROWS_PER_GRID, OutputPaths, Question
-from delvm.inference.answer_record import AnswerRecord
-from delvm.inference.prompt_files import open_pairs
+from delvm.inference.files.answer_files import ROWS_PER_GRID, OutputPaths, Question
+from delvm.inference.files.answer_record import AnswerRecord
+from delvm.inference.files.prompt_files import open_pairs
 from delvm.storage import atomic_path
 from delvm.viz.image_grid import image_grid
 

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from delvm.data.image_io import open_image
 from delvm.data.sources._io.video import VIDEO_SUFFIXES, natural_sort_key, read_video
 from delvm.errors import UserError
-from delvm.inference.answer_files import SUFFIXES, shorten
-from delvm.inference.query_files import find_queries
+from delvm.inference.files.answer_files import SUFFIXES, shorten
+from delvm.inference.files.query_files import find_queries
 from delvm.progress import log
 from delvm.storage import atomic_path
 from delvm.viz.image_grid import image_grid

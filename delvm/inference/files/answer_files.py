@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from delvm.errors import UserError
-from delvm.inference.prompt_files import PairFiles, PromptLine
-from delvm.inference.query_files import QueryFiles, find_queries
+from delvm.inference.files.prompt_files import PairFiles, PromptLine
+from delvm.inference.files.query_files import QueryFiles, find_queries
 from delvm.progress import log
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
