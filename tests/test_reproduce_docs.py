@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from delvm.commands.app import compose
 from delvm.configs.validate import config_errors
-from delvm.training import launch
+from delvm.training.run import launch
 from experiments.recipes.few_steps import CHANGES, overrides
 from experiments.recipes.hours import encode_flops, table, token_flops
 

@@ -78,7 +78,7 @@ def _started_loggers(cfg: EvaluateConfig) -> Iterator[list[Any]]:
         yield []
         return
     from delvm.data.encode.executors.base import rank_from_env
-    from delvm.training.loggers import finish_loggers, start_wandb
+    from delvm.training.run.loggers import finish_loggers, start_wandb
 
     if rank_from_env().rank:
         yield []

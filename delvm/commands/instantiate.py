@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from delvm.commands.build import build
 from delvm.configs.validate_train import is_a, target_of
-from delvm.training.fit import filter_warnings, fit, trainer_arguments
-from delvm.training.init_weights import load_init_weights
-from delvm.training.output_dir import check_run_dir
-from delvm.training.resume import resolve_resume, validate_resume
+from delvm.training.run.fit import filter_warnings, fit, trainer_arguments
+from delvm.training.run.init_weights import load_init_weights
+from delvm.training.run.output_dir import check_run_dir
+from delvm.training.run.resume import resolve_resume, validate_resume
 from delvm.training.student import StudentModule
 from delvm.training.tokenizer import TokenizerModule
 
@@ -41,7 +41,7 @@ class Run:
     resume: str | None
 
     def fit(self) -> Path | None:
-        """Train, and return the directory of the exported weights; see `delvm.training.fit`."""
+        """Train, and return the directory of the exported weights; see `delvm.training.run.fit`."""
         return fit(
             self.trainer,
             self.module,

@@ -23,8 +23,8 @@ def train(cfg: DictConfig) -> float | None:
     # Imported here: Lightning takes seconds, which a mistake in the config need not wait for.
     from delvm.commands.instantiate import build_run
     from delvm.models.cpu.malloc import configure_malloc
-    from delvm.training.launch import uses_gpu
-    from delvm.training.output_dir import lock_output_dir
+    from delvm.training.run.launch import uses_gpu
+    from delvm.training.run.output_dir import lock_output_dir
     from delvm.training.strategies import is_rank_zero
 
     if not uses_gpu(cfg.trainer.accelerator):
@@ -52,7 +52,7 @@ def train(cfg: DictConfig) -> float | None:
 def objective(run: "Run") -> float | None:
     """The lowest validation loss of a run, over all jobs that it was resumed in."""
     from delvm.training.callbacks import AtomicCheckpoint
-    from delvm.training.fit import find_callback
+    from delvm.training.run.fit import find_callback
 
     checkpoint: Any = find_callback(run.trainer, AtomicCheckpoint)
     if checkpoint is not None and checkpoint.best is not None:

@@ -15,14 +15,14 @@ from delvm.models.lora import LoRA
 from delvm.models.transformer import TransformerConfig
 from delvm.models.vqgan import VQGANConfig
 from delvm.training import callbacks, losses, strategies
-from delvm.training.datamodules import ImageDataModule, SentenceDataModule
+from delvm.training.data.datamodules import ImageDataModule, SentenceDataModule
+from delvm.training.data.streaming import StreamingImageDataModule, StreamingSentenceDataModule
 from delvm.training.distillation import DistillationModule, load_teacher
 from delvm.training.grad_scaler import LossScale
 from delvm.training.losses.offline import OfflineTopKLoss
 from delvm.training.offline_distillation import OfflineDistillationModule
 from delvm.training.on_policy import OnPolicy
 from delvm.training.optim import ScheduleFreeMode, WarmupCosine, WeightDecayOn, optimizer_errors
-from delvm.training.streaming import StreamingImageDataModule, StreamingSentenceDataModule
 from delvm.training.student import StudentModule
 from delvm.training.token_order import RandomTokenOrder
 from delvm.training.tokenizer import TokenizerModule

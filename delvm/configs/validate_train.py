@@ -15,11 +15,14 @@ from omegaconf.errors import InterpolationKeyError
 
 from delvm.data.datasets.sentences import SentencesConfig
 from delvm.data.teacher_cache.store import TeacherCache
-from delvm.training.data_errors import student_data_errors, tokenizer_data_errors
-from delvm.training.datamodules import ImageDataModule, SentenceDataModule
+from delvm.training.data.data_errors import student_data_errors, tokenizer_data_errors
+from delvm.training.data.datamodules import ImageDataModule, SentenceDataModule
 from delvm.training.distillation import DistillationModule
-from delvm.training.init_weights import init_errors
-from delvm.training.launch import (
+from delvm.training.offline_distillation import OfflineDistillationModule
+from delvm.training.on_policy import OnPolicy, on_policy_errors
+from delvm.training.optim import WeightDecayOn
+from delvm.training.run.init_weights import init_errors
+from delvm.training.run.launch import (
     Devices,
     attention_errors,
     compile_errors,
@@ -29,9 +32,6 @@ from delvm.training.launch import (
     sweep_errors,
     trainer_errors,
 )
-from delvm.training.offline_distillation import OfflineDistillationModule
-from delvm.training.on_policy import OnPolicy, on_policy_errors
-from delvm.training.optim import WeightDecayOn
 from delvm.training.strategies import FSDP1Strategy, FSDP2Strategy
 from delvm.training.student import StudentModule
 from delvm.training.tokenizer import TokenizerModule

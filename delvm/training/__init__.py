@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from delvm.training.datamodules import ImageDataModule, SentenceDataModule
+    from delvm.training.data.datamodules import ImageDataModule, SentenceDataModule
+    from delvm.training.data.streaming import StreamingImageDataModule, StreamingSentenceDataModule
     from delvm.training.distillation import DistillationModule, load_teacher
     from delvm.training.losses import CrossEntropyLoss, DistillationLoss, TokenLoss
     from delvm.training.offline_distillation import OfflineDistillationModule
-    from delvm.training.streaming import StreamingImageDataModule, StreamingSentenceDataModule
     from delvm.training.student import StudentModule
     from delvm.training.tokenizer import TokenizerModule
 
@@ -29,10 +29,10 @@ __all__ = [
 
 # Module -> its public names, imported on first use: Lightning takes seconds to import.
 _LAZY = {
-    "datamodules": ("ImageDataModule", "SentenceDataModule"),
+    "data.datamodules": ("ImageDataModule", "SentenceDataModule"),
     "distillation": ("DistillationModule", "load_teacher"),
     "losses": ("CrossEntropyLoss", "DistillationLoss", "TokenLoss"),
-    "streaming": ("StreamingImageDataModule", "StreamingSentenceDataModule"),
+    "data.streaming": ("StreamingImageDataModule", "StreamingSentenceDataModule"),
     "offline_distillation": ("OfflineDistillationModule",),
     "student": ("StudentModule",),
     "tokenizer": ("TokenizerModule",),

@@ -16,7 +16,7 @@ from delvm.models.teacher_forcing import next_token_nll
 from delvm.models.token_space import TokenSpace
 from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
 from delvm.training.compiling import compile_blocks
-from delvm.training.datamodules import SentenceData, check_data
+from delvm.training.data.datamodules import SentenceData, check_data
 from delvm.training.losses import (
     TokenLoss,
     batch_sums,

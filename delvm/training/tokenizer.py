@@ -23,7 +23,7 @@ from delvm.models.perceptual import LPIPS, MSSSIMLoss
 from delvm.models.protocols import TokenizerNet, check_protocol
 from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
 from delvm.training.codebook_ema import CodebookEMA, DeadCodeReset
-from delvm.training.datamodules import ImageData, check_data
+from delvm.training.data.datamodules import ImageData, check_data
 from delvm.training.optim import (
     OptimizerFactory,
     SchedulerFactory,

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import delvm
 from delvm.models.transformer import TransformerConfig
-from delvm.training.memory import estimate_memory
+from delvm.training.run.memory import estimate_memory
 
 STUDENTS = ("300m", "1b", "7b")
 STRATEGIES = (("ddp", 1), *(("fsdp2", devices) for devices in (2, 4, 8, 16, 64)))

@@ -27,8 +27,8 @@ from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
 from delvm.data.datasets.streaming_sentences import StreamingSentences, StreamingSentencesConfig
 from delvm.progress import log
 from delvm.storage import atomic_path
-from delvm.training.datamodules import SentenceDataModule
-from delvm.training.streaming import StreamingSentenceDataModule
+from delvm.training.data.datamodules import SentenceDataModule
+from delvm.training.data.streaming import StreamingSentenceDataModule
 from experiments.scale.corpora import CORPORA, Corpus, manifest, write_root
 from experiments.scale.estimate import TAR_OVERHEAD, TOKENS
 from experiments.scale.readers_table import Row, plot, tables

@@ -9,7 +9,7 @@ import torch
 from delvm.commands.app import compose
 from delvm.configs.validate import config_errors
 from delvm.data.types import Example
-from delvm.training import launch
+from delvm.training.run import launch
 from tests.data.shard_makers import write_examples
 
 

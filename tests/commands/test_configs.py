@@ -91,7 +91,7 @@ def test_values_have_the_types_of_the_schemas():
     cfg = compose("train", ["module=distillation", "module.loss.direction=inverse", "data=images"])
     assert cfg.module._target_ == "delvm.training.distillation.DistillationModule"
     assert cfg.module.loss.direction is KLDirection.reverse
-    assert cfg.data._target_ == "delvm.training.datamodules.ImageDataModule"
+    assert cfg.data._target_ == "delvm.training.data.datamodules.ImageDataModule"
     cfg = compose("train", ["module=tokenizer", "module.codebook_ema_decay=null"])
     assert cfg.module.codebook_ema_decay is None
     cfg = compose("encode", ["balance=augment", "balance.examples_per_task=7"])

@@ -55,7 +55,7 @@ def _killed(tokens, overrides, output_dir, step):
 def in_a_process(work, *args):
     """Run in a process of its own; its exit code."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["delvm.training.fit"])
+    context.set_forkserver_preload(["delvm.training.run.fit"])
     process = context.Process(target=work, args=args)
     process.start()
     process.join(120)

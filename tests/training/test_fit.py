@@ -12,7 +12,7 @@ from delvm.errors import Diverged, UserError
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import save_model
 from delvm.models.precision import resolve_precision
-from delvm.training.datamodules import ImageDataModule
+from delvm.training.data.datamodules import ImageDataModule
 from tests.training.runs import TOKENIZER, N, V, curve, student_config, tokenizer_config, train
 
 

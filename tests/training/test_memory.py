@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_iter
 
 from delvm.models.transformer import InputEmbedding, Transformer, TransformerConfig
 from delvm.training.losses import MAX_LOGITS_BYTES, chunked_linear_loss, cross_entropy
-from delvm.training.memory import estimate_memory
+from delvm.training.run.memory import estimate_memory
 
 NET = TransformerConfig(512, dim=128, n_layers=4, n_heads=4, max_seq_len=256, codebook_dim=16)
 BATCH = 2

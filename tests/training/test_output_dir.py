@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from delvm.errors import Diverged, UserError
-from delvm.training.output_dir import lock_output_dir
+from delvm.training.run.output_dir import lock_output_dir
 from tests.training.runs import curve, student_config, train
 
 

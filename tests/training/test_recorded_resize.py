@@ -8,7 +8,7 @@ import torch
 
 from delvm.interop.load import load_student
 from delvm.interop.save import config_dict
-from delvm.training.datamodules import SentenceDataModule
+from delvm.training.data.datamodules import SentenceDataModule
 from delvm.training.student import StudentModule
 from tests.data.shard_makers import token_plan
 

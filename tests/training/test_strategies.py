@@ -22,7 +22,7 @@ from delvm.errors import UserError
 from delvm.interop import sharded_checkpoint as sharded
 from delvm.interop.load import load_student
 from delvm.training import checkpoint_io, strategies
-from delvm.training.memory import estimate_memory
+from delvm.training.run.memory import estimate_memory
 from tests.training.ranks import CLIP, SHARDED, SINGLE, STOP, TIED, config
 from tests.training.runs import N, V, curve, train
 

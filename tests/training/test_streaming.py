@@ -14,8 +14,8 @@ import delvm
 from delvm.errors import UserError
 from delvm.interop.load import load_student
 from delvm.training.callbacks.checkpoint import latest_valid_checkpoint
-from delvm.training.datamodules import SentenceData, check_data
-from delvm.training.streaming import StreamingSentenceDataModule
+from delvm.training.data.datamodules import SentenceData, check_data
+from delvm.training.data.streaming import StreamingSentenceDataModule
 from tests.data.datasets.streams import COUNTS, IMAGES, examples_of, write_corpus
 from tests.training.runs import curve, student_config, train, write_ids
 from tests.training.stream_ranks import Ranks, stream_config

@@ -7,8 +7,8 @@ import pytest
 import delvm
 from delvm.errors import UserError
 from delvm.interop.load import load_tokenizer
-from delvm.training.datamodules import ImageData, check_data
-from delvm.training.streaming import StreamingImageDataModule
+from delvm.training.data.datamodules import ImageData, check_data
+from delvm.training.data.streaming import StreamingImageDataModule
 from tests.data.datasets.streams import IMAGE_COUNTS, IMAGE_KINDS, write_images
 from tests.training.runs import tokenizer_config, train
 from tests.training.stream_ranks import Ranks
@@ -75,7 +75,7 @@ def test_tokenizer_can_train_on_it(root):
 def test_documented_command_composes(experiment):
     words = [f"experiment={experiment}", "data=streaming_images", "data.path=s3://BUCKET/images"]
     data = delvm.compose("train", words).data
-    assert data._target_ == "delvm.training.streaming.StreamingImageDataModule"
+    assert data._target_ == "delvm.training.data.streaming.StreamingImageDataModule"
     assert (data.path, data.timeout_s) == ("s3://BUCKET/images", 300)
 
 

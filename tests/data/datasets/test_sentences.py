@@ -12,7 +12,7 @@ from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig, vali
 from delvm.data.shards import codebook as codebooks
 from delvm.data.shards import manifest, writer
 from delvm.errors import UserError
-from delvm.training.datamodules import SentenceDataModule
+from delvm.training.data.datamodules import SentenceDataModule
 
 TOKENS = 4
 COUNTS = {"derain": 11, "images": 24, "segmentation": 40, "video": 10}

@@ -9,7 +9,7 @@ import torch
 
 from delvm.data.datasets.streaming_images import StreamingImages, StreamingImagesConfig
 from delvm.data.datasets.streaming_sentences import StreamingSentences, StreamingSentencesConfig
-from delvm.training.streaming import StreamingSentenceDataModule
+from delvm.training.data.streaming import StreamingSentenceDataModule
 from tests.data.datasets.streams import COUNTS, IMAGES, examples_of, write_corpus, write_images
 from tests.data.http_server import serve
 

@@ -70,7 +70,7 @@ def check_data(data: object, protocol: type, module: str) -> None:
         name, options = protocol.__name__, {"SentenceData": "sentences", "ImageData": "images"}
         raise UserError(
             f"data {type(data).__name__} has no {', '.join(missing)}, which {module} reads "
-            f"(delvm.training.datamodules.{name}): set data={options[name]}"
+            f"(delvm.training.data.datamodules.{name}): set data={options[name]}"
         )
 
 

@@ -18,7 +18,7 @@ from delvm.data.datasets.streaming_sentences import (
 )
 from delvm.errors import UserError
 from delvm.progress import log
-from delvm.training.datamodules import (
+from delvm.training.data.datamodules import (
     ImageDataModule,
     SentenceDataModule,
     StreamDataModule,

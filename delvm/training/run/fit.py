@@ -17,9 +17,9 @@ from delvm.training import strategies
 from delvm.training.callbacks.graceful_shutdown import GracefulShutdown
 from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
 from delvm.training.checkpoint_io import AtomicCheckpointIO
-from delvm.training.loggers import finish_loggers, restore_csv, start_wandb
-from delvm.training.output_dir import export_path, remove_earlier_run
-from delvm.training.resume import restore_errors
+from delvm.training.run.loggers import finish_loggers, restore_csv, start_wandb
+from delvm.training.run.output_dir import export_path, remove_earlier_run
+from delvm.training.run.resume import restore_errors
 
 
 def trainer_arguments(
@@ -80,7 +80,7 @@ def fit(
         module: what is trained.
         data: its data module.
         output_dir: of the run; gets the exported weights.
-        resume: checkpoint to continue from, as `delvm.training.resume` resolved it.
+        resume: checkpoint to continue from, as `delvm.training.run.resume` resolved it.
 
     Returns:
         the exported directory, ``output_dir/tokenizer`` or ``output_dir/student``; None under

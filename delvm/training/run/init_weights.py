@@ -9,7 +9,7 @@ from delvm.interop.save import config_dict
 from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.training.distillation import check_ids
-from delvm.training.resume import config_mismatches, format_override
+from delvm.training.run.resume import config_mismatches, format_override
 
 
 def init_errors(resume: str | None, init_from: str | None, kind: str) -> list[str]:

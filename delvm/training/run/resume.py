@@ -17,7 +17,7 @@ from delvm.interop.save import config_dict
 from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
 from delvm.training.callbacks.checkpoint import REQUIRED_KEYS, latest_valid_checkpoint
-from delvm.training.datamodules import StreamDataModule
+from delvm.training.data.datamodules import StreamDataModule
 
 # Keys of a network's config that say how it is trained, not what it computes.
 TRAINING_ONLY_KEYS = (

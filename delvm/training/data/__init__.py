@@ -1,0 +1,1 @@
+"""Lightning's data modules: from files read at random, or from streams."""
