@@ -78,7 +78,7 @@ def _started_loggers(cfg: EvaluateConfig) -> Iterator[list[Any]]:
         yield []
         return
     from delvm.data.encode.executors.base import rank_from_env
-    from delvm.training.run.loggers import finish_loggers, start_wandb
+    from delvm.training.loggers import finish_loggers, start_wandb
 
     if rank_from_env().rank:
         yield []
@@ -94,8 +94,8 @@ def _started_loggers(cfg: EvaluateConfig) -> Iterator[list[Any]]:
 
 
 def _students(cfg: EvaluateConfig, loggers: list[Any]) -> dict[str, Any]:
-    from delvm.evaluation.results.training_curves import find_history
     from delvm.evaluation.students import evaluate_students
+    from delvm.evaluation.training_curves import find_history
 
     histories = {name: find_history(path) for name, path in _model_paths(cfg).items()}
     found = {name: path for name, path in histories.items() if path}

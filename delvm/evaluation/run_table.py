@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from delvm.errors import UserError
-from delvm.evaluation.results.training_curves import OBJECTIVE, read_history
+from delvm.evaluation.training_curves import OBJECTIVE, read_history
 from delvm.legacy import upgrade_model_metadata
 from delvm.storage import read_json, write_text
 

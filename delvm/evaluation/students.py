@@ -13,16 +13,16 @@ from delvm.evaluation.answers.ray_workers import (
     check_rank,
     check_same_sources,
 )
-from delvm.evaluation.answers.run import ReportOptions, missing_parts, open_store, plain_json
+from delvm.evaluation.answers.run import missing_parts, open_store, plain_json
 from delvm.evaluation.answers.store import AnswerStore, Part, concatenate
-from delvm.evaluation.queries.prompt_selection import PromptSelection
-from delvm.evaluation.queries.query_set import QuerySet, build_query_set
-from delvm.evaluation.queries.student_request import (
+from delvm.evaluation.answers.student_request import (
     StudentOptions,
     metric_names,
     select_tasks,
     validate_request,
 )
+from delvm.evaluation.queries.prompt_selection import PromptSelection
+from delvm.evaluation.queries.query_set import QuerySet, build_query_set
 from delvm.evaluation.report.student_report import render_report
 from delvm.evaluation.results.experiment_log import ResultLogger
 from delvm.evaluation.results.metrics import Results, summary
@@ -33,15 +33,16 @@ from delvm.evaluation.results.provenance import (
     student_fingerprints,
     versions,
 )
+from delvm.evaluation.results.result_files import ReportOptions
 from delvm.evaluation.results.student_files import (
     EvaluatedTask,
     evaluated_task,
     log_files,
     write_files,
 )
-from delvm.evaluation.results.training_curves import read_history
 from delvm.evaluation.scores.bootstrap import CONFIDENCE, RESAMPLES
 from delvm.evaluation.scores.scoring import combine_draws, score_rows
+from delvm.evaluation.training_curves import read_history
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.engine import Engine
 from delvm.inference.prompter import set_eval_mode

@@ -32,7 +32,6 @@ from delvm.evaluation.answers.ray_workers import (
 )
 from delvm.evaluation.answers.run import (
     AnswerOptions,
-    ReportOptions,
     missing_parts,
     open_store,
     plain_json,
@@ -48,6 +47,7 @@ from delvm.evaluation.results.provenance import (
     student_fingerprints,
     versions,
 )
+from delvm.evaluation.results.result_files import ReportOptions
 from delvm.evaluation.results.video_files import EvaluatedVideo
 from delvm.evaluation.scores.video_scoring import score_clips
 from delvm.inference.decoding import SamplingConfig, SamplingOptions

@@ -12,7 +12,7 @@ from scipy import stats
 
 import delvm
 from delvm.evaluation import read_metrics
-from delvm.evaluation.results.training_curves import read_history
+from delvm.evaluation.training_curves import read_history
 from delvm.storage import atomic_path
 from experiments.studies.stages import Stage, out
 

@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from delvm.evaluation import read_metrics
-from delvm.evaluation.results.training_curves import read_history
+from delvm.evaluation.training_curves import read_history
 from delvm.storage import atomic_path, write_json
 
 HERE = Path(__file__).parent

@@ -16,7 +16,7 @@ from delvm.data.shards.reader import read_examples
 from delvm.data.types import Example
 from delvm.errors import UserError
 from delvm.evaluation import evaluate_students, evaluate_video
-from delvm.training.run.loggers import finish_loggers, start_wandb
+from delvm.training.loggers import finish_loggers, start_wandb
 from tests.data.shard_makers import write_examples
 from tests.evaluation.conftest import SIDE, Oracle
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from delvm.errors import UserError
-from delvm.evaluation.results.training_curves import downsample, read_history
+from delvm.evaluation.training_curves import downsample, read_history
 
 
 def test_history_skips_blanks_and_sorts_points(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from delvm.data.shards.replacement import INCOMPLETE
 from delvm.data.shards.token_files import list_files
 from delvm.data.sources import SOURCES
 from delvm.evaluation.results.metrics import read_metrics
-from delvm.evaluation.results.training_curves import read_history
 from delvm.evaluation.run_table import collect_runs, format_table
+from delvm.evaluation.training_curves import read_history
 from delvm.interop import token_files
 from delvm.interop.formats import llama
 from delvm.interop.load import load_student, load_tokenizer, read_metadata

@@ -10,7 +10,7 @@ from wandb.errors import UsageError
 
 from delvm.commands.instantiate import build_run
 from delvm.errors import UserError
-from delvm.training.run.loggers import WANDB_IDS, finish_loggers, start_wandb
+from delvm.training.loggers import WANDB_IDS, finish_loggers, start_wandb
 from tests.training.runs import student_config
 
 

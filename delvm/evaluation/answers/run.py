@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from delvm.data.encode.executors.base import Rank
 from delvm.evaluation.answers.store import AnswerStore, Part, batches
-from delvm.evaluation.results.experiment_log import ResultLogger
 from delvm.inference.decoding import SamplingConfig
 from delvm.storage import remove_tree
 
@@ -37,21 +36,6 @@ class AnswerOptions:
     def batches(self, task: str, draw: int = 0) -> Iterator[Part]:
         """The queries of a task, a batch at a time."""
         return batches(task, draw, self.num_queries, self.batch_size)
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """What a report shows besides the results, and the loggers that get it too.
-
-    Attributes:
-        origins: Name of a student, or "tokenizer" -> where its weights come from.
-        histories: Name of a student, or "tokenizer" -> metrics.csv of its training.
-    """
-
-    title: str
-    origins: Mapping[str, str]
-    loggers: Sequence[ResultLogger]
-    histories: Mapping[str, Path] = field(default_factory=dict)
 
 
 def plain_json(value: dict[str, Any]) -> dict[str, Any]:

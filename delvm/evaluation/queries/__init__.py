@@ -1,1 +1,1 @@
-"""What an evaluation asks: held-out queries, the prompts before them, and checks of both."""
+"""What an evaluation asks: held-out queries, and the prompts before them."""

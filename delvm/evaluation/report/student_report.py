@@ -15,8 +15,8 @@ from delvm.evaluation.report.tables import (
     metric_label,
     score_table,
 )
-from delvm.evaluation.results.training_curves import History, downsample
 from delvm.evaluation.scores.scoring import PromptExample
+from delvm.evaluation.training_curves import History, downsample
 
 Metrics = Mapping[str, Any]
 

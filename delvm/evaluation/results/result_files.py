@@ -1,11 +1,28 @@
-"""Write results: rows as CSV, and the JSON files that end an evaluation."""
+"""What a report says besides the results, and how results are written: rows as CSV, and JSON."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from delvm.evaluation.results.experiment_log import ResultLogger
 from delvm.storage import atomic_path, write_json
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report shows besides the results, and the loggers that get it too.
+
+    Attributes:
+        origins: Name of a student, or "tokenizer" -> where its weights come from.
+        histories: Name of a student, or "tokenizer" -> metrics.csv of its training.
+    """
+
+    title: str
+    origins: Mapping[str, str]
+    loggers: Sequence[ResultLogger]
+    histories: Mapping[str, Path] = field(default_factory=dict)
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from delvm.data.image_io import to_pil
 from delvm.storage import atomic_path
-from delvm.training.run.loggers import log_image
+from delvm.training.loggers import log_image
 from delvm.viz.code_histogram import plot_code_histogram
 from delvm.viz.image_grid import image_grid
 

@@ -1,1 +1,1 @@
-"""A run from its directory to its end: launch, initial weights, resume, fit, loggers."""
+"""A run from its directory to its end: launch, initial weights, resume, fit."""

@@ -17,7 +17,7 @@ from delvm.training import strategies
 from delvm.training.callbacks.graceful_shutdown import GracefulShutdown
 from delvm.training.callbacks.nonfinite_grad import SkipNonFiniteGrad
 from delvm.training.checkpoint_io import AtomicCheckpointIO
-from delvm.training.run.loggers import finish_loggers, restore_csv, start_wandb
+from delvm.training.loggers import finish_loggers, restore_csv, start_wandb
 from delvm.training.run.output_dir import export_path, remove_earlier_run
 from delvm.training.run.resume import restore_errors
 
