@@ -61,8 +61,13 @@ class TeacherCacheConfig:
     shuffle_annotations: bool = False
 
     def validate(self) -> list[str]:
-        counts = ("top_k", "batch_size", "num_sentences", "pairs_per_sentence")
-        return require_min(1, self, *counts, "images_per_sentence", "shuffle_window_shards")
+        counts = ["top_k", "batch_size", "num_sentences", "pairs_per_sentence"]
+        counts += ["images_per_sentence", "shuffle_window_shards"]
+        return [
+            f"{name}={value} is below 1: set it to 1 or more"  # its path is put in front
+            for name in counts
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
 
 
 @dataclass

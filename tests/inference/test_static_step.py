@@ -151,4 +151,4 @@ def test_compile_is_an_option_of_the_verbs():
     assert compose("generate", ["prompt=a", "query=b", "compile=true"]).compile
     assert compose("evaluate", ["compile=true"]).compile and not compose("evaluate", []).compile
     video = compose("generate", ["video=a", "compile=true"])
-    assert any("leave out compile=true" in error for error in video.validate())
+    assert any("does not use compile=true" in error for error in video.validate())

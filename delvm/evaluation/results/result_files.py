@@ -1,4 +1,4 @@
-"""What a report says besides the results, and how results are written: rows as CSV, and JSON."""
+"""How results are written, as rows of CSV and as JSON, and what a report states about them."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
