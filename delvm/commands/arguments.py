@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from delvm.commands.help import FLAGS
-from delvm.errors import UserError, did_you_mean
+from delvm.errors import UserError, closest_match, did_you_mean
 
 # Flag -> what stands for its value in the help, "" for none.
 VALUES = {
@@ -28,13 +28,21 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
         if word.startswith("-"):
             name, *value = word.split("=", 1)
             if name not in VALUES:
-                raise UserError(f"unknown flag '{name}': {did_you_mean(name, VALUES)}")
+                raise UserError(f"unknown flag '{name}': {_instead_of_flag(name)}")
             flags += [name, *value]
         elif flags and VALUES.get(flags[-1]) and (VALUES[flags[-1]] != "[WHAT]" or "=" not in word):
             flags.append(word)
         else:
             overrides.append(word)
     return overrides, flags
+
+
+def _instead_of_flag(name: str) -> str:
+    """The nearest flag, or how a key is set; Hydra's keys have no dashes."""
+    key = name.lstrip("-").replace("-", "_")
+    if closest_match(name, VALUES) or len(key) < 3:
+        return did_you_mean(name, VALUES)
+    return f"keys are set without dashes, as {key}=VALUE"
 
 
 def name_by_what_varies(overrides: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ import os
 import re
 import traceback
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -11,15 +12,33 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+import delvm
 from delvm.commands import help
 from delvm.configs.register import schemas
 from delvm.configs.renamed import new_name
 from delvm.configs.store import walk
 from delvm.errors import UserError, closest_match, did_you_mean, to_user_error
 
+SHIPPED_DIR = Path(delvm.__file__).parent / "weights"
 EXAMPLES = {"prompt": "DIR", "query": "IMAGE", "teacher.checkpoint": "PATH"}
-# Words that people use for a value.
+# Words that people use for a value, and for a key.
 _ALIASES = {"gpu": "cuda"}
+_KEY_ALIASES = {
+    "model": "student",
+    "learning_rate": "optimizer.lr",
+    "epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps",
+    "gpus": "trainer.devices",
+    "ckpt_path": "resume",
+}
+# Group whose options are names -> what to do with a path.
+_PATHS = {
+    "data": "for a directory set data.path={0}",
+    "source": "for a directory set source.path={0}",
+    "student": "for weights to start from set init_from={0}",
+    "teacher": "for weights set teacher.checkpoint={0}",
+    "tokenizer": "its weights are those that made the tokens in data.path",
+}
 # Option of Hydra -> the package that adds it.
 _PLUGINS = {
     "hydra/launcher=joblib": "hydra-joblib-launcher",
@@ -69,6 +88,9 @@ def unknown_key(verb: str, name: str, node: Any) -> str:
         return f"unknown key '{name}': it is now called {new}"
     if not isinstance(node, DictConfig):
         return f"unknown key '{name}'"
+    alias = _KEY_ALIASES.get(name, "")
+    if alias.partition(".")[0] in node:
+        return f"unknown key '{name}': did you mean '{alias}'?"
     parent, _, leaf = name.rpartition(".")
     lead = f"{parent}." if parent else ""
     if option := help.option_with(verb, parent.replace(".", "/"), leaf):
@@ -89,12 +111,17 @@ def missing_values(keys: Collection[str]) -> str:
 def _one_line(error: Exception, verb: str) -> str:
     text = str(error).split("\nConfig search path")[0]
     if isinstance(error, OverrideParseException):
+        if "=" not in error.override and not error.override.startswith("~"):
+            return (
+                f"'{error.override}' is not KEY=VALUE (without spaces): see delvm {verb} --help "
+                "for the keys"
+            )
         lines = [line for line in text.splitlines() if not line.startswith(("Error ", "See "))]
-        reason = " ".join(lines).rstrip(".")
-        return (
-            f"cannot read the override {error.override} ({reason}): write KEY=VALUE, and quote a "
-            "value with special characters"
-        )
+        reason, (key, _, value) = " ".join(lines).rstrip("."), error.override.partition("=")
+        quoted = "quote what has special characters"
+        if not set(value) & set("'\"[]{},"):  # else which part is a text is not known
+            quoted += f", twice: \"{key}='{value}'\""
+        return f"cannot read the override {error.override} ({reason}): {quoted}"
     # A file that an error is in. (Hydra's own file names what is overridden elsewhere.)
     file = text.split("'")[1] if text.startswith("In '") else ""
     where = f"{file}.yaml: " if "/" in file and file != "hydra/config" else ""
@@ -133,6 +160,10 @@ def _one_line(error: Exception, verb: str) -> str:
 
 
 def _unknown_option(file: str, options: Collection[str], verb: str) -> str:
+    first, _, path = file.partition("/")
+    if first in _PATHS and ("/" in path or (SHIPPED_DIR / path).is_dir() or Path(path).exists()):
+        names = ", ".join(help.options(verb, first))
+        return f"{first}={path} is not one of {names}: {_PATHS[first].format(path)}"
     group, _, option = file.rpartition("/")
     if package := _PLUGINS.get(f"{group}={option}"):
         return f"{group}={option} needs {package}: run `pip install 'delvm[scale]'`"
@@ -152,4 +183,10 @@ def _bad_value(error: OmegaConfBaseException, text: str, verb: str) -> str:
     elif match := re.search(r"expected one of \[(.*)\]", reason):
         close = closest_match(_ALIASES.get(value, value), match[1].split(", "))
         hint = f": did you mean '{close}'?" if close else ""
+    elif "is not a ListConfig" in reason:
+        hint = f": set {name}=[{value}]"
+        reason = "a list is needed"
+    elif re.search(r"^Cannot (assign .* to Dict|merge DictConfig with ListConfig)", reason):
+        hint = f": set {name}.NAME={value.strip('[]')}"
+        reason = "names with a value each are needed"
     return f"{override}: {reason}{hint}" if override else reason

@@ -139,7 +139,8 @@ class Speculation:
         if self.teacher_calls:
             line += f", {self.tokens / self.teacher_calls:.2f} tokens per call of the student"
         if self.fallbacks:
-            line += f"; {self.fallbacks:,} batches continued without it, where it does not pay"
+            batches = "1 batch" if self.fallbacks == 1 else f"{self.fallbacks:,} batches"
+            line += f"; {batches} continued without it, where it does not pay"
         return line
 
 

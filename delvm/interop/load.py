@@ -144,10 +144,24 @@ def _read(path: Path, kind: str) -> ModelData:
     if (found := find_format(source)) is not None:
         return found.read(source, kind)
     if path.is_dir() and not (path / "config.json").exists():
-        raise UserError(f"model config not found: {path}/config.json")
+        raise UserError(_no_model(path, kind))
+    if path.suffix == ".safetensors":
+        raise UserError(
+            f"{path} has weights, and their config.json is next to it: set {kind}={path.parent}"
+        )
     where = f"{path}/config.json" if path.is_dir() else f"checkpoint {path}"
     known = ", ".join([f"{FORMAT} (`delvm train`)", *(each.summary for each in FORMATS.values())])
     raise UserError(f"{where} is not in a known format: {known}")
+
+
+def _no_model(path: Path, kind: str) -> str:
+    """The line for a folder without a model of that kind, with what it holds instead."""
+    last = path / "checkpoints" / "last.ckpt"
+    if last.exists():  # stopped before its end, or of another kind
+        return f"{path} is a run that has exported no {kind}: set {kind}={last}, or to another path"
+    if held := [each for each in SCHEMAS if (path / each).is_dir()]:
+        return f"{path} holds a {held[0]}, not a {kind}: set {kind}=PATH"
+    return f"{path} holds no {kind}, as it has no config.json: set {kind}=PATH"
 
 
 def _from_lightning(checkpoint: dict[str, Any], path: Path) -> ModelData:

@@ -53,8 +53,8 @@ LINES = {
     "converted to Float",
     "train trainer.gradient_clip_val=x": "trainer.gradient_clip_val=x: Value 'x' of type 'str' "
     "is incompatible with type hint 'Optional[Union[int, float]]'",
-    "train optimizer.betas=3": "optimizer.betas=3: Invalid value assigned: int is not a "
-    "ListConfig, list or tuple",
+    "train optimizer.betas=3": "optimizer.betas=3: a list is needed: set optimizer.betas=[3]",
+    "prepare splits=test": "splits=test: a list is needed: set splits=[test]",
     "train module.compile=7.5": "module.compile=7.5: Value '7.5' is not a valid bool (type float)",
     "train student.net=5": "student.net=5: Invalid type assigned: int is not a subclass of "
     "student_student_net. value: 5",
@@ -66,9 +66,12 @@ LINES = {
     "generate device=gpu": "device=gpu: Invalid value 'gpu', expected one of [auto, cpu, cuda]: "
     "did you mean 'cuda'?",
     "prepare source.size=null": "source.size=null: field 'source.size' is not Optional",
-    "evaluate executor=processes": "executor=processes is not for delvm evaluate: set "
+    "evaluate input_dir=. executor=processes": "executor=processes is not for delvm evaluate: set "
     "executor=local or ray",
-    "evaluate students=3": "students=3: Cannot assign int to Dict[str, str]",
+    "evaluate students=shapes": "students=shapes: names with a value each are needed: set "
+    "students.NAME=shapes",
+    "evaluate students=[shapes]": "students=[shapes]: names with a value each are needed: set "
+    "students.NAME=shapes",
     "prepare source.train.pose=x": "source.train.pose=x: Value 'x' of type 'str' could not be "
     "converted to Integer",
     # missing values
@@ -76,15 +79,35 @@ LINES = {
     "generate prompt=x": "missing value for query: set query=IMAGE",
     "train teacher=checkpoint": "missing value for teacher.checkpoint: set teacher.checkpoint=PATH",
     # not overrides at all
-    "train foo": "cannot read the override foo (missing EQUAL at '<EOF>'): write KEY=VALUE, and "
-    "quote a value with special characters",
+    "train foo": "'foo' is not KEY=VALUE (without spaces): see delvm train --help for the keys",
+    "train data.path = foo": "'data.path' is not KEY=VALUE (without spaces): see delvm train "
+    "--help for the keys",
     "generate query=a(1).png": "cannot read the override query=a(1).png (mismatched input '.' "
-    "expecting <EOF>): write KEY=VALUE, and quote a value with special characters",
+    "expecting <EOF>): quote what has special characters, twice: \"query='a(1).png'\"",
+    "generate prompt=[a(1).png,b]": "cannot read the override prompt=[a(1).png,b] (no viable "
+    "alternative at input '[a(1).'): quote what has special characters",
     "train seed=1,2": "seed=1,2 is several values: add -m to sweep, or write seed=[1,2]",
     "train seed=range(3)": "Sweep parameters 'seed=range(3)' requires --multirun",
     "train init_from=${nope}": "init_from: Interpolation key 'nope' not found",
     "prepare balance=none": "delvm prepare has no group 'balance': choose from: source",
+    # a path where the name of an option is expected
+    "train data=outputs/tokens": "data=outputs/tokens is not one of images, sentences, streaming, "
+    "streaming_images: for a directory set data.path=outputs/tokens",
+    "train student=shapes": "student=shapes is not one of 1b, 300m, 7b, 80m, small, tiny: for "
+    "weights to start from set init_from=shapes",
+    "train teacher=outputs/teacher": "teacher=outputs/teacher is not one of checkpoint, none, "
+    "offline: for weights set teacher.checkpoint=outputs/teacher",
+    "train tokenizer=shapes": "tokenizer=shapes is not one of f16_8192, shapes_f16_64, "
+    "shapes_f8_32, shapes_f8_64: its weights are those that made the tokens in data.path",
+    # names that other projects have
+    "train model=tiny": "unknown key 'model': did you mean 'student'?",
+    "train learning_rate=1": "unknown key 'learning_rate': did you mean 'optimizer.lr'?",
+    "generate model=shapes": "unknown key 'model': did you mean 'student'?",
     # flags
+    "generate --prompt examples/derain": "unknown flag '--prompt': keys are set without dashes, "
+    "as prompt=VALUE",
+    "train --learning-rate=1": "unknown flag '--learning-rate': keys are set without dashes, as "
+    "learning_rate=VALUE",
     "train --multrun": "unknown flag '--multrun': did you mean '--multirun'?",
     "train -m --cfg job": "Only one of --run, --multirun, --cfg, --info and --shell_completion "
     "can be specified",

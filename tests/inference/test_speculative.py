@@ -246,6 +246,7 @@ def test_summary_is_one_line():
         "draft: 75% of 40 drafted tokens accepted, 3.14 tokens per call of the student; "
         "2 batches continued without it, where it does not pay"
     )
+    assert "; 1 batch continued" in Speculation(fallbacks=1).summary()
     assert Speculation().summary() == "draft: none of 0 drafted tokens accepted"
 
 

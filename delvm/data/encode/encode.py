@@ -245,7 +245,7 @@ def plan_job(
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} is below 1: set batch_size=32")
     there = [split for split in splits if load_manifests_if_any(input_dir, split, "images")]
-    if missing := [split for split in splits if split not in there]:
+    if there and (missing := [split for split in splits if split not in there]):
         log(f"encode: {input_dir} has no images of {', '.join(missing)}, so no tokens of it either")
     planned = [
         both

@@ -98,12 +98,13 @@ def test_encode_again_keeps_shards_and_refuses_other_settings(pairs, tmp_path):
     assert load_manifests(tmp_path / "t", "val", "tokens")["edges"].fingerprint == "def"
 
 
-def test_encode_mismatches_found_before_any_work(pairs, tmp_path):
+def test_encode_mismatches_found_before_any_work(pairs, tmp_path, caplog):
     out = tmp_path / "t"
     with pytest.raises(UserError, match=r"image size 16 .* != resolution 32 .*source.size=32"):
         encode(pairs, out, FakeTokenizer(32), "abc")
     with pytest.raises(UserError, match="no images in .*run `delvm prepare"):
         encode(tmp_path / "nothing", out, FakeTokenizer(), "abc")
+    assert not caplog.records  # nothing besides the error
     with pytest.raises(UserError, match="input_dir and output_dir are both"):
         encode(pairs, pairs, FakeTokenizer(), "abc", overwrite=True)
     with pytest.raises(UserError, match="batch_size=0 is below 1"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from delvm.configs.verbs import ExportFormat
 from delvm.errors import UserError
@@ -50,8 +51,23 @@ def test_find_format(path, name):
     assert found is (name and import_format(name))
 
 
+def test_what_a_folder_holds_instead_is_named(tmp_path):
+    (tmp_path / "student").mkdir()
+    with pytest.raises(UserError, match="holds a student, not a tokenizer: set tokenizer=PATH"):
+        load_tokenizer(tmp_path)
+    weights = tmp_path / "student" / "model.safetensors"
+    save_file({"a": torch.zeros(1)}, weights)
+    with pytest.raises(UserError, match=f"config.json is next to it: set student={weights.parent}"):
+        load_student(weights)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    with pytest.raises(UserError, match=f"has exported no student: set student={last}"):
+        load_student(tmp_path / "run")
+
+
 def test_folder_without_config_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"model config not found: .*config\.json"):
+    with pytest.raises(UserError, match="holds no tokenizer, as it has no config.json: set tok"):
         load_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text('{"format": "delvm-1", "kind": "student"}')
     with pytest.raises(UserError, match=r"weights .* cannot be read"):
