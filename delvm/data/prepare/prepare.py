@@ -16,6 +16,7 @@ from delvm.data.shards.former_tasks import rename_former_task
 from delvm.data.shards.manifest import Manifest, load_manifests, plan_images
 from delvm.data.shards.reader import read_examples
 from delvm.data.shards.replacement import finish_replacing, put_in_place
+from delvm.data.sources._io.walk import CONTACT_SHEET
 from delvm.data.sources.base import Source, check_source, source_name
 from delvm.data.types import SPLITS, Example, RejectedItem, SourceChunk, check_splits
 from delvm.errors import CheckFailed, UserError
@@ -182,7 +183,7 @@ def write_contact_sheet(root: StoragePath, split: str) -> StoragePath:
     paired = all(manifest.images_per_example == 2 for manifest in manifests.values())
     titles = ["input", "target"] * (CONTACT_SHEET_IMAGES // 2) if paired else None
     grid = image_grid(rows, titles, row_titles=list(manifests))
-    path = as_path(root) / "contact_sheet.png"
+    path = as_path(root) / CONTACT_SHEET
     with atomic_path(path) as tmp:
         grid.save(tmp)
     return path

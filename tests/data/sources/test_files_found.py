@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from delvm.data.prepare.prepare import prepare
 from delvm.data.sources._io.walk import walk
 from delvm.data.sources.derived import Derived
 from delvm.data.sources.images import Images
@@ -127,3 +128,18 @@ def test_annotations_that_are_pointers_are_named(tmp_path):
     (tmp_path / "annotations/person_keypoints_train2017.json").write_bytes(POINTER)
     with pytest.raises(UserError, match="git-lfs pointer"):
         read_all(source(CocoPose, tmp_path), "train")
+
+
+@pytest.mark.parametrize("place", ["out", "."])
+@pytest.mark.parametrize("kind", [Laion, Images])
+def test_shards_of_an_earlier_run_are_not_raw_data(tmp_path, capsys, kind, place):
+    """Where the output is inside the data set, a second run finds its own shards and overview."""
+    for number in range(3):
+        save(tmp_path / f"train/cats/{number}.png", smooth(seed=number))
+    write_tar(tmp_path / "00000.tar", {f"{n}.jpg": jpeg(smooth(seed=n)) for n in range(3)})
+    if place != ".":
+        (tmp_path / "train/cats/manifest.json").write_text("[]")  # not of delvm
+    for _ in range(2):
+        (made,) = prepare(source(kind, tmp_path), tmp_path / place, ["train"])
+        assert made.count == 3
+    assert "train/images contains shards that delvm has written" in capsys.readouterr().err
