@@ -19,14 +19,19 @@ from experiments.studies.measure import (
     values,
 )
 from experiments.studies.runs import report, training
-from experiments.studies.stages import Stage
+from experiments.studies.stages import Stage, preset
 
 QUESTION = "How many times the data is a teacher worth?"
 SENTENCE = 8 * 16  # tokens
 # The lowest of all validations, as early stopping keeps it: the last one of little data is worse.
 LOSS = "best_target_loss"
 CORPORA = ("hundredth", "tenth", "full")
-STUDENTS = {"alone": "alone", "distilled": "forward_kl"}  # name in `distill`
+# Name -> that in `distill`.
+STUDENTS = {
+    "alone": "alone",
+    "alone_equal_compute": "alone_equal_compute",
+    "distilled": "forward_kl",
+}
 
 
 def stages() -> Iterator[Stage]:
@@ -47,6 +52,9 @@ def student_stage(name: str, run: str, seed: int) -> Stage:
     experiment = "distill_student" if teacher else "distill_alone"
     path = f"data/{name}_{run}_{seed}"
     overrides = "trainer.val_check_interval=100"  # to see when it overfits
+    if run == "alone_equal_compute":
+        steps = round(800 * preset().equal_compute)
+        overrides = f"trainer.max_steps={steps} trainer.val_check_interval={steps // 16}"
     return training(path, experiment, seed=seed, corpus=name, teacher=teacher, overrides=overrides)
 
 
@@ -73,17 +81,20 @@ def measure() -> list[Row]:
     return [*rows, labels | teacher_row]
 
 
-def worth(rows: Sequence[Row], name: str) -> str:
+def worth(rows: Sequence[Row], name: str, run: str) -> str:
     """Pairs with which a student alone would reach the loss of the distilled one, over its own.
 
     Interpolated between the corpora, linear in the logarithm of pairs; "at least" where a distilled
     student is better than the one alone with all pairs.
+
+    Args:
+        run: How the student alone is trained: alone or alone_equal_compute.
     """
     found, prefix = [], ""
     sizes = [math.log(sum(PAIRS[each].values())) for each in CORPORA]
     for seed in SEEDS:
         where = {"seed": str(seed)}
-        losses = [values(rows, LOSS, corpus=c, run="alone", **where)[0] for c in CORPORA]
+        losses = [values(rows, LOSS, corpus=c, run=run, **where)[0] for c in CORPORA]
         (reached,) = values(rows, LOSS, corpus=name, run="distilled", **where)
         if reached < min(losses):
             prefix = "at least "
@@ -104,15 +115,18 @@ def table(rows: Sequence[Row]) -> str:
                 Estimate.of(values(rows, column, **where)).text()
                 for column in ("target_loss", LOSS, "score")
             ]
-            share, times = "", ""
-            if run == "distilled":
+            closed, times = "", ["", ""]
+            if run != "alone":
                 alone = values(rows, LOSS, corpus=name, run="alone")
-                closed = gap_closed(alone, values(rows, LOSS, **where), teacher)
-                share, times = closed.interval(scale=100) + " %", worth(rows, name)
+                of_gap = gap_closed(alone, values(rows, LOSS, **where), teacher)
+                closed = of_gap.interval(scale=100) + " %"
+            if run == "distilled":
+                times = [worth(rows, name, each) for each in STUDENTS if each != run]
             pairs = sum(PAIRS[name].values())
-            body.append([f"{pairs:,} pairs, {run}", *cells, share, times])
+            body.append([f"{pairs:,} pairs, {run}", *cells, closed, *times])
     losses = ["last loss of targets", "lowest", "score"]
-    return markdown(["", *losses, "of the gap (95%)", "worth of the teacher"], body)
+    titles = ["of the gap (95%)", "worth of the teacher", "at equal compute"]
+    return markdown(["", *losses, *titles], body)
 
 
 def plot(rows: Sequence[Row], figure: Any) -> None:
@@ -130,5 +144,5 @@ def plot(rows: Sequence[Row], figure: Any) -> None:
         panel.set_xlabel("pairs")
         panel.set_title(title)
     (teacher,) = values(rows, LOSS, run="teacher")
-    panels[0].axhline(teacher, color="C2", label="teacher")
+    panels[0].axhline(teacher, color="gray", label="teacher")
     panels[0].legend()

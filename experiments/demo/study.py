@@ -18,7 +18,14 @@ from experiments.studies.stages import Stage
 
 QUESTION = "In the demo, does the distilled student beat its twin beyond the spread of seeds?"
 SENTENCE = 8 * 16  # tokens
-STUDENTS = {"distilled": "student", "alone": "student_no_kd"}  # name -> stage of the demo
+# Name -> stage of the demo.
+STUDENTS = {
+    "distilled": "student",
+    "alone": "student_no_kd",
+    "alone_equal_compute": "student_no_kd",
+}
+# As many operations as the distilled student's steps and its teacher's forward passes.
+EQUAL_COMPUTE = "trainer.max_steps=778 trainer.val_check_interval=389"
 _COMMANDS = dict(STAGES)
 _LAST = {
     "pairs": "pairs/test/edges/manifest.json",
@@ -44,6 +51,8 @@ def student_stage(name: str, seed: int) -> Stage:
     """One of the demo's students, with a seed of its own."""
     stage = STUDENTS[name]
     command = _COMMANDS[stage].replace(f"output_dir=OUT/{stage}", f"output_dir=OUT/{name}_{seed}")
+    if name == "alone_equal_compute":
+        command = f"{command} {EQUAL_COMPUTE}"
     return Stage(
         f"demo/{name}_{seed}/student",
         f"{command.replace('OUT', 'OUT/demo')} seed={seed} overwrite=true",
@@ -97,6 +106,6 @@ def plot(rows: Sequence[Row], figure: Any) -> None:
         (teacher,) = values(rows, column, run="teacher")
         panel.axvline(teacher, color="gray", label="teacher")
         panel.set_yticks(range(len(STUDENTS)), list(STUDENTS))
-        panel.set_ylim(-0.5, 1.5)
+        panel.set_ylim(-0.5, len(STUDENTS) - 0.5)
         panel.set_xlabel(title)
         panel.legend()
