@@ -264,6 +264,10 @@ def _composed(verb: str, overrides: Sequence[str]) -> Iterator[DictConfig]:
     """A verb's config, with Hydra's own at hand as in a job; errors within are explained."""
     if verb not in VERBS:
         raise UserError(f"unknown verb '{verb}': {did_you_mean(verb, VERBS)}")
+    if isinstance(overrides, str):
+        raise UserError(f"overrides are one text: give a list, [{overrides!r}]")
+    if flags := [each for each in overrides if each.startswith("-")]:
+        raise UserError(f"{' '.join(flags)} is for the command line: give overrides alone")
     register(verb)
     overrides = quote_text(verb, overrides)
     of_hydra = HydraConfig.instance()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple, Unpack, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from delvm.data.image_io import StoredImage, aligned_pair, to_pil, to_stored, to_tensor, upload
 from delvm.data.resizing import ResizeMode, parse_resize_mode, to_square
-from delvm.errors import UserError
+from delvm.errors import UserError, check_members
 from delvm.inference.decoding import SamplingConfig, SamplingOptions
 from delvm.inference.engine import DRAFT_TOKENS, Engine
 from delvm.inference.video import continue_images, resolve_window
@@ -69,8 +70,13 @@ class Prompter:
 
         Raises:
             UserError: student or draft were trained on another tokenizer's tokens, the draft does
-                not fit the student, or the mode is unknown.
+                not fit the student, the mode is unknown, or one is a path or another model.
         """
+        for role, net in (("tokenizer", tokenizer), ("student", student)):
+            if isinstance(net, str | Path):
+                raise UserError(f"{role} is a path: give delvm.load_{role}({str(net)!r})")
+        check_members(tokenizer, TokenizerNet, "tokenizer")
+        check_members(student, StudentNet, "student")
         check_tokenizer_match(tokenizer, student)
         if draft is not None:
             check_tokenizer_match(tokenizer, draft, "draft")
@@ -134,6 +140,8 @@ class Prompter:
             UserError: as `complete`, before the first query is read.
         """
         config = SamplingConfig(**sampling)
+        if isinstance(queries, Image.Image | str):
+            raise UserError("queries are one image: give a list, [query]")
         prompts = prompt_sets(pairs)
         for prompt in prompts:
             self.check_context_length(len(prompt))
@@ -327,7 +335,15 @@ class Prompter:
 
 
 def prompt_sets(pairs: Pairs | Sequence[Pairs]) -> list[Pairs]:
-    """The prompts that vote; pairs alone are one prompt."""
+    """The prompts that vote; pairs alone are one prompt.
+
+    Raises:
+        UserError: it is a path, or one pair alone.
+    """
+    if isinstance(pairs, str | Path):
+        raise UserError(f"pairs are a path: give delvm.inference.read_prompt({str(pairs)!r})")
+    if pairs and isinstance(pairs[0], Image.Image):
+        raise UserError("pairs are one pair: give a list, [(input, target)]")
     if pairs and not isinstance(pairs[0][0], Image.Image):
         return list(cast(Sequence[Pairs], pairs))
     return [cast(Pairs, pairs)]
@@ -353,6 +369,10 @@ def max_pairs(tokenizer: TokenizerNet, student: StudentNet) -> int:
 
 def _stored(image: Image.Image) -> StoredImage:
     """An image as the command line sees it, not turned yet."""
+    if not isinstance(image, Image.Image):
+        raise UserError(
+            f"a {type(image).__name__} is not an image of PIL: give PIL.Image.open(FILE)"
+        )
     try:
         return to_stored(image)
     except (ValueError, OSError) as error:

@@ -77,6 +77,22 @@ def test_layouts(tmp_path, by_video, capsys):
     assert len(example.images) == 8 and in_step(example, TASKS[1], annotations=1)
 
 
+def test_an_instance_has_one_color_in_all_frames(tmp_path):
+    """Ids of KITTI MOTS, 1000 x class + instance: the first leaves, and another one enters."""
+    frames = moving(4)
+    write_frame_folder(tmp_path / "image/a", frames)
+    columns = [(1001, 2005), (1001, 2005), (2005, 3000), (2005, 3000)]
+    labels = [np.zeros((32, 48), np.uint16) for _ in frames]
+    for label, (left, right) in zip(labels, columns, strict=True):
+        label[:, 16:24], label[:, 24:32] = left, right
+    write_frame_folder(tmp_path / "instances/a", labels)
+    reader = source(tmp_path, layouts=["separate"])
+    (example,) = read_all(reader, "train")["video_separate"]
+    colors = [{tuple(each) for each in image.reshape(-1, 3)} for image in example.images[4:]]
+    black, (first, second, third) = (0, 0, 0), VOC_PALETTE[:3]
+    assert colors == 2 * [{black, first, second}] + 2 * [{black, second, third}]
+
+
 def test_arrange():
     frames = [np.full((2, 1, 1, 3), number) + [[[[0]]], [[[10]]]] for number in range(3)]
     order = {layout: [int(image[0, 0, 0]) for image in arrange(frames, layout)]
