@@ -191,6 +191,7 @@ def test_a_users_mistake_found_late_is_2(delvm, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_path_that_cannot_be_written_is_2(delvm, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)

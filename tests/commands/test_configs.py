@@ -158,6 +158,7 @@ def test_dictionaries_take_new_keys():
     }
 
 
+@pytest.mark.slow
 def test_a_key_may_have_the_name_of_another_verbs_group():
     cfg = compose("generate", ["tokenizer=a/b.ckpt", "student=small", *GIVEN["generate"]])
     assert (cfg.tokenizer, cfg.student) == ("a/b.ckpt", "small")

@@ -169,6 +169,7 @@ def test_a_users_own_option_composes(delvm, tmp_path):
     assert code == 2 and err.startswith("delvm: Additional config directory ")
 
 
+@pytest.mark.slow
 def test_full_errors_on_request(delvm, monkeypatch):
     from delvm.errors import UserError
 

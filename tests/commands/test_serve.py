@@ -6,6 +6,7 @@ import socket
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

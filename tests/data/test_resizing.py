@@ -107,6 +107,7 @@ def test_short_side_gives_the_golden_values(size):
     assert square.tolist() == GOLDEN[size]
 
 
+@pytest.mark.slow
 def test_short_side_is_what_deblurring_and_deraining_data_need():
     """1280 x 720 becomes 455 x 256 and is cut at 100; 512 x 384 becomes 341 x 256, cut at 42."""
     assert torchvision_sizes(1280, 720, 256) == ([455, 256], [100, 0])

@@ -103,6 +103,7 @@ def test_continued_clips_are_logged(tokenizer: Any, logger: WandbLogger, tmp_pat
     assert len(logger.experiment.summary["answers/video"]["captions"]) == 3
 
 
+@pytest.mark.slow
 def test_the_command_starts_and_finishes_its_loggers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_continues_with_the_same_result(
     request_: Options, calls: list[Part], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -242,6 +242,7 @@ def test_skipped_step_changes_nothing(tokens, tmp_path, monkeypatch):
     assert all(torch.equal(short[key], long[key]) for key in short)
 
 
+@pytest.mark.slow
 def test_run_stops_after_nonfinite_steps(tokens, tmp_path, monkeypatch):
     config = student_config(tokens, 12)
     config.callbacks.nonfinite_grad.max_nonfinite_steps = 3

@@ -256,6 +256,7 @@ def errors_of(*overrides):
     return [each for each in found if "on_policy" in each]
 
 
+@pytest.mark.slow
 def test_settings_and_strategies_are_checked_before_a_run():
     assert errors_of() == []
     wrong = ("module.on_policy.fraction=2", "module.on_policy.ramp_steps=-1")
@@ -284,6 +285,7 @@ def test_a_loss_from_outside_cannot_have_sampled_answers(tokens, teacher, tmp_pa
         build_run(cfg)
 
 
+@pytest.mark.slow
 def test_without_sampled_answers_the_loss_is_as_it_was(tokens, teacher, tmp_path):
     run = build_run(config(tokens, teacher, f"output_dir={tmp_path}", option="none"))
     assert type(run.module.loss) is DistillationLoss and run.module.on_policy is None

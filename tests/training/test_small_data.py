@@ -74,6 +74,7 @@ def test_without_a_validation_split_checkpoints_are_written_by_step(train):
     assert train("resume=auto", "trainer.max_steps=6")[0] == 0
 
 
+@pytest.mark.slow
 def test_task_with_few_validation_pairs_is_validated_on_a_shorter_sentence(train):
     for task, count in (("pose", 20), ("derain", 2)):
         write("train", task, 20)

@@ -126,6 +126,7 @@ def test_mixture_continues_with_another_number_of_ranks(root):
     assert tasks.count(1) == len(tasks) / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pattern",
     ["https://HOST/derain/{000000..000099}.tar", "pipe:ssh HOST cat /data/{000000..000099}.tar"],

@@ -48,6 +48,7 @@ def documents(batch):
     return found
 
 
+@pytest.mark.slow
 def test_rows_hold_complete_examples_of_every_kind(root):
     found = documents(PackedDataset(config(root), 0)[np.arange(40)])
     for task, ids, targets in found:
@@ -91,6 +92,7 @@ def test_any_row_is_computed_directly(root):
     )
 
 
+@pytest.mark.slow
 def test_mixture_and_padding_are_those_of_the_rows(root):
     data = PackedDataset(config(root), 0)
     rows = len(data.packed._rows)

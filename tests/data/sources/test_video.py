@@ -105,6 +105,7 @@ def test_a_video_too_short_for_some_strides_is_not_rejected(path):
     assert "too short: 2 frames" in reason
 
 
+@pytest.mark.slow
 def test_random_starts(tmp_path):
     for number in range(8):
         write(tmp_path / f"v{number}", moving(20))
@@ -127,6 +128,7 @@ def panning(count, scenes=("coffee",), width=96):
             yield np.asarray(wide.crop((left, width, left + width, 2 * width)))
 
 
+@pytest.mark.slow
 def test_a_panning_camera_is_not_a_cut_at_large_strides(tmp_path):
     write_frames(tmp_path / "a", panning(100))
     write_video(tmp_path / "b.mp4", panning(100))

@@ -17,6 +17,7 @@ from delvm.training.student import StudentModule
 from tests.training.runs import N, curve, student_config, train
 
 
+@pytest.mark.slow
 def test_training_batches_are_measured_per_task_as_validation_does(tokens, tmp_path, monkeypatch):
     batches = []
     original = StudentModule.training_step
