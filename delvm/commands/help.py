@@ -24,6 +24,8 @@ FLAGS = {
     "-sc, --shell-completion": "install=SHELL, uninstall=SHELL or query=SHELL",
     "--hydra-help": "Hydra's own page",
 }
+# Options in the directories of a verb that are for other verbs.
+_OF_OTHERS = {"evaluate": {"executor": {"processes", "submitit"}}}
 
 
 def _folders(verb: str, config_dir: str | None = None) -> list[Path]:
@@ -79,7 +81,8 @@ def options(verb: str, group: str, config_dir: str | None = None) -> dict[str, s
             lines = path.read_text("utf-8").splitlines()
             comments = [line[1:].strip() for line in lines if line.startswith("#")]
             found[path.stem] = next((line for line in comments if not line.startswith("@")), "")
-    return found
+    others = _OF_OTHERS.get(verb, {}).get(group, set())
+    return {name: comment for name, comment in found.items() if name not in others}
 
 
 def option_with(verb: str, group: str, key: str) -> str | None:
@@ -120,7 +123,7 @@ def about(verb: str) -> tuple[str, list[str]]:
 
 
 def _columns(rows: list[tuple[str, str]]) -> list[str]:
-    width = max(len(left) for left, _ in rows)
+    width = max(len(left) for left, right in rows if right)  # lines of comment stick out
     return [f"  {left:<{width}}  {right}".rstrip() for left, right in rows]
 
 

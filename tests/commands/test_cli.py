@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import delvm as package
-from delvm.commands import VERBS, app, prepare
+from delvm.commands import VERBS, app, help, prepare
 from delvm.commands.help import about
 from delvm.configs import config_dir, config_root
+from delvm.configs.verbs import groups
 from delvm.errors import UserError
 
 
@@ -60,6 +61,20 @@ def test_help_of_a_verb_shows_groups_and_defaults(delvm):
     _, out, _ = delvm("train", "--help")
     assert "* small" in out and "  tiny" in out
     assert "/schema" not in out and "override" not in out.split("keys")[1].split("flags")[0]
+
+
+def test_help_lists_only_options_that_the_verb_takes(delvm):
+    _, out, _ = delvm("evaluate", "--help")
+    assert set(help.options("evaluate", "executor")) == set(groups("evaluate")["executor"])
+    assert set(help.options("encode", "executor")) == set(groups("encode")["executor"])
+    assert "submitit" not in out
+
+
+@pytest.mark.parametrize("verb", ["encode", "convert"])
+def test_long_comments_do_not_push_the_columns_of_the_help(delvm, verb):
+    _, out, _ = delvm(verb, "--help")
+    keys = out.split("keys (key=value")[1].split("\n\n")[0].splitlines()
+    assert max(line.count(" " * 40) for line in keys) == 0
 
 
 @pytest.mark.slow
