@@ -202,3 +202,10 @@ def test_run_saves_its_overrides_and_leaves_hydra_as_it_was(record, monkeypatch)
     assert OmegaConf.load("runs/a/.hydra/overrides.yaml") == ["seed=3"]
     assert OmegaConf.load("runs/a/.hydra/config.yaml").seed == 3
     assert HydraConfig.instance().cfg is before
+
+
+def test_overrides_are_a_list_without_flags():
+    with pytest.raises(UserError, match=r"overrides are one text: give a list, \['student=tiny'\]"):
+        app.compose("train", "student=tiny")
+    with pytest.raises(UserError, match="-m is for the command line: give overrides alone"):
+        app.run("train", ["seed=1,2", "-m"])

@@ -82,3 +82,24 @@ def test_pairs_of_two_shapes_are_refused(models):
         UserError, match="the input of pair 2 has 60 x 40 pixels and the target of pair 2 40 x 40"
     ):
         Prompter(*models).complete(pairs, [noise((60, 40))])
+
+
+def test_what_is_not_an_image_or_a_list_of_them_is_refused(models):
+    prompter, image = Prompter(*models), noise((64, 64))
+    for pairs, queries, message in (
+        ([(image, image)], image, r"queries are one image: give a list, \[query\]"),
+        ([(image, image)], ["a.png"], r"a str is not an image of PIL: give PIL.Image.open\(FILE\)"),
+        ([(image, image)], [torch.rand(3, 64, 64)], "a Tensor is not an image of PIL"),
+        ((image, image), [image], r"pairs are one pair: give a list, \[\(input, target\)\]"),
+        ("derain", [image], r"pairs are a path: give delvm.inference.read_prompt\('derain'\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prompter.complete(pairs, queries)
+
+
+def test_paths_and_swapped_models_are_refused(models):
+    tokenizer, student = models
+    with pytest.raises(UserError, match=r"tokenizer is a path: .*delvm.load_tokenizer\('shapes'\)"):
+        Prompter("shapes", student)
+    with pytest.raises(UserError, match="Transformer cannot be a tokenizer: it has no "):
+        Prompter(student, tokenizer)
