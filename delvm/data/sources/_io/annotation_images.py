@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +76,11 @@ class OpenedAnnotation(NamedTuple):
 
 
 def open_annotation(
-    file: Path, name: str, kind: AnnotationKind | None, depth_range: tuple[float, float] | None
+    file: Path,
+    name: str,
+    kind: AnnotationKind | None,
+    depth_range: tuple[float, float] | None,
+    video_ids: Sequence[int] = (),
 ) -> OpenedAnnotation:
     """Open an image or annotation, which is not trusted, and render it in RGB.
 
@@ -84,6 +89,7 @@ def open_annotation(
         name: what to call it in messages.
         kind: of the annotation; None for the image that is annotated.
         depth_range: smallest and largest value to show of depth or disparity; None: its own.
+        video_ids: of labels, as for `labels_to_rgb`.
 
     Raises:
         UserError: it is missing, damaged, too large, or has other values than its kind.
@@ -92,7 +98,8 @@ def open_annotation(
         case None | AnnotationKind.image | AnnotationKind.normals:
             return OpenedAnnotation(open_stored(file, name), kind)
         case AnnotationKind.labels:
-            return OpenedAnnotation(open_stored(file, name, _labels), kind, unsmoothed=True)
+            labels = partial(_labels, video_ids=video_ids)
+            return OpenedAnnotation(open_stored(file, name, labels), kind, unsmoothed=True)
         case AnnotationKind.mask:
             return OpenedAnnotation(open_stored(file, name, _mask), kind, unsmoothed=True)
     unknown: list[bool] = []
@@ -183,6 +190,32 @@ def common_depth_range(files: Sequence[Path], kind: AnnotationKind) -> tuple[flo
     return (low, high) if high > low else None
 
 
+def common_ids(files: Sequence[Path]) -> tuple[int, ...]:
+    """The ids in all label images of a video, if they have more than 8 bits, else ().
+
+    Ids of instances are far above the number of colors, so they are numbered; in each frame alone,
+    a number would stand for another instance whenever one enters or leaves.
+
+    Args:
+        files: that cannot be read are left out.
+    """
+    found = set[int]()
+    modes: list[str] = []
+
+    def collect(image: Image.Image) -> Image.Image:
+        modes.append(image.mode)
+        if image.mode.startswith("I"):
+            found.update(np.unique(np.asarray(image)).tolist())
+        return Image.new("RGB", (1, 1))
+
+    for file in files:
+        with suppress(UserError):
+            open_stored(file, "", collect)
+        if modes and not found:  # of 8 bits: not read a second time
+            break
+    return tuple(sorted(found))
+
+
 def _nearness(
     image: Image.Image, kind: AnnotationKind
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
@@ -201,11 +234,11 @@ def _invert(values: npt.NDArray[np.float64], kind: AnnotationKind) -> npt.NDArra
     return inverted
 
 
-def _labels(image: Image.Image) -> Image.Image:
+def _labels(image: Image.Image, video_ids: Sequence[int]) -> Image.Image:
     """Labels as RGB: colors are kept, and ids become the colors of Pascal VOC."""
     if image.mode == "L" and len(np.unique(np.asarray(image))) > MAX_GRAY_IDS + 1:
         return convert_to_rgb(image)
-    return labels_to_rgb(image, VOC_PALETTE)
+    return labels_to_rgb(image, VOC_PALETTE, video_ids)
 
 
 def _mask(image: Image.Image) -> Image.Image:
@@ -224,18 +257,17 @@ def _mask(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.where(values > half, 255, 0).astype(np.uint8)).convert("RGB")
 
 
-def voc_palette(count: int = 255) -> npt.NDArray[np.uint8]:
-    """The colors (count, 3) of labels 1, 2, ... of Pascal VOC.
+def _voc_color(label: int) -> tuple[int, int, int]:
+    """The color of a label of Pascal VOC.
 
     Bits 0, 3 and 6 of a label are the highest three bits of red, bits 1, 4 and 7 those of green,
     and bits 2 and 5 those of blue, each lowest first.
     """
-    labels = np.arange(1, count + 1)
-    colors = np.zeros((count, 3), int)
-    for position in range(3):
-        for channel in range(3):
-            colors[:, channel] |= (labels >> (3 * position + channel) & 1) << (7 - position)
-    return colors.astype(np.uint8)
+    red, green, blue = (
+        sum((label >> (3 * position + channel) & 1) << (7 - position) for position in range(3))
+        for channel in range(3)
+    )
+    return red, green, blue
 
 
-VOC_PALETTE: Palette = [(int(r), int(g), int(b)) for r, g, b in voc_palette()]
+VOC_PALETTE: Palette = [_voc_color(label) for label in range(1, 256)]

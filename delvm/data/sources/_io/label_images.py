@@ -11,7 +11,9 @@ from delvm.data.image_io import convert_to_rgb
 Palette = Sequence[tuple[int, int, int]]
 
 
-def labels_to_rgb(image: Image.Image, palette: Palette) -> Image.Image:
+def labels_to_rgb(
+    image: Image.Image, palette: Palette, video_ids: Sequence[int] = ()
+) -> Image.Image:
     """A label image of any mode as RGB, not turned.
 
     Images in color and with a palette keep their colors, which an ICC profile does not change.
@@ -20,25 +22,32 @@ def labels_to_rgb(image: Image.Image, palette: Palette) -> Image.Image:
     their order first. Gray of 8 bits is read as ids too, unless it is black and white, or has more
     values than there are colors.
 
+    Args:
+        image: its values are colors or ids.
+        palette: of the ids from 1 on.
+        video_ids: those in all frames of a video, so that each has the same color in every frame.
+
     Raises:
         ValueError: negative or fractional values, or more different ids than colors.
     """
     if image.mode == "F":
         raise ValueError("its values are fractions, not labels")
     if image.mode.startswith("I"):
-        return _ids_to_rgb(np.asarray(image).astype(np.int64), palette)
+        return _ids_to_rgb(np.asarray(image).astype(np.int64), palette, video_ids)
     if image.mode == "L":
         values = set(np.unique(np.asarray(image)).tolist())
         if not values <= {0, 255} and len(values - {0}) <= len(palette):
-            return _ids_to_rgb(np.asarray(image).astype(np.int64), palette)
+            return _ids_to_rgb(np.asarray(image).astype(np.int64), palette, video_ids)
     if "icc_profile" in image.info:
         image = image.copy()
         del image.info["icc_profile"]
     return convert_to_rgb(image)
 
 
-def _ids_to_rgb(ids: npt.NDArray[np.int64], palette: Palette) -> Image.Image:
-    values = np.unique(ids)
+def _ids_to_rgb(
+    ids: npt.NDArray[np.int64], palette: Palette, video_ids: Sequence[int]
+) -> Image.Image:
+    values = np.union1d(ids, np.asarray(video_ids, np.int64))
     if values[0] < 0:
         raise ValueError(f"label {values[0]} is negative")
     if values[-1] > len(palette):

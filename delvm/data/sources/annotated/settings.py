@@ -143,6 +143,7 @@ class AnnotatedSource(RawSource):
         name: str,
         annotation: str | None,
         depth_range: tuple[float, float] | None = None,
+        video_ids: Sequence[int] = (),
     ) -> OpenedAnnotation:
         """Open an image, or the annotation of a directory.
 
@@ -151,6 +152,7 @@ class AnnotatedSource(RawSource):
             name: what to call it in messages.
             annotation: the directory; None for an image.
             depth_range: that is shown where none is set; None: that of the file.
+            video_ids: of labels in a video, as for `labels_to_rgb`.
 
         Raises:
             UserError: it cannot be opened, or has other values than its kind.
@@ -158,7 +160,7 @@ class AnnotatedSource(RawSource):
         kind = None if annotation is None else self.kind_of(annotation)
         if self.depth_range:
             depth_range = (self.depth_range[0], self.depth_range[1])
-        return open_annotation(file, name, kind, depth_range)
+        return open_annotation(file, name, kind, depth_range, video_ids)
 
     def squares(self, opened: Sequence[OpenedAnnotation]) -> tuple[ImageArray, ...]:
         """An image and its annotations as squares.

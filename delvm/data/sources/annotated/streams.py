@@ -8,9 +8,11 @@ import numpy as np
 
 from delvm.data.sources._io.annotation_images import (
     DEPTHS,
+    AnnotationKind,
     OpenedAnnotation,
     annotation_of_frame,
     common_depth_range,
+    common_ids,
 )
 from delvm.data.sources._io.video import count_frames, frame_names, read_video
 from delvm.data.sources.annotated.settings import AnnotatedSource
@@ -34,6 +36,7 @@ class Stream(NamedTuple):
         unmatched: names of frames of an annotation that no frame of the video has.
         depth_range: of the depth in a directory of frames, so that a gray level means the same
             distance in all of them.
+        ids: of labels in a directory of frames, so that a color means the same in all of them.
     """
 
     path: Path
@@ -42,6 +45,7 @@ class Stream(NamedTuple):
     positions: tuple[int | None, ...] = ()
     unmatched: tuple[str, ...] = ()
     depth_range: tuple[float, float] | None = None
+    ids: tuple[int, ...] = ()
 
 
 def open_streams(
@@ -74,7 +78,9 @@ def open_streams(
         elif counts[0] is not None and count is not None and count != counts[0]:
             return f"has {counts[0]} frames, and {name} {count}"
         depth_range = _depth_range(source, path, name, names)
-        streams.append(Stream(path, name, names, positions, unmatched, depth_range))
+        is_labels = source.kind_of(name) is AnnotationKind.labels
+        ids = common_ids([path / each for each in names]) if is_labels else ()
+        streams.append(Stream(path, name, names, positions, unmatched, depth_range, ids))
     return streams
 
 
@@ -155,7 +161,9 @@ def _open_frame(source: AnnotatedSource, stream: Stream, number: int) -> OpenedA
         return "missing"
     name = stream.files[position]
     try:
-        return source.open_file(stream.path / name, name, stream.annotation, stream.depth_range)
+        return source.open_file(
+            stream.path / name, name, stream.annotation, stream.depth_range, stream.ids
+        )
     except UserError as error:
         return str(error)
 
