@@ -72,8 +72,11 @@ def test_annotations_of_the_same_views(tmp_path, annotations):
 
 def test_a_missing_or_bad_annotation_rejects_its_example(tmp_path):
     write_co3d(tmp_path, {f"apple/{name}": 12 for name in "abcdefg"})
-    (tmp_path / "apple/a/masks/frame000019.png").unlink()  # frame 4
-    (tmp_path / "apple/b/masks/frame000022.png").unlink()  # frame 5, which is not a view
+    masks = {name: sorted((tmp_path / "apple" / name / "masks").iterdir()) for name in "ab"}
+    for number in (4, 5, 6, 7):  # of one of the views, and of all frames up to the next
+        masks["a"][number].unlink()
+    for number in (4, 9):  # of one of the views, and of a frame that is none
+        masks["b"][number].unlink()
     bad_files.truncated_jpeg(tmp_path / "apple/c/images/frame000007.jpg")
     save_array(tmp_path / "apple/d/masks/frame000007.png", np.zeros((24, 24), np.uint8))
     for path in (tmp_path / "apple/e/masks").iterdir():
@@ -84,9 +87,11 @@ def test_a_missing_or_bad_annotation_rejects_its_example(tmp_path):
     reader = source(tmp_path, annotations=["masks"], num_views=3, layouts=["separate"])
     task = "object_views_separate"
     assert keys(reader, "train", task) == ["apple-b-0", "apple-g-0"]
+    example = read_all(reader, "train")[task][1]
+    assert numbers(example.images[:3]) == [0, 5, 8] and all(i.any() for i in example.images[3:])
     found = rejects(reader, "train", task)
     expected = {
-        "apple/a/images": "frame 4: masks: missing",
+        "apple/a/images": "frame 4: masks: missing, and no other up to the next view can replace",
         "apple/c/images": "frame 0: frame000007.jpg cannot be read as an image",
         "apple/d/images": "frame 0: images of one example have different shapes: 24 x 40 and 24",
         "apple/e/images": "missing masks",
@@ -123,7 +128,8 @@ def test_frames_that_co3d_blacked_out_are_not_views(tmp_path):
     alone = read_all(source(tmp_path), "train")["object_views"][0]
     assert numbers(alone.images) == [0, 9, 12, 18]
     assert rejects(reader, "train", "object_views_separate") == {
-        "apple/b/images": "frame 6: black or with a black mask, as are all up to the next view"
+        "apple/b/images": "frame 6: black, or its mask is, and no other up to the next view can "
+        "replace it"
     }
 
 

@@ -17,7 +17,7 @@ from delvm.data.sources.annotated.streams import (
     arrange,
     layout_errors,
     open_streams,
-    read_frames,
+    read_frame,
 )
 from delvm.data.sources.clips_base import ClipSource, NamedClip, VideoItem
 from delvm.data.types import ImageArray
@@ -39,10 +39,12 @@ class Co3d(AnnotatedSource, ClipSource):
     """PATH/CATEGORY/SEQUENCE/images/*.jpg: a video that goes around one object.
 
     Also PATH/CATEGORY/OBJECT/SEQUENCE/images, with all sequences of an object in one split.
-    Cameras, point clouds and the annotations in frame_annotations.jgz are not read. Frames that
-    are completely black, or whose mask is, are not taken: in the sequences of its test sets, CO3D
-    stores so the frames that its challenge asks for (github.com/facebookresearch/co3d/issues/58),
-    and a mask is empty where its detector did not find the object.
+    Cameras, point clouds and the annotations in frame_annotations.jgz are not read.
+
+    In place of a frame that is black, whose mask is black, or that lacks an annotation, the next
+    one is taken that has all. In the sequences of its test sets, CO3D has black images for the
+    frames that its challenge asks for (github.com/facebookresearch/co3d/issues/58), masks are empty
+    where the detector did not find the object, and not all frames have a depth map.
 
     Attributes:
         image, annotations: directories in that of a sequence: images, and any of masks, depths and
@@ -205,27 +207,35 @@ class Co3d(AnnotatedSource, ClipSource):
     ) -> tuple[ImageArray, ...] | str:
         """The views of an example, or why it is rejected.
 
-        Those of several examples of one sequence lie evenly between each other. In place of a frame
-        that is black, or whose mask is, the first one after it is taken that is not, up to the next
-        view.
+        Those of several examples of one sequence lie evenly between each other.
         """
         steps, example = self.num_views, number / self.examples_per_sequence
         positions = [int((view + example) * count / steps) for view in range(steps)]
-        kinds = [None, *map(self.kind_of, self.annotations)]
-        never_black = [n for n, kind in enumerate(kinds) if kind in (None, AnnotationKind.mask)]
         views: list[ImageArray] = []
         for first, following in pairwise([*positions, count]):
-            frames = read_frames(self, streams, range(first, following))
-            shown = (
-                each
-                for each in frames
-                if isinstance(each, str) or each[never_black].any(axis=(1, 2, 3)).all()
-            )
-            view = next(shown, "black or with a black mask, as are all up to the next view")
+            view = self._view(streams, range(first, following))
             if isinstance(view, str):
-                return f"frame {first}: {view}"
+                return view
             views.append(view)
         return tuple(views)
+
+    def _view(self, streams: list[Stream], numbers: range) -> ImageArray | str:
+        """The first of these frames that CO3D shows and annotates, or why there is none."""
+        kinds = [None, *map(self.kind_of, self.annotations)]
+        never_black = [n for n, kind in enumerate(kinds) if kind in (None, AnnotationKind.mask)]
+        errors = []
+        for number in numbers:
+            missing = [each.annotation for each in streams if each.positions[number] is None]
+            if missing:
+                errors.append(f"{missing[0]}: missing")
+                continue
+            frame = read_frame(self, streams, number)
+            if isinstance(frame, str):
+                return f"frame {number}: {frame}"
+            if frame[never_black].any(axis=(1, 2, 3)).all():
+                return frame
+            errors.append("black, or its mask is")
+        return f"frame {numbers[0]}: {errors[0]}, and no other up to the next view can replace it"
 
 
 def read_set_list(path: Path) -> set[str]:

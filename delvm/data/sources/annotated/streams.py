@@ -1,6 +1,6 @@
 """Frames of a video and of its annotations, which stay in step; files are not trusted."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -183,12 +183,9 @@ def _combine(
         return str(error)
 
 
-def read_frames(
-    source: AnnotatedSource, streams: Sequence[Stream], numbers: Iterable[int]
-) -> Iterator[ImageArray | str]:
-    """Some frames of a directory, with their annotations; otherwise as `read_streams`."""
-    for number in numbers:
-        yield _combine(source, streams, [_open_frame(source, each, number) for each in streams])
+def read_frame(source: AnnotatedSource, streams: Sequence[Stream], number: int) -> ImageArray | str:
+    """A frame of a directory and its annotations (k, size, size, 3), or why it is rejected."""
+    return _combine(source, streams, [_open_frame(source, each, number) for each in streams])
 
 
 def arrange(frames: Sequence[ImageArray], layout: str) -> tuple[ImageArray, ...]:
