@@ -77,6 +77,21 @@ def test_layouts(tmp_path, by_video, capsys):
     assert len(example.images) == 8 and in_step(example, TASKS[1], annotations=1)
 
 
+def test_directories_without_frames_are_left_out(tmp_path):
+    """As ScanNet has them: SCENE/color, depth, pose and intrinsic, the last two of text files."""
+    for scene in ("scene0000_00", "scene0001_00"):
+        write_annotated_clip(tmp_path, scene, 4, by_video=True)
+        (tmp_path / scene / "image").rename(tmp_path / scene / "color")
+        for folder in ("pose", "intrinsic"):
+            (tmp_path / scene / folder).mkdir()
+            (tmp_path / scene / folder / "0.txt").write_text("1 0 0 0")
+    reader = source(tmp_path, image="color")
+    assert reader.found_annotations() == ["depth", "seg"]
+    assert len(keys(reader, "train", TASKS[0])) == 2
+    with pytest.raises(UserError, match="'pose', which is nowhere next to color"):
+        source(tmp_path, image="color", annotations=["pose"]).chunks("train")
+
+
 def test_an_instance_has_one_color_in_all_frames(tmp_path):
     """Ids of KITTI MOTS, 1000 x class + instance: the first leaves, and another one enters."""
     frames = moving(4)

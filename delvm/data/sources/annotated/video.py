@@ -115,7 +115,9 @@ class AnnotatedVideo(Video, AnnotatedSource):
         siblings = {path.parent: _streams_in(root / path.parent) for path in streams}
         if not siblings:
             return [], []
-        found = set().union(*siblings.values())
+        found = {
+            name for names in siblings.values() for name, path in names.items() if _has_frames(path)
+        }
         self.check_annotations(found)
         annotations = self.choose_annotations(found)
         videos = []
@@ -132,6 +134,13 @@ class AnnotatedVideo(Video, AnnotatedSource):
 
 def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()
+
+
+def _has_frames(path: Path) -> bool:
+    """Whether it is a video file, or a directory of images; others may hold poses of the camera."""
+    return not path.is_dir() or any(
+        each.suffix.lower() in IMAGE_SUFFIXES and each.name[0] != "." for each in path.iterdir()
+    )
 
 
 def _streams_in(folder: Path) -> dict[str, Path]:
