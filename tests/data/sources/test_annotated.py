@@ -178,6 +178,20 @@ def test_gray_masks(tmp_path, kind):
     assert (made == expected[..., None]).all()
 
 
+@pytest.mark.parametrize("side", [8, 24])
+def test_masks_saved_as_jpeg_are_gray(tmp_path, side):
+    """Their edges have a few other values than 0 and 255, which are not ids."""
+    save(tmp_path / "image/a.png", smooth(24, 24))
+    mask = np.zeros((24, 24), np.uint8)
+    mask[2 : 2 + side, 3 : 3 + side] = 255
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(mask).save(tmp_path / "masks/a.jpg", quality=95)
+    with Image.open(tmp_path / "masks/a.jpg") as image:
+        stored = np.asarray(image)
+    assert 2 < len(np.unique(stored)) <= 64
+    assert (examples(source(tmp_path))["a"].target == stored[..., None]).all()
+
+
 def test_kinds_by_name():
     for kind, names in {
         "depth": ("depth", "depths", "DepthMaps"), "disparity": ("disparity", "inverse_depth"),

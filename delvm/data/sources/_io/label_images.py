@@ -19,8 +19,8 @@ def labels_to_rgb(
     Images in color and with a palette keep their colors, which an ICC profile does not change.
     Integers are ids, and become colors: 0 is black, and id i is color i - 1 of the palette. If an
     id is above the number of colors, as ids of instances are, the ids of the image are numbered in
-    their order first. Gray of 8 bits is read as ids too, unless it is black and white, or has more
-    values than there are colors.
+    their order first. Gray of 8 bits is read as ids too, unless it is black and white, has more
+    values than there are colors, or comes from a JPEG, which keeps no ids.
 
     Args:
         image: its values are colors or ids.
@@ -34,7 +34,7 @@ def labels_to_rgb(
         raise ValueError("its values are fractions, not labels")
     if image.mode.startswith("I"):
         return _ids_to_rgb(np.asarray(image).astype(np.int64), palette, video_ids)
-    if image.mode == "L":
+    if image.mode == "L" and image.format != "JPEG":
         values = set(np.unique(np.asarray(image)).tolist())
         if not values <= {0, 255} and len(values - {0}) <= len(palette):
             return _ids_to_rgb(np.asarray(image).astype(np.int64), palette, video_ids)
