@@ -192,6 +192,26 @@ def test_masks_saved_as_jpeg_are_gray(tmp_path, side):
     assert (examples(source(tmp_path))["a"].target == stored[..., None]).all()
 
 
+def test_soft_edges_of_a_mask_are_not_ids_but_a_border_is(tmp_path):
+    """Masks of DUTS have soft edges, of more or fewer levels; Pascal VOC has borders of 255."""
+    for name in "ab":
+        save(tmp_path / f"image/{name}.png", smooth(24, 24))
+    large = np.zeros((96, 96), np.uint8)
+    y, x = np.mgrid[:96, :96]
+    large[np.hypot(x - 44, y - 51) < 33] = 255
+    soft = np.asarray(Image.fromarray(large).reduce(4))
+    assert 10 < len(np.unique(soft)) < 64
+    save_array(tmp_path / "masks/a.png", soft)
+    border = np.zeros((24, 24), np.uint8)
+    border[4:20, 4:20], border[8:16, 8:16] = 255, 15  # of more pixels than the object
+    save_array(tmp_path / "masks/b.png", border)
+    made = examples(source(tmp_path))
+    assert (made["a"].target == soft[..., None]).all()
+    assert {tuple(color) for row in made["b"].target for color in row} == {
+        (0, 0, 0), VOC_PALETTE[14], VOC_PALETTE[254],
+    }  # fmt: skip
+
+
 def test_kinds_by_name():
     for kind, names in {
         "depth": ("depth", "depths", "DepthMaps"), "disparity": ("disparity", "inverse_depth"),

@@ -8,6 +8,8 @@ from PIL import Image
 
 from delvm.data.image_io import convert_to_rgb
 
+# More gray levels than this, on fewer pixels than are white, are soft edges and not ids.
+MAX_ENCLOSED_IDS = 8
 Palette = Sequence[tuple[int, int, int]]
 
 
@@ -19,8 +21,8 @@ def labels_to_rgb(
     Images in color and with a palette keep their colors, which an ICC profile does not change.
     Integers are ids, and become colors: 0 is black, and id i is color i - 1 of the palette. If an
     id is above the number of colors, as ids of instances are, the ids of the image are numbered in
-    their order first. Gray of 8 bits is read as ids too, unless it is black and white, has more
-    values than there are colors, or comes from a JPEG, which keeps no ids.
+    their order first. Gray of 8 bits is read as ids too, unless it is black and white, perhaps with
+    soft edges, has more values than there are colors, or comes from a JPEG, which keeps no ids.
 
     Args:
         image: its values are colors or ids.
@@ -35,13 +37,24 @@ def labels_to_rgb(
     if image.mode.startswith("I"):
         return _ids_to_rgb(np.asarray(image).astype(np.int64), palette, video_ids)
     if image.mode == "L" and image.format != "JPEG":
-        values = set(np.unique(np.asarray(image)).tolist())
-        if not values <= {0, 255} and len(values - {0}) <= len(palette):
+        counts = np.bincount(np.asarray(image).ravel(), minlength=256)
+        if np.count_nonzero(counts[1:]) <= len(palette) and not _is_black_and_white(counts):
             return _ids_to_rgb(np.asarray(image).astype(np.int64), palette, video_ids)
     if "icc_profile" in image.info:
         image = image.copy()
         del image.info["icc_profile"]
     return convert_to_rgb(image)
+
+
+def _is_black_and_white(counts: npt.NDArray[np.int64]) -> bool:
+    """Whether gray is a mask, given the number of pixels of each level (256,).
+
+    Soft edges have many levels and few pixels. A border of 255 around objects, as in Pascal VOC,
+    may cover more pixels than they do, but there are only a few of them.
+    """
+    between = counts[1:255]
+    few_pixels = between.sum() < counts[255] and counts[0] > 0
+    return not between.any() or bool(few_pixels and np.count_nonzero(between) > MAX_ENCLOSED_IDS)
 
 
 def _ids_to_rgb(
