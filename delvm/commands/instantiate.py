@@ -69,7 +69,7 @@ def build_run(cfg: DictConfig) -> Run:
     strategy = build(cfg.strategy, "strategy")
     if getattr(strategy, "defers_init", False) and not (cfg.init_from or resume):
         _defer_init(cfg)
-    _strip_decay(cfg)
+    _fit_optimizer(cfg)
     module = build(cfg.module, "module")
     if hasattr(module, "connect_data"):
         module.connect_data(data)
@@ -108,11 +108,17 @@ def build_trainer(
     return trainer
 
 
-def _strip_decay(cfg: DictConfig) -> None:
-    """Leave out ``optimizer.decay``, which our modules read, for one that calls the optimizer."""
-    ours = (StudentModule, TokenizerModule)
-    if "decay" in cfg.optimizer and not any(is_a(target_of(cfg.module), each) for each in ours):
-        cfg.optimizer = {key: cfg.optimizer[key] for key in cfg.optimizer if key != "decay"}
+def _fit_optimizer(cfg: DictConfig) -> None:
+    """Leave out what only our modules can use, for one that calls the optimizer itself.
+
+    They read ``decay``, and clip gradients of fused optimizers. Lightning's own clipping refuses
+    these in mixed precision.
+    """
+    if any(is_a(target_of(cfg.module), each) for each in (StudentModule, TokenizerModule)):
+        return
+    clips = cfg.trainer.get("gradient_clip_val") and cfg.trainer.get("precision") != "32-true"
+    left_out = {"decay", "fused"} if clips else {"decay"}
+    cfg.optimizer = {key: cfg.optimizer[key] for key in cfg.optimizer if key not in left_out}
 
 
 def _defer_init(cfg: DictConfig) -> None:

@@ -65,11 +65,13 @@ def test_own_divergence(plugin, monkeypatch):
 
 
 @pytest.mark.slow
-def test_own_module(plugin, monkeypatch):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_own_module(plugin, monkeypatch, precision):
     from plugin.unigram import UnigramModule
 
     calls = count_calls(monkeypatch, UnigramModule, "training_step")
-    run("train", "--config-dir", str(plugin), *STUDENT, "module=unigram", "optimizer.lr=0.1")
+    run("train", "--config-dir", str(plugin), *STUDENT, "module=unigram", "optimizer.lr=0.1",
+        f"trainer.precision={precision}")  # fmt: skip
     assert len(calls) == 2
 
 
