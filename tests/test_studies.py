@@ -165,3 +165,4 @@ def test_listing_has_a_line_for_each_study(capsys):
     assert studies.main([]) == 0
     printed = capsys.readouterr().out
     assert all(f"\n{name} " in printed for name in NAMES)
+    assert "00:00" not in printed  # results without times have a dash

@@ -32,11 +32,10 @@ def load(name: str) -> ModuleType:
 
 
 def cost(name: str) -> float | None:
-    """Hours of one core that its training runs took; None before it has results."""
+    """Hours of one core that its training runs took; None if its results have no times."""
     path = ROOT / name / "results.csv"
-    if not path.exists():
-        return None
-    return sum(float(row.get("seconds") or 0) for row in read_rows(path)) / 3600
+    rows = read_rows(path) if path.exists() else []
+    return sum(float(row.get("seconds") or 0) for row in rows) / 3600 or None
 
 
 def listing() -> str:
