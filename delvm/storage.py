@@ -5,7 +5,6 @@ whatever fsspec reaches: s3://, gs://, memory:// (one process only) and others. 
 directory exists as long as there is a file in it, and a file is written completely or not at all.
 """
 
-import ctypes
 import fnmatch
 import functools
 import hashlib
@@ -235,74 +234,6 @@ def atomic_path(path: str | StoragePath) -> Iterator[Path]:
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_dir(path: str | Path) -> Iterator[Path]:
-    """A directory next to ``path``, which becomes ``path`` on success.
-
-    An earlier directory at ``path`` is replaced only once the new one is complete. What a killed
-    process has left is removed or, where it is the only copy, put back.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    recover_dir(path)
-    tmp = path.with_name(f".{path.name}.part")
-    _remove_dir(tmp)
-    tmp.mkdir()
-    try:
-        yield tmp
-        replace_dir(tmp, path)
-    finally:
-        _remove_dir(tmp)
-
-
-def replace_dir(new: Path, path: Path) -> None:
-    """Rename a complete directory to the path of an earlier one, which is removed.
-
-    A process killed here leaves the earlier one or the new one at ``path``. Only where a file
-    system cannot exchange two directories in one operation, there may be neither for a moment: the
-    earlier one is in .NAME.old then, and `recover_dir` puts it back.
-    """
-    recover_dir(path)
-    if not path.exists() or not any(path.iterdir()):
-        os.replace(new, path)
-    elif _exchange(new, path):
-        _remove_dir(new)
-    else:
-        old = _old_dir(path)
-        os.replace(path, old)
-        os.replace(new, path)
-        _remove_dir(old)
-
-
-def recover_dir(path: Path) -> None:
-    """Put back, or remove, what a killed `replace_dir` has moved aside."""
-    old = _old_dir(path)
-    if old.exists() and not path.exists():
-        os.replace(old, path)
-    _remove_dir(old)
-
-
-def _old_dir(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
-
-
-def _remove_dir(path: Path) -> None:
-    if path.is_symlink():
-        path.unlink()
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two directories in one operation, if system and file system can (Linux)."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError, TypeError):
-        return False
-    at_fdcwd, rename_exchange = -100, 2
-    names = (os.fsencode(first), os.fsencode(second))
-    return bool(renameat2(at_fdcwd, names[0], at_fdcwd, names[1], rename_exchange) == 0)
 
 
 def remove_tree(path: StoragePath) -> None:

@@ -24,10 +24,11 @@ SOURCES = [
 ]
 
 # room (a folder or top-level module of delvm) -> the rooms it may import
-BASE = {"errors", "untrusted", "storage", "progress", "legacy"}
+BASE = {"errors", "untrusted", "directories", "storage", "progress", "legacy"}
 ALLOWED = {
     "errors": set(),
     "untrusted": {"errors"},
+    "directories": set(),
     "storage": {"errors", "untrusted"},
     "progress": set(),
     "legacy": set(),

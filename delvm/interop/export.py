@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from delvm.directories import atomic_dir
 from delvm.errors import UserError
 from delvm.interop.fingerprint import check_tokenizer_match
 from delvm.interop.formats import FORMATS, OWN_FORMAT, import_writable_format
@@ -12,7 +13,6 @@ from delvm.interop.model_card import model_card
 from delvm.interop.save import save_model
 from delvm.models.transformer import Transformer
 from delvm.models.vqgan import VQGAN
-from delvm.storage import atomic_dir
 
 
 def export(
@@ -45,12 +45,11 @@ def export(
         _write_own(model, other, output_dir, getattr(torch, dtype))
     else:
         write = import_writable_format(layout).write
-        with atomic_dir(output_dir) as tmp:
-            write(model, tmp, getattr(torch, dtype))
-            library = "transformers" if layout in ("llama", "internlm_hf") else "delvm"
-            student = model if isinstance(model, Transformer) else None
-            own = model if isinstance(model, VQGAN) else None
-            (tmp / "README.md").write_text(model_card(student, own, layout, library), "utf-8")
+        library = "transformers" if layout in ("llama", "internlm_hf") else "delvm"
+        student = model if isinstance(model, Transformer) else None
+        own = model if isinstance(model, VQGAN) else None
+        card = model_card(student, own, layout, library)
+        write(model, output_dir, getattr(torch, dtype), {"README.md": card})
     if isinstance(model, VQGAN):
         return f"{source}: {kind} of {model.config.num_embeddings:,} codes {where}"
     return f"{source}: {kind} of {model.parameter_count() / 1e6:,.1f}M parameters {where}"

@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from delvm.directories import atomic_dir
 from delvm.errors import UserError
-from delvm.storage import atomic_dir, read_json, write_json
+from delvm.storage import read_json, write_json
 
 # Names used by transformers, diffusers and open-muse; the first one found is read.
 WEIGHT_FILES = (
@@ -26,6 +27,8 @@ WEIGHT_FILES = (
     "diffusion_pytorch_model.bin",
 )
 
+
+NO_FILES: Mapping[str, str] = MappingProxyType({})
 
 # Where a wrapper stands in the dotted name of a weight.
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -120,7 +123,7 @@ def write_model_dir(
     config: dict[str, Any],
     *,
     pickled: bool = False,
-    files: Mapping[str, str] = MappingProxyType({}),
+    files: Mapping[str, str] = NO_FILES,
 ) -> None:
     """Write config.json and model.safetensors. The folder appears complete or not at all.
 

@@ -17,15 +17,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from delvm import legacy
+from delvm.directories import recover_dir, replace_dir
 from delvm.errors import UserError
 from delvm.storage import (
     RemotePath,
     StoragePath,
     as_path,
     read_json,
-    recover_dir,
     remove_tree,
-    replace_dir,
     write_json,
 )
 

@@ -4,6 +4,7 @@ To add one, write a module with the functions of `Format` (and `write` if it can
 and add its name here.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
@@ -38,9 +39,19 @@ class WritableFormat(Format, Protocol):
     """A format that models can be exported to."""
 
     def write(
-        self, model: "VQGAN | Transformer", output_dir: str | Path, dtype: "torch.dtype"
+        self,
+        model: "VQGAN | Transformer",
+        output_dir: str | Path,
+        dtype: "torch.dtype",
+        files: Mapping[str, str],
     ) -> None:
         """Write a model as a folder, which appears complete or not at all.
+
+        Args:
+            model: what is written.
+            output_dir: the folder, replaced if it exists.
+            dtype: of the weights.
+            files: further text files by name, as a model card.
 
         Raises:
             UserError: the format cannot express the model's architecture.

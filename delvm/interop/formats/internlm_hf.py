@@ -6,7 +6,7 @@ converter writes another RMSNorm epsilon than the training used; the epsilon in 
 Its "ViT" (``model_type: vit``) has the same class name, with LayerNorm and an MLP of two layers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from delvm.errors import UserError
 from delvm.interop.formats import hf_decoder
 from delvm.interop.model_source import ModelData, ModelSource
-from delvm.interop.weight_files import read_weights, write_model_dir
+from delvm.interop.weight_files import NO_FILES, read_weights, write_model_dir
 from delvm.models.mlp import MLPKind
 from delvm.models.norm import NormKind
 from delvm.models.transformer import Transformer
@@ -84,7 +84,12 @@ def _rename(state: dict[str, Tensor], names: Iterable[tuple[str, str]]) -> dict[
     return state
 
 
-def write(student: Transformer, output_dir: str | Path, dtype: torch.dtype = torch.float32) -> None:
+def write(
+    student: Transformer,
+    output_dir: str | Path,
+    dtype: torch.dtype = torch.float32,
+    files: Mapping[str, str] = NO_FILES,
+) -> None:
     """Write a student as DeLVM's own class reads it. The folder appears complete or not at all.
 
     A class for transformers is written with it, which ``auto_map`` in config.json names, so
@@ -131,4 +136,4 @@ def write(student: Transformer, output_dir: str | Path, dtype: torch.dtype = tor
     if is_vit:
         state = _rename(state, (("mlp.up_proj", "mlp.fc1"), ("mlp.down_proj", "mlp.fc2")))
         code = code.replace('model_type = "internlm"', 'model_type = "vit"')
-    write_model_dir(output_dir, state, config, files={f"{MODELING}.py": code})
+    write_model_dir(output_dir, state, config, files={f"{MODELING}.py": code, **files})

@@ -6,6 +6,7 @@ are codes here. DeLVM's exports write the token space and the tokenizer's finger
 ``delvm``, which transformers preserves.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from delvm import legacy
 from delvm.errors import UserError
 from delvm.interop.formats import hf_decoder
 from delvm.interop.model_source import ModelData, ModelSource
-from delvm.interop.weight_files import read_weights, write_model_dir
+from delvm.interop.weight_files import NO_FILES, read_weights, write_model_dir
 from delvm.models.mlp import MLPKind
 from delvm.models.norm import NormKind
 from delvm.models.transformer import Transformer
@@ -65,7 +66,12 @@ def guess_token_space(config: dict[str, Any]) -> dict[str, int | None]:
     return space
 
 
-def write(student: Transformer, output_dir: str | Path, dtype: torch.dtype = torch.float32) -> None:
+def write(
+    student: Transformer,
+    output_dir: str | Path,
+    dtype: torch.dtype = torch.float32,
+    files: Mapping[str, str] = NO_FILES,
+) -> None:
     """Write a student as transformers reads it. The folder appears complete or not at all.
 
     The input embedding is written as a plain table, so the student read back has
@@ -94,4 +100,5 @@ def write(student: Transformer, output_dir: str | Path, dtype: torch.dtype = tor
         }
         | ({"resize": student.resize} if student.resize else {}),
     }
-    write_model_dir(output_dir, hf_decoder.export_weights(student, dtype), config)
+    weights = hf_decoder.export_weights(student, dtype)
+    write_model_dir(output_dir, weights, config, files=files)

@@ -5,6 +5,7 @@ names of `VQGAN`: they are checked, not converted.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from delvm.errors import UserError
 from delvm.interop.model_source import ModelData, ModelSource
 from delvm.interop.save import plain_config
-from delvm.interop.weight_files import read_weights, write_model_dir
+from delvm.interop.weight_files import NO_FILES, read_weights, write_model_dir
 from delvm.models.vqgan import VQGAN, PixelRange, VQGANConfig
 
 CLASS_NAME = "VQGANModel"
@@ -115,7 +116,12 @@ def _count(state: dict[str, Tensor], pattern: str) -> int:
     return len({found[1] for name in state if (found := re.match(pattern, name))})
 
 
-def write(tokenizer: VQGAN, output_dir: str | Path, dtype: torch.dtype = torch.float32) -> None:
+def write(
+    tokenizer: VQGAN,
+    output_dir: str | Path,
+    dtype: torch.dtype = torch.float32,
+    files: Mapping[str, str] = NO_FILES,
+) -> None:
     """Write a tokenizer as open-muse reads it. The folder appears complete or not at all.
 
     Raises:
@@ -128,4 +134,4 @@ def write(tokenizer: VQGAN, output_dir: str | Path, dtype: torch.dtype = torch.f
     state = {k: v.detach().cpu().to(dtype) for k, v in tokenizer.state_dict().items()}
     config = {"_class_name": CLASS_NAME, "_version": "0.0.1"} | values
     # Its own loader reads pytorch_model.bin alone.
-    write_model_dir(output_dir, state, config, pickled=True)
+    write_model_dir(output_dir, state, config, pickled=True, files=files)

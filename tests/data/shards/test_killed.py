@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from delvm import storage
+from delvm import directories
 from delvm.data.encode.encode import encode
 from delvm.data.prepare.prepare import prepare
 from delvm.data.shards.codebook import read_codebook
 from delvm.data.shards.manifest import load_manifests
 from delvm.data.shards.reader import read_examples, read_tokens
-from delvm.storage import atomic_dir
+from delvm.directories import atomic_dir
 from tests.data.corpus_makers import PART, FakeSource, FakeTokenizer, contents
 from tests.kill_points import kill_points
 
@@ -75,7 +75,7 @@ def load(root):
 )
 def test_killed_anywhere_leaves_old_or_new_complete(name, exchange, tmp_path, monkeypatch):
     if not exchange:
-        monkeypatch.setattr(storage, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(directories, "_exchange", lambda first, second: False)
     prepare(Small(), tmp_path / "images", SPLITS)
     job = JOBS[name]
     root, old, new = (tmp_path / each for each in ("root", "old", "new"))
@@ -102,7 +102,7 @@ def test_killed_anywhere_leaves_old_or_new_complete(name, exchange, tmp_path, mo
 @pytest.mark.parametrize("exchange", [True, False])
 def test_directory_killed_anywhere_is_old_or_new(exchange, tmp_path, monkeypatch):
     if not exchange:
-        monkeypatch.setattr(storage, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(directories, "_exchange", lambda first, second: False)
     path = tmp_path / "model"
 
     def write(text):
