@@ -119,7 +119,8 @@ def _one_line(error: Exception, verb: str) -> str:
         lines = [line for line in text.splitlines() if not line.startswith(("Error ", "See "))]
         reason, (key, _, value) = " ".join(lines).rstrip("."), error.override.partition("=")
         quoted = "quote what has special characters"
-        if not set(value) & set("'\"[]{},"):  # else which part is a text is not known
+        container = re.fullmatch(r"\[.*\]|\{.*\}", value)  # of which any part may be the reason
+        if not container and not set(value) & set("'\","):
             quoted += f", twice: \"{key}='{value}'\""
         return f"cannot read the override {error.override} ({reason}): {quoted}"
     # A file that an error is in. (Hydra's own file names what is overridden elsewhere.)

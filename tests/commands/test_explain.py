@@ -84,6 +84,9 @@ LINES = {
     "--help for the keys",
     "generate query=a(1).png": "cannot read the override query=a(1).png (mismatched input '.' "
     "expecting <EOF>): quote what has special characters, twice: \"query='a(1).png'\"",
+    "generate query={id}_img.png": "cannot read the override query={id}_img.png (no viable "
+    "alternative at input '{id}'): quote what has special characters, twice: "
+    "\"query='{id}_img.png'\"",
     "generate prompt=[a(1).png,b]": "cannot read the override prompt=[a(1).png,b] (no viable "
     "alternative at input '[a(1).'): quote what has special characters",
     "train seed=1,2": "seed=1,2 is several values: add -m to sweep, or write seed=[1,2]",

@@ -16,6 +16,7 @@ import pytest
         (("prompts=none",), "prompts=none is not a directory: set prompts=DIR"),
         (("host=192.0.2.1",), "host=192.0.2.1 port=7860 cannot be used"),
         (("student=shapes",), "did you mean 'students'"),
+        (("port=0", "students.mine=nothing"), "set students.mine=PATH"),
     ],
 )
 def test_mistakes_in_the_settings(delvm, words, message):

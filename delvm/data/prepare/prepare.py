@@ -15,7 +15,7 @@ from delvm.data.prepare.chunks import (
 from delvm.data.shards.former_tasks import rename_former_task
 from delvm.data.shards.manifest import Manifest, load_manifests, plan_images
 from delvm.data.shards.reader import read_examples
-from delvm.data.shards.replacement import finish_replacing, put_in_place
+from delvm.data.shards.replacement import MANIFEST, finish_replacing, put_in_place
 from delvm.data.sources._io.walk import CONTACT_SHEET
 from delvm.data.sources.base import Source, check_source, source_name
 from delvm.data.types import SPLITS, Example, RejectedItem, SourceChunk, check_splits
@@ -50,7 +50,8 @@ def prepare(
         overwrite: Replace directories made with other settings.
 
     Raises:
-        UserError: An unknown split, or a finished directory made with other settings.
+        UserError: An unknown split, a finished directory made with other settings, or other tasks
+            in the root whose images have another size.
         CheckFailed: Too many items were rejected; what has been written is kept.
     """
     source, output_dir = check_source(source), as_path(output_dir)
@@ -64,6 +65,7 @@ def prepare(
     if not jobs:
         raise UserError(f"source {source_name(source)} is empty for splits=[{','.join(splits)}]")
     finish_replacing(output_dir)
+    _check_image_size(output_dir, [plan for plan, _ in jobs])
     for plan, _ in jobs:
         rename_former_task(output_dir, plan.split, plan.task)
     todo = [pending_chunks(output_dir, plan, chunks, overwrite) for plan, chunks in jobs]
@@ -73,6 +75,27 @@ def prepare(
     filled = [manifest.split for manifest in manifests if manifest.count] or [manifests[-1].split]
     write_contact_sheet(output_dir, "test" if "test" in filled else filled[-1])
     return manifests
+
+
+def _check_image_size(output_dir: StoragePath, plans: list[Manifest]) -> None:
+    """Refuse a root whose other tasks have images of another size, with which none can be encoded.
+
+    Raises:
+        UserError: There is such a task.
+    """
+    for split in {plan.split for plan in plans}:
+        folder = output_dir / split
+        made = {plan.task for plan in plans if plan.split == split}
+        found: list[StoragePath] = [*folder.iterdir()] if folder.is_dir() else []
+        for path in sorted(found, key=lambda each: each.name):
+            if path.name in made or not (path / MANIFEST).exists():
+                continue
+            there, size = Manifest.load(path / MANIFEST).image_size, plans[0].image_size
+            if there != size:
+                raise UserError(
+                    f"{path} has images of {there} pixels, this source makes {size}: set "
+                    f"source.size={there}, or output_dir to another directory"
+                )
 
 
 def _write(

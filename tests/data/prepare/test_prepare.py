@@ -50,6 +50,17 @@ def test_contact_sheet_shows_every_task(pairs):
     assert sheet.width > 4 * 128 and sheet.height > 3 * 128
 
 
+def test_other_tasks_of_another_size_are_refused_before_anything_is_written(pairs):
+    class Other(FakeSource):
+        def chunks(self, split):
+            return {f"other_{task}": chunks for task, chunks in super().chunks(split).items()}
+
+    before = contents(pairs)
+    with pytest.raises(UserError, match="images of 16 pixels, .* 32: set source.size=16, or"):
+        prepare(Other(size=32), pairs, overwrite=True)
+    assert contents(pairs) == before
+
+
 def test_prepare_again_keeps_existing_shards(tmp_path, capsys):
     prepare(FakeSource(), tmp_path)
     before, source = contents(tmp_path), FakeSource()
