@@ -26,6 +26,8 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[^:]+)*://")
 # Stores in which a file cannot be seen before it is complete; elsewhere it is moved into place.
 _ATOMIC_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "memory"}
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -307,6 +309,18 @@ def read_json(path: str | StoragePath, what: str, schema: Schema = dict) -> dict
         raise UserError(f"{what} {path} cannot be read: {error}") from None
     value: dict[str, Any] = parse_json(text, f"{what} {path}", schema)
     return value
+
+
+def lfs_pointer_error(path: Path) -> str | None:
+    """What to do about a file that Git LFS has not downloaded; None of any other file."""
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return None
+    if not is_pointer:
+        return None
+    return f"{path} is only a pointer of Git LFS: run `git lfs pull` in its repository"
 
 
 def require_path(path: str | Path, what: str, override: str) -> Path:

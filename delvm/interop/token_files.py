@@ -4,9 +4,9 @@
                           NAME.bin.meta  npy int64 (lines, 2): byte offset and tokens of each line
     LVM                   NAME.jsonl     a line {"tokens": base64 of int32, little-endian} for each
 
-A line is a sample, or several that end with eos or begin with bos, where these are declared.
-Files are untrusted: the first line that is not as declared is an error with its number. Memory use
-does not grow with the file.
+A line is a sample, or several that end with eos or begin with bos, where these are declared. Empty
+lines of a .jsonl file are skipped, as LVM's loader does. Files are untrusted: the first line that
+is not as declared is an error with its number. Memory use does not grow with the file.
 """
 
 import base64
@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from delvm.errors import UserError
 from delvm.models.token_space import TokenSpace
-from delvm.storage import atomic_path
+from delvm.storage import atomic_path, lfs_pointer_error
 from delvm.untrusted import parse_npy
 
 # 16 MiB, over a million tokens: a longer line is not a sample of any of these projects.
@@ -65,22 +65,22 @@ def read_lvm(path: Path, space: TokenSpace) -> Iterator[npt.NDArray[np.int64]]:
         UserError: a line is not as declared; the first one is named.
     """
     for number, line in _iter_lines(path):
+        if not line.strip():
+            continue
         with _line_errors(path, number):
             documents = space.split_documents(_from_base64(_tokens(line)))
         yield from documents
 
 
 def _iter_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file, each with its number (from 1) and its newline."""
+    """The lines of a file, each with its number (from 1) and its newline, if it has one."""
     try:
         with path.open("rb") as file:
             number = 0
             while line := file.readline(MAX_LINE_BYTES):
                 number += 1
-                if not line.endswith(b"\n"):
-                    short = len(line) < MAX_LINE_BYTES
-                    why = "has no newline: the file is truncated" if short else "is too long"
-                    raise UserError(f"{path} line {number} {why}")
+                if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                    raise UserError(f"{path} line {number} is too long")
                 yield number, line
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -92,11 +92,17 @@ def _line_errors(path: Path, number: int) -> Iterator[None]:
     try:
         yield
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} line {number}: {error}") from None
+        pointer = lfs_pointer_error(path)
+        raise UserError(pointer or f"{path} line {number}: {error}") from None
 
 
 def _tokens(line: bytes) -> object:
-    value = json.loads(line)
+    try:
+        value = json.loads(line)
+    except ValueError:
+        if line.endswith(b"\n"):
+            raise
+        raise ValueError("the file is truncated") from None  # objects are complete or no JSON
     if not isinstance(value, dict) or "tokens" not in value:
         raise ValueError('not an object with "tokens"')
     return value["tokens"]

@@ -170,3 +170,13 @@ def test_ids_of_int64_are_refused(delvm, tokenizer):
     code, _, err = delvm("convert", "input=train.jsonl", "output_dir=tokens", tokenizer, "task=t")
     assert code == 2 and "line 1: every second of 1024 int32 is 0, so the ids are int64" in err
     assert not Path("tokens").exists()
+
+
+def test_file_of_empty_lines_is_refused(delvm, tokenizer):
+    path = Path("in/train.jsonl")
+    path.parent.mkdir()
+    path.write_text("\n\n")
+    for target in ("shards", "internlm_bin"):
+        words = (f"input={path}", "output_dir=t", f"output_format={target}", tokenizer)
+        code, _, err = delvm("convert", *words)
+        assert code == 2 and "in/train.jsonl holds no lines: set input" in err

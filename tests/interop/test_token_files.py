@@ -72,7 +72,7 @@ GOOD = b'{"tokens": [1, 2]}\n'
         (GOOD + b'{"tokens": [true]}\n', "line 2: tokens are not a list of integers"),
         (GOOD + b'{"tokens": [-1]}\n', r"line 2: an id is outside \[0, 2\^31\)"),
         (GOOD + b'{"tokens": [8192]}\n', r"line 2: id 8192 is outside \[0, 8192\)"),
-        (GOOD + b'{"tokens": [1, ', "line 2 has no newline: the file is truncated"),
+        (GOOD + b'{"tokens": [1, ', "line 2: the file is truncated"),
         (GOOD + b"[" * 100_000 + b"\n", "line 2: "),
     ],
 )
@@ -115,6 +115,26 @@ def test_wrong_meta_is_refused_missing_meta_is_fine(tmp_path):
         list(read_internlm(path, SPACE))
     meta.unlink()
     assert [ids.tolist() for ids in read_internlm(path, SPACE)] == [[1, 2], [3]]
+
+
+@pytest.mark.parametrize(("file", "read"), [(BIN, read_internlm), (JSONL, read_lvm)])
+def test_last_line_may_lack_its_newline(file, read, tmp_path):
+    path, data = tmp_path / file.name, file.read_bytes()
+    path.write_bytes(data.rstrip(b"\n"))
+    assert [*map(list, read(path, SPACE))] == [*map(list, read(file, SPACE))]
+    path.write_bytes(data[:-3])
+    with pytest.raises(UserError, match=r"line \d+: the file is truncated"):
+        list(read(path, SPACE))
+
+
+def test_empty_lines_of_lvm_are_skipped(tmp_path):
+    first, second, *_ = JSONL.read_bytes().splitlines(keepends=True)
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\n" + first + b" \r\n\n" + second + b"\n")
+    assert len(list(read_lvm(path, SPACE))) == 2
+    path.write_bytes(first + b"\n{}\n")
+    with pytest.raises(UserError, match='line 3: not an object with "tokens"'):
+        list(read_lvm(path, SPACE))
 
 
 def test_failed_write_leaves_no_file(tmp_path):

@@ -106,7 +106,7 @@ def list_files(
     """The samples of each file; the path TASK/SPLIT.bin names its task and split."""
     for file in _files(path, suffix):
         with file.open("rb") as lines:
-            count = sum(1 for _ in lines)
+            count = sum(1 for line in lines if line.strip())
         if not count:
             raise UserError(f"{file} holds no lines: set input to another file")
         split = file.stem if file.stem in SPLITS else None
