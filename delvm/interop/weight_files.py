@@ -17,7 +17,7 @@ from torch import Tensor
 
 from delvm.directories import atomic_dir
 from delvm.errors import UserError
-from delvm.storage import read_json, write_json
+from delvm.storage import lfs_pointer_error, read_json, write_json
 
 # Names used by transformers, diffusers and open-muse; the first one found is read.
 WEIGHT_FILES = (
@@ -63,7 +63,9 @@ def read_pickle(path: Path, lazy: bool = False) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
     except Exception as error:  # whatever a broken or hostile file makes torch raise
         raise UserError(
-            f"checkpoint {path} cannot be read as tensors and plain values: {describe_error(error)}"
+            lfs_pointer_error(path)
+            or f"checkpoint {path} cannot be read as tensors and plain values: "
+            f"{describe_error(error)}"
         ) from None
 
 
@@ -86,7 +88,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"weights {path} cannot be read: {error}") from None
+            reason = lfs_pointer_error(path) or f"weights {path} cannot be read: {error}"
+            raise UserError(reason) from None
     state = read_pickle(path)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()

@@ -14,6 +14,8 @@ from delvm.interop.fingerprint import fingerprint
 from delvm.interop.formats import llama
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import config_dict, save_model
+from delvm.interop.token_files import read_internlm
+from delvm.models.token_space import TokenSpace
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "muse_vqgan"
 
@@ -39,6 +41,17 @@ def test_sharded_weights(tmp_path, name):
     (tmp_path / file).unlink()
     with pytest.raises(UserError, match=f"shard {file} is missing"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_pointers_of_git_lfs_are_named(name, tmp_path):
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12\n"
+    (tmp_path / name).write_text(pointer)
+    with pytest.raises(UserError, match=f"{name} is only a pointer of Git LFS: run `git lfs pull`"):
+        weights.read_weights(tmp_path)
+    (tmp_path / "x.bin").write_text(pointer)
+    with pytest.raises(UserError, match=r"x\.bin is only a pointer of Git LFS"):
+        list(read_internlm(tmp_path / "x.bin", TokenSpace()))
 
 
 @pytest.mark.parametrize(
