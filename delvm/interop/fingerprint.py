@@ -99,6 +99,10 @@ def check_tokenizer_match(
         )
     codebook_size, known = tokenizer.codebook_size, num_image_tokens(student)
     if codebook_size != known:
+        if not trained_on and codebook_size < student.vocab_size:
+            declared = f'"delvm": {{"space": {{"codebook_size": {codebook_size}}}}}'
+            fix += f", or if all ids after {codebook_size - 1} are special tokens or padding, add "
+            fix += f"{declared} to its config.json"
         raise UserError(
             f"num_embeddings {codebook_size} (tokenizer) != {known} codes ({role}): {fix}"
         )

@@ -1,16 +1,20 @@
 """What the decoders in the format of transformers share: config.json and the names of weights.
 
 InternLM's and Llama's differ only in a few config keys, which `internlm_hf` and `llama` handle.
+DeLVM's exports write what it knows of the student's data (token space, fingerprint of the
+tokenizer) under the key ``delvm`` of config.json, which transformers preserves.
 Not a format by itself.
 """
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from delvm import legacy
 from delvm.errors import UserError
 from delvm.models.transformer import InputEmbedding, Transformer
 
@@ -91,6 +95,12 @@ def import_config(config: dict[str, Any], bias_key: str, path: Path) -> dict[str
     }
 
 
+def recorded_metadata(config: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json states under ``delvm`` of the student's data; {} if it does not."""
+    own = config.get("delvm")
+    return legacy.upgrade_model_metadata(own) if isinstance(own, dict) else {}
+
+
 def require_positive(name: str, value: Any, path: Path) -> Any:
     """The value, if it is a positive integer, or a positive number for an epsilon or a base.
 
@@ -136,6 +146,11 @@ def export_config(student: Transformer, architecture: str, dtype: torch.dtype) -
         "bos_token_id": student.token_space.bos,
         "eos_token_id": student.token_space.eos,
         "torch_dtype": str(dtype).removeprefix("torch."),
+        "delvm": {
+            "space": asdict(student.token_space),
+            "tokenizer_fingerprint": student.tokenizer_fingerprint,
+        }
+        | ({"resize": student.resize} if student.resize else {}),
     }
 
 

@@ -56,9 +56,8 @@ def read(source: ModelSource, kind: str) -> ModelData:
         config = _import_vit_config(source.config, file)
         names = (("mlp.fc1", "mlp.up_proj"), ("mlp.fc2", "mlp.down_proj"))
         state = _rename(state, names)
-    return {"kind": "student", "config": config}, hf_decoder.import_weights(
-        state, config, source.path, tied
-    )
+    metadata = hf_decoder.recorded_metadata(source.config) | {"kind": "student", "config": config}
+    return metadata, hf_decoder.import_weights(state, config, source.path, tied)
 
 
 def _import_vit_config(config: dict[str, Any], file: Path) -> dict[str, Any]:

@@ -1,19 +1,16 @@
 """LlamaForCausalLM of transformers: LVM's students, and exports for other programs.
 
-LVM (https://github.com/ytongbai/LVM) has 8,192 codes and special tokens beyond them. Its
-config.json does not say so; it names ids 1 and 2 as BOS and EOS, as Llama's text models do, which
-are codes here. DeLVM's exports write the token space and the tokenizer's fingerprint under the key
-``delvm``, which transformers preserves.
+LVM (https://github.com/ytongbai/LVM) has 8,192 codes and special tokens beyond them, and squashes
+images. Its config.json does not say so; it names ids 1 and 2 as BOS and EOS, as Llama's text models
+do, which are codes here.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from delvm import legacy
 from delvm.errors import UserError
 from delvm.interop.formats import hf_decoder
 from delvm.interop.model_source import ModelData, ModelSource
@@ -24,6 +21,7 @@ from delvm.models.transformer import Transformer
 
 ARCHITECTURE = "LlamaForCausalLM"
 LVM_CODEBOOK_SIZE = 8192
+LVM_RESIZE = "squash"  # of `delvm.data.resizing.ResizeMode`
 
 
 def matches(source: ModelSource) -> bool:
@@ -44,20 +42,28 @@ def read(source: ModelSource, kind: str) -> ModelData:
     config = hf_decoder.import_config(source.config, "attention_bias", file)
     tied = source.config.get("tie_word_embeddings") is True
     state = hf_decoder.import_weights(read_weights(source.path), config, source.path, tied)
-    metadata: dict[str, Any] = {"space": guess_token_space(source.config)}
-    if isinstance(own := source.config.get("delvm"), dict):
-        metadata |= legacy.upgrade_model_metadata(own)
+    space = guess_token_space(source.config)
+    metadata: dict[str, Any] = {"space": space}
+    if own := hf_decoder.recorded_metadata(source.config):
+        metadata |= own
+    elif space["codebook_size"] == LVM_CODEBOOK_SIZE < config["vocab_size"]:
+        metadata["resize"] = LVM_RESIZE
     return metadata | {"kind": "student", "config": config}, state
 
 
 def guess_token_space(config: dict[str, Any]) -> dict[str, int | None]:
     """Fields of `TokenSpace` for a config.json that does not declare them.
 
-    Of more than 8,192 ids the first 8,192 are taken as codes, as in LVM. A BOS or EOS among the
+    Ids at the end of the vocabulary that config.json names as special are not codes. Without any,
+    the first 8,192 of more than 8,192 ids are taken as codes, as in LVM. A BOS or EOS among the
     codes is a default of transformers, and ignored.
     """
-    vocab_size = config["vocab_size"]
-    codebook_size = min(vocab_size, LVM_CODEBOOK_SIZE)
+    codebook_size = vocab_size = config["vocab_size"]
+    special_ids = [config.get(f"{name}_token_id") for name in ("bos", "eos", "pad")]
+    while codebook_size > 1 and codebook_size - 1 in special_ids:
+        codebook_size -= 1
+    if codebook_size == vocab_size:
+        codebook_size = min(vocab_size, LVM_CODEBOOK_SIZE)
     space: dict[str, int | None] = {"codebook_size": codebook_size}
     for name in ("bos", "eos"):
         value = config.get(f"{name}_token_id")
@@ -94,11 +100,6 @@ def write(
         "head_dim": cfg.head_dim,
         "rope_theta": cfg.rope_base,
         "rope_scaling": None,
-        "delvm": {
-            "space": asdict(student.token_space),
-            "tokenizer_fingerprint": student.tokenizer_fingerprint,
-        }
-        | ({"resize": student.resize} if student.resize else {}),
     }
     weights = hf_decoder.export_weights(student, dtype)
     write_model_dir(output_dir, weights, config, files=files)

@@ -235,6 +235,15 @@ def test_export_matches_the_converter_of_delvm(tmp_path):
     }
 
 
+def test_export_records_the_tokenizer_and_how_images_were_resized(tmp_path):
+    student = load_student(HF)
+    assert (student.tokenizer_fingerprint, student.resize) == ("", "")
+    student.tokenizer_fingerprint, student.resize = "0123456789abcdef", "pad"
+    internlm_hf.write(student, tmp_path / "out")
+    again = load_student(tmp_path / "out")
+    assert (again.tokenizer_fingerprint, again.resize) == ("0123456789abcdef", "pad")
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("mlp_bias", [True, False])
 def test_vit_checkpoint_loads(tmp_path, mlp_bias):

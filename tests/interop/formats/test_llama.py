@@ -1,20 +1,24 @@
 """Students in the format of Llama: those of LVM, and exports of ours."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from delvm.data.resizing import ResizeMode
 from delvm.errors import UserError
 from delvm.inference.decoding import GREEDY, SamplingConfig
 from delvm.inference.generation import generate
+from delvm.interop.fingerprint import check_tokenizer_match
 from delvm.interop.formats import llama
 from delvm.interop.load import load_student
 from delvm.interop.save import config_dict, save_model
 from delvm.models.token_space import TokenSpace
 from delvm.models.transformer import Init, InputEmbedding, Transformer, TransformerConfig
+from delvm.models.vqgan import VQGAN, VQGANConfig
 
 CODES, IDS = 8192, 8292  # of LVM: 100 special tokens beyond the codes
 
@@ -78,6 +82,7 @@ def test_student_of_lvm_loads(tmp_path):
         CODES
     )  # 1 and 2 are codes, though config.json names them BOS and EOS
     assert (found.config.bias, found.config.vocab_size) == (False, IDS)
+    assert found.resize == ResizeMode.squash
     assert found.config.norm_eps == 1e-6
     ids = torch.randint(0, CODES, (2, 20))
     assert torch.equal(found(ids), model(ids))
@@ -121,6 +126,34 @@ def test_export_and_load_round_trip(tmp_path, dtype):
     )
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"]) == (36, 37)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "names", "expected"),
+    [
+        (36, {"bos_token_id": 1, "eos_token_id": 2}, TokenSpace(36)),
+        (36, {"bos_token_id": 34, "eos_token_id": 35}, TokenSpace(34, 34, 35)),
+        (36, {"eos_token_id": 34, "pad_token_id": 35}, TokenSpace(34, None, 34)),
+        (36, {"bos_token_id": 30}, TokenSpace(36)),
+        (16386, {"bos_token_id": 16384, "eos_token_id": 16385}, TokenSpace(16384, 16384, 16385)),
+        (8292, {"bos_token_id": 8192, "eos_token_id": [2]}, TokenSpace(8192, 8192)),
+    ],
+)
+def test_token_space_of_a_config_that_declares_none(vocab_size, names, expected):
+    found = llama.guess_token_space({"vocab_size": vocab_size, **names})
+    assert TokenSpace(**found) == expected
+
+
+def test_padded_vocabulary_can_be_declared(tmp_path):
+    """The vocabulary of 32 codes is padded to 40."""
+    llama.write(student(), tmp_path / "s")
+    edit(tmp_path / "s", delvm=None)
+    tokenizer = VQGAN(VQGANConfig(16, hidden_channels=32, channel_mult=[1, 1], num_embeddings=32))
+    with pytest.raises(UserError, match="32 .tokenizer. != 40 codes") as error:
+        check_tokenizer_match(tokenizer, load_student(tmp_path / "s"))
+    declared = re.search(r'add "delvm": (\{.*\}) to its config.json', str(error.value))
+    edit(tmp_path / "s", delvm=json.loads(declared[1]))
+    check_tokenizer_match(tokenizer, load_student(tmp_path / "s"))
 
 
 def test_codebook_embedding_is_exported_as_learned(tmp_path):
