@@ -1,6 +1,7 @@
 """`delvm train` is composed of objects: Lightning's names, callbacks, loggers, optimizers."""
 
 import logging
+import re
 from pathlib import Path
 
 import lightning as L
@@ -65,6 +66,15 @@ def test_debug_options_run(delvm, args, debug, caplog):
     monitored.removeHandler(caplog.handler)
     assert code == 0, err
     assert ("run_training_batch" in caplog.text) == (debug == "profile")  # Lightning's report
+
+
+@pytest.mark.slow
+def test_debug_overfit_gets_near_zero(delvm, args, tmp_path):
+    words = [each for each in args if not each.startswith(("output_dir", "trainer.max_steps"))]
+    code, out, err = delvm("train", *words, "debug=overfit", "data.batch_size=2")
+    assert code == 0, err
+    *_, last = re.findall(r"loss (\d+\.\d+)", err)
+    assert float(last) < 0.3, err
 
 
 @pytest.mark.slow
