@@ -71,8 +71,13 @@ def read_pickle(path: Path, lazy: bool = False) -> Any:
 
 def describe_error(error: Exception) -> str:
     """Why a file cannot be read, without torch's advice to read it unsafely."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     if match := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it asks for {match[1]}, which is neither"
+        return (
+            f"it asks for {match[1]}, which is neither: if you trust it, save its state dict alone "
+            "(torch.save) with the program that wrote it"
+        )
     if "zip archive" in str(error):
         return "it is damaged or incomplete"
     return "it is not a checkpoint"

@@ -120,3 +120,16 @@ def test_a_student_with_more_ids_than_codes_can_be_prompted(delvm, weights, prom
     file.write_text(json.dumps(json.loads(file.read_text()) | {"delvm": {}}))
     code, _, err = delvm("generate", *words)
     assert code == 2 and "num_embeddings 32 (tokenizer) != 36 codes (student): set token" in err
+
+
+def test_errors_name_the_keys_of_export(delvm, weights):
+    student = f"{weights}/student"
+    for checkpoint, layout, message in (
+        ("nowhere", "llama", "student not found: nowhere"),
+        (student, "open_muse", f"{student} holds a student, not a tokenizer"),
+    ):
+        code, _, err = delvm(
+            "export", f"checkpoint={checkpoint}", f"format={layout}", "output_dir=o"
+        )
+        assert code == 2 and message in err and "set checkpoint=PATH to a" in err
+        assert f"which format={layout} is for" in err and "set student=" not in err

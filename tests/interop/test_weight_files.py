@@ -54,6 +54,19 @@ def test_pointers_of_git_lfs_are_named(name, tmp_path):
         list(read_internlm(tmp_path / "x.bin", TokenSpace()))
 
 
+def test_why_a_checkpoint_cannot_be_read(tmp_path, monkeypatch):
+    torch.save({"weights": torch.zeros(1), "path": tmp_path}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=r"it asks for pathlib\S*Path, .*save its state dict alone"):
+        weights.read_pickle(tmp_path / "last.ckpt")
+
+    def denied(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")  # root may read all files
+
+    monkeypatch.setattr(torch, "load", denied)
+    with pytest.raises(UserError, match="plain values: Permission denied"):
+        weights.read_pickle(tmp_path / "last.ckpt")
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
