@@ -158,14 +158,19 @@ def is_complete(path: Path) -> bool:
 def write_internlm(
     path: Path, samples: Iterable[npt.NDArray[np.integer]], space: TokenSpace
 ) -> int:
-    """Write samples of codes (T,) as a .bin file, and its .meta; returns how many lines."""
+    """Write samples of codes (T,) as a .bin file, and its .meta; returns how many lines.
+
+    Raises:
+        UserError: an id is not a code of ``space``.
+    """
     rows: list[tuple[int, int]] = []
     offset = 0
     meta = path.with_name(path.name + ".meta")
     with atomic_path(meta) as meta_tmp, atomic_path(path) as tmp:
         with tmp.open("wb") as file:
             for sample in samples:
-                ids = space.add_special_tokens(sample)
+                with _line_errors(path, len(rows) + 1):
+                    ids = space.add_special_tokens(sample)
                 line = json.dumps({"tokens": ids.tolist()}).encode() + b"\n"
                 file.write(line)
                 rows.append((offset, len(ids)))
@@ -178,13 +183,17 @@ def write_internlm(
 
 
 def write_lvm(path: Path, samples: Iterable[npt.NDArray[np.integer]], space: TokenSpace) -> int:
-    """Write samples of codes (T,) as a .jsonl file; returns how many lines."""
+    """Write samples of codes (T,) as a .jsonl file; returns how many lines.
+
+    Raises:
+        UserError: an id is not a code of ``space``.
+    """
     count = 0
     with atomic_path(path) as tmp, tmp.open("wb") as file:
         for sample in samples:
-            text = base64.b64encode(
-                space.add_special_tokens(sample).astype("<i4").tobytes()
-            ).decode()
+            with _line_errors(path, count + 1):
+                ids = space.add_special_tokens(sample)
+            text = base64.b64encode(ids.astype("<i4").tobytes()).decode()
             file.write(json.dumps({"tokens": text}).encode() + b"\n")
             count += 1
     return count

@@ -47,14 +47,7 @@ class TokenSpace:
                 found = ids[index] if len(ids) else "nothing"
                 raise ValueError(f"expected {name}={value}, found {found}")
             ids = ids[1:] if name == "bos" else ids[:-1]
-        if not len(ids):
-            return ids
-        low, high = int(ids.min()), int(ids.max())
-        if not 0 <= low <= high < self.codebook_size:
-            raise ValueError(
-                f"id {low if low < 0 else high} is outside [0, {self.codebook_size}): "
-                "set codebook_size, bos or eos"
-            )
+        self._check_image_tokens(ids)
         return ids
 
     def split_documents(self, ids: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
@@ -72,11 +65,26 @@ class TokenSpace:
         return [self.strip_special_tokens(each) for each in np.split(ids, cuts)]
 
     def add_special_tokens(self, ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Ids (T,) between the declared bos and eos."""
+        """Image tokens (T,) between the declared bos and eos.
+
+        Raises:
+            ValueError: an id is not an image token.
+        """
+        self._check_image_tokens(ids)
         bos, eos = (
             np.array([] if token is None else [token], np.int64) for token in (self.bos, self.eos)
         )
         return np.concatenate((bos, ids.astype(np.int64), eos))
+
+    def _check_image_tokens(self, ids: npt.NDArray[Any]) -> None:
+        if not len(ids):
+            return
+        low, high = int(ids.min()), int(ids.max())
+        if not 0 <= low <= high < self.codebook_size:
+            raise ValueError(
+                f"id {low if low < 0 else high} is outside [0, {self.codebook_size}): "
+                "set codebook_size, bos or eos"
+            )
 
 
 def num_image_tokens(student: StudentNet) -> int:

@@ -50,6 +50,9 @@ def test_special_tokens_are_added_and_stripped(tmp_path, write, read):
     assert [each.tolist() for each in read(tmp_path / "x", lvm)] == [[5, 0, 8191]]
     larger = TokenSpace(9000)
     assert [each.tolist() for each in read(tmp_path / "x", larger)] == [[8192, 5, 0, 8191, 8193]]
+    with pytest.raises(UserError, match=r"z line 2: id 8193 is outside \[0, 8192\): set codebook"):
+        write(tmp_path / "z", [ids, np.array([8193])], lvm)  # would be read as eos
+    assert not (tmp_path / "z").exists()
     write(tmp_path / "y", [ids], SPACE)
     with pytest.raises(UserError, match="line 1: expected bos=8192, found 5"):
         list(read(tmp_path / "y", lvm))
