@@ -292,7 +292,7 @@ def _parse_token_space(values: Any, vocab_size: int, path: Path) -> TokenSpace:
 
 
 def _load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load weights; every key and shape must match."""
+    """Load weights; every key and shape must match, and all must be in floating point."""
     if not_tensors := sorted(str(k) for k, v in state.items() if not isinstance(v, Tensor)):
         raise UserError(f"weights in {path} are not tensors: {', '.join(not_tensors)}")
     expected = model.state_dict()
@@ -302,7 +302,14 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         for k, v in expected.items()
         if k in state and state[k].shape != v.shape
     ]
+    # Without their scales, integers would be taken for the weights themselves.
+    quantized = [
+        f"{k} {str(state[k].dtype).removeprefix('torch.')}"
+        for k in expected
+        if k in state and not state[k].is_floating_point()
+    ]
     groups = [("missing", missing), ("unexpected", extra), ("wrong shape", wrong)]
+    groups += [("not in floating point", quantized)]
     if errors := [f"{what}: {', '.join(names)}" for what, names in groups if names]:
         raise UserError(f"weights in {path} do not fit: {'; '.join(errors)}")
     model.load_state_dict(state)

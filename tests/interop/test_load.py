@@ -106,6 +106,18 @@ def test_mismatched_shapes_are_listed(student, tmp_path):
     assert "unexpected: blocks.1." in str(error.value)
 
 
+def test_quantized_weights_are_refused(student, tmp_path):
+    state = student.state_dict()
+    state["head.weight"] = (100 * state["head.weight"]).to(torch.int8)
+    torch.save(
+        {"state_dict": {f"model.{k}": v for k, v in state.items()}}
+        | {"delvm": config_dict(student)},
+        tmp_path / "last.ckpt",
+    )
+    with pytest.raises(UserError, match=r"not in floating point: head\.weight int8"):
+        load_student(tmp_path / "last.ckpt")
+
+
 def test_unknown_config_keys_are_listed(student, tmp_path):
     save_model(student, tmp_path / "s")
     edit(tmp_path / "s", config=config_dict(student)["config"] | {"experts": 8})
