@@ -7,6 +7,7 @@ directory exists as long as there is a file in it, and a file is written complet
 
 import fnmatch
 import functools
+import glob
 import hashlib
 import json
 import os
@@ -236,6 +237,13 @@ def atomic_path(path: str | StoragePath) -> Iterator[Path]:
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
+
+
+def remove_parts(path: Path) -> None:
+    """Remove what killed processes have left of `atomic_path` at this local path."""
+    name = glob.escape(path.stem)
+    for part in path.parent.glob(f".{name}.[0-9]*-*.part{path.suffix}"):
+        part.unlink(missing_ok=True)
 
 
 def remove_tree(path: StoragePath) -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from delvm.data.shards import token_files as shards
-from delvm.data.shards.replacement import finish_replacing, put_in_place, sweep
+from delvm.data.shards.replacement import finish_replacing, put_in_place
 from delvm.errors import UserError
 from delvm.interop import token_files as formats
 from delvm.interop.fingerprint import fingerprint
 from delvm.interop.load import load_tokenizer
 from delvm.models.token_space import TokenSpace
 from delvm.progress import track
-from delvm.storage import read_json, write_json
+from delvm.storage import read_json, remove_parts, write_json
 
 UNFINISHED = ".unfinished_convert.json"  # what the output holds a part of
 SUFFIXES = {"internlm_bin": ".bin", "lvm_jsonl": ".jsonl"}
@@ -124,8 +124,9 @@ def _to_files(
     for path in paths:
         if path.exists() and not overwrite and not continued:
             raise UserError(f"{path} exists: set overwrite=true to replace it")
-    for folder in {output_dir, *(path.parent for path in paths)}:
-        sweep(folder)
+    # Not those of other files, which another conversion may be writing.
+    for path in (marker, *paths, *map(formats.meta_path, paths)):
+        remove_parts(path)
     write_json(marker, job)
     for file, path in zip(files, paths, strict=True):
         if continued and not overwrite and formats.is_complete(path):
@@ -134,7 +135,7 @@ def _to_files(
         samples = track(file.read(), file.count, "convert", "samples")
         count = WRITE[output_format](path, samples, space)
         yield f"{file.path}: {count:,} samples to {path}"
-    marker.unlink()
+    marker.unlink(missing_ok=True)  # that of another conversion to the same place
 
 
 def _load_token_source(path: str, codebook_size: int) -> shards.TokenSource:

@@ -135,7 +135,7 @@ def _from_base64(value: object) -> npt.NDArray[np.int64]:
 
 def _read_meta(path: Path) -> npt.NDArray[Any] | None:
     """The offsets and lengths in the .meta of a .bin file, None if there is none."""
-    meta = path.with_name(path.name + ".meta")
+    meta = meta_path(path)
     if not meta.exists():
         return None
     try:
@@ -150,9 +150,14 @@ def _read_meta(path: Path) -> npt.NDArray[Any] | None:
 # ---------------------------------------------------------------- writing
 
 
+def meta_path(path: Path) -> Path:
+    """Where the .meta of a .bin file is."""
+    return path.with_name(f"{path.name}.meta")
+
+
 def is_complete(path: Path) -> bool:
     """Whether a file is there, and the .meta of a .bin file."""
-    return path.exists() and (path.suffix != ".bin" or path.with_name(path.name + ".meta").exists())
+    return path.exists() and (path.suffix != ".bin" or meta_path(path).exists())
 
 
 def write_internlm(
@@ -165,7 +170,7 @@ def write_internlm(
     """
     rows: list[tuple[int, int]] = []
     offset = 0
-    meta = path.with_name(path.name + ".meta")
+    meta = meta_path(path)
     with atomic_path(meta) as meta_tmp, atomic_path(path) as tmp:
         with tmp.open("wb") as file:
             for sample in samples:

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from delvm.data.shards.reader import read_tokens
+from delvm.interop import convert as conversion
 from delvm.interop.save import save_model
+from delvm.models.token_space import TokenSpace
 from delvm.models.vqgan import VQGAN, VQGANConfig
+from tests.data.corpus_makers import contents
 
 GOLDEN = Path(__file__).parents[1] / "data/golden/token_files"
 
@@ -180,3 +183,29 @@ def test_file_of_empty_lines_is_refused(delvm, tokenizer):
         words = (f"input={path}", "output_dir=t", f"output_format={target}", tokenizer)
         code, _, err = delvm("convert", *words)
         assert code == 2 and "in/train.jsonl holds no lines: set input" in err
+
+
+def test_two_conversions_to_one_directory_at_once(tmp_path, monkeypatch):
+    for split in ("train", "val"):
+        (tmp_path / split / "derain").mkdir(parents=True)
+        shutil.copy(GOLDEN / "derain/train.bin", tmp_path / split / "derain" / f"{split}.bin")
+    lines, write = [], conversion.WRITE["lvm_jsonl"]
+
+    def to_jsonl(split):
+        folder = tmp_path / split
+        lines.extend(conversion.convert(folder, tmp_path / "out", "lvm_jsonl", TokenSpace()))
+
+    def write_slowly(path, samples, space):
+        def slow():
+            yield next(rest)
+            if path.stem == "train":
+                to_jsonl("val")  # begins and ends while the other is being written
+            yield from rest
+
+        rest = iter(samples)
+        return write(path, slow(), space)
+
+    monkeypatch.setitem(conversion.WRITE, "lvm_jsonl", write_slowly)
+    to_jsonl("train")
+    assert len(lines) == 2
+    assert sorted(contents(tmp_path / "out")) == ["derain/train.jsonl", "derain/val.jsonl"]
