@@ -148,6 +148,8 @@ def _one_line(error: Exception, verb: str) -> str:
         return (
             f"{match[1]}={match[2]} is not for delvm {verb}: set {match[1]}={' or '.join(options)}"
         )
+    if match := re.search(r"Could not load '(.+)/([^/']+)'", line):
+        return _unknown_option(f"{match[1]}/{match[2]}", help.options(verb, match[1]), verb)
     if line.startswith("Config group override must be"):
         return f"{line}: write GROUP=OPTION, see delvm {verb} --help"
     if match := re.search(r"Could not override '([^']*)'\.? No match in the defaults list", line):

@@ -145,7 +145,7 @@ def _read(path: Path, kind: str) -> ModelData:
         return found.read(source, kind)
     if path.is_dir() and not (path / "config.json").exists():
         raise UserError(_no_model(path, kind))
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and (path.parent / "config.json").exists():
         raise UserError(
             f"{path} has weights, and their config.json is next to it: set {kind}={path.parent}"
         )
@@ -156,11 +156,10 @@ def _read(path: Path, kind: str) -> ModelData:
 
 def _no_model(path: Path, kind: str) -> str:
     """The line for a folder without a model of that kind, with what it holds instead."""
-    last = path / "checkpoints" / "last.ckpt"
-    if last.exists():  # stopped before its end, or of another kind
-        return f"{path} is a run that has exported no {kind}: set {kind}={last}, or to another path"
     if held := [each for each in SCHEMAS if (path / each).is_dir()]:
         return f"{path} holds a {held[0]}, not a {kind}: set {kind}=PATH"
+    if (last := path / "checkpoints" / "last.ckpt").exists():
+        return f"{path} is a run that has exported no {kind}: set {kind}=PATH, such as {last}"
     return f"{path} holds no {kind}, as it has no config.json: set {kind}=PATH"
 
 

@@ -35,6 +35,8 @@ ALONE = {
     "trainer.accelerator=cpu has none: set trainer.precision=bf16-mixed",
     "trainer.precision=bf16-mixd": "unknown trainer.precision=bf16-mixd: did you mean "
     "'bf16-mixed'?",
+    "trainer.precision=bf16": "unknown trainer.precision=bf16: did you mean 'bf16-mixed'?",
+    "trainer.precision=fp16": "unknown trainer.precision=fp16: did you mean '16-mixed'?",
     "trainer.accelerator=gpus": "unknown trainer.accelerator=gpus: did you mean 'gpu'?",
     "module=distillation": "module=distillation needs a teacher: set teacher.checkpoint=PATH",
     "teacher.checkpoint=x": "teacher.checkpoint=x, and this module has no use for it: set "

@@ -41,6 +41,8 @@ LINES = {
     "train student=tny": "unknown option student=tny: did you mean 'tiny'?",
     "train experiment=studnt_shapes_64": "unknown option experiment=studnt_shapes_64: did you "
     "mean 'student_shapes_64'?",
+    "train callbacks=[default,alram]": "unknown option callbacks=alram: did you mean 'alarm'?",
+    "train logger=[csv,wnadb]": "unknown option logger=wnadb: did you mean 'wandb'?",
     "encode balance=agument": "unknown option balance=agument: did you mean 'augment'?",
     "train student=null": "Config group override must be a string or a list. Got NoneType: "
     "write GROUP=OPTION, see delvm train --help",

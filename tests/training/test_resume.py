@@ -7,6 +7,7 @@ from delvm.commands.instantiate import build_run
 from delvm.errors import UserError
 from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import save_model
+from delvm.training.run.init_weights import init_errors
 from delvm.training.student import StudentModule
 from tests.training.runs import curve, student_config, tokenizer_config, train
 
@@ -191,3 +192,10 @@ def test_run_does_not_mix_with_another(tokens, tmp_path):
         "step=000003.ckpt",
     ]
     assert (tmp_path / "student" / "model.safetensors").read_bytes() != before
+
+
+def test_the_directory_of_a_run_in_place_of_a_checkpoint_is_named(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    [error] = init_errors(str(tmp_path / "run"), None, "student")
+    assert "is the directory of a run: set resume=" in error
+    assert error.endswith(f"output_dir={tmp_path / 'run'} resume=auto")

@@ -22,6 +22,11 @@ def init_errors(resume: str | None, init_from: str | None, kind: str) -> list[st
     """
     if resume not in (None, "auto") and not Path(resume).exists():
         return [f"checkpoint not found: {resume} (set resume=PATH, auto or null)"]
+    if resume not in (None, "auto") and (Path(resume) / "checkpoints").is_dir():
+        return [
+            f"resume={resume} is the directory of a run: set "
+            f"resume={resume}/checkpoints/last.ckpt, or output_dir={resume} resume=auto"
+        ]
     try:
         if init_from is not None:
             resolve(init_from, kind)

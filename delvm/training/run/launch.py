@@ -19,6 +19,14 @@ from delvm.training.strategies import FSDP1Strategy, FSDP2Strategy, single_devic
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+# Words that people use for one of these.
+_ALIASES = {
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+    "16": "16-mixed",
+    "fp32": "32-true",
+    "32": "32-true",
+}
 PROCESS_GROUP_BACKENDS = ("gloo", "nccl")
 
 
@@ -96,7 +104,8 @@ def trainer_errors(settings: Mapping[str, Any], num_threads: int | None) -> list
         errors.append(f"trainer.gradient_clip_val={limit} is not above 0: set it to 1.0 or null")
     for name, options in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
         if (value := str(settings[name])) not in options:
-            errors.append(f"unknown trainer.{name}={value}: {did_you_mean(value, options)}")
+            hint = did_you_mean(_ALIASES.get(value, value), options)
+            errors.append(f"unknown trainer.{name}={value}: {hint}")
     return errors
 
 

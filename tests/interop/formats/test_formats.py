@@ -57,12 +57,13 @@ def test_what_a_folder_holds_instead_is_named(tmp_path):
         load_tokenizer(tmp_path)
     weights = tmp_path / "student" / "model.safetensors"
     save_file({"a": torch.zeros(1)}, weights)
+    (weights.parent / "config.json").write_text("{}")
     with pytest.raises(UserError, match=f"config.json is next to it: set student={weights.parent}"):
         load_student(weights)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True)
     last.touch()
-    with pytest.raises(UserError, match=f"has exported no student: set student={last}"):
+    with pytest.raises(UserError, match=f"exported no student: set student=PATH, such as {last}"):
         load_student(tmp_path / "run")
 
 
