@@ -41,7 +41,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@; \
 	echo "setup: created $(VENV); the console script is $(VENV)/bin/delvm"
 
-demo: $(INSTALLED) ## run the complete pipeline on CPU, to outputs/demo/report.html (about 12 minutes)
+demo: $(INSTALLED) ## run the complete pipeline on CPU, to outputs/demo/report.html (5 to 12 minutes)
 	@$(PYTHON) experiments/demo/run.py
 
 test: lint type ## check format, style and types, and run all tests (.ci/run calls this)

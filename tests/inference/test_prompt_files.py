@@ -30,6 +30,10 @@ def test_pairs_are_sorted_by_name(tmp_path):
     [
         ([], "prompt FOLDER has no pairs: it needs NAME_img.* and NAME_label.*"),
         (["a.png"], "prompt FOLDER has no pairs: it needs NAME_img.* and NAME_label.*"),
+        (
+            ["rain/a_img.png", "rain/a_label.png"],
+            "prompt FOLDER has no pairs: it needs NAME_img.* and NAME_label.*, as FOLDER/rain has",
+        ),
         (["a_img.png"], "unpaired FOLDER/a_img.png: a_label.* is not in the directory"),
         (
             ["a_img.png", "a_label.png", "b_label.png"],
@@ -43,6 +47,7 @@ def test_pairs_are_sorted_by_name(tmp_path):
 )
 def test_incomplete_prompt_is_an_error(tmp_path, files, line):
     for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         write_image(tmp_path / name)
     with pytest.raises(UserError) as caught:
         read_prompt(tmp_path)

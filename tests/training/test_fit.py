@@ -1,8 +1,13 @@
 """Complete training runs, small: what they learn, and what they write."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.data import has_len_all_ranks
+from torch.utils.data import DataLoader, IterableDataset
 
 import delvm.training.tokenizer as tokenizer_training
 from delvm.commands.instantiate import build_run
@@ -13,6 +18,7 @@ from delvm.interop.load import load_student, load_tokenizer
 from delvm.interop.save import save_model
 from delvm.models.precision import resolve_precision
 from delvm.training.data.datamodules import ImageDataModule
+from delvm.training.run.fit import filter_warnings
 from tests.training.runs import TOKENIZER, N, V, curve, student_config, tokenizer_config, train
 
 
@@ -220,3 +226,18 @@ def distillation_config(tokens, teacher, *overrides):
     """A short distillation from a teacher's checkpoint."""
     distill = ("module=distillation", f"teacher.checkpoint={teacher}", "module.input_weight=0.0")
     return student_config(tokens, 3, *distill, *overrides)
+
+
+def test_a_stream_of_known_length_is_not_warned_of():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(range(2))
+
+        def __len__(self):
+            return 2
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        filter_warnings()
+        has_len_all_ranks(DataLoader(Stream()), SingleDeviceStrategy(torch.device("cpu")))
+    assert not caught

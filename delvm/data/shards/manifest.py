@@ -22,6 +22,7 @@ from delvm.data.shards.replacement import (
     MANIFEST,
     finish_replacing,
 )
+from delvm.data.types import SPLITS
 from delvm.errors import UserError
 from delvm.storage import (
     StoragePath,
@@ -354,6 +355,13 @@ def load_manifests(root: StoragePath, split: str, kind: str) -> dict[str, Manife
             )
         manifests[path.name] = manifest
     if not manifests:
+        here = as_path(root)
+        others = [*here.iterdir()] if here.is_dir() else []
+        if others and not any(path.name in SPLITS for path in others):  # such as photographs
+            raise UserError(
+                f"no {kind} in {root}, which has none of {', '.join(SPLITS)}: "
+                f"{HINT_FOR_OTHER_KIND[kind]}"
+            )
         raise UserError(f"no {kind} in {folder}: run `{command}` first")
     for name in ("image_size", "tokens_per_image", "vocab_size", "fingerprint"):
         values = {task: getattr(manifest, name) for task, manifest in manifests.items()}

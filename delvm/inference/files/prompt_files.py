@@ -112,7 +112,9 @@ def find_pairs(path: str | Path, base: str | Path | None = None) -> list[PairFil
         )
     inputs, targets = _files_by_name(path, INPUT), _files_by_name(path, TARGET)
     if not inputs and not targets:
-        raise UserError(f"prompt {path} has no pairs: it needs NAME_img.* and NAME_label.*")
+        below = sorted(each.parent.name for each in Path(path).glob("*/*_img.*"))
+        hint = f", as {Path(path) / below[0]} has" if below else ""
+        raise UserError(f"prompt {path} has no pairs: it needs NAME_img.* and NAME_label.*{hint}")
     for name in sorted(inputs.keys() ^ targets.keys()):
         file, missing = (inputs[name], TARGET) if name in inputs else (targets[name], INPUT)
         raise UserError(f"unpaired {file}: {name}{missing}.* is not in the directory")

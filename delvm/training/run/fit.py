@@ -138,6 +138,7 @@ def filter_warnings() -> None:
         ".*isinstance\\(treespec.*",
         ".*your dataloader is not resumable.*",  # the data module keeps its position
         ".*smaller than the logging interval.*",
+        ".*IterableDataset. has .__len__. defined.*",  # each worker streams a part of its own
         ".*WeightAveraging callback with a model that overrides the configure_model.*",
         ".*recommended to use .self.log.*sync_dist=True.*",  # of values that all ranks share
     ):

@@ -52,6 +52,9 @@ def test_missing_or_other_shards_name_the_command_to_run(tmp_path):
         load_manifests(tmp_path, "train", "images")
     with pytest.raises(UserError, match=r"no tokens in .*run `delvm encode output_dir="):
         load_manifests(tmp_path, "train", "tokens")
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UserError, match="none of train, val, test: give .* `delvm prepare` wrote"):
+        load_manifests(tmp_path, "train", "images")
     write(tmp_path)
     with pytest.raises(UserError, match="holds images, not tokens: give the directory"):
         load_manifests(tmp_path, "train", "tokens")
