@@ -8,7 +8,6 @@ from delvm.data.datasets.sentences import SentenceDataset, SentencesConfig
 from delvm.data.encode.encode import encode
 from delvm.data.encode.executors.base import check_executor, rank_from_env
 from delvm.data.encode.executors.local import local_rank
-from delvm.errors import UserError
 from delvm.interop.fingerprint import fingerprint
 from delvm.interop.tokenizer_factory import LoadTokenizer
 
@@ -63,10 +62,7 @@ def _store_teacher(cfg: EncodeConfig, path: str) -> None:
     sentences = (PackedDataset if asked.packing else SentenceDataset)(config, cfg.seed)
     device = resolve_device(cfg.device)
     device = f"cuda:{local_rank()}" if device == "cuda" else device
-    try:
-        teacher = load_student(path, device, asked.precision)
-    except UserError as error:
-        raise UserError(str(error).replace("set student=PATH", "set teacher=PATH")) from None
+    teacher = load_student(path, device, asked.precision, key="teacher")
     plan = plan_cache(sentences, teacher, asked.precision, asked.num_sentences, asked.top_k)
     write_cache(
         asked.path,

@@ -86,7 +86,9 @@ def _load_prompter(cfg: GenerateConfig) -> "Prompter":
     device = resolve_device(cfg.device)
     tokenizer = load_tokenizer(cfg.tokenizer, device)
     student = load_student(cfg.student, device, cfg.precision)
-    draft = None if cfg.draft is None else load_student(cfg.draft, device, cfg.precision)
+    draft = None
+    if cfg.draft is not None:
+        draft = load_student(cfg.draft, device, cfg.precision, key="draft")
     return Prompter(
         tokenizer,
         student,

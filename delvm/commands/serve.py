@@ -30,11 +30,7 @@ def run(cfg: ServeConfig) -> None:
     tokenizer = load_tokenizer(cfg.tokenizer, device)
     prompters = {}
     for name, path in (cfg.students or {"shapes": "shapes"}).items():
-        try:
-            student = load_student(path, device, cfg.precision)
-        except UserError as error:
-            message = str(error).replace("set student=", f"set students.{name}=")
-            raise UserError(message) from None
+        student = load_student(path, device, cfg.precision, key=f"students.{name}")
         prompters[name] = Prompter(tokenizer, student, resize=cfg.resize)
         log(f"serve: student {name} from {path}, {student.parameter_count() / 1e6:,.1f}M")
     serve(prompters, prompt_sets, limits, listener, cfg.host)

@@ -36,12 +36,9 @@ def export(
             student and tokenizer do not belong together.
     """
     kind = "student" if layout == OWN_FORMAT else FORMATS[layout].exports or ""
-    try:
-        source = _source(checkpoint, kind, output_dir, "checkpoint")
-        model = load_student(source) if kind == "student" else load_tokenizer(source)
-    except UserError as error:
-        fix = f"set checkpoint=PATH to a {kind}, which format={layout} is for"
-        raise UserError(str(error).replace(f"set {kind}=PATH", fix)) from None
+    load = load_student if kind == "student" else load_tokenizer
+    model = load(checkpoint, key="checkpoint")
+    source = _source(checkpoint, kind, output_dir, "checkpoint")
     where = f"to {output_dir} ({layout}, {dtype})"
     if layout == OWN_FORMAT:
         assert isinstance(model, Transformer) and tokenizer is not None

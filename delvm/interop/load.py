@@ -41,7 +41,9 @@ SCHEMAS: dict[str, type[VQGANConfig | TransformerConfig]] = {
 SHIPPED_DIR = Path(__file__).parent.parent / "weights"
 
 
-def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> VQGAN:
+def load_tokenizer(
+    path: str | Path, device: str | torch.device = "cpu", *, key: str = "tokenizer"
+) -> VQGAN:
     """The tokenizer at ``path``, in evaluation mode and float32.
 
     Args:
@@ -51,11 +53,12 @@ def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> VQGA
             name of weights that ship with the package ("shapes"); or an address on the Hub
             (``hf://USER/NAME[@REVISION]``).
         device: where to put it.
+        key: the setting that names it, for errors.
 
     Raises:
         UserError: nothing is there, it is something else, or the weights do not fit.
     """
-    model = _load(path, "tokenizer", device)
+    model = _load(path, "tokenizer", device, key)
     assert isinstance(model, VQGAN)
     return model
 
@@ -64,6 +67,8 @@ def load_student(
     path: str | Path,
     device: str | torch.device = "cpu",
     precision: WeightPrecision | str = WeightPrecision.fp32,
+    *,
+    key: str = "student",
 ) -> Transformer:
     """The student (or teacher) at ``path``, in evaluation mode.
 
@@ -78,25 +83,29 @@ def load_student(
             (``hf://USER/NAME[@REVISION]``).
         device: where to put it.
         precision: of its weights: fp32, bf16, or int8 (see `delvm.models.weight_precision`).
+        key: the setting that names it, for errors.
 
     Raises:
         UserError: nothing is there, it is something else, or the weights do not fit.
     """
-    model = _load(path, "student", device)
+    model = _load(path, "student", device, key)
     assert isinstance(model, Transformer)
     if precision != WeightPrecision.fp32:
         set_weight_precision(model, precision)
     return model
 
 
-def _load(path: str | Path, kind: str, device: str | torch.device) -> VQGAN | Transformer:
-    source = resolve(path, kind)
-    metadata, state = _read(source, kind)
-    if metadata.get("kind") != kind:
-        raise UserError(f"{path} holds a {metadata.get('kind')}, not a {kind}: set {kind}=PATH")
-    check_sizes(metadata, state, source)
-    model = _build(metadata, source)
-    _load_state(model, state, source)
+def _load(path: str | Path, kind: str, device: str | torch.device, key: str) -> VQGAN | Transformer:
+    try:
+        source = resolve(path, kind)
+        metadata, state = _read(source, kind)
+        if metadata.get("kind") != kind:
+            raise UserError(f"{path} holds a {metadata.get('kind')}, not a {kind}: set {kind}=PATH")
+        check_sizes(metadata, state, source)
+        model = _build(metadata, source)
+        _load_state(model, state, source)
+    except UserError as error:
+        raise UserError(str(error).replace(f"set {kind}=", f"set {key}=")) from None
     return model.to(device).eval()
 
 

@@ -39,11 +39,7 @@ def load_teacher(
     """
     if checkpoint is None:
         raise UserError("module=distillation needs a teacher: set teacher.checkpoint=PATH")
-    try:
-        teacher = load_student(checkpoint, precision=precision)
-    except UserError as error:
-        message = str(error).replace("set student=PATH", "set teacher.checkpoint=PATH")
-        raise UserError(message) from None
+    teacher = load_student(checkpoint, precision=precision, key="teacher.checkpoint")
     if compile:
         compile_blocks(teacher)
     return teacher

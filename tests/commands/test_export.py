@@ -131,5 +131,4 @@ def test_errors_name_the_keys_of_export(delvm, weights):
         code, _, err = delvm(
             "export", f"checkpoint={checkpoint}", f"format={layout}", "output_dir=o"
         )
-        assert code == 2 and message in err and "set checkpoint=PATH to a" in err
-        assert f"which format={layout} is for" in err and "set student=" not in err
+        assert code == 2 and message in err and "set checkpoint=PATH" in err

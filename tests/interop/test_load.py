@@ -93,6 +93,8 @@ def test_wrong_kind_is_refused(student, tmp_path):
 
 
 def test_missing_path_error_names_shipped_weights():
+    with pytest.raises(UserError, match="student not found: nowhere.*set draft=PATH"):
+        load_student("nowhere", key="draft")
     with pytest.raises(UserError, match="student not found: nowhere.*set student=PATH"):
         load_student("nowhere")
 

@@ -70,7 +70,8 @@ class LoadModels:
 
         device = self.device if ":" in self.device else resolve_device(self.device)
         return load_tokenizer(self.tokenizer, device), {
-            name: load_student(path, device, self.precision) for name, path in self.students.items()
+            name: load_student(path, device, self.precision, key=f"students.{name}")
+            for name, path in self.students.items()
         }
 
 

@@ -53,10 +53,8 @@ def load_init_weights(module: Any, init_from: str, data: Any) -> None:
             f"{type(model).__name__}: set init_from=null and load its weights in its constructor"
         )
     kind = "tokenizer" if isinstance(model, VQGAN) else "student"
-    try:
-        trained = load_tokenizer(init_from) if kind == "tokenizer" else load_student(init_from)
-    except UserError as error:
-        raise UserError(str(error).replace(f"set {kind}=PATH", "set init_from=PATH")) from None
+    load = load_tokenizer if kind == "tokenizer" else load_student
+    trained = load(init_from, key="init_from")
     if kind == "student":
         check_ids(trained, f"init_from={init_from}", data)
     ours, theirs = (config_dict(each)["config"] for each in (model, trained))
