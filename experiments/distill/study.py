@@ -62,9 +62,9 @@ OBJECTIVES = {
     "module/loss=clusters",
 }
 STUDENTS = ("alone", "alone_equal_compute", *OBJECTIVES)
-# Those that three seeds did not tell apart have more.
+# Those of the mixture that three seeds did not tell apart have more.
 REPEATED = ("alone", "forward_kl", "hidden_states_4", "hidden_states_w20")
-MORE_SEEDS = tuple(range(3, 8))
+ALL_SEEDS = {"mixture": range(8), "single": SEEDS}
 
 
 def stages() -> Iterator[Stage]:
@@ -72,7 +72,7 @@ def stages() -> Iterator[Stage]:
     yield from corpus("full")
     for mixture in MIXTURES:
         yield teacher_stage(mixture)
-        for seed in (*SEEDS, *MORE_SEEDS):
+        for seed in ALL_SEEDS[mixture]:
             yield from (student_stage(mixture, name, seed) for name in students(seed))
             yield report_stage(mixture, seed)
 
@@ -119,7 +119,7 @@ def measure() -> list[Row]:
     rows = []
     for mixture in MIXTURES:
         teacher = teacher_stage(mixture)
-        seeds = (*SEEDS, *MORE_SEEDS)
+        seeds = ALL_SEEDS[mixture]
         reports = [scores(report_stage(mixture, seed).output) for seed in seeds]
         labels = {"mixture": mixture, "run": "teacher", "seed": 0}
         rows.append(labels | training_row(teacher, SENTENCE) | reports[0]["teacher"])
@@ -140,8 +140,15 @@ def shares(rows: Sequence[Row], mixture: str, name: str, column: str) -> Estimat
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Losses, parts of the teacher's gap, and scores of both mixtures."""
-    header = ["loss", "perplexity", "of the gap (95%)", "loss of targets", "of the gap (95%)"]
+    """Losses, parts of the teacher's gap, and scores of both mixtures; then pairs of objectives."""
+    header = [
+        "seeds",
+        "loss",
+        "perplexity",
+        "of the gap (95%)",
+        "loss of targets",
+        "of the gap (95%)",
+    ]
     texts = []
     for mixture in MIXTURES:
         body = []
@@ -154,13 +161,30 @@ def table(rows: Sequence[Row]) -> str:
             if name not in ("teacher", "alone"):
                 for key in share:
                     share[key] = shares(rows, mixture, name, key).interval(scale=100) + " %"
+            seeds = str(len(values(rows, "loss", mixture=mixture, run=name)))
             body.append([
-                f"`{name}`", columns["loss"].text(), columns["ppl"].text(1), share["loss"],
+                f"`{name}`", seeds, columns["loss"].text(), columns["ppl"].text(1), share["loss"],
                 columns["target_loss"].text(), share["target_loss"], columns["score"].text(),
                 f"{columns['tflops'].mean:.1f}",
             ])  # fmt: skip
-        texts.append(markdown([mixture, *header, "score", "TFLOP"], body))
-    return "\n\n".join(texts)
+        texts.append(markdown([mixture, *header], body))
+    return "\n\n".join([*texts, differences(rows)])
+
+
+def differences(rows: Sequence[Row]) -> str:
+    """Objectives of the mixture less plain KL, seed by seed."""
+    columns = {"loss": "loss", "target_loss": "loss of targets", "score": "score"}
+    body = []
+    for name in REPEATED[2:]:
+        cells = []
+        for column in columns:
+            found, plain = (
+                values(rows, column, mixture="mixture", run=run) for run in (name, "forward_kl")
+            )
+            pairs = zip(found, plain, strict=True)
+            cells.append(Estimate.of(a - b for a, b in pairs).interval(digits=3))
+        body.append([f"`{name}` - `forward_kl`", *cells])
+    return markdown(["mixture, seed by seed (95%)", *columns.values()], body)
 
 
 def plot(rows: Sequence[Row], figure: Any) -> None:
