@@ -9,6 +9,7 @@ from delvm.interop.load import SHIPPED_DIR, load_student
 from delvm.interop.save import save_model
 from delvm.models.mlp import MLPKind
 from delvm.models.transformer import Transformer, TransformerConfig
+from experiments.shapes.compare_twins import TWINS, table
 from experiments.shapes.deepen import deepen, main
 from experiments.shapes.write_cards import CARDS, card
 
@@ -51,3 +52,7 @@ def test_added_blocks_learn():
 def test_shipped_card_is_the_one_that_its_report_gives(name, purpose, student):
     written = (SHIPPED_DIR / name / "README.md").read_text(encoding="utf-8")
     assert card(name, purpose, student) == written
+
+
+def test_readme_shows_the_compared_twins():
+    assert table() in TWINS.with_name("README.md").read_text(encoding="utf-8")
