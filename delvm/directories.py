@@ -23,6 +23,8 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     killed process has left is removed or, where it is the only copy, put back.
     """
     path = Path(path)
+    if path.is_symlink():  # to another disk perhaps, where it stays
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_dir(path)
     machine = f"{zlib.crc32(socket.gethostname().encode()):08x}"

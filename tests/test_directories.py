@@ -39,3 +39,13 @@ def test_two_processes_at_once_have_a_directory_each(tmp_path):
     os.write(go_on[1], b"1")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert contents(tmp_path) == {"model/a": b"child", "model/b": b"child"}
+
+
+def test_link_to_a_directory_stays_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/old").write_text("old")
+    (tmp_path / "model").symlink_to("disk")
+    with atomic_dir(tmp_path / "model") as tmp:
+        (tmp / "new").write_text("new")
+    assert (tmp_path / "model").is_symlink()
+    assert contents(tmp_path / "disk") == {"new": b"new"}
