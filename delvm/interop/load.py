@@ -38,6 +38,8 @@ SCHEMAS: dict[str, type[VQGANConfig | TransformerConfig]] = {
     "tokenizer": VQGANConfig,
     "student": TransformerConfig,
 }
+# Suffixes of weights that mean nothing without the config in the same folder -> its name.
+_CONFIG_FILES = (((".safetensors", ".bin"), "config.json"), ((".pt",), "model_config.pt"))
 SHIPPED_DIR = Path(__file__).parent.parent / "weights"
 
 
@@ -144,6 +146,11 @@ def _read(path: Path, kind: str) -> ModelData:
     if sharded_checkpoint.can_load(path):
         metadata = sharded_checkpoint.read_metadata(path)
         return _from_lightning(metadata | sharded_checkpoint.read(path, "state_dict."), path)
+    for suffixes, config in _CONFIG_FILES:
+        if path.suffix in suffixes and path.is_file() and (path.parent / config).is_file():
+            raise UserError(
+                f"{path} has weights, and their {config} is next to it: set {kind}={path.parent}"
+            )
     source = ModelSource(path)
     if source.config.get("format") == FORMAT:
         state = strip_wrappers(read_tensors(path / "model.safetensors"))
@@ -154,10 +161,6 @@ def _read(path: Path, kind: str) -> ModelData:
         return found.read(source, kind)
     if path.is_dir() and not (path / "config.json").exists():
         raise UserError(_no_model(path, kind))
-    if path.suffix == ".safetensors" and (path.parent / "config.json").exists():
-        raise UserError(
-            f"{path} has weights, and their config.json is next to it: set {kind}={path.parent}"
-        )
     where = f"{path}/config.json" if path.is_dir() else f"checkpoint {path}"
     known = ", ".join([f"{FORMAT} (`delvm train`)", *(each.summary for each in FORMATS.values())])
     raise UserError(f"{where} is not in a known format: {known}")

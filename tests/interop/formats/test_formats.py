@@ -60,6 +60,16 @@ def test_what_a_folder_holds_instead_is_named(tmp_path):
     (weights.parent / "config.json").write_text("{}")
     with pytest.raises(UserError, match=f"config.json is next to it: set student={weights.parent}"):
         load_student(weights)
+    (tmp_path / "raw").mkdir()
+    torch.save({}, tmp_path / "raw/model_config.pt")
+    for file, config, kind in (
+        (weights.with_name("pytorch_model.bin"), "config.json", "tokenizer"),
+        (tmp_path / "raw/model_tp0_pp0.pt", "model_config.pt", "student"),
+    ):
+        torch.save({"encoder.conv_in.weight": torch.zeros(1)}, file)
+        message = f"their {config} is next to it: set {kind}={file.parent}"
+        with pytest.raises(UserError, match=message):
+            (load_tokenizer if kind == "tokenizer" else load_student)(file)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True)
     last.touch()
