@@ -24,12 +24,14 @@ def run(cfg: EvaluateConfig) -> None:
         _perplexity(cfg)
         return
     if cfg.mode is EvaluationMode.tokenizer:
-        _tokenizer(cfg)
+        table = _tokenizer(cfg)
     else:
         evaluate = _video if cfg.mode is EvaluationMode.video else _students
         with _started_loggers(cfg) as loggers:
-            if not evaluate(cfg, loggers):
-                return  # another rank writes the report
+            table = evaluate(cfg, loggers)
+    if not table:
+        return  # another rank writes the report
+    print("\n".join(table))
     print(f"report: {cfg.output_dir}/report.html")
     print(f"metrics: {cfg.output_dir}/metrics.json, {cfg.output_dir}/scores.csv")
 
@@ -57,15 +59,17 @@ def _perplexity(cfg: EvaluateConfig) -> None:
     print(f"metrics: {cfg.output_dir}/metrics.json, {cfg.output_dir}/scores.csv")
 
 
-def _tokenizer(cfg: EvaluateConfig) -> None:
+def _tokenizer(cfg: EvaluateConfig) -> list[str]:
     from delvm.evaluation.reconstruction import evaluate_tokenizer
+    from delvm.evaluation.report.terminal import tokenizer_table
     from delvm.interop.load import describe_source, load_tokenizer
     from delvm.models.precision import resolve_device
 
     tokenizer = load_tokenizer(cfg.tokenizer, resolve_device(cfg.device))
     options = options_of(evaluate_tokenizer, cfg)
     origin = describe_source(cfg.tokenizer)
-    evaluate_tokenizer(as_path(cfg.input_dir), tokenizer, origin=origin, **options)
+    found = evaluate_tokenizer(as_path(cfg.input_dir), tokenizer, origin=origin, **options)
+    return tokenizer_table(found["tasks"], found["all"])
 
 
 @contextmanager
@@ -93,19 +97,23 @@ def _started_loggers(cfg: EvaluateConfig) -> Iterator[list[Any]]:
         finish_loggers(loggers, failed)
 
 
-def _students(cfg: EvaluateConfig, loggers: list[Any]) -> dict[str, Any]:
+def _students(cfg: EvaluateConfig, loggers: list[Any]) -> list[str]:
+    from delvm.evaluation.report.terminal import students_table
     from delvm.evaluation.students import evaluate_students
     from delvm.evaluation.training_curves import find_history
 
     histories = {name: find_history(path) for name, path in _model_paths(cfg).items()}
     found = {name: path for name, path in histories.items() if path}
-    return _evaluate(evaluate_students, cfg, loggers, histories=found)
+    metrics = _evaluate(evaluate_students, cfg, loggers, histories=found)
+    return students_table(metrics["tasks"]) if metrics else []
 
 
-def _video(cfg: EvaluateConfig, loggers: list[Any]) -> dict[str, Any]:
+def _video(cfg: EvaluateConfig, loggers: list[Any]) -> list[str]:
+    from delvm.evaluation.report.terminal import video_table
     from delvm.evaluation.video import evaluate_video
 
-    return _evaluate(evaluate_video, cfg, loggers)
+    metrics = _evaluate(evaluate_video, cfg, loggers)
+    return video_table(metrics["tasks"]) if metrics else []
 
 
 def _evaluate(

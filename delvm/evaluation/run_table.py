@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from delvm.errors import UserError
+from delvm.evaluation.report.terminal import aligned
 from delvm.evaluation.training_curves import OBJECTIVE, read_history
 from delvm.legacy import upgrade_model_metadata
 from delvm.storage import read_json, write_text
@@ -215,11 +216,7 @@ def format_table(runs: list[Run]) -> list[str]:
     rows = build_table(runs)
     shown = [index for index, name in enumerate(rows[0]) if _is_shown(name)]
     cells = [[_shorten(row[index]) for index in shown] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(f"{x:<{width}}" for x, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
+    return aligned(cells)
 
 
 def _is_shown(column: str) -> bool:

@@ -69,6 +69,9 @@ def test_a_tokenizer_is_evaluated(delvm, weights, pairs):
     assert code == 0 and "report: report/report.html" in out
     report = json.loads(Path("report/metrics.json").read_text())
     assert report["all"]["psnr"]["n"] == 8 and report["tokenizer"]["origin"].endswith("tokenizer")
+    (line,) = [line.split() for line in out.splitlines() if line.startswith("all ")]
+    assert line[1] == f"{report['all']['psnr']['mean']:.4g}"
+    assert line[-1] == f"{report['all']['codes']['num_used']:,}"
 
 
 @pytest.mark.parametrize("there", [True, False])
