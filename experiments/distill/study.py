@@ -140,14 +140,8 @@ def shares(rows: Sequence[Row], mixture: str, name: str, column: str) -> Estimat
 
 def table(rows: Sequence[Row]) -> str:
     """Losses, parts of the teacher's gap, and scores of both mixtures; then pairs of objectives."""
-    header = [
-        "seeds",
-        "loss",
-        "perplexity",
-        "of the gap (95%)",
-        "loss of targets",
-        "of the gap (95%)",
-    ]
+    gap = "of the gap (95%)"
+    header = ["seeds", "loss", "perplexity", gap, "loss of targets", gap, "score", "TFLOP"]
     texts = []
     for mixture in MIXTURES:
         body = []
