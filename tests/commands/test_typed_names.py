@@ -6,6 +6,7 @@ from delvm.commands import evaluate
 from delvm.commands.app import compose
 
 
+@pytest.mark.slow
 def test_directories_are_named_by_dates_and_versions(delvm, weights, tmp_path):
     for name in ("2024_01_05", "1.10"):
         words = (f"checkpoint={weights / 'student'}", "format=llama", f"output_dir={name}")

@@ -107,7 +107,7 @@ def remote(tmp_path, monkeypatch):
     root.mkdir()
     handler = type("Bound", (Handler,), {"root": root, "requested": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     url, cache = f"http://127.0.0.1:{server.server_port}", tmp_path / "cache"
     download = huggingface_hub.snapshot_download
     local = partial(download, endpoint=url, cache_dir=cache, token=False)

@@ -296,6 +296,7 @@ def test_overfitting_one_batch(tokens, tmp_path):
     assert losses[0] > 2.0 and losses[-1] < 0.1
 
 
+@pytest.mark.slow
 def test_logged_metrics_of_a_run(tokens, tmp_path):
     train(random_config(tokens), tmp_path)
     assert curve(tmp_path, "mixture/pose") == [1.0] * STEPS

@@ -16,6 +16,7 @@ def test_ids_above_the_codes_are_trained_on_and_never_sampled(tokens, tmp_path):
     assert student.token_space.codebook_size == V
 
 
+@pytest.mark.slow
 def test_a_codebook_has_no_ids_to_spare_and_no_student_too_few(tokens):
     for words in (SPARE[:1], (f"student.net.vocab_size={V - 4}", SPARE[1])):
         (error,) = config_errors("train", student_config(tokens, 2, *words))

@@ -164,6 +164,7 @@ def test_permuted_images_of_packed_rows(tokens, tmp_path):
     assert curve(tmp_path, "train/permuted")[0] == 1
 
 
+@pytest.mark.slow
 def test_networks_and_modules_without_orders_are_refused(tokens, tmp_path):
     class Plain(Transformer):
         def forward_hidden(self, input_ids, cache=None, document_ids=None):

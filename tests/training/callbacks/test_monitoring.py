@@ -108,7 +108,7 @@ def webhook():
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/secret", texts
     server.shutdown()
 
@@ -170,6 +170,7 @@ def test_invalid_settings_are_refused():
     assert StepTimer(synchronize=True).synchronize
 
 
+@pytest.mark.slow
 def test_profile_is_written(tokens, tmp_path):
     words = ("callbacks=[default,torch_profiler]", "callbacks.torch_profiler.skip_steps=1",
              "callbacks.torch_profiler.steps=2")  # fmt: skip
