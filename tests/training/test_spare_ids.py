@@ -1,5 +1,7 @@
 """Students with more ids than the tokenizer has codes, as LVM's have for special tokens."""
 
+import pytest
+
 from delvm.configs.validate import config_errors
 from delvm.interop.load import load_student
 from tests.training.runs import V, student_config, train
