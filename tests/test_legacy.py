@@ -82,6 +82,7 @@ def test_rename_keys_keeps_an_old_key_next_to_its_new_name():
 # ---------------------------------------------------------------- models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "size", "expected_fingerprint", "ids", "pixel"),
     [

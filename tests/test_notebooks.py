@@ -27,6 +27,7 @@ def test_notebook_has_no_outputs(path: Path):
         assert cell.cell_type != "code" or (not cell.outputs and cell.execution_count is None)
 
 
+@pytest.mark.slow
 @each_notebook
 def test_notebook_imports_what_it_declares(path: Path):
     """Only the package, and what `pip install 'delvm[notebooks]'` brings."""

@@ -108,6 +108,7 @@ def test_a_logger_by_target_alone(tokens, tmp_path):
     assert list(Path("mine").rglob("metrics.csv"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "kind"),
     [("adamw", "AdamW"), ("adafactor", "Adafactor"), ("schedulefree", "AdamWScheduleFree")],
@@ -130,6 +131,7 @@ def test_any_optimizer_by_its_path(tokens, tmp_path):
     assert type(run.trainer.optimizers[0]) is torch.optim.SGD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["warmup_cosine", "cosine", "none"])
 def test_schedulers(tokens, tmp_path, scheduler):
     train(student_config(tokens, 4, f"scheduler={scheduler}"), tmp_path)

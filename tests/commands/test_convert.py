@@ -43,6 +43,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_internlm_to_shards_and_back(delvm, tokenizer):
     path = GOLDEN / "derain/train.bin"
     code, out, err = delvm("convert", f"input={path}", "output_dir=tokens", tokenizer)

@@ -14,6 +14,8 @@ from delvm.commands.build import build
 from delvm.training.optim import warmup_cosine
 from tests.commands.recipe_facts import Fact, recipes
 
+pytestmark = pytest.mark.slow
+
 TOKENS_PER_IMAGE = 256
 RECIPES = recipes()
 
@@ -98,7 +100,6 @@ def test_facts_are_of_distinct_keys():
         assert all(isinstance(fact, Fact) for fact in facts)
 
 
-@pytest.mark.slow
 def test_the_teacher_is_the_1b_recipes():
     teacher, student = (
         compose("train", [f"experiment={name}"]) for name in ("pretrain_1b", "kd_1b_to_300m")
@@ -109,7 +110,6 @@ def test_the_teacher_is_the_1b_recipes():
 
 
 @pytest.mark.parametrize("step", [0, 100, 223, 224, 225, 20000, 39999])
-@pytest.mark.slow
 def test_learning_rate_is_delvms(step):
     """224 steps of linear warmup, then torch's CosineAnnealingLR over the others."""
     cosine = 0.5 * (1 + math.cos(math.pi * (step - 224) / (40000 - 224)))
@@ -153,7 +153,6 @@ def decoder_parameters(dim: int, layers: int, ffn: int, vocab: int, *, attention
         ),
     ],
 )
-@pytest.mark.slow
 def test_number_of_parameters(name, expected):
     with torch.device("meta"):
         net = build(compose("train", [f"experiment={name}"]).student.net, "student")

@@ -79,6 +79,7 @@ def test_a_killed_evaluation_continues_with_the_same_result(
     assert len(calls) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"seed": 1}, {"num_shots": 2}, {"students": "half"}])
 def test_answers_of_other_settings_are_not_kept(
     request_: Options, calls: list[Part], change: Options

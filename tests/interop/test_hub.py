@@ -23,6 +23,8 @@ from delvm.interop.weight_files import read_tensors
 from delvm.training import load_teacher
 from tests.commands.conftest import delvm, prompt, weights
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["delvm", "prompt", "weights"]  # fixtures
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REVISIONS = ("main", "v1", COMMIT)

@@ -14,6 +14,7 @@ from tests.training.runs import curve, student_config, tokenizer_config, train
 EMA = ("callbacks=[default,weight_ema]", "callbacks.weight_ema.decay=0.5")
 
 
+@pytest.mark.slow
 def test_resume_continues_the_step_count(tokens, tmp_path):
     train(student_config(tokens, 2), tmp_path)
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)

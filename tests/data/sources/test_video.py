@@ -20,6 +20,8 @@ from experiments.sources.layouts import write_frames, write_video
 from tests.data.sources import bad_files
 from tests.data.sources.checks import keys, prepared, read_all, rejects, same
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 WIDE, HIGH = 64, 48
 SCENES = ("astronaut", "coffee", "china", "flower")
@@ -105,7 +107,6 @@ def test_a_video_too_short_for_some_strides_is_not_rejected(path):
     assert "too short: 2 frames" in reason
 
 
-@pytest.mark.slow
 def test_random_starts(tmp_path):
     for number in range(8):
         write(tmp_path / f"v{number}", moving(20))
@@ -128,7 +129,6 @@ def panning(count, scenes=("coffee",), width=96):
             yield np.asarray(wide.crop((left, width, left + width, 2 * width)))
 
 
-@pytest.mark.slow
 def test_a_panning_camera_is_not_a_cut_at_large_strides(tmp_path):
     write_frames(tmp_path / "a", panning(100))
     write_video(tmp_path / "b.mp4", panning(100))
@@ -288,7 +288,6 @@ def test_broken_items_rejected_others_read(tmp_path):
         assert message in found[name] and "\n" not in found[name], name
 
 
-@pytest.mark.slow
 def test_random_corruption_never_raises(tmp_path):
     path, rng = tmp_path / "a.mp4", np.random.default_rng(0)
     original = bad_files.write_mp4(path, moving(12))
@@ -318,7 +317,6 @@ def test_too_large_frames_rejected(tmp_path, monkeypatch):
     assert f"{WIDE} x {HIGH} pixels, the limit is" in reason
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Video, HdVila])
 def test_prepare(tmp_path, kind):
     root, count = tmp_path / "raw", 24

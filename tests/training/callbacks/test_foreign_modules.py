@@ -93,6 +93,7 @@ def test_all_callbacks_tolerate_a_foreign_module(tmp_path, manual, logger):
         assert not {"train/tokens_per_s", "train/mfu"} & set(head)
 
 
+@pytest.mark.slow
 def test_foreign_run_resumes_from_its_checkpoint(tmp_path):
     L.seed_everything(0, verbose=False)
     module = Regression()
